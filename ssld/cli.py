@@ -1,0 +1,147 @@
+"""From command line and YAML to a frozen configuration, and from an exception to one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssld.errors import InputError
+
+Config = TypeVar("Config")
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def command(
+    prog: str,
+    config_class: type[Config],
+    work: Callable[[Config], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `argv` into `config_class` and do `work` with it.
+
+    Returns the exit code: 0, 2 for bad input (one sentence on stderr; the traceback too when the
+    environment variable SSLD_DEBUG is 1), 130 when interrupted.
+    """
+    try:
+        work(parse(prog, config_class, argv))
+    except (InputError, OSError) as error:
+        if os.environ.get("SSLD_DEBUG") == "1":
+            raise
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f" (process {rank})"
+        print(f"error{where}: {_sentence(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: go on with --resume", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Fill `config_class` from `--config F.yaml` and `--a.b value` overrides.
+
+    Raises:
+        InputError: an unknown key (naming the nearest known one) or a value that is not allowed.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    parser.add_class_arguments(config_class)
+    argv = _with_values(list(sys.argv[1:] if argv is None else argv))
+    known = [str(a.dest) for a in parser._actions if a.dest not in ("help", "print_config")]
+    for file in _config_files(argv):
+        _check_keys(file, known)
+    try:
+        settings = parser.instantiate(parser.parse_args(argv))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise InputError(_plain(_sentence(error), known)) from error
+    values = vars(settings)
+    values.pop("config", None)
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _config_files(argv: list[str]) -> list[Path]:
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    named = [(a.partition("="), following) for a, following in pairs]
+    return [Path(value or following) for (name, _, value), following in named if name == "--config"]
+
+
+def _check_keys(file: Path, known: list[str]) -> None:
+    """Complain about unknown keys of a recipe by their full name, and about what is no YAML."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"--config {str(file)!r}: no such file; give a YAML recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {file} is not valid YAML: {_sentence(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {file} holds no settings; give `name: value` lines")
+    for key in _settings_in(content, known):
+        if key not in known:
+            raise InputError(f"{file}: {_nearest(key, known)}")
+
+
+def _settings_in(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        group = any(other.startswith(f"{key}.") for other in known)
+        if group and isinstance(value, dict):
+            yield from _settings_in(value, known, f"{key}.")
+        else:
+            yield key
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file system'}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _with_values(argv: list[str]) -> list[str]:
+    """Let the two switches stand alone: `--resume` is `--resume=true`."""
+    bare = [following.startswith("--") or not following for following in [*argv[1:], ""]]
+    return [
+        f"{argument}=true" if argument in ("--resume", "--overwrite") and alone else argument
+        for argument, alone in zip(argv, bare, strict=True)
+    ]
+
+
+def _plain(sentence: str, known: list[str]) -> str:
+    """Say jsonargparse's complaint in a sentence, with the nearest known key for an unknown one."""
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)", sentence)
+    if unknown:
+        return _nearest(unknown.group(1), known)
+    wrong = re.match(r"Parser key ['\"]([\w.]+)['\"]: (.*)$", sentence)
+    if not wrong:
+        return sentence
+    key, complaint = wrong.group(1), wrong.group(2).replace("typing.Literal", "one of ")
+    expected = ", ".join(
+        dict.fromkeys(re.findall(r"Expected (?:an? )?(.+?)(?:\.| - |$| Got| Given)", complaint))
+    )
+    given = re.search(r"(?:Given value|Got value): (.*)$", complaint)
+    expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
+    if not (expected and given):
+        return f"{key}: {complaint}"
+    return f"{key} is {given.group(1)!r}: give {expected.replace('NoneType', 'null')}"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    found = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    found = found or [leaves[x] for x in difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)]
+    hint = f"; did you mean {found[0]!r}?" if found else "; see --help for the known ones"
+    return f"unknown setting {key!r}{hint}"

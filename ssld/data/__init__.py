@@ -1,0 +1,1 @@
+"""Images: sources, order, views and batches."""

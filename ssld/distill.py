@@ -1,0 +1,108 @@
+"""Label-free distillation: `accelerate launch -m ssld.distill --config F.yaml [--a.b value ...]`.
+
+Cui et al. 2021, "Beyond Self-Supervision" (SSLD), section 3: the student P minimises a divergence
+between its own and a frozen teacher Q's prediction on every image of T and U alike,
+
+    min over P of  sum over x in T + U of  D(Q(x), P(x))  + weight decay          (equation 3)
+
+and the labels of T are never read. `Distillation.losses` below is that sum; the loop around it is
+`ssld/run/loop.py`, the divergences are `ssld/divergence.py`, the teacher is `ssld/teacher.py`.
+The same command runs under `python -m`, `accelerate launch -m` and `torchrun -m`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ssld import cli
+from ssld.config import DistillConfig, LossConfig
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help must not
+    from torch import Tensor, nn
+
+    from ssld.data.loading import Batch
+    from ssld.network import Network
+    from ssld.teacher import Teacher
+
+
+class Distillation:
+    """The student's task: predict what the teacher predicts.
+
+    Args:
+        teacher: frozen; sees the very views that the student sees.
+        loss: which divergence, at which temperature.
+    """
+
+    def __init__(self, teacher: Teacher, loss: LossConfig) -> None:
+        from ssld.divergence import divergence
+
+        self.teacher = teacher
+        self.loss = loss
+        self.divergence = divergence
+
+    def losses(self, student: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """One value per image, float32 [b]; `batch.labels` is not read.
+
+        Args:
+            student: uint8 [b, h, w, 3] -> logits [b, classes].
+            progress: share of the run that is done, in [0, 1].
+        """
+        loss = self.loss
+        targets = self.teacher(batch.images, loss.temperature)  # log-probabilities [b, classes]
+        logits = student(batch.images)  # [b, classes]
+        distance = self.divergence(
+            loss.name, logits, targets, temperature=loss.temperature, progress=progress
+        )
+        return {"divergence": loss.weight * distance}
+
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Sums over held-out images, `{metric: [sum, count]}`: accuracy where labels exist,
+        agreement@k with the teacher and the divergence where not."""
+        from ssld.evaluate import accuracy_sums, add_sums, agreement_sums
+
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            targets = self.teacher(batch.images, self.loss.temperature)
+            logits = student(batch.images).float()
+            distance = self.divergence(
+                self.loss.name, logits, targets, temperature=self.loss.temperature, progress=1.0
+            )
+            add_sums(sums, accuracy_sums(logits, batch))
+            add_sums(sums, agreement_sums(logits, targets, batch))
+            add_sums(sums, {"divergence": (distance, batch.weight)})
+        return sums
+
+
+def distill(config: DistillConfig) -> None:
+    """Check everything that can be checked, then train, export and report into `config.out`.
+
+    Raises:
+        InputError: bad settings, sources, weights or launcher; nothing was written then.
+    """
+    from ssld.run.loop import train
+    from ssld.run.setup import Setup
+    from ssld.teacher import open_teacher
+
+    setup = Setup(config)
+    teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
+    student = setup.open_student(teacher.num_classes, teacher.label_names)
+    setup.describe({"student": student, **_named(teacher)})
+    setup.verify_teacher(teacher)
+    run = setup.start(student, teacher=teacher, teacher_sha256=digest)
+    train(run, Distillation(teacher, config.loss), student)
+
+
+def _named(teacher: Teacher) -> dict[str, Network]:
+    networks: list[Network] = list(teacher.networks)  # type: ignore[arg-type]
+    if len(networks) == 1:
+        return {"teacher": networks[0]}
+    return {f"teacher {i}": network for i, network in enumerate(networks)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.command("ssld distill", DistillConfig, distill, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

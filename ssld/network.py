@@ -1,0 +1,298 @@
+"""A timm classifier together with how it wants to see images.
+
+A `Network` takes uint8 views and resizes and normalises them on the device for itself, so that a
+wrong normalisation between teacher and student cannot be expressed. Whatever arrives is
+`[b, h, w, 3]` uint8; what leaves is `[b, classes]` logits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssld.errors import InputError
+
+
+class Network(nn.Module):
+    """Images in, logits out.
+
+    Args:
+        model: a timm classifier; its `pretrained_cfg` supplies what is not given.
+        input_size: side in px of the square that the model sees.
+        mean, std: normalisation of pixel values in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        input_size: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        cfg: dict[str, Any] = dict(model.pretrained_cfg or {})  # type: ignore[arg-type]
+        self.model = model
+        self.input_size = int(input_size or cfg.get("input_size", (3, 224, 224))[-1])
+        self.mean = tuple(
+            float(x) for x in mean or cfg.get("mean", timm.data.IMAGENET_DEFAULT_MEAN)
+        )
+        self.std = tuple(float(x) for x in std or cfg.get("std", timm.data.IMAGENET_DEFAULT_STD))
+        self.crop_pct = float(cfg.get("crop_pct") or 0.875)
+        self.interpolation = str(cfg.get("interpolation") or "bilinear")
+        self.label_names: list[str] | None = (
+            list(cfg["label_names"]) if cfg.get("label_names") else None
+        )
+        self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std)), persistent=False)
+        self.register_buffer(
+            "_shift", -torch.tensor(self.mean) / torch.tensor(self.std), persistent=False
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """[b, h, w, 3] uint8 -> [b, 3, input_size, input_size] float32, normalised.
+
+        Another size than `input_size` is resized bilinearly, with a low-pass filter when shrinking.
+        """
+        x = images.permute(0, 3, 1, 2).float()  # channels last in memory
+        if x.shape[-2:] != (self.input_size, self.input_size):
+            size = (self.input_size, self.input_size)
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
+        return x * self._scale.view(1, 3, 1, 1) + self._shift.view(1, 3, 1, 1)  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[b, h, w, 3] uint8 -> [b, classes] logits."""
+        return self.model(self.preprocess(images))
+
+    def sha256(self) -> str:
+        """Digest of all weights: names, dtypes, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def cost(self) -> tuple[float, float]:
+        """(parameters in millions, multiply-adds per image in millions).
+
+        Raises:
+            InputError: the model does not run on images of `input_size`.
+        """
+        from torch.utils.flop_counter import FlopCounterMode
+
+        parameters = sum(p.numel() for p in self.model.parameters())
+        device = next(self.model.parameters()).device
+        image = torch.zeros(1, 3, self.input_size, self.input_size, device=device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.model(image)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.model.pretrained_cfg.get('architecture')} does not run on images of "  # type: ignore[union-attr]
+                f"{self.input_size} px ({error}); set another size or `args`"
+            ) from error
+        finally:
+            self.model.train(training)
+        return parameters / 1e6, counter.get_total_flops() / 2 / 1e6
+
+
+def open_network(
+    role: str,
+    *,
+    arch: str | None,
+    args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Network:
+    """Build a network, with `checkpoint` loaded strictly when given.
+
+    Args:
+        role: `teacher`, `student` or `model`: the settings group that messages speak of.
+        checkpoint: a safetensors file, an exported model folder, or a run folder.
+        num_classes: by default what the checkpoint, else timm says; where the checkpoint has
+            another number, its classifier is replaced by a fresh one.
+
+    Raises:
+        InputError: unknown architecture, unreachable or unfitting weights.
+    """
+    arguments = dict(args or {})
+    if checkpoint:
+        arch, weights, metadata = _read_checkpoint(role, checkpoint, arch)
+        arguments = {**metadata.pop("model_args", {}), **arguments}
+        trained_classes = arguments.get("num_classes") or _classes_in(arch, weights)
+        if trained_classes is not None:
+            arguments["num_classes"] = trained_classes
+        model = _create(role, arch, False, arguments)
+        load_strictly(model, weights, f"{role}.checkpoint {checkpoint}")
+        _merge_metadata(model, metadata)
+        if num_classes is not None and num_classes != model.num_classes:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+            model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
+    else:
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        model = _create(role, arch, pretrained, arguments)
+    return Network(model, input_size=input_size, mean=mean, std=std)
+
+
+def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    if not arch:
+        raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
+    if ":" in arch and arch.startswith("local-dir:"):
+        _require_export(role, Path(arch.removeprefix("local-dir:")))
+    elif ":" not in arch and not timm.is_model(arch.split(".")[0]):
+        names = timm.list_models()
+        nearest = difflib.get_close_matches(arch, names, n=3)
+        hint = f"; did you mean {', '.join(nearest)}?" if nearest else "; see timm.list_models()"
+        raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
+    try:
+        return timm.create_model(arch, pretrained=pretrained, **args)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        advice = (
+            f"give weights on disk as {role}.checkpoint, or check the name and the network"
+            if pretrained or ":" in arch
+            else f"check {role}.args"
+        )
+        raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
+
+
+def _require_export(role: str, folder: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{role}: {folder} has no {name}; give a folder exported by ssld or timm, "
+                "or a run folder with a finished student/"
+            )
+
+
+def _read_checkpoint(
+    role: str, checkpoint: str, arch: str | None
+) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """-> architecture, tensors, metadata (model_args and entries of timm's pretrained_cfg)."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        folder = path / "student" if (path / "student").is_dir() else path
+        _require_export(role, folder)
+        file, config = (
+            folder / "model.safetensors",
+            json.loads((folder / "config.json").read_text()),
+        )
+        metadata = {**config.get("pretrained_cfg", {}), "model_args": config.get("model_args", {})}
+        if "label_names" in config:
+            metadata["label_names"] = config["label_names"]
+        known_arch = config["architecture"]
+    else:
+        if not path.is_file():
+            raise InputError(f"{role}.checkpoint {checkpoint}: no such file or folder")
+        if path.suffix != ".safetensors":
+            raise InputError(
+                f"{role}.checkpoint {checkpoint}: only safetensors files and run folders are read; "
+                "convert pickled weights with safetensors.torch.save_file first"
+            )
+        file, metadata = path, _header(role, path)
+        known_arch = metadata.pop("architecture", None)
+    if arch and known_arch and arch.split(".")[0] != known_arch.split(".")[0]:
+        raise InputError(
+            f"{role}.arch is {arch!r} but {role}.checkpoint {checkpoint} holds a {known_arch!r}; "
+            f"leave {role}.arch out or give the checkpoint of a {arch}"
+        )
+    if not (arch or known_arch):
+        raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
+    try:
+        return str(arch or known_arch), load_file(file), metadata
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{role}.checkpoint {file} cannot be read ({error})") from error
+
+
+def _header(role: str, path: Path) -> dict[str, Any]:
+    """What a safetensors header says: architecture, model_args, mean, std, input_size."""
+    try:
+        with safe_open(path, "pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{role}.checkpoint {path} is not a safetensors file ({error})") from error
+    found: dict[str, Any] = {k: header[k] for k in ("architecture", "interpolation") if k in header}
+    for name in ("mean", "std"):
+        if name in header:
+            found[name] = tuple(float(x) for x in header[name].strip("[]() ").split(","))
+    if "model_args" in header:
+        found["model_args"] = json.loads(header["model_args"])
+    if "input_size" in header:
+        side = int(header["input_size"].strip("[]() ").split(",")[-1])
+        found["input_size"] = (3, side, side)
+    return found
+
+
+def _classes_in(arch: str, weights: Mapping[str, Tensor]) -> int | None:
+    """Number of classes that a checkpoint's classifier has, found by timm's name for it."""
+    if not timm.is_model(arch.split(".")[0]):
+        return None
+    classifier = timm.get_pretrained_cfg(arch.split(".")[0], allow_unregistered=True)
+    name = (classifier.classifier if classifier else None) or "fc"
+    names = [name] if isinstance(name, str) else list(name)
+    found = [weights[f"{n}.weight"].shape[0] for n in names if f"{n}.weight" in weights]
+    return int(found[0]) if found else None
+
+
+def _merge_metadata(model: nn.Module, metadata: dict[str, Any]) -> None:
+    """Let the weights' own words on preprocessing and labels win over timm's for the name."""
+    wanted = ("mean", "std", "input_size", "crop_pct", "interpolation", "label_names")
+    model.pretrained_cfg.update(  # type: ignore[union-attr]
+        {k: metadata[k] for k in wanted if metadata.get(k) is not None}
+    )
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load `weights` (any float dtype) so that every tensor is used and every parameter filled.
+
+    Raises:
+        InputError: naming missing, unexpected and misshapen tensors.
+    """
+    expected = model.state_dict()
+    optional = {k for k in expected if k.endswith("num_batches_tracked")}
+    missing = sorted(expected.keys() - weights.keys() - optional)
+    unexpected = sorted(weights.keys() - expected.keys())
+    shapes = [
+        f"{k} {tuple(weights[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected.keys() & weights.keys()
+        if weights[k].shape != expected[k].shape
+    ]
+    if missing or unexpected or shapes:
+        problems = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", sorted(shapes)),
+            )
+            if names
+        ]
+        raise InputError(
+            f"{where} does not fit the architecture: tensors {'; '.join(problems)}; "
+            "change `arch`, `args` or `num_classes` to what the weights were trained with"
+        )
+    model.load_state_dict({k: weights.get(k, expected[k]) for k in expected})

@@ -1,0 +1,52 @@
+"""Batch norm over all processes, so that 1 process with batch 2B and 2 with B agree.
+
+On GPUs that is torch's SyncBatchNorm, which does not run on CPUs; there the same statistics are
+computed with differentiable all-reduces (Ioffe & Szegedy 2015, algorithm 1, over the global batch).
+"""
+
+from __future__ import annotations
+
+import types
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make every batch norm of `model` use global statistics; returns the model to use."""
+    if device.type == "cuda":
+        return convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.forward = types.MethodType(_forward, module)
+    return model
+
+
+def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
+    """As the module's own forward, with statistics over all processes; x is [b, c, ...]."""
+    if not self.training and self.running_mean is not None:
+        return type(self).forward(self, x)
+    dims = [0, *range(2, x.dim())]
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    count = x.numel() / x.shape[1] * dist.get_world_size()
+    values = x.double()  # sums over many pixels; float32 would lose the agreement that is the point
+    moments = torch.stack([values.sum(dims), values.square().sum(dims)])  # [2, c]
+    mean, square = all_reduce(moments) / count
+    variance = square - mean.square()
+    if self.training and self.running_mean is not None and self.running_var is not None:
+        momentum = 0.1 if self.momentum is None else self.momentum
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            self.running_mean.lerp_(mean.float(), momentum)
+            self.running_var.lerp_((variance * count / max(1, count - 1)).float(), momentum)
+    scale = (variance + self.eps).rsqrt().to(x.dtype).view(shape)
+    x = (x - mean.to(x.dtype).view(shape)) * scale
+    if self.weight is not None:
+        x = x * self.weight.view(shape) + self.bias.view(shape)
+    if hasattr(self, "act"):  # timm's BatchNormAct2d
+        x = self.act(self.drop(x))  # type: ignore[operator]
+    return x

@@ -1,0 +1,120 @@
+"""Training state on disk: written to a temporary folder, synced, renamed; checked when read.
+
+The teacher is not in it (its sha256 is). There is no random state either: what is random in a step
+follows from the seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ssld.errors import InputError
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    networks: dict[str, nn.Module],
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write `folder/step-00000123` and delete all but the `keep` latest.
+
+    Args:
+        networks: saved as `<name>.safetensors` each.
+        optimizer: a state dict of tensors and numbers.
+        state: anything that JSON holds.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, network in networks.items():
+        save_file(tensors(network), temporary / f"{name}.safetensors")
+    torch.save(optimizer, temporary / "optimizer.pt")
+    (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
+    digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+    (temporary / "manifest.json").write_text(json.dumps(digests, indent=2))
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    _sync(folder)
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    """A state dict as safetensors wants it: on the CPU, contiguous, nothing shared."""
+    return {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint whose files all have the recorded sha256; damaged ones are named."""
+    for path in reversed(_all(folder)):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        print(
+            f"warning: checkpoint {path} is damaged ({problem}), using an earlier one",
+            file=sys.stderr,
+        )
+    return None
+
+
+def load(
+    path: Path, networks: dict[str, nn.Module], device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fill `networks` from a checkpoint; returns its optimizer state and its `state`.
+
+    Raises:
+        InputError: the checkpoint is of another network.
+    """
+    for name, network in networks.items():
+        try:
+            network.load_state_dict(load_file(path / f"{name}.safetensors"))
+        except (RuntimeError, OSError) as error:
+            raise InputError(
+                f"{path} does not fit the {name}: {' '.join(str(error).split())}"
+            ) from error
+    optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
+    return optimizer, json.loads((path / "state.json").read_text())
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        digests = json.loads((path / "manifest.json").read_text())
+        wrong = [name for name, digest in digests.items() if _sha256(path / name) != digest]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{wrong[0]} has another sha256" if wrong else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

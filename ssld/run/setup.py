@@ -1,0 +1,413 @@
+"""Everything between a configuration and the first step: checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration
+
+from ssld.config import DistillConfig, RunConfig
+from ssld.data.loading import LabelIndex
+from ssld.data.sampling import Order
+from ssld.data.sources import Source, open_source
+from ssld.data.views import EvalView, TrainView
+from ssld.errors import InputError
+from ssld.evaluate import accuracy, wilson
+from ssld.network import Network, open_network
+from ssld.run.batches import Unreadables, class_names, eval_batches, label_index
+from ssld.run.folder import RunFolder
+from ssld.teacher import Teacher
+
+VERIFY_IMAGES = 1000
+"""Images on which the teacher is checked before the first step."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop needs: resolved settings, process topology, data and the run folder."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    folder: RunFolder
+    sources: list[Source]
+    val: list[Source]
+    order: Order
+    view: TrainView
+    eval_view: EvalView
+    train_labels: LabelIndex | None
+    val_labels: LabelIndex | None
+    total_steps: int
+    facts: dict[str, Any]
+    teacher: Teacher | None
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.order.samples_per_epoch / self.config.batch_size
+
+    def check_same(self, state: dict[str, Any]) -> None:
+        """A checkpoint must come from the same teacher and the same images.
+
+        Raises:
+            InputError: it does not.
+        """
+        for key, what in (("teacher_sha256", "teacher"), ("data_sha256", "set of images")):
+            if state.get(key) != self.facts.get(key):
+                raise InputError(
+                    f"--resume in {self.config.out} with another {what} (sha256 was "
+                    f"{str(state.get(key))[:12]}, is {str(self.facts.get(key))[:12]}); give the "
+                    "same one, or another `out`"
+                )
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+
+class Setup:
+    """Opens sources and networks for one training command.
+
+    Raises:
+        InputError: a launcher that disagrees, a batch that does not divide, an `out` in use,
+            a bad source.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        _check_launcher(config)
+        _check_out(config)
+        self.labeled = _open("data.labeled", config.data.labeled)
+        self.unlabeled = _open("data.unlabeled", config.data.unlabeled)
+        self.val = _open("data.val", config.data.val)
+        self.accelerator = _accelerator(config)
+        self.device = self.accelerator.device
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        if config.batch_size % (self.world * config.accumulate):
+            raise InputError(
+                f"batch_size is {config.batch_size}: give a multiple of the {self.world} processes "
+                f"times accumulate ({config.accumulate})"
+            )
+        self.sources = [*self.labeled, *self.unlabeled]
+        self.order = Order([len(s) for s in self.sources], config.data.fractions, config.seed)
+        self.facts: dict[str, Any] = {}
+
+    def open_student(self, num_classes: int | None, label_names: list[str] | None) -> Network:
+        """Build the student from the run's seed.
+
+        Args:
+            num_classes: the teacher's; None takes the labeled sources' class folders.
+            label_names: the teacher's; None takes the labeled sources'.
+
+        Raises:
+            InputError: class counts that differ, an unlabeled source of class folders.
+        """
+        student, names = self.config.student, class_names(self.labeled)
+        wanted = num_classes or student.num_classes or (len(names) if names else None)
+        if wanted is None:
+            raise InputError("student.num_classes is missing: data.labeled does not name classes")
+        if student.num_classes not in (None, wanted):
+            raise InputError(
+                f"student.num_classes is {student.num_classes} but the teacher has {wanted} "
+                "classes: leave student.num_classes out or take another teacher"
+            )
+        if num_classes is None and names and len(names) > wanted:
+            raise InputError(
+                f"student.num_classes is {wanted} but data.labeled names {len(names)} classes"
+            )
+        self._refuse_class_folders(set(names or ()) | set(label_names or ()))
+        torch.manual_seed(self.config.seed)
+        network = open_network(
+            "student",
+            arch=student.arch,
+            args=student.args,
+            pretrained=student.pretrained,
+            checkpoint=student.checkpoint,
+            num_classes=wanted,
+            input_size=self.config.augment.size,
+        )
+        if label_names or (names and len(names) == wanted):
+            network.label_names = label_names or names
+        self.config = dataclasses.replace(
+            self.config,
+            student=dataclasses.replace(student, num_classes=wanted),
+            augment=dataclasses.replace(self.config.augment, size=network.input_size),
+        )
+        return network
+
+    def _refuse_class_folders(self, names: set[str]) -> None:
+        for source in self.unlabeled:
+            found = sorted(names & set(source.class_names or ()))
+            if found:
+                raise InputError(
+                    f"data.unlabeled {source.path} has the class folder {found[0]!r}: list the "
+                    "source under data.labeled (distillation does not read its labels), or point "
+                    "at the images without class folders"
+                )
+
+    def describe(self, networks: dict[str, Network]) -> None:
+        """Print parameters, multiply-adds and input size of each network, and keep them."""
+        for role, network in networks.items():
+            parameters, macs = network.cost()
+            fact = {
+                "architecture": network.model.pretrained_cfg.get("architecture"),  # type: ignore[union-attr]
+                "parameters_m": round(parameters, 3),
+                "macs_m": round(macs, 2),
+                "input_size": network.input_size,
+                "mean": network.mean,
+                "std": network.std,
+            }
+            self.facts[role] = fact
+            self.accelerator.print(
+                f"{role}: {fact['architecture']}, {parameters:.2f} M parameters, {macs:.0f} M "
+                f"multiply-adds at {network.input_size} px, mean {network.mean}, std {network.std}"
+            )
+
+    def verify_teacher(self, teacher: Teacher) -> None:
+        """Measure the teacher's top-1 on labeled images, where there are any it can know.
+
+        Raises:
+            InputError: it is near chance and `teacher.verify` is on.
+        """
+        teacher.to(self.device)
+        sources = self.val if _has_labels(self.val) else self.labeled
+        named = class_names(sources)
+        if not _has_labels(sources):
+            self.accelerator.print("teacher: not verified, no labeled images are given")
+            return
+        if named and not teacher.label_names and len(named) != teacher.num_classes:
+            self.accelerator.print(
+                f"teacher: not verified, its {teacher.num_classes} classes are not the "
+                f"{len(named)} of the labeled images"
+            )
+            return
+        if named and teacher.label_names and not set(named) <= set(teacher.label_names):
+            self.accelerator.print("teacher: not verified, the labeled images have other classes")
+            return
+        hits, count = self._teacher_hits(teacher, sources)
+        self._judge_teacher(hits, count, teacher)
+
+    def _teacher_hits(self, teacher: Teacher, sources: list[Source]) -> tuple[int, int]:
+        network: Network = teacher.networks[0]  # type: ignore[assignment]
+        config = self.config
+        batches = eval_batches(
+            sources,
+            EvalView(network.input_size, network.crop_pct, network.interpolation),
+            batch_size=min(config.batch_size, 256),
+            workers=config.data.workers,
+            device=self.device,
+            unreadables=Unreadables(sources, config.data.max_unreadable, None),
+            label_index=LabelIndex(
+                teacher.label_names or class_names(sources), teacher.num_classes, strict=False
+            ),
+            rank=self.rank,
+            world=self.world,
+            limit=VERIFY_IMAGES,
+            description="verify teacher",
+        )
+        sums = accuracy(teacher, batches)  # type: ignore[arg-type]
+        top1 = sums.get("top1", torch.zeros(2, dtype=torch.float64)).to(self.device)
+        hits, count = self.accelerator.reduce(top1, "sum").tolist()  # type: ignore[union-attr]
+        return int(hits), int(count)
+
+    def _judge_teacher(self, hits: int, count: int, teacher: Teacher) -> None:
+        if count == 0:
+            self.accelerator.print("teacher: not verified, no labeled image could be read")
+            return
+        low, high = wilson(hits, count)
+        self.facts["teacher_top1"] = {"hits": hits, "images": count, "low": low, "high": high}
+        said = f"top-1 {hits / count:.2%} [{low:.2%} to {high:.2%}] on {count} labeled images"
+        self.accelerator.print(f"teacher: {said}")
+        chance = 1 / teacher.num_classes
+        verify = all(config.verify for config in teacher.configs)
+        if verify and low <= chance + 0.05 * (1 - chance):
+            raise InputError(
+                f"the teacher is near chance: {said}, chance {chance:.2%}; check "
+                "teacher.checkpoint, teacher.mean, teacher.std, teacher.input_size and the order of "
+                "classes, or set teacher.verify to false if you know better"
+            )
+
+    def start(
+        self,
+        student: Network,
+        *,
+        teacher: Teacher | None = None,
+        teacher_sha256: str | None = None,
+    ) -> Run:
+        """Create the run folder, the first thing that is written."""
+        config = self.config
+        steps_per_epoch = self.order.samples_per_epoch / config.batch_size
+        total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
+        if isinstance(config, DistillConfig) and teacher is not None:
+            config = _resolved(config, teacher)
+        self.facts |= {
+            "teacher_sha256": teacher_sha256,
+            "data_sha256": _fingerprint(self.sources),
+            "images": {s.path: len(s) for s in self.sources},
+            "processes": self.world,
+            "device": str(self.device),
+            "steps": total,
+            "peak_lr": config.schedule.lr * config.batch_size / 256,
+        }
+        own_labels = teacher is None
+        train_labels = self._labels(self.labeled, student) if own_labels else None
+        val_labels = self._labels(self.val, student) if self.val else None
+        if own_labels:
+            _require_labels(self.labeled)
+        eval_view = EvalView(student.input_size, student.crop_pct, student.interpolation)
+        folder = RunFolder(Path(config.out), main=self.accelerator.is_main_process)
+        folder.open(config, self.facts)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.print(
+            f"{sum(map(len, self.sources)):,} images in {len(self.sources)} sources, {total:,} "
+            f"steps of {config.batch_size} ({total / steps_per_epoch:.2f} epochs), peak learning "
+            f"rate {self.facts['peak_lr']:.4g} ({config.schedule.lr:g} per 256), {self.world} "
+            f"process(es) on {self.device.type}"
+        )
+        return Run(
+            config=config,
+            accelerator=self.accelerator,
+            folder=folder,
+            sources=self.sources,
+            val=self.val,
+            order=self.order,
+            view=TrainView(config.augment, student.input_size, config.seed),
+            eval_view=eval_view,
+            train_labels=train_labels,
+            val_labels=val_labels,
+            total_steps=total,
+            facts=self.facts,
+            teacher=teacher,
+        )
+
+    def _labels(self, sources: list[Source], student: Network) -> LabelIndex:
+        if self.config.data.unlabeled or isinstance(self.config, DistillConfig):
+            names = class_names(sources)
+            fits = student.label_names or len(names or ()) == student.num_classes
+            if names and not fits:  # other classes than the student's: they count in no accuracy
+                return LabelIndex([], student.num_classes, strict=False)
+            return LabelIndex(student.label_names or names, student.num_classes, strict=False)
+        return label_index(sources, student.label_names, student.num_classes, "student")
+
+
+def _open(setting: str, paths: str | list[str]) -> list[Source]:
+    sources = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        try:
+            sources.append(open_source(path))
+        except InputError as error:
+            raise InputError(f"{setting}: {error}") from error
+    return sources
+
+
+def _has_labels(sources: list[Source]) -> bool:
+    return any(source.label(0) is not None or source.class_names for source in sources)
+
+
+def _require_labels(sources: list[Source]) -> None:
+    for source in sources:
+        if not _has_labels([source]):
+            raise InputError(
+                f"data.labeled {source.path} has no labels; give one subfolder per class, or a "
+                "manifest or shards with labels"
+            )
+
+
+def _fingerprint(sources: list[Source]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        for i in range(len(source)):
+            digest.update(source.sample_id(i).encode())
+            digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _resolved(config: DistillConfig, teacher: Teacher) -> DistillConfig:
+    """Write what the weights' metadata decided into the settings."""
+    networks: list[Network] = list(teacher.networks)  # type: ignore[arg-type]
+    resolved = [
+        dataclasses.replace(
+            c,
+            input_size=n.input_size,
+            mean=(n.mean[0], n.mean[1], n.mean[2]),
+            std=(n.std[0], n.std[1], n.std[2]),
+        )
+        for c, n in zip(teacher.configs, networks, strict=True)
+    ]
+    if config.teachers:
+        return dataclasses.replace(config, teachers=resolved)
+    return dataclasses.replace(config, teacher=resolved[0])
+
+
+def _check_out(config: RunConfig) -> None:
+    """`out` must be usable before minutes are spent on loading; nothing is created here."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not (config.resume or config.overwrite):
+            raise InputError(
+                f"out {out} is not empty: give --resume to go on, --overwrite to start anew, "
+                "or another folder"
+            )
+        if config.overwrite and not (out / "config.yaml").is_file():
+            raise InputError(
+                f"out {out} is not a run folder (no config.yaml): --overwrite would delete foreign "
+                "files; give another folder"
+            )
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"out {out}: {parent} is not writable; give another folder")
+
+
+def _check_launcher(config: RunConfig) -> None:
+    """Settings live in our configuration; a launcher file that disagrees is an error."""
+    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if said not in ("no", config.precision):
+        raise InputError(
+            f"the launcher says mixed precision {said} but `precision` is {config.precision}: "
+            "set it in the recipe only"
+        )
+    said = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if said not in ("1", str(config.accumulate)):
+        raise InputError(
+            f"the launcher says {said} accumulation steps but `accumulate` is {config.accumulate}: "
+            "set it in the recipe only"
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no" and not config.compile:
+        raise InputError("the launcher asks for compilation but `compile` is false: set it there")
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise InputError(f"the launcher asks for {name}: ssld runs on plain data parallelism")
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") in ("1", "true")
+    if cpu and config.precision == "fp16":
+        raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+            gradient_accumulation_steps=1,  # the loop accumulates itself
+            log_with=list(config.trackers),
+            project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
+                )
+            ],
+        )
+    except ValueError as error:
+        raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error

@@ -1,0 +1,78 @@
+"""The same engine with human labels: `-m ssld.supervised`, for teachers and honest baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ssld import cli
+from ssld.config import SupervisedConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ssld.data.loading import Batch
+    from ssld.network import Network
+
+
+class Supervision:
+    """The student's task: predict the human label; cross-entropy, with label smoothing
+    (Szegedy et al. 2016, section 7), mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019)."""
+
+    def __init__(self, config: SupervisedConfig, num_classes: int) -> None:
+        from torchvision.transforms import v2
+
+        self.label_smoothing = config.label_smoothing
+        mixes = [
+            transform(alpha=alpha, num_classes=num_classes)
+            for transform, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+            if alpha > 0
+        ]
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    def losses(self, student: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """One value per image, float32 [b]."""
+        from torch.nn.functional import cross_entropy
+
+        images, targets = batch.images, batch.labels
+        if self.mix is not None:
+            images, targets = self.mix(images.permute(0, 3, 1, 2), targets)
+            images = images.permute(0, 2, 3, 1)
+        logits = student(images).float()  # [b, classes]
+        loss = cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return {"cross_entropy": loss}
+
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Sums over held-out images, `{metric: [sum, count]}`."""
+        from ssld.evaluate import accuracy_sums, add_sums
+
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            add_sums(sums, accuracy_sums(student(batch.images).float(), batch))
+        return sums
+
+
+def supervised(config: SupervisedConfig) -> None:
+    """Train with labels, then export and report into `config.out`.
+
+    Raises:
+        InputError: bad settings, sources or launcher; nothing was written then.
+    """
+    from ssld.run.loop import train
+    from ssld.run.setup import Setup
+
+    setup = Setup(config)
+    student = setup.open_student(None, None)
+    setup.describe({"student": student})
+    run = setup.start(student)
+    train(run, Supervision(config, student.num_classes), student)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.command("ssld supervised", SupervisedConfig, supervised, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""The frozen teacher: data, not state (docs: README, "What a run guarantees").
+
+Loaded strictly, never saved in a checkpoint (its sha256 is), never changed by training. The
+reference implementation leaves its teacher's batch norm in train mode, so that its statistics drift
+(ppcls/engine/train; measured: one forward pass changes all of them). Here `batch_norm: batch` gives
+the same predictions without the drift, because there are no running statistics left to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssld.config import TeacherConfig
+from ssld.errors import InputError
+from ssld.network import Network, open_network
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Forward passes in `precision` on `device`; a no-op for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
+
+
+class Teacher(nn.Module):
+    """One or several frozen networks, averaged in probability space.
+
+    Args:
+        networks: what to average.
+        configs: each network's settings, with `dtype` filled in.
+    """
+
+    def __init__(self, networks: Sequence[Network], configs: Sequence[TeacherConfig]) -> None:
+        super().__init__()
+        counts = {network.num_classes for network in networks}
+        if len(counts) > 1:
+            raise InputError(
+                f"the teachers have {sorted(counts)} classes; averaging needs the same classes"
+            )
+        self.networks = nn.ModuleList(networks)
+        self.configs = list(configs)
+        self.num_classes = counts.pop()
+        self.label_names = networks[0].label_names
+        for network, config in zip(networks, configs, strict=True):
+            if config.batch_norm == "batch":
+                _use_batch_statistics(network)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """A teacher stays in eval mode whatever is asked for."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the mean prediction.
+
+        Args:
+            images: uint8 [b, h, w, 3].
+            temperature: divides each network's logits (Hinton et al. 2015, section 2).
+
+        Returns:
+            float32 [b, classes], `log(mean_k softmax(z_k / temperature))`.
+        """
+        if any(module.training for module in self.modules()):
+            self.eval()  # someone reached inside and called .train()
+        predictions = torch.stack(
+            [
+                F.log_softmax(_logits(network, config, images).float() / temperature, dim=-1)
+                for network, config in zip(self.networks, self.configs, strict=True)
+            ]
+        )  # [teachers, b, classes]
+        if len(predictions) == 1:
+            return predictions[0]
+        return predictions.logsumexp(0) - math.log(len(predictions))
+
+
+def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor:
+    with autocast(images.device, config.dtype or "fp32"):
+        if config.micro_batch is None or len(images) <= config.micro_batch:
+            return network(images)
+        return torch.cat([network(part) for part in images.split(config.micro_batch)])
+
+
+def _use_batch_statistics(network: Network) -> None:
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def open_teacher(configs: Sequence[TeacherConfig], precision: str) -> tuple[Teacher, str]:
+    """Load the teachers; returns them with their sha256, taken before batch norm is changed.
+
+    Raises:
+        InputError: weights that are missing or do not fit.
+    """
+    networks = [
+        open_network(
+            "teacher",
+            arch=config.arch,
+            args=config.args,
+            pretrained=config.checkpoint is None,
+            checkpoint=config.checkpoint,
+            input_size=config.input_size,
+            mean=config.mean,
+            std=config.std,
+        )
+        for config in configs
+    ]
+    digests = [network.sha256() for network in networks]
+    resolved = [dataclasses.replace(c, dtype=c.dtype or precision) for c in configs]
+    digest = (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+    return Teacher(networks, resolved), digest

@@ -1,0 +1,47 @@
+"""Small real networks and images that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory) -> Path:
+    """train/ and val/ with three classes of noisy colour, unlabeled/ with the same mixed up."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    shades = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 50)}
+    for split, count in (("train", 12), ("val", 8), ("unlabeled", 20)):
+        for name, shade in shades.items():
+            folder = root / split / ("" if split == "unlabeled" else name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                noise = rng.normal(0, 40, (40, 48, 3))
+                pixels = np.clip(np.array(shade) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name} {i:02d} é.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory) -> Path:
+    """Weights of a small teacher of three classes whose header names all that is needed."""
+    torch.manual_seed(1)
+    model = timm.create_model("test_resnet", num_classes=3)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    metadata = {
+        "architecture": "test_resnet",
+        "mean": "0.4,0.5,0.6",
+        "std": "0.2,0.3,0.25",
+        "input_size": "3,32,32",
+    }
+    save_file(model.state_dict(), path, metadata)
+    return path

@@ -1,0 +1,1 @@
+"""Near-nothing yet: the catalogue of distilled `_ssld` backbones lives here."""
