@@ -36,8 +36,8 @@ class Supervision:
 
         images, targets = batch.images, batch.labels
         if self.mix is not None:
-            images, targets = self.mix(images.permute(0, 3, 1, 2), targets)
-            images = images.permute(0, 2, 3, 1)
+            mixed, targets = self.mix(images.permute(0, 3, 1, 2).float(), targets)
+            images = mixed.permute(0, 2, 3, 1)
         logits = student(images).float()  # [b, classes]
         loss = cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.label_smoothing

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -45,3 +46,10 @@ def teacher_file(tmp_path_factory) -> Path:
     }
     save_file(model.state_dict(), path, metadata)
     return path
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps the process topology in a singleton; each test starts its own run."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -23,6 +23,7 @@ from ssld.evaluate import accuracy, wilson
 from ssld.network import Network, open_network
 from ssld.run.batches import Unreadables, class_names, eval_batches, label_index
 from ssld.run.folder import RunFolder
+from ssld.run.optimizer import build_optimizer
 from ssld.teacher import Teacher
 
 VERIFY_IMAGES = 1000
@@ -135,6 +136,7 @@ class Setup:
             num_classes=wanted,
             input_size=self.config.augment.size,
         )
+        build_optimizer(network, self.config.optimizer)  # refuse it before anything is written
         if label_names or (names and len(names) == wanted):
             network.label_names = label_names or names
         self.config = dataclasses.replace(
@@ -232,8 +234,8 @@ class Setup:
         if verify and low <= chance + 0.05 * (1 - chance):
             raise InputError(
                 f"the teacher is near chance: {said}, chance {chance:.2%}; check "
-                "teacher.checkpoint, teacher.mean, teacher.std, teacher.input_size and the order of "
-                "classes, or set teacher.verify to false if you know better"
+                "teacher.checkpoint, teacher.mean, teacher.std, teacher.input_size and the order "
+                "of classes, or set teacher.verify to false if you know better"
             )
 
     def start(
@@ -401,7 +403,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
             cpu=cpu,
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
             gradient_accumulation_steps=1,  # the loop accumulates itself
-            log_with=list(config.trackers),
+            log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(

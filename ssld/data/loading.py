@@ -1,0 +1,197 @@
+"""Batches of uint8 views, made by worker processes. One worker makes a whole batch, so that no
+sample passes through Python twice and nothing is collated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssld.data.decode import Unreadable
+from ssld.data.sampling import Order
+from ssld.data.sources import Source
+from ssld.errors import InputError
+
+GREY = 127
+"""Every pixel of what stands in for an unreadable image; its weight is 0."""
+
+View = Callable[[bytes, str, int], Tensor]
+Rows = np.ndarray
+"""int64 [n, 3]: source, index, view."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass of one process."""
+
+    images: Tensor
+    """uint8 [b, size, size, 3]."""
+    weight: Tensor
+    """float32 [b]: 1, or 0 for an unreadable image."""
+    labels: Tensor
+    """int64 [b]: class number, -1 where there is none or none was asked for."""
+    ids: list[str]
+    unreadable: list[tuple[int, str, str, str]]
+    """Source number, sample id, location and reason of each unreadable image."""
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader: page-locked memory is copied to a GPU without waiting."""
+        return Batch(
+            self.images.pin_memory(),
+            self.weight.pin_memory(),
+            self.labels.pin_memory(),
+            self.ids,
+            self.unreadable,
+        )
+
+
+class LabelIndex:
+    """Class names or numbers -> class numbers.
+
+    Args:
+        names: all class names in the network's order, or None where labels are numbers.
+        strict: an unknown label is an error; otherwise it is -1 and counts nowhere.
+    """
+
+    def __init__(self, names: list[str] | None, num_classes: int, *, strict: bool = True) -> None:
+        self.numbers = {name: i for i, name in enumerate(names)} if names is not None else None
+        self.num_classes = num_classes
+        self.strict = strict
+
+    def __call__(self, label: str | int | None) -> int:
+        """Class number, -1 for None.
+
+        Raises:
+            InputError: a strict index does not know the label.
+        """
+        if label is None:
+            return -1
+        number = self.numbers.get(label, -1) if isinstance(label, str) and self.numbers else label
+        if isinstance(number, int) and 0 <= number < self.num_classes:
+            return number
+        if self.strict:
+            raise InputError(
+                f"label {label!r} is not one of the {self.num_classes} classes; check the labels "
+                "against the network's classes"
+            )
+        return -1
+
+
+class _Batches(Dataset):
+    def __init__(self, sources: Sequence[Source], view: View, labels: LabelIndex | None) -> None:
+        self.sources = sources
+        self.view = view
+        self.labels = labels
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        size: int = self.view.size  # type: ignore[attr-defined]
+        images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
+        weight, labels = torch.ones(len(rows)), torch.full((len(rows),), -1)
+        ids, unreadable = [], []
+        for i, (source_number, index, view_number) in enumerate(rows.tolist()):
+            source = self.sources[source_number]
+            sample_id = source.sample_id(index)
+            ids.append(sample_id)
+            if self.labels is not None:
+                labels[i] = self.labels(source.label(index))
+            try:
+                images[i] = self.view(source.read(index), sample_id, view_number)
+            except (OSError, Unreadable) as error:
+                images[i], weight[i] = GREY, 0.0
+                reason = " ".join(str(error).split())
+                unreadable.append((source_number, sample_id, source.location(index), reason))
+        return Batch(images, weight, labels, ids, unreadable)
+
+
+def train_batches(
+    sources: Sequence[Source],
+    order: Order,
+    view: View,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    first_step: int,
+    last_step: int,
+    accumulate: int,
+    workers: int,
+    pin: bool,
+    label_index: LabelIndex | None,
+) -> Iterator[Batch]:
+    """This process's part of steps [first_step, last_step), `accumulate` batches a step.
+
+    Args:
+        batch_size: samples of one step over all processes; processes take interleaved positions.
+    """
+    part = batch_size // accumulate
+
+    def rows() -> Iterator[Rows]:
+        for step in range(first_step, last_step):
+            for start in range(step * batch_size, (step + 1) * batch_size, part):
+                yield order.draw(start, start + part)[rank::world]
+
+    return _load(_Batches(sources, view, label_index), rows, workers, pin)
+
+
+def eval_batches(
+    sources: Sequence[Source],
+    view: View,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    workers: int,
+    pin: bool,
+    label_index: LabelIndex | None,
+    limit: int | None = None,
+) -> Iterator[Batch]:
+    """Every image exactly once over all processes, or an evenly spread sample of `limit`."""
+    sizes = [len(source) for source in sources]
+    total, ends = sum(sizes), np.cumsum(sizes)
+    chosen = np.arange(total)
+    if limit is not None and limit < total:
+        chosen = np.arange(limit) * total // limit
+    chosen = chosen[rank::world]
+
+    def rows() -> Iterator[Rows]:
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            source = np.searchsorted(ends, part, side="right")
+            index = part - (ends - sizes)[source]
+            yield np.stack([source, index, np.zeros_like(part)], axis=1)
+
+    return _load(_Batches(sources, view, label_index), rows, workers, pin)
+
+
+class _Sampler:
+    def __init__(self, rows: Callable[[], Iterator[Rows]]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Rows]:
+        return self.rows()
+
+
+def _load(
+    batches: _Batches, rows: Callable[[], Iterator[Rows]], workers: int, pin: bool
+) -> Iterator[Batch]:
+    if workers == 0:
+        yield from (batches[part] for part in rows())
+        return
+    loader = DataLoader(
+        batches,
+        batch_size=None,  # the sampler yields whole batches
+        sampler=_Sampler(rows),  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+        prefetch_factor=2,
+    )
+    yield from loader
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,77 @@
+"""Divergences between what the teacher and what the student predicts.
+
+Everything is computed in log space from log-softmax in float32 (float64 stays float64): with logits
+of ±1e4, identical predictions or float16 inputs, values and gradients are finite. `t` is the
+teacher's, `s` the student's distribution over classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def kl(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """KL(t‖s) = Σ t (log t − log s); [b, classes] twice -> [b]."""
+    return _expect(log_t, log_t - log_s)
+
+
+def soft_ce(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """Cross-entropy −Σ t log s: KL(t‖s) plus the teacher's entropy."""
+    return _expect(log_t, -log_s)
+
+
+def symmetric_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """½[KL(t‖s) + KL(s‖t)] = ½ Σ (t − s)(log t − log s), half the Jeffreys divergence.
+
+    What the reference implementation calls JS (ppcls/loss/dmlloss.py).
+    """
+    return 0.5 * (_expect(log_t, log_t - log_s) + _expect(log_s, log_s - log_t))
+
+
+def js(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """Jensen-Shannon divergence ½ KL(t‖m) + ½ KL(s‖m), m = ½(t + s); at most ln 2 (Lin 1991)."""
+    log_m = torch.logaddexp(log_s, log_t) - math.log(2)
+    return 0.5 * (_expect(log_t, log_t - log_m) + _expect(log_s, log_s - log_m))
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "js": js,
+    "symmetric_kl": symmetric_kl,
+    "kl": kl,
+    "soft_ce": soft_ce,
+}
+
+
+def divergence(
+    name: str,
+    student_logits: Tensor,
+    teacher_log_probs: Tensor,
+    *,
+    temperature: float = 1.0,
+    progress: float = 1.0,
+) -> Tensor:
+    """One value per image.
+
+    Args:
+        name: a key of `DIVERGENCES`.
+        student_logits: [b, classes], any float dtype.
+        teacher_log_probs: [b, classes], log-probabilities at the same temperature.
+        temperature: the result is multiplied by its square, so that the gradient's size does not
+            depend on it (Hinton et al. 2015, section 2).
+
+    Returns:
+        [b], float32 (float64 for float64 logits).
+    """
+    if student_logits.dtype != torch.float64:
+        student_logits = student_logits.float()
+    log_s = F.log_softmax(student_logits / temperature, dim=-1)
+    return DIVERGENCES[name](log_s, teacher_log_probs.to(log_s.dtype)) * temperature**2
+
+
+def _expect(log_weights: Tensor, values: Tensor) -> Tensor:
+    return (log_weights.exp() * values).sum(-1)
