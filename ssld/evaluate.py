@@ -29,7 +29,7 @@ def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float
     share, z2 = hits / count, z * z / count
     centre = (share + z2 / 2) / (1 + z2)
     half = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def accuracy_sums(logits: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -97,12 +97,12 @@ class Network(nn.Module):
 
         parameters = sum(p.numel() for p in self.model.parameters())
         device = next(self.model.parameters()).device
-        image = torch.zeros(1, 3, self.input_size, self.input_size, device=device)
+        images = torch.zeros(2, 3, self.input_size, self.input_size, device=device)
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.model(image)
+                self.model(images)  # two: batch statistics need more than one value
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self.model.pretrained_cfg.get('architecture')} does not run on images of "  # type: ignore[union-attr]
@@ -110,7 +110,7 @@ class Network(nn.Module):
             ) from error
         finally:
             self.model.train(training)
-        return parameters / 1e6, counter.get_total_flops() / 2 / 1e6
+        return parameters / 1e6, counter.get_total_flops() / 2 / len(images) / 1e6
 
 
 def open_network(
