@@ -39,6 +39,19 @@ def js(log_s: Tensor, log_t: Tensor) -> Tensor:
     return 0.5 * (_expect(log_t, log_t - log_m) + _expect(log_s, log_s - log_m))
 
 
+def skewed_js(log_s: Tensor, log_t: Tensor, skew: float) -> Tensor:
+    """[(1−π) KL(t‖m) + π KL(s‖m)] / (π (1−π)) with m = (1−π) t + π s and π = `skew`.
+
+    The skewed Jensen-Shannon divergence (Lin 1991, section IV) over its weight. Near s = t it is
+    ½ Σ (s−t)²/t for every π; π = ½ is 4 JS, and π -> 1 tends to KL(t‖s), which is returned there.
+    """
+    if skew > 1 - 1e-3:
+        return kl(log_s, log_t)
+    log_m = torch.logaddexp(math.log(1 - skew) + log_t, math.log(skew) + log_s)
+    to_t, to_s = _expect(log_t, log_t - log_m), _expect(log_s, log_s - log_m)
+    return to_t / skew + to_s / (1 - skew)
+
+
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "js": js,
     "symmetric_kl": symmetric_kl,

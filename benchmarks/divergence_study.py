@@ -1,0 +1,251 @@
+"""Which divergence trains a student, and why the Jensen-Shannon divergence needs a warm-up.
+
+    python benchmarks/divergence_study.py --cifar DIR [--steps 800] [--seeds 3] --out docs
+
+DIR holds CIFAR-100 as `cifar100-{train,test}.npz` of lossless sheets (13,000 + 5,000 images of the
+official splits). Images are averaged to 16 px so that a run takes under a minute on 2 CPU threads.
+A teacher is trained with labels; its predictions on `VIEWS` fixed augmented views of every training
+image are computed once and replayed exactly, view by view (a stored label per view, not per image).
+Every student sees the same views in the same order and has the same initial weights per seed.
+Writes `divergences.csv` (every run) and `divergences.png` (agreement against step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssld.divergence import js, kl, skewed_js, soft_ce, symmetric_kl
+
+VIEWS, BATCH, SIDE, CLASSES = 8, 128, 16, 100
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def warmed_up(share: float) -> Loss:
+    """From KL (skew 1) to 4 JS (skew 1/2), linearly over the first `share` of the run."""
+    return lambda s, t, done: skewed_js(s, t, max(0.5, 1 - 0.5 * done / share))
+
+
+LOSSES: dict[str, Loss] = {
+    "kl": lambda s, t, _: kl(s, t),
+    "soft_ce": lambda s, t, _: soft_ce(s, t),
+    "symmetric_kl": lambda s, t, _: symmetric_kl(s, t),
+    "js": lambda s, t, _: js(s, t),
+    "4 js": lambda s, t, _: 4 * js(s, t),
+    "16 js": lambda s, t, _: 16 * js(s, t),
+    "skewed .9": lambda s, t, _: skewed_js(s, t, 0.9),
+    "skewed .99": lambda s, t, _: skewed_js(s, t, 0.99),
+    "kl to 4 js in 30 %": warmed_up(0.3),
+    "kl to 4 js in 100 %": warmed_up(1.0),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
+        self.two = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outs), nn.BatchNorm2d(outs)])
+        self.cut = nn.Conv2d(ins, outs, 1, stride, bias=False) if ins != outs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norms[0](self.one(x)))
+        return F.relu(self.cut(x) + self.norms[1](self.two(y)))
+
+
+def network(width: int) -> nn.Module:
+    """A ResNet-8: three stages of one block."""
+    w = width
+    stem = [nn.Conv2d(3, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU()]
+    blocks = [Block(w, w, 1), Block(w, 2 * w, 2), Block(2 * w, 4 * w, 2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, CLASSES)]
+    return nn.Sequential(*stem, *blocks, *head).to(memory_format=torch.channels_last)
+
+
+def images(path: Path) -> tuple[Tensor, Tensor]:
+    """-> float32 [n, 3, 16, 16] in about -2..2, int64 [n]."""
+    pack = np.load(path)
+    pixels = []
+    for name in sorted(k for k in pack.files if k.startswith("sheet_")):
+        sheet = np.asarray(Image.open(io.BytesIO(pack[name].tobytes())).convert("RGB"))
+        rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
+        tiles = sheet.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 4, 1, 3)
+        pixels.append(tiles.reshape(-1, 3, 32, 32))
+    x = torch.from_numpy(np.concatenate(pixels)).float()
+    x = F.avg_pool2d(x, 32 // SIDE) / 64 - 2
+    labels = torch.from_numpy(pack["labels"]).long()
+    return x[: len(labels)], labels
+
+
+def view(x: Tensor, number: int) -> Tensor:
+    """View `number` of all images [n, 3, s, s]: shift by up to 2 px and flip, seeded by number."""
+    generator = torch.Generator().manual_seed(number)
+    flips = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(flips[:, None, None, None], x.flip(-1), x)
+    padded = F.pad(x, (2, 2, 2, 2))
+    top, left = (torch.randint(0, 5, (len(x), 1), generator=generator) for _ in range(2))
+    rows = (top + torch.arange(SIDE))[:, None, :, None]
+    columns = (left + torch.arange(SIDE))[:, None, None, :]
+    sample = torch.arange(len(x))[:, None, None, None]
+    return padded[sample, torch.arange(3)[None, :, None, None], rows, columns]
+
+
+def fit(
+    model: nn.Module,
+    views: list[Tensor],
+    loss: Callable[[Tensor, Tensor, int, float], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    watch: Callable[[int], None] = lambda _: None,
+) -> None:
+    """SGD, momentum 0.9, weight decay 4e-5, 5 % warm-up, cosine."""
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=4e-5)
+    generator, order, epoch = torch.Generator().manual_seed(seed), torch.empty(0).long(), -1
+    for step in range(steps):
+        if len(order) < BATCH:
+            order, epoch = torch.randperm(len(views[0]), generator=generator), epoch + 1
+        chosen, order = order[:BATCH], order[BATCH:]
+        warm = steps // 20
+        rate = (step + 1) / warm if step < warm else 0.5 + 0.5 * np.cos(np.pi * step / steps)
+        optimizer.param_groups[0]["lr"] = lr * rate
+        model.train()
+        logits = model(views[epoch % VIEWS][chosen].contiguous(memory_format=torch.channels_last))
+        loss(logits, chosen, epoch % VIEWS, step / steps).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        watch(step + 1)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Log-probabilities [n, classes] in eval mode."""
+    model.eval()
+    return torch.cat([F.log_softmax(model(part), -1) for part in x.split(500)])
+
+
+def initial_gradients(targets: Tensor) -> dict[str, float]:
+    """Mean norm of d loss / d logits at an untrained student's logits ~ N(0, 0.1²)."""
+    norms = {}
+    for name, loss in LOSSES.items():
+        generator = torch.Generator().manual_seed(0)
+        logits = (0.1 * torch.randn(targets.shape, generator=generator)).requires_grad_()
+        loss(F.log_softmax(logits, -1), targets, 0.0).sum().backward()
+        assert logits.grad is not None
+        norms[name] = logits.grad.norm(dim=-1).mean().item()
+    return norms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--cifar", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lrs", type=float, nargs="+", default=[0.2])
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES))
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    x, y = images(given.cifar / "cifar100-train.npz")
+    x_test, y_test = images(given.cifar / "cifar100-test.npz")
+    views = [view(x, number) for number in range(VIEWS)]
+    torch.manual_seed(0)
+    teacher = network(24)
+    fit(teacher, views, lambda z, i, _, __: F.cross_entropy(z, y[i], reduction="none"),
+        steps=1000, lr=0.2, seed=0)  # fmt: skip
+    targets, expected = [predict(teacher, v) for v in views], predict(teacher, x_test)
+    top1 = (expected.argmax(-1) == y_test).float().mean().item()
+    print(f"teacher: top-1 {top1:.1%} on held-out, "
+          f"{(targets[0].argmax(-1) == y).float().mean():.1%} on training images")  # fmt: skip
+    gradients = initial_gradients(targets[0][:2000])
+    rows, curves = [], {}
+    for lr in given.lrs:
+        for name in given.losses:
+            for seed in range(given.seeds):
+                row, curve = one_run(name, lr, seed, given.steps, views, targets, x_test,
+                                     expected, y_test)  # fmt: skip
+                rows.append({**row, "initial_gradient": round(gradients[name], 5)})
+                curves.setdefault(f"{name}, lr {lr}", []).append(curve)
+                print(rows[-1], flush=True)
+                save(given.out, rows, curves)
+    summarise(rows)
+
+
+def one_run(
+    name: str, lr: float, seed: int, steps: int, views: list[Tensor], targets: list[Tensor],
+    x_test: Tensor, expected: Tensor, y_test: Tensor,
+) -> tuple[dict, list[tuple[int, float]]]:  # fmt: skip
+    torch.manual_seed(seed)
+    student, curve, start = network(12), [], time.monotonic()
+
+    def loss(logits: Tensor, chosen: Tensor, number: int, done: float) -> Tensor:
+        return LOSSES[name](F.log_softmax(logits, -1), targets[number][chosen], done)
+
+    def watch(step: int) -> None:
+        if step % max(1, steps // 10) == 0:
+            found = predict(student, x_test).argmax(-1)
+            curve.append((step, (found == expected.argmax(-1)).float().mean().item()))
+
+    fit(student, views, loss, steps=steps, lr=lr, seed=seed, watch=watch)
+    predicted = predict(student, x_test)
+    row = {
+        "loss": name,
+        "lr": lr,
+        "seed": seed,
+        "steps": steps,
+        "agreement1": round(curve[-1][1], 4),
+        "top1": round((predicted.argmax(-1) == y_test).float().mean().item(), 4),
+        "kl": round(kl(predicted, expected).mean().item(), 4),
+        "js": round(js(predicted, expected).mean().item(), 5),
+        "seconds": round(time.monotonic() - start),
+    }
+    return row, curve
+
+
+def save(out: Path, rows: list[dict], curves: dict[str, list]) -> None:
+    with (out / "divergences.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, runs) in enumerate(curves.items()):
+        steps = [step for step, _ in runs[0]]
+        mean = [100 * statistics.mean(run[k][1] for run in runs) for k in range(len(steps))]
+        axes.plot(steps, mean, label=name, color=f"C{i % 10}", ls="-" if i < 10 else "--")
+    axes.set_xlabel("step")
+    axes.set_ylabel("agreement@1 with the teacher, held-out, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e8eb")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(out / "divergences.png", dpi=110)
+
+
+def summarise(rows: list[dict]) -> None:
+    print("| divergence | lr | gradient at start | agreement@1 | top-1 | KL left |\n|---|---|---|---|---|---|")
+    for key in dict.fromkeys((row["loss"], row["lr"]) for row in rows):
+        runs = [row for row in rows if (row["loss"], row["lr"]) == key]
+        cells = []
+        for metric, scale in (("agreement1", 100), ("top1", 100), ("kl", 1)):
+            values = [scale * run[metric] for run in runs]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        gradient = runs[0]["initial_gradient"]
+        print(f"| {key[0]} | {key[1]} | {gradient:.4f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
