@@ -122,11 +122,11 @@ def _resized_crop(
 ) -> Tensor:
     """Decode no larger than the crop needs, cut, resize; `box` is in px of the full image."""
     top, left, h, w = box
-    pixels = decode(data, _reduction(min(h, w), size))
-    if pixels.shape[:2] != full:
-        y, x = pixels.shape[0] / full[0], pixels.shape[1] / full[1]
-        bottom, right = math.ceil((top + h) * y), math.ceil((left + w) * x)
-        top, left = int(top * y), int(left * x)
+    reduce = _reduction(min(h, w), size)
+    pixels = decode(data, reduce)
+    if pixels.shape[:2] != full:  # exactly 1 / reduce, and a last row and column that are partial
+        bottom, right = -(-(top + h) // reduce), -(-(left + w) // reduce)
+        top, left = top // reduce, left // reduce
         h, w = min(bottom, pixels.shape[0]) - top, min(right, pixels.shape[1]) - left
     crop = torch.from_numpy(pixels[top : top + h, left : left + w])
     return _resize(crop, (size, size), interpolation, antialias)
