@@ -55,9 +55,10 @@ def _stored_size(data: bytes) -> tuple[int, int]:
     if data[:2] == b"\xff\xd8":
         try:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
-            return height, width
         except ValueError as error:
             raise Unreadable(_reason(data, error)) from error
+        _refuse_bomb(height, width)
+        return height, width
     with _open(data) as image:
         return image.height, image.width
 
@@ -73,9 +74,9 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 def _decode_jpeg(data: bytes, reduce: int) -> np.ndarray:
     try:
+        height, width = _stored_size(data)
         if reduce == 1:
             return simplejpeg.decode_jpeg(data)
-        height, width = simplejpeg.decode_jpeg_header(data)[:2]
         return simplejpeg.decode_jpeg(
             data,
             min_height=math.ceil(height / reduce),
@@ -89,7 +90,8 @@ def _decode_jpeg(data: bytes, reduce: int) -> np.ndarray:
 
 
 def _decode_any(data: bytes) -> np.ndarray:
-    with _open(data) as image:
+    with _open(data) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             image.load()
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -115,9 +117,13 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         raise Unreadable(_reason(data, error)) from error
     except Image.DecompressionBombError as error:
         raise Unreadable(str(error)) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise Unreadable(f"{image.width} x {image.height} px is taken for a decompression bomb")
+    _refuse_bomb(image.height, image.width)
     return image  # type: ignore[return-value]
+
+
+def _refuse_bomb(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} px is taken for a decompression bomb")
 
 
 def _reason(data: bytes, error: Exception) -> str:
@@ -132,9 +138,10 @@ def _orientation(data: bytes) -> int:
     """EXIF orientation 1 to 8; 1 where there is none."""
     if b"Exif\0\0" not in data[:65536] and data[:2] == b"\xff\xd8":
         return 1
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # TIFF: Pillow turns it itself
+        return 1
     if data[:2] != b"\xff\xd8" and b"eXIf" not in data and b"EXIF" not in data:
-        if data[:4] not in (b"II*\0", b"MM\0*"):  # TIFF keeps the tag in its own header
-            return 1
+        return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -87,7 +87,14 @@ class _Batches(Dataset):
         self.view = view
         self.labels = labels
 
-    def __getitem__(self, rows: Rows) -> Batch:
+    def __getitem__(self, rows: Rows) -> Batch | InputError:
+        # Raised in a worker, the one sentence would arrive inside a traceback.
+        try:
+            return self.load(rows)
+        except InputError as error:
+            return error
+
+    def load(self, rows: Rows) -> Batch:
         size: int = self.view.size  # type: ignore[attr-defined]
         images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
         weight, labels = torch.ones(len(rows)), torch.full((len(rows),), -1)
@@ -179,7 +186,7 @@ def _load(
     batches: _Batches, rows: Callable[[], Iterator[Rows]], workers: int, pin: bool
 ) -> Iterator[Batch]:
     if workers == 0:
-        yield from (batches[part] for part in rows())
+        yield from (batches.load(part) for part in rows())
         return
     loader = DataLoader(
         batches,
@@ -189,8 +196,12 @@ def _load(
         pin_memory=pin,
         worker_init_fn=_one_thread,
         prefetch_factor=2,
+        generator=torch.Generator(),  # else the loader draws a seed from the global generator
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 def _one_thread(_: int) -> None:

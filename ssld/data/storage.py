@@ -67,7 +67,13 @@ def derived(path: str, kind: str, make: Callable[[Path], None]) -> Path:
     if is_remote(path):
         key = hashlib.sha256(f"{path}/{stamp(path)}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssld"
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{cache}: the cache folder cannot be made ({error.strerror}); set XDG_CACHE_HOME to a "
+            "writable folder"
+        ) from error
     target = cache / f"{key}.{kind}"
     if not target.is_file():
         temporary = cache / f".{key}.{kind}.{os.getpid()}"

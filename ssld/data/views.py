@@ -59,7 +59,8 @@ class TrainView:
             pixels = pixels.flip(1)
         if self.policy is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(key)
+                # Not torch.manual_seed, which would seed the GPUs' generators, too.
+                torch.default_generator.manual_seed(key)
                 pixels = self.policy(pixels.permute(2, 0, 1)).permute(1, 2, 0)
         return pixels.contiguous()
 
