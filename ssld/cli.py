@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssld.errors import InputError
+from ssld.run.launcher import start_asked_for_processes
 
 Config = TypeVar("Config")
 
@@ -30,7 +31,10 @@ def command(
     environment variable SSLD_DEBUG is 1), 130 when interrupted.
     """
     try:
-        work(parse(prog, config_class, argv))
+        config = parse(prog, config_class, argv)
+        if argv is None:  # started as a module of its own, by a launcher perhaps
+            start_asked_for_processes()
+        work(config)
     except (InputError, OSError) as error:
         if os.environ.get("SSLD_DEBUG") == "1":
             raise
