@@ -235,7 +235,8 @@ def save(out: Path, rows: list[dict], curves: dict[str, list]) -> None:
 
 
 def summarise(rows: list[dict]) -> None:
-    print("| divergence | lr | gradient at start | agreement@1 | top-1 | KL left |\n|---|---|---|---|---|---|")
+    print("| divergence | lr | gradient at start | agreement@1 | top-1 | KL left |")
+    print("|---|---|---|---|---|---|")
     for key in dict.fromkeys((row["loss"], row["lr"]) for row in rows):
         runs = [row for row in rows if (row["loss"], row["lr"]) == key]
         cells = []

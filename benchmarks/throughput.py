@@ -198,8 +198,10 @@ def main() -> None:
     overhead = statistics.median(r["ssld"] / r["bare loop"] for r in rates)
     ceilings = [1 / (1 / r["teacher"] + 1 / r["student"]) for r in rates]
     share = statistics.median(r["ssld"] / c for r, c in zip(rates, ceilings, strict=True))
-    print(f"{given.student} under {given.teacher}, batch {given.batch}, {given.size} px, "
-          f"{given.precision}, compile {given.compile}, channels last {given.channels_last}")  # fmt: skip
+    print(
+        f"{given.student} under {given.teacher}, batch {given.batch}, {given.size} px, "
+        f"{given.precision}, compile {given.compile}, channels last {given.channels_last}"
+    )
     print(f"{_hardware(device)}; torch {torch.__version__}; {given.rounds} rounds, medians")
     print("| what | img/s |\n|---|---|")
     for name, value in median.items():

@@ -66,7 +66,6 @@ def divergence(
     teacher_log_probs: Tensor,
     *,
     temperature: float = 1.0,
-    progress: float = 1.0,
 ) -> Tensor:
     """One value per image.
 
@@ -83,7 +82,21 @@ def divergence(
     if student_logits.dtype != torch.float64:
         student_logits = student_logits.float()
     log_s = F.log_softmax(student_logits / temperature, dim=-1)
-    return DIVERGENCES[name](log_s, teacher_log_probs.to(log_s.dtype)) * temperature**2
+    # Finite, or 0 * -inf is NaN; exact for all but the symmetric KL, which is truly infinite there.
+    log_t = teacher_log_probs.to(log_s.dtype).clamp(min=-1e5)
+    return DIVERGENCES[name](log_s, log_t) * temperature**2
+
+
+TRAINING_SCALE = {"js": 16.0}
+"""Factor in training only: about KL's gradient at an untrained student (docs/divergences.md)."""
+
+
+def training_divergence(
+    name: str, student_logits: Tensor, teacher_log_probs: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """`divergence` times `TRAINING_SCALE`, so that all names train at the same learning rate."""
+    value = divergence(name, student_logits, teacher_log_probs, temperature=temperature)
+    return value * TRAINING_SCALE.get(name, 1.0)
 
 
 def _expect(log_weights: Tensor, values: Tensor) -> Tensor:

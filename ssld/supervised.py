@@ -30,7 +30,7 @@ class Supervision:
         ]
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
-    def losses(self, student: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b]."""
         from torch.nn.functional import cross_entropy
 

@@ -29,8 +29,7 @@ def start_asked_for_processes() -> None:
             "accelerate launch --cpu starts one process whatever its configuration says; use "
             "torchrun --nproc_per_node N -m ssld.distill"
         )
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(number)]
-    torchrun += ["--master_port", os.environ.get("MASTER_PORT", "29500")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", module.name, *sys.argv[1:]])
 

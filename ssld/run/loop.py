@@ -1,6 +1,6 @@
 """The one training loop. A task says what a step's losses are; everything else is here.
 
-A task has `losses(student, batch, progress) -> {term: float32 [b]}` and
+A task has `losses(student, batch) -> {term: float32 [b]}` and
 `evaluate(student, batches) -> {metric: [sum, count]}`; see `ssld/distill.py`.
 """
 
@@ -29,7 +29,7 @@ from ssld.run.setup import Run
 
 
 class Task(Protocol):
-    def losses(self, student: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]: ...
+    def losses(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
 
     def evaluate(self, student: Network, batches: Iterable[Batch]) -> dict[str, Tensor]: ...
 
@@ -89,7 +89,7 @@ class Trainer:
             self.unreadables.add(batch)
             with self._reduce_only(micro == config.accumulate - 1):
                 with run.accelerator.autocast():
-                    terms = self.task.losses(self.model, batch, self.step / run.total_steps)
+                    terms = self.task.losses(self.model, batch)
                 loss = torch.stack(list(terms.values())).sum(0)  # [b]
                 # An unreadable image weighs 0; the others keep their 1 / batch_size, so that the
                 # gradient does not depend on how images are spread over processes.

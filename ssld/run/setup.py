@@ -395,7 +395,10 @@ def _check_launcher(config: RunConfig) -> None:
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
-    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
+        "1",
+        "true",
+    )
     if cpu and config.precision == "fp16":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
     try:

@@ -18,11 +18,11 @@ LAUNCHERS = {
     "one": [sys.executable, "-m", "ssld.distill"],
     "accelerate": [
         sys.executable, "-m", *ACCELERATE, "--num_processes", "2", "--num_machines", "1",
-        "--dynamo_backend", "no", "--main_process_port", "0", "-m", "ssld.distill",
+        "--dynamo_backend", "no", "-m", "ssld.distill",
     ],
     "torchrun": [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-        "--master_port", "0", "-m", "ssld.distill",
+        "--standalone", "-m", "ssld.distill",
     ],
 }  # fmt: skip
 
@@ -31,17 +31,17 @@ def launch(launcher: str, colours: Path, teacher_file: Path, out: Path, steps: i
     settings = {
         "out": out,
         "steps": steps,
-        "batch_size": 8,
+        "batch_size": 16,
         "log_every_steps": 1,
         "student.arch": "test_resnet",
-        "augment.size": 32,
+        "augment.size": 64,
         "teacher.checkpoint": teacher_file,
         "teacher.verify": "false",
         "data.unlabeled": colours / "unlabeled",
         "data.val": colours / "val",
         "data.workers": 0,
         "evaluate_every_epochs": 100,
-        "schedule.lr": 0.4,
+        "schedule.lr": 0.1,
         "trackers": "[]",
     }
     words = [f"--{key}={value}" for key, value in settings.items()]
