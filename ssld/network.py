@@ -18,6 +18,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,10 +46,8 @@ class Network(nn.Module):
         cfg: dict[str, Any] = dict(model.pretrained_cfg or {})  # type: ignore[arg-type]
         self.model = model
         self.input_size = int(input_size or cfg.get("input_size", (3, 224, 224))[-1])
-        self.mean = tuple(
-            float(x) for x in mean or cfg.get("mean", timm.data.IMAGENET_DEFAULT_MEAN)
-        )
-        self.std = tuple(float(x) for x in std or cfg.get("std", timm.data.IMAGENET_DEFAULT_STD))
+        self.mean = tuple(float(x) for x in mean or cfg.get("mean", IMAGENET_DEFAULT_MEAN))
+        self.std = tuple(float(x) for x in std or cfg.get("std", IMAGENET_DEFAULT_STD))
         self.crop_pct = float(cfg.get("crop_pct") or 0.875)
         self.interpolation = str(cfg.get("interpolation") or "bilinear")
         self.label_names: list[str] | None = (

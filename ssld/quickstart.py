@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 CLASSES = 10
 PER_CLASS = {"teacher": 60, "labeled": 3, "unlabeled": 76}
@@ -29,7 +30,7 @@ def write_digits(folder: Path, seed: int) -> dict[str, int]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     counts: dict[str, int] = {}
     generator = np.random.default_rng(seed)
     for digit in range(CLASSES):
@@ -95,7 +96,9 @@ def table(out: Path, counts: dict[str, int]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything into `--out`; returns the first exit code that is not 0."""
-    parser = argparse.ArgumentParser(prog="ssld quickstart", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="ssld quickstart", description=str(__doc__).splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to use")
     parser.add_argument("--seed", type=int, default=0, help="of splits, weights, order and views")
     given = parser.parse_args(argv)

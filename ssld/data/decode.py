@@ -57,8 +57,8 @@ def _stored_size(data: bytes) -> tuple[int, int]:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
         except ValueError as error:
             raise Unreadable(_reason(data, error)) from error
-        _refuse_bomb(height, width)
-        return height, width
+        _refuse_bomb(int(height), int(width))
+        return int(height), int(width)
     with _open(data) as image:
         return image.height, image.width
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssld.data.storage import derived, is_remote, read_all, stamp
@@ -57,13 +57,13 @@ class ManifestSource:
 
     def _check_ids(self) -> None:
         if self._ids.null_count:
-            row = pc.index(pc.is_null(self._ids), True).as_py()
+            row = self._ids.to_pylist().index(None)
             raise InputError(f"{self.path}: row {row} has no sample_id")
-        counts = pc.value_counts(self._ids)
-        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-        if len(repeated):
+        if len(self._ids.unique()) != len(self._ids):
+            counts = Counter(self._ids.to_pylist())
+            repeated = counts.most_common(1)[0][0]
             raise InputError(
-                f"{self.path}: sample_id {repeated[0].as_py()!r} occurs more than once; make the "
+                f"{self.path}: sample_id {repeated!r} occurs more than once; make the "
                 "ids unique, they decide the views"
             )
 
@@ -72,7 +72,7 @@ class ManifestSource:
             return None
         kind = self._rows["label"].type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return sorted(x for x in pc.unique(self._rows["label"]).to_pylist() if x is not None)
+            return sorted(x for x in self._rows["label"].unique().to_pylist() if x is not None)
         if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise InputError(f"{self.path}: the column label is {kind}; give integers or strings")
         return None

@@ -11,6 +11,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -93,7 +94,8 @@ def _build_index(shard: str, target: Path) -> None:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     try:
-        with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        opened: Any = fsspec.open(shard, "rb")
+        with opened as file, tarfile.open(fileobj=file, mode="r:") as archive:
             end = file.seek(0, 2)
             for member in archive:
                 if member.isfile():

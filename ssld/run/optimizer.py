@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import timm.optim
 import torch
+from timm.optim._optim_factory import create_optimizer_v2
 from torch import nn
 
 from ssld.config import OptimizerConfig, ScheduleConfig
@@ -41,7 +41,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """
     arguments: dict[str, Any] = dict(config.args)
     try:
-        return timm.optim.create_optimizer_v2(
+        return create_optimizer_v2(
             parameter_groups(model, config),  # type: ignore[arg-type]
             opt=config.name,
             lr=0.0,  # set before every step

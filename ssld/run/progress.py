@@ -69,9 +69,8 @@ class Progress:
         images = sum(b.weight.double().sum() for _, _, b in self.kept)
         totals = torch.stack([torch.as_tensor(x) for x in [*sums, images]])
         extra = torch.tensor([float(unreadable)], dtype=totals.dtype, device=totals.device)
-        *sums, images, unreadable = run.accelerator.reduce(  # type: ignore[union-attr]
-            torch.cat([totals, extra]), "sum"
-        ).tolist()
+        reduced: Any = run.accelerator.reduce(torch.cat([totals, extra]), "sum")
+        *sums, images, unreadable = reduced.tolist()
         if not all(map(_finite, sums)):
             self._alarm()
         now = time.monotonic()
