@@ -27,13 +27,13 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(launcher: str, colours: Path, teacher_file: Path, out: Path, steps: int) -> None:
+def launch(launcher: str, colours: Path, teacher_file: Path, out: Path, student: str) -> None:
     settings = {
         "out": out,
-        "steps": steps,
+        "steps": STEPS,
         "batch_size": 16,
         "log_every_steps": 1,
-        "student.arch": "test_resnet",
+        "student.arch": student,
         "augment.size": 64,
         "teacher.checkpoint": teacher_file,
         "teacher.verify": "false",
@@ -57,25 +57,34 @@ def lines(out: Path, kind: str) -> list[dict]:
     return [line for line in found if line["kind"] == kind]
 
 
-@pytest.fixture(scope="module")
-def one_process(colours, teacher_file, tmp_path_factory):
-    out = tmp_path_factory.mktemp("one") / "run"
-    launch("one", colours, teacher_file, out, STEPS)
-    return out
+def compared(launcher, student, colours, teacher_file, folder) -> tuple[list, list]:
+    outs = [folder / "one", folder / "two"]
+    for name, out in zip(("one", launcher), outs, strict=True):
+        launch(name, colours, teacher_file, out, student)
+    assert json.loads((outs[1] / "run.json").read_text())["processes"] == 2
+    losses = [[line["loss"] for line in lines(out, "train")] for out in outs]
+    assert len(losses[0]) == len(losses[1]) == STEPS
+    return outs, losses
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_two_processes_agree_with_one(colours, teacher_file, one_process, tmp_path, launcher):
-    out = tmp_path / "run"
-    launch(launcher, colours, teacher_file, out, STEPS)
-    one, two = ([line["loss"] for line in lines(o, "train")] for o in (one_process, out))
-    assert len(one) == STEPS and two == pytest.approx(one, rel=1e-3)
-    a, b = (load_file(o / "student/model.safetensors") for o in (one_process, out))
-    for name in a:  # batch norm's running statistics included
-        torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-3)
-    (one_eval,), (two_eval,) = (lines(o, "eval") for o in (one_process, out))
-    assert two_eval["divergence"] == pytest.approx(one_eval["divergence"], rel=1e-2)
-    assert json.loads((out / "run.json").read_text())["processes"] == 2
+def test_two_processes_agree_with_one(colours, teacher_file, tmp_path):
+    outs, (one, two) = compared("accelerate", "test_convnext", colours, teacher_file, tmp_path)
+    assert two == pytest.approx(one, rel=1e-3)
+    a, b = (load_file(out / "student/model.safetensors") for out in outs)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+    (one_eval,), (two_eval,) = (lines(out, "eval") for out in outs)
+    assert two_eval["divergence"] == pytest.approx(one_eval["divergence"], rel=1e-3)
+
+
+def test_batch_norm_sees_all_processes(colours, teacher_file, tmp_path):
+    outs, (one, two) = compared("torchrun", "test_resnet", colours, teacher_file, tmp_path)
+    # Batch norm amplifies rounding step by step (1e-7 at first): tight early, loose later.
+    assert two[:5] == pytest.approx(one[:5], rel=1e-3)
+    assert two == pytest.approx(one, abs=2e-3)
+    a, b = (load_file(out / "student/model.safetensors") for out in outs)
+    for name in a:  # running statistics included
+        torch.testing.assert_close(a[name], b[name], rtol=0.05, atol=0.05)
 
 
 def test_a_batch_that_does_not_divide_is_refused(colours, teacher_file, tmp_path):
