@@ -142,7 +142,8 @@ def _resize(pixels: Tensor, size: tuple[int, int], interpolation: str, antialias
     """uint8 [h, w, 3] -> uint8 [*size, 3]; torch's native uint8 kernels, as torchvision v2 uses."""
     if pixels.shape[:2] == size:
         return pixels
-    x = pixels.permute(2, 0, 1)[None]  # [1, 3, h, w], channels last in memory
+    # Contiguous, or the kernels fall back to planar output that must be transposed again.
+    x = pixels.contiguous()[None].permute(0, 3, 1, 2)  # [1, 3, h, w], channels last in memory
     if interpolation == "nearest":
         x = F.interpolate(x, size, mode="nearest")
     else:
