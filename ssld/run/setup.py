@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate import Accelerator
 
 from ssld.config import DistillConfig, RunConfig
 from ssld.data.loading import LabelIndex
@@ -24,6 +23,7 @@ from ssld.network import Network, open_network
 from ssld.run.batches import Unreadables, class_names, eval_batches, label_index
 from ssld.run.folder import RunFolder
 from ssld.run.optimizer import build_optimizer
+from ssld.run.topology import check_launcher, open_accelerator
 from ssld.teacher import Teacher
 
 VERIFY_IMAGES = 1000
@@ -85,12 +85,12 @@ class Setup:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        _check_launcher(config)
+        check_launcher(config)
         _check_out(config)
         self.labeled = _open("data.labeled", config.data.labeled)
         self.unlabeled = _open("data.unlabeled", config.data.unlabeled)
         self.val = _open("data.val", config.data.val)
-        self.accelerator = _accelerator(config)
+        self.accelerator = open_accelerator(config)
         self.device = self.accelerator.device
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if config.batch_size % (self.world * config.accumulate):
@@ -371,48 +371,3 @@ def _check_out(config: RunConfig) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"out {out}: {parent} is not writable; give another folder")
-
-
-def _check_launcher(config: RunConfig) -> None:
-    """Settings live in our configuration; a launcher file that disagrees is an error."""
-    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if said not in ("no", config.precision):
-        raise InputError(
-            f"the launcher says mixed precision {said} but `precision` is {config.precision}: "
-            "set it in the recipe only"
-        )
-    said = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if said not in ("1", str(config.accumulate)):
-        raise InputError(
-            f"the launcher says {said} accumulation steps but `accumulate` is {config.accumulate}: "
-            "set it in the recipe only"
-        )
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no" and not config.compile:
-        raise InputError("the launcher asks for compilation but `compile` is false: set it there")
-    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise InputError(f"the launcher asks for {name}: ssld runs on plain data parallelism")
-
-
-def _accelerator(config: RunConfig) -> Accelerator:
-    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-    )
-    if cpu and config.precision == "fp16":
-        raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
-    try:
-        return Accelerator(
-            cpu=cpu,
-            mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-            gradient_accumulation_steps=1,  # the loop accumulates itself
-            log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
-                )
-            ],
-        )
-    except ValueError as error:
-        raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
