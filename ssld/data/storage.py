@@ -63,9 +63,8 @@ def derived(path: str, kind: str, make: Callable[[Path], None]) -> Path:
 
     It lies in $XDG_CACHE_HOME or ~/.cache, is made anew when `path` changes, and appears whole.
     """
-    key = hashlib.sha256(f"{os.path.abspath(path)}/{stamp(path)}".encode()).hexdigest()[:24]
-    if is_remote(path):
-        key = hashlib.sha256(f"{path}/{stamp(path)}".encode()).hexdigest()[:24]
+    name = path if is_remote(path) else os.path.abspath(path)
+    key = hashlib.sha256(f"{name}/{stamp(path)}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssld"
     try:
         cache.mkdir(parents=True, exist_ok=True)

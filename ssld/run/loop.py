@@ -127,18 +127,20 @@ class Trainer:
             sums = self.task.evaluate(network, batches)
         return _means(run, sums)
 
+    def _saved(self) -> dict[str, nn.Module]:
+        """The networks of a checkpoint, by file name."""
+        average = {"ema": self.ema.module.model} if self.ema else {}
+        return {"student": self.student.model, **average}
+
     def save(self) -> None:
         """Write a checkpoint; the other processes wait."""
         run = self.run
         if run.accelerator.is_main_process:
-            networks: dict[str, nn.Module] = {"student": self.student.model}
-            if self.ema:
-                networks["ema"] = self.ema.module.model
             scaler = run.accelerator.scaler
             checkpoint.save(
                 run.folder.path / "checkpoints",
                 self.step,
-                networks=networks,
+                networks=self._saved(),
                 optimizer=self.optimizer.state_dict(),
                 state={
                     "scaler": scaler.state_dict() if scaler else None,
@@ -156,10 +158,7 @@ class Trainer:
         if path is None:
             run.folder.forget_after(0)
             return
-        networks: dict[str, nn.Module] = {"student": self.student.model}
-        if self.ema:
-            networks["ema"] = self.ema.module.model
-        optimizer, state = checkpoint.load(path, networks, run.accelerator.device)
+        optimizer, state = checkpoint.load(path, self._saved(), run.accelerator.device)
         run.check_same(state)
         self.optimizer.load_state_dict(optimizer)
         if run.accelerator.scaler and state["scaler"]:
