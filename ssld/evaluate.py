@@ -84,14 +84,14 @@ def evaluate(config: EvaluateConfig) -> None:
 
     from ssld.data.sources import open_source
     from ssld.data.views import EvalView
-    from ssld.run.batches import LabelIndex, Unreadables, class_names, eval_batches
+    from ssld.run.batches import Unreadables, eval_batches, label_index
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
     network = _open_model(config).to(device).eval()
     sources = [open_source(path) for path in config.data]
-    index = LabelIndex(network.label_names or class_names(sources), network.num_classes)
+    index = label_index(sources, network.label_names, network.num_classes, "model")
     unreadables = Unreadables(sources, config.max_unreadable, None)
     view = EvalView(network.input_size, network.crop_pct, network.interpolation)
     batches = eval_batches(

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ssld.__main__ import main
 
@@ -293,6 +293,17 @@ def test_supervised_twin_and_evaluate(colours, tmp_path, capsys):
     assert found["top1"] == pytest.approx(metrics(out, "eval")[-1]["top1"])
     assert found["top1_low"] < found["top1"] <= found["top1_high"]
     assert "95 %" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_classes_that_are_not_the_models(colours, capsys, tmp_path):
+    torch.manual_seed(0)
+    save_file(
+        timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "w.safetensors"
+    )
+    arguments = ["--model", "test_resnet", "--checkpoint", str(tmp_path / "w.safetensors")]
+    arguments += ["--data", str(colours / "val"), "--workers", "0"]
+    assert main(["evaluate", *arguments]) == 2
+    assert "3 classes are named" in capsys.readouterr().err
 
 
 def test_errors_in_a_process_of_their_own_show_no_traceback(tmp_path):
