@@ -10,42 +10,44 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssld.errors import InputError
+from ssld.errors import InputError, Interrupted
 from ssld.run.launcher import start_asked_for_processes
 
 Config = TypeVar("Config")
 
 EXIT_BAD_INPUT = 2
+EXIT_TRY_AGAIN = 75
 EXIT_INTERRUPTED = 130
 
 
 def command(
     prog: str,
     config_class: type[Config],
-    work: Callable[[Config], None],
+    work: Callable[[Config], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse `argv` into `config_class` and do `work` with it.
 
-    Returns the exit code: 0, 2 for bad input (one sentence on stderr; the traceback too when the
-    environment variable SSLD_DEBUG is 1), 130 when interrupted.
+    Returns the exit code: what `work` returns, else 0; 2 for what must be mended (one sentence on
+    stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by a
+    signal or a lost process, `--resume` goes on; 130 when interrupted without a checkpoint.
     """
     try:
         config = parse(prog, config_class, argv)
         if argv is None:  # started as a module of its own, by a launcher perhaps
             start_asked_for_processes()
-        work(config)
-    except (InputError, OSError) as error:
+        return work(config) or 0
+    except (InputError, Interrupted, OSError) as error:
         if os.environ.get("SSLD_DEBUG") == "1":
             raise
+        stopped = isinstance(error, Interrupted)
         rank = os.environ.get("RANK", "0")
         where = "" if rank == "0" else f" (process {rank})"
-        print(f"error{where}: {_sentence(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        print(f"{'stopped' if stopped else 'error'}{where}: {_sentence(error)}", file=sys.stderr)
+        return EXIT_TRY_AGAIN if stopped else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: go on with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
 
 
 def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:

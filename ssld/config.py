@@ -83,6 +83,9 @@ class DataConfig:
     """Unlabeled sources (U)."""
     val: str | list[str] = field(default_factory=list)
     """Held-out sources for evaluation, never trained on."""
+    holdout: int = 1000
+    """Training images set aside for evaluation where `val` is empty, unlabeled ones if there are
+    any; at most a twentieth of them. 0 trains on all and goes without a verdict."""
     fractions: list[float] | None = None
     """Share of the samples drawn from each source, labeled first; by default by size."""
     workers: int = 4
@@ -95,6 +98,7 @@ class DataConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
         _require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
+        _require(self.holdout >= 0, f"data.holdout is {self.holdout}: give 0 or more")
         _require(
             0 <= self.max_unreadable <= 1,
             f"data.max_unreadable is {self.max_unreadable}: give a share between 0 and 1",
@@ -220,17 +224,42 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When training state is saved."""
+    """When training state is saved: with the first line of metrics.jsonl at which one of these is
+    due, at the end, and on SIGTERM or SIGINT."""
 
     every_steps: int = 1000
-    """Steps between checkpoints; one is always written at the end."""
+    """Steps between checkpoints."""
+    every_minutes: float = 30.0
+    """Minutes between checkpoints."""
     keep: int = 2
-    """How many of the latest are kept."""
+    """How many of the latest are kept; the best is kept besides."""
+    best: Literal["agreement1", "agreement5", "divergence", "top1", "last"] = "agreement1"
+    """The metric on held-out images by which the checkpoint is chosen that `student/` holds;
+    supervised training takes top1 for agreement1. last: whatever came last."""
 
     def __post_init__(self) -> None:
         _require(
-            self.every_steps > 0 and self.keep > 0,
-            "checkpoint.every_steps and checkpoint.keep must be above 0",
+            self.every_steps > 0 and self.every_minutes > 0 and self.keep > 0,
+            "checkpoint.every_steps, every_minutes and keep must be above 0",
+        )
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What the student's frozen features are worth, where labels exist: k nearest neighbours and a
+    linear classifier on labeled training images, tested on labeled held-out ones."""
+
+    every_epochs: float = 10.0
+    """Epochs between probes, from the first evaluation on that is due; 0 makes none."""
+    images: int = 5000
+    """Labeled images to learn from, and as many at most to test on."""
+    neighbours: int = 20
+    """k (DINO, Caron et al. 2021, appendix E)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_epochs >= 0 and self.images > 0 and self.neighbours > 0,
+            "probe.every_epochs must be 0 or more, probe.images and probe.neighbours above 0",
         )
 
 
@@ -261,13 +290,15 @@ class RunConfig:
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
     evaluate_every_epochs: float = 1.0
-    """Epochs between evaluations on `data.val`."""
+    """Epochs between evaluations on held-out images."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """accelerate trackers that also receive the metrics."""
     resume: bool = False
     """Go on from the last checkpoint in `out`."""
     overwrite: bool = False
     """Delete what is in `out` first."""
+    allow_changes: list[str] = field(default_factory=list)
+    """Settings (`schedule.lr`), groups of them (`data`) or `teacher` that may differ on resume."""
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -275,6 +306,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         _require(

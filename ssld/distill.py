@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help must not
 
     from ssld.data.loading import Batch
     from ssld.network import Network
+    from ssld.tally import Tally
     from ssld.teacher import Teacher
 
 
@@ -52,23 +53,19 @@ class Distillation:
         distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)
         return {"divergence": loss.weight * distance}
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Sums over held-out images, `{metric: [sum, count]}`: accuracy where labels exist,
-        agreement@k with the teacher and the divergence where not."""
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
+        """What student and teacher say about held-out images, at the loss's temperature."""
         from ssld.divergence import divergence
-        from ssld.evaluate import accuracy_sums, add_sums, agreement_sums
+        from ssld.tally import Tally
 
-        sums: dict[str, Tensor] = {}
+        loss = self.loss
+        tally = Tally(self.teacher.num_classes, next(student.parameters()).device)
         for batch in batches:
-            targets = self.teacher(batch.images, self.loss.temperature)
+            targets = self.teacher(batch.images, loss.temperature)
             logits = student(batch.images).float()
-            distance = divergence(
-                self.loss.name, logits, targets, temperature=self.loss.temperature
-            )
-            add_sums(sums, accuracy_sums(logits, batch))
-            add_sums(sums, agreement_sums(logits, targets, batch))
-            add_sums(sums, {"divergence": (distance, batch.weight)})
-        return sums
+            distance = divergence(loss.name, logits, targets, temperature=loss.temperature)
+            tally.add(batch, logits / loss.temperature, targets, distance)
+        return tally
 
 
 def distill(config: DistillConfig) -> None:
@@ -78,9 +75,10 @@ def distill(config: DistillConfig) -> None:
         InputError: bad settings, sources, weights or launcher; nothing was written then.
     """
     from ssld.run.loop import train
-    from ssld.run.setup import Setup
+    from ssld.run.setup import Setup, check_out
     from ssld.teacher import open_teacher
 
+    check_out(config)
     setup = Setup(config)
     teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
     student = setup.open_student(teacher.num_classes, teacher.label_names)

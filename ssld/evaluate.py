@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,9 @@ from ssld.config import EvaluateConfig
 from ssld.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ssld.data.loading import Batch
     from ssld.network import Network
-
-Sums = dict[str, "Tensor"]
+    from ssld.tally import Tally
 
 
 def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float]:
@@ -32,46 +29,20 @@ def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
-def accuracy_sums(logits: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """Top-1 and top-5 hits of logits [b, classes] and which images count: labeled, readable."""
-    counted = batch.weight * (batch.labels >= 0)
-    ranked = logits.topk(min(5, logits.shape[-1])).indices  # [b, 5]
-    hits = (ranked == batch.labels[:, None]).float()
-    return {"top1": (hits[:, 0], counted), "top5": (hits.sum(1), counted)}
-
-
-def agreement_sums(
-    logits: Tensor, targets: Tensor, batch: Batch
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """agreement@1: both networks' best class is the same. agreement@5: the teacher's best class is
-    among the student's five best. logits and targets are [b, classes]."""
-    ranked = logits.topk(min(5, logits.shape[-1])).indices
-    hits = (ranked == targets.argmax(-1, keepdim=True)).float()
-    return {"agreement1": (hits[:, 0], batch.weight), "agreement5": (hits.sum(1), batch.weight)}
-
-
-def add_sums(sums: Sums, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Add per-image (value [b], weight [b]) to `{metric: float64 [sum, count]}`."""
+def accuracy(network: Network, batches: Iterable[Batch], precision: str = "fp32") -> Tally:
+    """What a network in eval mode gets right."""
     import torch
 
-    for name, (value, weight) in values.items():
-        total = torch.stack([(value.double() * weight).sum(), weight.double().sum()])
-        sums[name] = sums[name] + total if name in sums else total
-
-
-def accuracy(network: Network, batches: Iterable[Batch], precision: str = "fp32") -> Sums:
-    """`{"top1": [hits, count], "top5": ...}` of a network in eval mode."""
-    import torch
-
+    from ssld.tally import Tally
     from ssld.teacher import autocast
 
-    sums: Sums = {}
+    tally = Tally(network.num_classes, next(network.parameters()).device)
     with torch.inference_mode():
         for batch in batches:
             with autocast(batch.images.device, precision):
                 logits = network(batch.images)
-            add_sums(sums, accuracy_sums(logits.float(), batch))
-    return sums
+            tally.add(batch, logits.float())
+    return tally
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -104,8 +75,8 @@ def evaluate(config: EvaluateConfig) -> None:
         unreadables=unreadables,
         description="evaluate",
     )
-    sums = accuracy(network, batches, config.precision)
-    result = _result(network, sums, unreadables.count, len(sources))
+    tally = accuracy(network, batches, config.precision)
+    result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
     if config.out:
         temporary = Path(f"{config.out}.tmp")
@@ -129,8 +100,8 @@ def _open_model(config: EvaluateConfig) -> Network:
     )
 
 
-def _result(network: Network, sums: Sums, unreadable: int, sources: int) -> dict[str, Any]:
-    images = int(sums["top1"][1]) if "top1" in sums else 0
+def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> dict[str, Any]:
+    images = tally.counted("top1")[1]
     if images == 0:
         raise InputError(
             f"data: no labeled image in the {sources} given source(s); give a folder with one "
@@ -138,7 +109,7 @@ def _result(network: Network, sums: Sums, unreadable: int, sources: int) -> dict
         )
     result: dict[str, Any] = {"images": images, "unreadable": unreadable}
     for name in ("top1", "top5"):
-        hits = float(sums[name][0])
+        hits, _ = tally.counted(name)
         low, high = wilson(hits, images)
         result |= {name: hits / images, f"{name}_low": low, f"{name}_high": high}
     result["parameters"] = sum(p.numel() for p in network.model.parameters())

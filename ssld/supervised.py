@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ssld.data.loading import Batch
     from ssld.network import Network
+    from ssld.tally import Tally
 
 
 class Supervision:
@@ -44,14 +45,14 @@ class Supervision:
         )
         return {"cross_entropy": loss}
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Sums over held-out images, `{metric: [sum, count]}`."""
-        from ssld.evaluate import accuracy_sums, add_sums
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
+        """What the student says about held-out images."""
+        from ssld.tally import Tally
 
-        sums: dict[str, Tensor] = {}
+        tally = Tally(student.num_classes, next(student.parameters()).device)
         for batch in batches:
-            add_sums(sums, accuracy_sums(student(batch.images).float(), batch))
-        return sums
+            tally.add(batch, student(batch.images).float())
+        return tally
 
 
 def supervised(config: SupervisedConfig) -> None:
@@ -61,8 +62,9 @@ def supervised(config: SupervisedConfig) -> None:
         InputError: bad settings, sources or launcher; nothing was written then.
     """
     from ssld.run.loop import train
-    from ssld.run.setup import Setup
+    from ssld.run.setup import Setup, check_out
 
+    check_out(config)
     setup = Setup(config)
     student = setup.open_student(None, None)
     setup.describe({"student": student})

@@ -3,6 +3,7 @@ sample passes through Python twice and nothing is collated."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -194,7 +195,7 @@ def _load(
         sampler=_Sampler(rows),  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         prefetch_factor=2,
         generator=torch.Generator(),  # else the loader draws a seed from the global generator
     )
@@ -204,5 +205,9 @@ def _load(
         yield batch
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # Clusters and Ctrl-C signal the whole process group. A worker is ended by the process that it
+    # loads for, which still needs batches until its checkpoint is written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -105,6 +105,9 @@ class ManifestSource:
     def label(self, i: int) -> str | int | None:
         return self._rows["label"][i].as_py() if "label" in self._rows.column_names else None
 
+    def size(self, i: int) -> None:
+        return None
+
     def read(self, i: int) -> bytes:
         if self._blob_file is None:
             return read_all(self.location(i))

@@ -64,6 +64,9 @@ class ShardSource:
         label = self._table["label"][i].as_py()
         return int(label) if label is not None and self._numeric else label
 
+    def size(self, i: int) -> int:
+        return int(self._sizes[i])
+
     def read(self, i: int) -> bytes:
         shard = self.shards[self._shard[i]]
         return read_range(shard, int(self._offsets[i]), int(self._sizes[i]))

@@ -33,8 +33,12 @@ class Source(Protocol):
         """Class name, class number, or None for an unlabeled image."""
         ...
 
+    def size(self, i: int) -> int | None:
+        """Bytes of the encoded image, where the source knows them without reading it."""
+        ...
+
     def read(self, i: int) -> bytes:
-        """The encoded image. Raises OSError."""
+        """The encoded image. Raises OSError, Unreadable when it is not what it was at the start."""
         ...
 
 

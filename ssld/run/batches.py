@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,10 @@ from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.data.views import EvalView
 from ssld.errors import InputError
+from ssld.run.folder import write_atomically
+
+Entry = tuple[int, str, str, str]
+"""Source number, sample id, location and reason of an unreadable image."""
 
 
 class Unreadables:
@@ -26,16 +30,19 @@ class Unreadables:
         log: JSON-lines file that names each one, or None.
     """
 
-    def __init__(self, sources: Sequence[Source], limit: float, log: Path | None) -> None:
+    def __init__(self, sources: Sequence[Source], limit: float, log: Path | None = None) -> None:
         self.sources = sources
         self.limit = limit
         self.log = log
-        self.seen: list[set[str]] = [set() for _ in sources]
+        self.entries: dict[tuple[int, str], Entry] = {}
+        self.new: list[Entry] = []
+        """Found by this process since the last `merge`."""
+        self.counts = [0 for _ in sources]
 
     @property
     def count(self) -> int:
-        """How many different images could not be read so far, on this process."""
-        return sum(map(len, self.seen))
+        """How many different images could not be read so far, on all processes."""
+        return len(self.entries)
 
     def add(self, batch: Batch) -> None:
         """Note a batch's unreadable images.
@@ -43,20 +50,51 @@ class Unreadables:
         Raises:
             InputError: a source exceeds the limit.
         """
-        for source, sample_id, location, reason in batch.unreadable:
-            if sample_id in self.seen[source]:
-                continue
-            self.seen[source].add(sample_id)
-            tqdm.write(f"unreadable, left out: {location} ({reason})", file=sys.stderr)
-            if self.log is not None:
-                entry = {"sample_id": sample_id, "location": location, "reason": reason}
-                with self.log.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-            self._check(source, location, reason)
+        for entry in batch.unreadable:
+            if self._note(entry):
+                _, _, location, reason = entry
+                tqdm.write(f"unreadable, left out: {location} ({reason})", file=sys.stderr)
+                self._check(entry)
 
-    def _check(self, number: int, location: str, reason: str) -> None:
-        source, bad = self.sources[number], len(self.seen[number])
+    def _note(self, entry: Entry) -> bool:
+        fresh = entry[:2] not in self.entries
+        if fresh:
+            self.entries[entry[:2]] = entry
+            self.counts[entry[0]] += 1
+            self.new.append(entry)
+        return fresh
+
+    def merge(self, found: Sequence[Entry]) -> None:
+        """Take in what all processes found since the last time, and bring the log up to date."""
+        for entry in sorted(found):
+            self._note(tuple(entry))  # type: ignore[arg-type]
+        self.new.clear()
+
+    def restore(self, known: Sequence[Entry]) -> None:
+        """Take over what was known when a checkpoint was written."""
+        for entry in known:
+            self._note(tuple(entry))  # type: ignore[arg-type]
+        self.new.clear()
+
+    def write(self) -> None:
+        """Write the log, sorted; deletes it where there is nothing to say."""
+        if self.log is None:
+            return
+        if not self.entries:
+            self.log.unlink(missing_ok=True)
+            return
+        names = ("sample_id", "location", "reason")
+        lines = [
+            json.dumps(dict(zip(names, entry[1:], strict=True)))
+            for entry in sorted(self.entries.values())
+        ]
+        write_atomically(self.log, "\n".join(lines) + "\n")
+
+    def _check(self, entry: Entry) -> None:
+        number, _, location, reason = entry
+        source, bad = self.sources[number], self.counts[number]
         if bad > self.limit * len(source):
+            self.write()
             raise InputError(
                 f"{source.path}: {bad} of {len(source)} images cannot be read, more than "
                 f"data.max_unreadable allows ({self.limit:.1%}), the last one {location} "
@@ -64,15 +102,14 @@ class Unreadables:
             )
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy what the networks need to `device`; overlaps with compute when memory is pinned."""
-    for batch in batches:
-        yield dataclasses.replace(
-            batch,
-            images=batch.images.to(device, non_blocking=True),
-            weight=batch.weight.to(device, non_blocking=True),
-            labels=batch.labels.to(device, non_blocking=True),
-        )
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy what the networks need; overlaps with compute when memory is pinned."""
+    return dataclasses.replace(
+        batch,
+        images=batch.images.to(device, non_blocking=True),
+        weight=batch.weight.to(device, non_blocking=True),
+        labels=batch.labels.to(device, non_blocking=True),
+    )
 
 
 def eval_batches(
@@ -105,9 +142,9 @@ def eval_batches(
     with tqdm(
         total=images, desc=description, unit="img", disable=rank > 0 or not description, leave=False
     ) as bar:
-        for batch in on_device(batches, device):
+        for batch in batches:
             unreadables.add(batch)
-            yield batch
+            yield to_device(batch, device)
             bar.update(min(len(batch.ids) * world, images - bar.n))
 
 

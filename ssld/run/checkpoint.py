@@ -6,6 +6,8 @@ follows from the seed and the step's number.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,32 +32,51 @@ def save(
     optimizer: dict[str, Any],
     state: dict[str, Any],
     keep: int,
+    best: int | None = None,
 ) -> Path:
-    """Write `folder/step-00000123` and delete all but the `keep` latest.
+    """Write `folder/step-00000123` and delete all but the `keep` latest and step `best`.
 
     Args:
         networks: saved as `<name>.safetensors` each.
         optimizer: a state dict of tensors and numbers.
         state: anything that JSON holds.
+
+    Raises:
+        InputError: it cannot be written; the earlier checkpoints are untouched.
     """
-    final = folder / f"step-{step:08d}"
+    final = at(folder, step)
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, network in networks.items():
-        save_file(tensors(network), temporary / f"{name}.safetensors")
-    torch.save(optimizer, temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
-    digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-    (temporary / "manifest.json").write_text(json.dumps(digests, indent=2))
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
-    _sync(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, network in networks.items():
+            save_file(tensors(network), temporary / f"{name}.safetensors")
+        torch.save(optimizer, temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
+        digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps(digests, indent=2))
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+        _sync(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's writer
+        shutil.rmtree(temporary, ignore_errors=True)
+        whole = _all(folder)
+        raise InputError(
+            f"checkpoint {final} cannot be written ({_reason(error, folder)}); "
+            f"{f'the last good one is {whole[-1].name}' if whole else 'there is none yet'}: "
+            "free space or mend the folder, then go on with --resume"
+        ) from error
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != at(folder, best if best is not None else -1):
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def at(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is or will be."""
+    return folder / f"step-{step:08d}"
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -63,7 +85,8 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint whose files all have the recorded sha256; damaged ones are named."""
+    """The newest checkpoint whose files all have the recorded sha256; damaged ones are named on
+    stderr."""
     for path in reversed(_all(folder)):
         problem = _problem(path)
         if problem is None:
@@ -84,18 +107,42 @@ def load(
         InputError: the checkpoint is of another network.
     """
     for name, network in networks.items():
-        try:
-            network.load_state_dict(load_file(path / f"{name}.safetensors"))
-        except (RuntimeError, OSError) as error:
-            raise InputError(
-                f"{path} does not fit the {name}: {' '.join(str(error).split())}"
-            ) from error
+        load_network(path, name, network)
     optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
-    return optimizer, json.loads((path / "state.json").read_text())
+    return optimizer, read_state(path)
+
+
+def load_network(path: Path, name: str, network: nn.Module) -> None:
+    """Fill one network from a checkpoint.
+
+    Raises:
+        InputError: the checkpoint is of another network, or not whole.
+    """
+    try:
+        network.load_state_dict(load_file(path / f"{name}.safetensors"))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} does not fit the {name}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The `state` that a checkpoint was saved with, and its `step`."""
+    return json.loads((path / "state.json").read_text())
 
 
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    # torch.save and safetensors bury the cause; a full disk is the one that matters.
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < 2**20:
+            return os.strerror(errno.ENOSPC)
+    return " ".join(str(error).split())[:200]
 
 
 def _problem(path: Path) -> str | None:

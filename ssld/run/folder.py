@@ -2,17 +2,19 @@
 
 config.yaml       resolved settings          metrics.jsonl   one JSON object a line
 run.json          versions, data, networks   unreadable.jsonl  images that could not be read
-checkpoints/      training state             student/        timm folder with the trained student
+checkpoints/      training state             student/        timm folder with the best student
 report.html       curves and pictures        tensorboard/    the same metrics
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,17 @@ import yaml
 from ssld.config import RunConfig
 from ssld.errors import InputError
 
-HARMLESS = {"out", "resume", "overwrite", "log_every_steps", "trackers", "checkpoint", "workers"}
+HARMLESS = (
+    "out",
+    "resume",
+    "overwrite",
+    "allow_changes",
+    "trackers",
+    "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.keep",
+    "data.workers",
+)
 """Settings that may differ on resume because they do not change the result."""
 
 
@@ -60,45 +72,96 @@ class RunFolder:
             InputError: it was made with settings that give another result.
         """
         previous = self.path / "config.yaml"
-        if config.resume and previous.is_file():
-            self._refuse_changes(previous, config)
+        changed = self._changes(previous, config) if config.resume else []
         if not self.main:
             return
         if config.overwrite and self.path.is_dir():
-            for path in self.path.iterdir():
+            # config.yaml last: it is what makes this a run folder that may be overwritten.
+            for path in sorted(self.path.iterdir(), key=lambda p: p == previous):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for line in changed:
+            print(f"resuming with changed settings: {line}")
+        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(previous, yaml.safe_dump(_plain(config), sort_keys=False))
-        run = {**facts, "versions": versions()}
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        run = {
+            **facts,
+            "versions": versions(),
+            "changed_on_resume": self._changed_before() + changed,
+        }
         write_atomically(self.path / "run.json", json.dumps(run, indent=2) + "\n")
 
-    def _refuse_changes(self, previous: Path, config: RunConfig) -> None:
+    def _changes(self, previous: Path, config: RunConfig) -> list[str]:
+        """What differs from the settings that the folder was made with."""
+        if not previous.is_file():
+            return []
         old, new = _flat(yaml.safe_load(previous.read_text())), _flat(_plain(config))
-        changed = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        absent = object()  # a setting that the other version of ssld did not know
+        changed = {
+            key: f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not HARMLESS & set(key.split("."))
-        ]
-        if changed:
+            if old.get(key, absent) != new.get(key, absent) and not _under(key, HARMLESS)
+        }
+        refused = [said for k, said in changed.items() if not _under(k, config.allow_changes)]
+        if refused:
+            keys = [key for key in changed if not _under(key, config.allow_changes)]
+            more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
             raise InputError(
-                f"--resume in {self.path} with other settings: {'; '.join(changed[:5])}; set them "
-                "back, or use another `out`"
+                f"--resume in {self.path} with other settings: {'; '.join(refused[:8])}{more}; set "
+                f"them back, use another `out`, or allow it with --allow_changes '{json.dumps(keys)}'"
             )
+        return list(changed.values())
+
+    def _changed_before(self) -> list[str]:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.path / "run.json").read_text()).get("changed_on_resume", [])
+        return []
+
+    def record(self, key: str, value: Any) -> None:
+        """Add a fact to run.json."""
+        facts = json.loads((self.path / "run.json").read_text())
+        write_atomically(self.path / "run.json", json.dumps(facts | {key: value}, indent=2) + "\n")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if self.main:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resume repeats."""
-        metrics = self.path / "metrics.jsonl"
-        if self.main and metrics.is_file():
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            write_atomically(metrics, "".join(kept))
+    def lines(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl."""
+        return read_lines(self.metrics)
+
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk, before a checkpoint says that its lines are there."""
+        if self.main and self.metrics.is_file():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def go_back_to(self, step: int, pending_evaluation: bool) -> None:
+        """Drop the metrics of what a resume repeats."""
+        if not self.main:
+            return
+        kept = [
+            line
+            for line in self.lines()
+            if line["step"] < step
+            or (line["step"] == step and not (pending_evaluation and line["kind"] == "eval"))
+        ]
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # written anew from the lines
+
+
+def read_lines(metrics: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; one that was cut off by a kill is left out."""
+    if not metrics.is_file():
+        return []
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def versions() -> dict[str, str]:
@@ -110,7 +173,12 @@ def versions() -> dict[str, str]:
 def _plain(config: RunConfig) -> dict[str, Any]:
     """As YAML and JSON know it: lists for tuples."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {**plain, "resume": False, "overwrite": False}
+    return {**plain, "resume": False, "overwrite": False, "allow_changes": []}
+
+
+def _under(key: str, names: Sequence[str]) -> bool:
+    """Whether `key` is one of the settings or in one of the groups."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,41 +1,43 @@
 """The one training loop. A task says what a step's losses are; everything else is here.
 
-A task has `losses(student, batch) -> {term: float32 [b]}` and
-`evaluate(student, batches) -> {metric: [sum, count]}`; see `ssld/distill.py`.
+A task has `losses(student, batch) -> {term: float32 [b]}` and `evaluate(student, batches) -> Tally`;
+see `ssld/distill.py`. Lines, evaluations and checkpoints happen only where a line of metrics.jsonl
+is due, so that a run that was killed and resumed has exactly the lines of one that was not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from ssld.data.loading import Batch, train_batches
+from ssld.errors import Interrupted
 from ssld.network import Network
 from ssld.run import checkpoint
 from ssld.run.batch_norm import synchronise
-from ssld.run.batches import Unreadables, eval_batches, on_device
-from ssld.run.export import export
+from ssld.run.batches import Unreadables, eval_batches, to_device
+from ssld.run.judgement import Judge
 from ssld.run.optimizer import build_optimizer, learning_rate
+from ssld.run.preemption import Preemption
 from ssld.run.progress import Progress
-from ssld.run.report import write_report
-from ssld.run.samples import views_as_seen
 from ssld.run.setup import Run
+from ssld.tally import Tally
 
 
 class Task(Protocol):
-    def losses(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]: ...
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> dict[str, Tensor]: ...
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally: ...
 
 
 class Trainer:
-    """The state of one run: networks, optimizer, step."""
+    """The state of one run: networks, optimizer, step, and which checkpoint was the best."""
 
     def __init__(self, run: Run, task: Task, student: Network) -> None:
         config, accelerator = run.config, run.accelerator
@@ -61,6 +63,10 @@ class Trainer:
             student, build_optimizer(student, config.optimizer)
         )
         self.step = 0
+        self.best: dict[str, Any] | None = None
+        """Step, metric and value of the best evaluation so far."""
+        self.evaluation_pending = False
+        """The last checkpoint was written in the middle of its step's evaluation."""
         self.unreadables = Unreadables(
             run.sources, config.data.max_unreadable, run.folder.path / "unreadable.jsonl"
         )
@@ -70,46 +76,52 @@ class Trainer:
         """The network that is evaluated and exported: the average where there is one."""
         return self.ema.module if self.ema else self.student
 
-    def train_step(self, batches: Iterator[Batch], progress: Progress) -> None:
-        """One optimizer step on `accumulate` batches."""
-        run, config = self.run, self.run.config
-        rate = learning_rate(
-            config.schedule,
+    def rate(self) -> float:
+        """The learning rate of the coming step."""
+        run = self.run
+        return learning_rate(
+            run.config.schedule,
             self.step,
             total_steps=run.total_steps,
             steps_per_epoch=run.steps_per_epoch,
-            batch_size=config.batch_size,
+            batch_size=run.config.batch_size,
         )
+
+    def train_step(self, batches: Iterator[Batch], progress: Progress) -> None:
+        """One optimizer step on `accumulate` batches."""
+        run, config, clock = self.run, self.run.config, progress.clock
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate()
         torch.manual_seed(_step_seed(config.seed, self.step, run.rank))
         self.model.train()
         for micro in range(config.accumulate):
             batch = progress.wait_for(batches)
             self.unreadables.add(batch)
+            with clock.section("transfer"):
+                batch = to_device(batch, run.accelerator.device)
             with self._reduce_only(micro == config.accumulate - 1):
                 with run.accelerator.autocast():
-                    terms = self.task.losses(self.model, batch)
+                    terms = self.task.losses(clock.timed("student_forward", self.model), batch)
                 loss = torch.stack(list(terms.values())).sum(0)  # [b]
                 # An unreadable image weighs 0; the others keep their 1 / batch_size, so that the
                 # gradient does not depend on how images are spread over processes.
                 mean = (loss * batch.weight).sum() / len(loss)
-                run.accelerator.backward(mean / config.accumulate)
+                with clock.backward():
+                    run.accelerator.backward(mean / config.accumulate)
             progress.add(self.step, terms, batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        if self.ema and not self.optimizer.step_was_skipped:
-            self.ema.update(self.student, step=self.step)
+        with clock.section("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+            if self.ema and not self.optimizer.step_was_skipped:
+                self.ema.update(self.student, step=self.step)
 
     def _reduce_only(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.run.accelerator.no_sync(self.model)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on `data.val`, over all processes; empty without one."""
+    def evaluate(self, stop: Preemption) -> Tally | None:
+        """The held-out images over all processes; None when a signal cut it short."""
         run = self.run
-        if not run.val:
-            return {}
         network = self.result.eval()
         batches = eval_batches(
             run.val,
@@ -117,17 +129,17 @@ class Trainer:
             batch_size=max(1, run.config.batch_size // run.world),
             workers=run.config.data.workers,
             device=run.accelerator.device,
-            unreadables=Unreadables(run.val, run.config.data.max_unreadable, None),
+            unreadables=Unreadables(run.val, run.config.data.max_unreadable),
             label_index=run.val_labels,
             rank=run.rank,
             world=run.world,
             description="evaluate",
         )
         with torch.inference_mode(), run.accelerator.autocast():
-            sums = self.task.evaluate(network, batches)
-        return _means(run, sums)
+            tally = self.task.evaluate(network, _until(stop, batches))
+        return tally if tally.reduce(run.accelerator, stop.asked) else None
 
-    def _saved(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         """The networks of a checkpoint, by file name."""
         average = {"ema": self.ema.module.model} if self.ema else {}
         return {"student": self.student.model, **average}
@@ -137,47 +149,67 @@ class Trainer:
         run = self.run
         if run.accelerator.is_main_process:
             scaler = run.accelerator.scaler
+            run.folder.sync()
             checkpoint.save(
                 run.folder.path / "checkpoints",
                 self.step,
-                networks=self._saved(),
+                networks=self.networks(),
                 optimizer=self.optimizer.state_dict(),
                 state={
+                    "best": self.best,
+                    "evaluation_pending": self.evaluation_pending,
                     "scaler": scaler.state_dict() if scaler else None,
                     "teacher_sha256": run.facts.get("teacher_sha256"),
                     "data_sha256": run.facts["data_sha256"],
+                    "unreadable": sorted(self.unreadables.entries.values()),
                 },
                 keep=run.config.checkpoint.keep,
+                best=self.best["step"] if self.best else None,
             )
         run.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
-        """Go on from the latest sound checkpoint, if there is one."""
-        run = self.run
-        path = checkpoint.latest(run.folder.path / "checkpoints")
+        """Go on from the checkpoint that the set-up chose, if there is one."""
+        run, path = self.run, self.run.previous
         if path is None:
-            run.folder.forget_after(0)
-            return
-        optimizer, state = checkpoint.load(path, self._saved(), run.accelerator.device)
-        run.check_same(state)
-        self.optimizer.load_state_dict(optimizer)
-        if run.accelerator.scaler and state["scaler"]:
-            run.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        run.folder.forget_after(self.step)
-        run.accelerator.print(f"resumed from {path} at step {self.step}")
+            run.folder.go_back_to(0, True)
+        else:
+            optimizer, state = checkpoint.load(path, self.networks(), run.accelerator.device)
+            self.optimizer.load_state_dict(optimizer)
+            if run.accelerator.scaler and state["scaler"]:
+                run.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step, self.best = state["step"], state["best"]
+            self.evaluation_pending = state["evaluation_pending"]
+            self.unreadables.restore(state["unreadable"])
+            run.folder.go_back_to(self.step, self.evaluation_pending)
+            run.accelerator.print(f"resumed from {path} at step {self.step}")
+        if run.accelerator.is_main_process:
+            self.unreadables.write()
+        run.accelerator.wait_for_everyone()
 
 
 def train(run: Run, task: Task, student: Network) -> None:
     """Train `student` for `run.total_steps`, then export it and write the report.
 
     Raises:
-        InputError: too many unreadable images, a loss that is not finite.
+        InputError: too many unreadable images, a loss that is not finite, a full disk.
+        Interrupted: a signal asked for an end and a checkpoint is written; a process was lost.
     """
+    judge = Judge(run, student)
     trainer = Trainer(run, task, student)
     if run.config.resume:
         trainer.restore()
-    config, progress = run.config, Progress(run, trainer.step)
+    progress = Progress(run, trainer.step, trainer.unreadables)
+    try:
+        with progress, Preemption() as stop:
+            _loop(trainer, progress, judge, stop)
+        judge.finish(trainer)
+    except RuntimeError as error:
+        raise _lost_process(error) or error from error
+
+
+def _loop(trainer: Trainer, progress: Progress, judge: Judge, stop: Preemption) -> None:
+    run, config = trainer.run, trainer.run.config
     batches = train_batches(
         run.sources,
         run.order,
@@ -192,50 +224,66 @@ def train(run: Run, task: Task, student: Network) -> None:
         pin=run.accelerator.device.type == "cuda",
         label_index=run.train_labels,
     )
-    evaluate_every = max(1, round(config.evaluate_every_epochs * run.steps_per_epoch))
-    with progress:
-        feed = on_device(batches, run.accelerator.device)
-        while trainer.step < run.total_steps:
-            trainer.train_step(feed, progress)
-            last = trainer.step == run.total_steps
-            due = last or trainer.step % config.checkpoint.every_steps == 0
-            if due or trainer.step % config.log_every_steps == 0:
-                progress.log(trainer.step, trainer.optimizer, trainer.unreadables.count)
-            if last or trainer.step % evaluate_every == 0:
-                progress.log_evaluation(trainer.step, trainer.evaluate())
-            if due:
-                trainer.save()
-    _finish(run, trainer)
+    if run.teacher is not None:
+        progress.clock.time_calls("teacher", run.teacher)
+    progress.clock.watch(trainer.model)
+    if trainer.evaluation_pending:
+        if judge.judge(trainer, progress, stop):
+            _leave(trainer, stop)
+        trainer.save()
+    while trainer.step < run.total_steps:
+        rate = trainer.rate()
+        trainer.train_step(batches, progress)
+        step = trainer.step
+        if not run.line_due(step):
+            continue
+        asked, overdue = progress.log(step, rate, stop.asked)
+        improved = False
+        if run.val and run.due(step, config.evaluate_every_epochs * run.steps_per_epoch):
+            trainer.evaluation_pending, before = True, trainer.best
+            asked = asked or judge.judge(trainer, progress, stop)
+            improved = trainer.best != before
+        if asked:
+            _leave(trainer, stop)
+        if improved or overdue or run.due(step, config.checkpoint.every_steps):
+            trainer.save()
+            progress.saved_now()
+        progress.restart_clock()
 
 
-def _finish(run: Run, trainer: Trainer) -> None:
-    if run.accelerator.is_main_process:
-        export(trainer.result, run.folder.path / "student", run.facts)
-        write_report(run.folder.path, run.facts, views_as_seen(run, trainer.result))
-        run.accelerator.print(
-            f"student: {run.folder.path / 'student'}\nreport:  {run.folder.path / 'report.html'}"
+def _leave(trainer: Trainer, stop: Preemption) -> None:
+    trainer.save()
+    raise Interrupted(
+        f"{stop.signal or 'a signal to another process'}: the checkpoint of step {trainer.step} is "
+        "written; go on with --resume"
+    )
+
+
+def _until(stop: Preemption, batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if stop.asked:
+            return
+        yield batch
+
+
+def _lost_process(error: RuntimeError) -> Interrupted | None:
+    """What a RuntimeError of torch says when another process is gone, or None for other errors."""
+    said = " ".join(str(error).split())
+    if "DataLoader worker" in said:
+        return Interrupted(
+            f"a loader process is gone ({said[:200]}), often for lack of memory: free some or lower "
+            "data.workers, then go on with --resume"
         )
-    run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in said.lower()
+    if lost or "Connection closed by peer" in said:
+        return Interrupted(
+            f"another process of this run is gone or cannot be reached ({said[:200]}); what it said "
+            "itself tells why; go on with --resume"
+        )
+    return None
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of dropout, stochastic depth and mixup at one step, a function of where it is."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _means(run: Run, sums: dict[str, Tensor]) -> dict[str, float]:
-    """[sum, count] over all processes -> mean, leaving out what was never counted."""
-    names = sorted(sums)
-    if run.world > 1:
-        from accelerate.utils import gather_object
-
-        names = sorted(set(gather_object(names)))
-    means = {}
-    for name in names:
-        pair = sums.get(name, torch.zeros(2, dtype=torch.float64, device=run.accelerator.device))
-        total, count = run.accelerator.reduce(pair.clone(), "sum").tolist()  # type: ignore[union-attr]
-        if count > 0:
-            means[name] = total / count
-    return means

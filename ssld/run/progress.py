@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from ssld.data.loading import Batch
 from ssld.errors import InputError
+from ssld.run.batches import Unreadables
+from ssld.run.timing import StepClock
 
 if TYPE_CHECKING:
     from ssld.run.setup import Run
+
+CLOCK_KEYS = {"seconds", "images_per_second", "images_per_second_per_device", "supervised_ratio"}
+
+
+def depends_on_the_clock(key: str) -> bool:
+    """Whether a value of metrics.jsonl may differ between two runs that are otherwise the same."""
+    return key in CLOCK_KEYS or key.endswith("_percent")
 
 
 class Progress:
     """Collects losses on the device and looks at them only when a line is due, so that the
     processor never waits for the accelerator in between."""
 
-    def __init__(self, run: Run, first_step: int) -> None:
+    def __init__(self, run: Run, first_step: int, unreadables: Unreadables) -> None:
         self.run = run
+        self.unreadables = unreadables
+        self.clock = StepClock(run.accelerator.device)
         self.steps_logged = first_step
         self.kept: list[tuple[int, dict[str, Tensor], Batch]] = []
-        self.waited_seconds = 0.0
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
         self.bar = tqdm(
             total=run.total_steps,
             initial=first_step,
@@ -36,86 +48,124 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
-        trackers = self.run.accelerator
-        trackers.init_trackers(
-            "tensorboard" if "tensorboard" in self.run.config.trackers else "ssld"
-        )
+        accelerator, trackers = self.run.accelerator, self.run.config.trackers
+        accelerator.init_trackers("tensorboard" if "tensorboard" in trackers else "ssld")
+        if "tensorboard" in trackers and accelerator.is_main_process:
+            # metrics.jsonl is the truth: what a killed run had not flushed, or had to repeat, is
+            # neither missing nor double.
+            for line in self.run.folder.lines():
+                accelerator.get_tracker("tensorboard").log(_scalars(line), step=line["step"])
+        self.started = self.saved = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def wait_for(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time it took counts as waiting for data."""
-        before = time.monotonic()
-        batch = next(batches)
-        self.waited_seconds += time.monotonic() - before
-        return batch
+        """The next batch; the time it takes counts as waiting for data."""
+        with self.clock.section("data_wait"):
+            return next(batches)
 
     def add(self, step: int, terms: dict[str, Tensor], batch: Batch) -> None:
         """Keep one forward pass's losses, {term: [b]}, until the next line."""
         self.kept.append((step, {name: loss.detach() for name, loss in terms.items()}, batch))
 
-    def log(self, step: int, optimizer: Any, unreadable: int) -> None:
+    def log(self, step: int, rate: float, stop: bool) -> tuple[bool, bool]:
         """Write the line of the steps since the last one.
+
+        Args:
+            rate: the last step's learning rate.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            whether any process was asked to stop; whether `checkpoint.every_minutes` are over on
+            the main process. The same on all processes.
 
         Raises:
             InputError: a loss was not finite; names the term, the step and the samples.
         """
-        if not self.kept:
-            return
         run, names = self.run, list(self.kept[0][1])
         sums = [sum((t[name].double() * b.weight).sum() for _, t, b in self.kept) for name in names]
         images = sum(b.weight.double().sum() for _, _, b in self.kept)
+        overdue = time.monotonic() - self.saved > 60 * run.config.checkpoint.every_minutes
+        votes = [float(stop), float(overdue and run.rank == 0), float(len(self.unreadables.new))]
         totals = torch.stack([torch.as_tensor(x) for x in [*sums, images]])
-        extra = torch.tensor([float(unreadable)], dtype=totals.dtype, device=totals.device)
+        extra = torch.tensor(votes, dtype=totals.dtype, device=totals.device)
         reduced: Any = run.accelerator.reduce(torch.cat([totals, extra]), "sum")
-        *sums, images, unreadable = reduced.tolist()
+        *sums, images, stops, overdue, unreadable = reduced.tolist()
         if not all(map(_finite, sums)):
             self._alarm()
-        now = time.monotonic()
-        seconds = max(now - self.started, 1e-9)
-        samples = (step - self.steps_logged) * run.config.batch_size
+        if unreadable:
+            new = gather_object(self.unreadables.new) if run.world > 1 else self.unreadables.new
+            self.unreadables.merge(new)
+            if run.accelerator.is_main_process:
+                self.unreadables.write()
         terms = {name: x / max(images, 1) for name, x in zip(names, sums, strict=True)}
-        line = {
-            "kind": "train",
-            "step": step,
-            "epoch": round(step / run.steps_per_epoch, 4),
-            "loss": sum(terms.values()),
-            **terms,
-            "lr": optimizer.param_groups[0]["lr"],
-            "images_per_second": round(samples / seconds, 2),
-            "data_wait_percent": round(100 * self.waited_seconds / seconds, 2),
-            "unreadable": int(unreadable),
-            "seconds": round(seconds, 3),
-        }
-        self._write(line)
-        self.bar.set_postfix(
-            loss=f"{line['loss']:.4f}",
-            lr=f"{line['lr']:.3g}",
-            img_s=f"{line['images_per_second']:.0f}",
-            data_wait=f"{line['data_wait_percent']:.0f}%",
-            refresh=False,
+        self._write(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": round(step / run.steps_per_epoch, 4),
+                "loss": sum(terms.values()),
+                **terms,
+                "lr": rate,
+                "unreadable": self.unreadables.count,
+                **self._speed(step - self.steps_logged),
+            }
         )
-        self.bar.update(step - self.steps_logged)
         self.kept.clear()
-        self.waited_seconds, self.started, self.steps_logged = 0.0, now, step
+        self.steps_logged = step
+        self.restart_clock()
+        return stops > 0, overdue > 0
 
-    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the line of an evaluation; its time does not count into the training rate."""
-        if metrics:
-            epoch = round(step / self.run.steps_per_epoch, 4)
-            self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics})
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            if self.run.accelerator.is_main_process:
-                tqdm.write(f"step {step}: {shown}")
+    def _speed(self, steps: int) -> dict[str, float]:
+        """Rates of the steps since the last line, and where their time went on this process."""
+        run, seconds = self.run, self.clock.take()
+        whole = max(time.monotonic() - self.started, 1e-9)
+        rate = steps * run.config.batch_size / whole
+        seconds["other"] = max(0.0, whole - sum(seconds.values()))
+        speed = {
+            "images_per_second": round(rate, 2),
+            "images_per_second_per_device": round(rate / run.world, 2),
+            **{f"{name}_percent": round(100 * x / whole, 2) for name, x in seconds.items()},
+            "seconds": round(whole, 3),
+        }
+        flops = run.facts["flops_per_image"] * rate / run.world
+        speed["mfu_percent"] = round(100 * flops / run.facts["peak_flops"], 2)
+        if run.teacher is not None:
+            speed["supervised_ratio"] = round((whole - seconds["teacher"]) / whole, 4)
+        return speed
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last line out of the training rate."""
+        self.clock.spans.clear()
         self.started = time.monotonic()
-        self.waited_seconds = 0.0
+
+    def saved_now(self) -> None:
+        """A checkpoint was written: `checkpoint.every_minutes` count from here."""
+        self.saved = time.monotonic()
+
+    def log_evaluation(self, step: int, metrics: dict[str, float], verdict: str) -> None:
+        """Write the line of an evaluation."""
+        epoch = round(step / self.run.steps_per_epoch, 4)
+        self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics, "verdict": verdict})
+        names = ("top1", "agreement1", "divergence", "knn", "linear")
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+        if self.run.accelerator.is_main_process:
+            tqdm.write(f"step {step}: {shown}: {verdict}", file=sys.stdout)
 
     def _write(self, line: dict[str, Any]) -> None:
         self.run.folder.log(line)
-        values = {f"{line['kind']}/{k}": v for k, v in line.items() if k not in ("kind", "step")}
-        self.run.accelerator.log(values, step=line["step"])
+        self.run.accelerator.log(_scalars(line), step=line["step"])
+        if line["kind"] == "train":
+            self.bar.set_postfix(
+                loss=f"{line['loss']:.4f}",
+                lr=f"{line['lr']:.3g}",
+                img_s=f"{line['images_per_second']:.0f}",
+                data_wait=f"{line['data_wait_percent']:.0f}%",
+                refresh=False,
+            )
+            self.bar.update(line["step"] - self.steps_logged)
 
     def _alarm(self) -> None:
         for step, terms, batch in self.kept:
@@ -130,6 +180,14 @@ class Progress:
                         "these images; the last checkpoint is intact"
                     )
         raise InputError("the loss is not finite on another process, which names the samples")
+
+
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    return {
+        f"{line['kind']}/{key}": value
+        for key, value in line.items()
+        if key not in ("kind", "step") and isinstance(value, int | float)
+    }
 
 
 def _finite(value: float) -> bool:

@@ -11,18 +11,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from ssld.config import DistillConfig, RunConfig
 from ssld.data.loading import LabelIndex
+from ssld.data.part import hold_out
 from ssld.data.sampling import Order
 from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
 from ssld.errors import InputError
 from ssld.evaluate import accuracy, wilson
 from ssld.network import Network, open_network
+from ssld.run import checkpoint
 from ssld.run.batches import Unreadables, class_names, eval_batches, label_index
 from ssld.run.folder import RunFolder
 from ssld.run.optimizer import build_optimizer
+from ssld.run.timing import peak_flops
 from ssld.run.topology import check_launcher, open_accelerator
 from ssld.teacher import Teacher
 
@@ -47,24 +51,30 @@ class Run:
     total_steps: int
     facts: dict[str, Any]
     teacher: Teacher | None
+    previous: Path | None
+    """The checkpoint to go on from."""
+    labeled: list[Source]
+    """Training images whose labels may be read for a probe, not for training."""
 
     @property
     def steps_per_epoch(self) -> float:
         return self.order.samples_per_epoch / self.config.batch_size
 
-    def check_same(self, state: dict[str, Any]) -> None:
-        """A checkpoint must come from the same teacher and the same images.
+    @property
+    def best_by(self) -> str:
+        """The metric that decides which checkpoint is the best, or last."""
+        best = self.config.checkpoint.best
+        by_agreement = best in ("agreement1", "agreement5", "divergence")
+        return "top1" if self.teacher is None and by_agreement else best
 
-        Raises:
-            InputError: it does not.
-        """
-        for key, what in (("teacher_sha256", "teacher"), ("data_sha256", "set of images")):
-            if state.get(key) != self.facts.get(key):
-                raise InputError(
-                    f"--resume in {self.config.out} with another {what} (sha256 was "
-                    f"{str(state.get(key))[:12]}, is {str(self.facts.get(key))[:12]}); give the "
-                    "same one, or another `out`"
-                )
+    def line_due(self, step: int) -> bool:
+        """Everything beyond the step itself happens where a line of metrics.jsonl is due."""
+        return step % self.config.log_every_steps == 0 or step == self.total_steps
+
+    def due(self, step: int, every_steps: float) -> bool:
+        """Whether this line is the first since a multiple of `every_steps`, or the run's last."""
+        line = (step - 1) // self.config.log_every_steps * self.config.log_every_steps
+        return step == self.total_steps or int(step / every_steps) > int(line / every_steps)
 
     @property
     def rank(self) -> int:
@@ -79,14 +89,12 @@ class Setup:
     """Opens sources and networks for one training command.
 
     Raises:
-        InputError: a launcher that disagrees, a batch that does not divide, an `out` in use,
-            a bad source.
+        InputError: a launcher that disagrees, a batch that does not divide, a bad source.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         check_launcher(config)
-        _check_out(config)
         self.labeled = _open("data.labeled", config.data.labeled)
         self.unlabeled = _open("data.unlabeled", config.data.unlabeled)
         self.val = _open("data.val", config.data.val)
@@ -98,9 +106,26 @@ class Setup:
                 f"batch_size is {config.batch_size}: give a multiple of the {self.world} processes "
                 f"times accumulate ({config.accumulate})"
             )
+        self._hold_out()
         self.sources = [*self.labeled, *self.unlabeled]
         self.order = Order([len(s) for s in self.sources], config.data.fractions, config.seed)
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {"flops_per_image": 0.0}
+
+    def _hold_out(self) -> None:
+        """Without `data.val`, set training images aside: unlabeled ones where there are any."""
+        self.held_out = not self.val and self.config.data.holdout > 0
+        if not self.held_out:
+            return
+        wanted = self.config.data.holdout
+        if self.unlabeled:
+            self.unlabeled, self.val = hold_out(self.unlabeled, wanted)
+        else:
+            self.labeled, self.val = hold_out(self.labeled, wanted)
+        count = sum(map(len, self.val))
+        self.accelerator.print(
+            f"held out: {count:,} training images for evaluation (data.holdout), as data.val is "
+            "empty"
+        )
 
     def open_student(self, num_classes: int | None, label_names: list[str] | None) -> Network:
         """Build the student from the run's seed.
@@ -169,6 +194,8 @@ class Setup:
                 "std": network.std,
             }
             self.facts[role] = fact
+            # A student's backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
+            self.facts["flops_per_image"] += 2e6 * macs * (3 if role == "student" else 1)
             self.accelerator.print(
                 f"{role}: {fact['architecture']}, {parameters:.2f} M parameters, {macs:.0f} M "
                 f"multiply-adds at {network.input_size} px, mean {network.mean}, std {network.std}"
@@ -207,7 +234,7 @@ class Setup:
             batch_size=min(config.batch_size, 256),
             workers=config.data.workers,
             device=self.device,
-            unreadables=Unreadables(sources, config.data.max_unreadable, None),
+            unreadables=Unreadables(sources, config.data.max_unreadable),
             label_index=LabelIndex(
                 teacher.label_names or class_names(sources), teacher.num_classes, strict=False
             ),
@@ -216,10 +243,10 @@ class Setup:
             limit=VERIFY_IMAGES,
             description="verify teacher",
         )
-        sums = accuracy(teacher, batches)  # type: ignore[arg-type]
-        top1 = sums.get("top1", torch.zeros(2, dtype=torch.float64)).to(self.device)
-        hits, count = self.accelerator.reduce(top1, "sum").tolist()  # type: ignore[union-attr]
-        return int(hits), int(count)
+        tally = accuracy(teacher, batches)  # type: ignore[arg-type]
+        reduced: Any = self.accelerator.reduce(tally.means, "sum")
+        tally.means = reduced
+        return tally.counted("top1")
 
     def _judge_teacher(self, hits: int, count: int, teacher: Teacher) -> None:
         if count == 0:
@@ -259,7 +286,10 @@ class Setup:
             "device": str(self.device),
             "steps": total,
             "peak_lr": config.schedule.lr * config.batch_size / 256,
+            "held_out": {s.path: len(s) for s in self.val} if self.held_out else None,
+            "peak_flops": peak_flops(self.device, config.precision),
         }
+        previous = self._previous_checkpoint(config)
         own_labels = teacher is None
         train_labels = self._labels(self.labeled, student) if own_labels else None
         val_labels = self._labels(self.val, student) if self.val else None
@@ -270,7 +300,7 @@ class Setup:
         folder.open(config, self.facts)
         self.accelerator.wait_for_everyone()
         self.accelerator.print(
-            f"{sum(map(len, self.sources)):,} images in {len(self.sources)} sources, {total:,} "
+            f"{sum(map(len, self.sources)):,} images in {len(self.sources)} source(s), {total:,} "
             f"steps of {config.batch_size} ({total / steps_per_epoch:.2f} epochs), peak learning "
             f"rate {self.facts['peak_lr']:.4g} ({config.schedule.lr:g} per 256), {self.world} "
             f"process(es) on {self.device.type}"
@@ -289,7 +319,35 @@ class Setup:
             total_steps=total,
             facts=self.facts,
             teacher=teacher,
+            previous=previous,
+            labeled=self.labeled,
         )
+
+    def _previous_checkpoint(self, config: RunConfig) -> Path | None:
+        """The newest sound one where --resume is given, the same on all processes.
+
+        Raises:
+            InputError: it was made with another teacher or other images.
+        """
+        if not config.resume:
+            return None
+        found = [checkpoint.latest(Path(config.out) / "checkpoints") if self.rank == 0 else None]
+        previous = broadcast_object_list(found)[0]
+        if previous is None:
+            return None
+        state = checkpoint.read_state(previous)
+        for key, group, what in (
+            ("teacher_sha256", "teacher", "teacher"),
+            ("data_sha256", "data", "set of images"),
+        ):
+            was, now = state.get(key), self.facts.get(key)
+            if was != now and group not in config.allow_changes:
+                raise InputError(
+                    f"--resume in {config.out} with another {what} (sha256 was {str(was)[:12]}, is "
+                    f"{str(now)[:12]}); give the same one, use another `out`, or allow it with "
+                    f"--allow_changes '[\"{group}\"]'"
+                )
+        return previous
 
     def _labels(self, sources: list[Source], student: Network) -> LabelIndex:
         if self.config.data.unlabeled or isinstance(self.config, DistillConfig):
@@ -325,11 +383,11 @@ def _require_labels(sources: list[Source]) -> None:
 
 
 def _fingerprint(sources: list[Source]) -> str:
+    """sha256 of all names and, where they are known, sizes."""
     digest = hashlib.sha256()
     for source in sources:
         for i in range(len(source)):
-            digest.update(source.sample_id(i).encode())
-            digest.update(b"\0")
+            digest.update(f"{source.sample_id(i)}\0{source.size(i)}\0".encode())
     return digest.hexdigest()
 
 
@@ -350,8 +408,12 @@ def _resolved(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     return dataclasses.replace(config, teacher=resolved[0])
 
 
-def _check_out(config: RunConfig) -> None:
-    """`out` must be usable before minutes are spent on loading; nothing is created here."""
+def check_out(config: RunConfig) -> None:
+    """`out` must be usable before minutes are spent on loading; nothing is created here.
+
+    Raises:
+        InputError: it is in use, foreign or not writable.
+    """
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")

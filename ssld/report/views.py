@@ -7,7 +7,7 @@ import torch
 
 from ssld.data.loading import train_batches
 from ssld.network import Network
-from ssld.run.report import grid
+from ssld.report.page import grid
 from ssld.run.setup import Run
 
 SHOWN = 16

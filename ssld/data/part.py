@@ -1,0 +1,71 @@
+"""A part of a source: what is held out of training, or the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssld.data.sources import Source
+
+LARGEST_SHARE = 20
+"""At most one image in this many is held out."""
+
+
+class Part:
+    """The `chosen` images of a source, or all but them.
+
+    Args:
+        chosen: sorted, distinct, int64 [n].
+        keep: whether the part is the chosen images or the rest.
+    """
+
+    def __init__(self, source: Source, chosen: np.ndarray, *, keep: bool) -> None:
+        self.source = source
+        self.path = source.path
+        self.class_names = source.class_names
+        self.keep = keep
+        # The i-th of the rest lies behind as many chosen ones as have at most i of the rest before
+        # them; so the millions that are kept need no list.
+        self._table = chosen if keep else chosen - np.arange(len(chosen))
+        self._length = len(chosen) if keep else len(source) - len(chosen)
+
+    def _index(self, i: int) -> int:
+        if self.keep:
+            return int(self._table[i])
+        return i + int(np.searchsorted(self._table, i, side="right"))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def sample_id(self, i: int) -> str:
+        return self.source.sample_id(self._index(i))
+
+    def location(self, i: int) -> str:
+        return self.source.location(self._index(i))
+
+    def label(self, i: int) -> str | int | None:
+        return self.source.label(self._index(i))
+
+    def size(self, i: int) -> int | None:
+        return self.source.size(self._index(i))
+
+    def read(self, i: int) -> bytes:
+        return self.source.read(self._index(i))
+
+
+def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Source]]:
+    """Set about `wanted` evenly spread images aside, from each source by its size.
+
+    Returns:
+        the rest of each source, and what was set aside (empty where the sources are too small).
+    """
+    total = sum(map(len, sources))
+    kept, held = [], []
+    for source in sources:
+        count = min(round(wanted * len(source) / total), len(source) // LARGEST_SHARE)
+        if count == 0:
+            kept.append(source)
+            continue
+        chosen = (2 * np.arange(count) + 1) * len(source) // (2 * count)
+        kept.append(Part(source, chosen, keep=False))
+        held.append(Part(source, chosen, keep=True))
+    return kept, held

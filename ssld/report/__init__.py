@@ -1,0 +1,1 @@
+"""Runs as pictures: pages that are one file and need nothing else."""

@@ -1,0 +1,116 @@
+"""Where a step's time goes. On a GPU the sections are events on its stream, so that measuring does
+not make the processor wait for it: `data_wait` is then the time the GPU stood idle for data."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from ssld.teacher import DTYPES
+
+SECTIONS = (
+    "data_wait",
+    "transfer",
+    "teacher",
+    "student_forward",
+    "backward",
+    "reduction",
+    "optimizer",
+)
+"""`reduction` is what the gradients' reduction adds after the backward pass that hides it; sums of
+synchronised batch norm are in the passes that need them."""
+
+
+class StepClock:
+    """Seconds of each of `SECTIONS`; what is left of a step is `other`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.spans: list[tuple[str, Any, Any]] = []
+        self._reduction: Any = None
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        start = self._now()
+        yield
+        self.spans.append((name, start, self._now()))
+
+    def timed(self, name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """`function`, with its calls timed."""
+
+        def call(x: Any) -> Any:
+            with self.section(name):
+                return function(x)
+
+        return call
+
+    def time_calls(self, name: str, module: torch.nn.Module) -> None:
+        """Time every forward pass of a module from now on."""
+        starts: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: starts.append(self._now()))
+        module.register_forward_hook(
+            lambda *_: self.spans.append((name, starts.pop(), self._now()))
+        )
+
+    @contextlib.contextmanager
+    def backward(self) -> Iterator[None]:
+        """Time a backward pass, and apart from it the part of the reduction that it cannot hide."""
+        start, self._reduction = self._now(), None
+        yield
+        end = self._now()
+        middle = self._reduction or end
+        self.spans += [("backward", start, middle), ("reduction", middle, end)]
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """Note when the last gradients of a distributed model are ready to be reduced."""
+        if isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, self._reduce)
+
+    def _reduce(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        if bucket.is_last():
+            self._reduction = self._now()
+        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each section since the last call; on a GPU this waits for it."""
+        seconds = dict.fromkeys(SECTIONS, 0.0)
+        if self.cuda:
+            torch.cuda.synchronize()
+        for name, start, end in self.spans:
+            seconds[name] += start.elapsed_time(end) / 1000 if self.cuda else end - start
+        self.spans.clear()
+        return seconds
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of a large matrix product, the ceiling that MFU (model
+    FLOPs utilisation, Chowdhery et al. 2022, appendix B) is measured against here."""
+    side = 8192 if device.type == "cuda" else 768
+    dtype = DTYPES[precision]
+    generator = torch.Generator(device).manual_seed(0)  # the run's own randomness stays untouched
+    a = torch.randn(side, side, device=device, generator=generator).to(dtype)
+    best = float("inf")
+    for _ in range(4):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

@@ -1,0 +1,185 @@
+"""Is the teacher used as it was trained? Its predictions under its given preprocessing against
+other normalisations, swapped colour channels and other orders of its classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+from ssld.data.loading import Batch
+from ssld.network import Network
+from ssld.teacher import autocast
+
+NORMALISATIONS = {
+    "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "Inception's": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+    "CLIP's": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
+GIVEN, SWAPPED = "as given", "colour channels swapped"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network said about n images under one preprocessing."""
+
+    best: np.ndarray
+    """int64 [n]."""
+    information: float
+    """H(mean p) - mean H(p) in nats: high when predictions are sure and not all the same."""
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """The outcome, as a table and as findings."""
+
+    images: int
+    """How many were looked at."""
+    labeled: int
+    """How many of them had a label the teacher knows."""
+    top1: dict[str, float]
+    """By variant, on the labeled images; empty without any."""
+    information: dict[str, float]
+    findings: list[str]
+    """One phrase for each variant that is better than what is given, strongest first."""
+
+
+def check_teacher(
+    network: Network, batches: Iterable[Batch], precision: str = "fp32"
+) -> TeacherCheck:
+    """Compare what is given with everything that is often confused with it.
+
+    Args:
+        batches: uint8 views at any size, with the teacher's class numbers as labels where known.
+    """
+    variants = {GIVEN: network, SWAPPED: network}
+    for name, (mean, std) in NORMALISATIONS.items():
+        if not _close(mean, std, network):
+            other = Network(network.model, input_size=network.input_size, mean=mean, std=std)
+            variants[f"normalisation {name}"] = other.to(next(network.parameters()).device)
+    probabilities: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    labels: list[np.ndarray] = []
+    with torch.inference_mode():
+        for batch in batches:
+            readable = batch.weight > 0
+            images = batch.images[readable]
+            if not len(images):
+                continue
+            labels.append(batch.labels[readable].cpu().numpy())
+            for name, variant in variants.items():
+                with autocast(images.device, precision):
+                    logits = variant(images.flip(-1) if name == SWAPPED else images)
+                probabilities[name].append(logits.float().softmax(-1).cpu().numpy())
+    if not labels:
+        return TeacherCheck(0, 0, {}, {}, [])
+    answers = {name: _answers(np.concatenate(parts)) for name, parts in probabilities.items()}
+    return _compare(network, answers, np.concatenate(labels))
+
+
+def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+    known = labels >= 0
+    information = {name: round(a.information, 4) for name, a in answers.items()}
+    count = int(known.sum())
+    if count == 0:
+        findings = _without_labels(answers)
+        return TeacherCheck(len(labels), 0, {}, information, findings)
+    hits = {name: a.best[known] == labels[known] for name, a in answers.items()}
+    orders = _orders(answers[GIVEN].best[known], labels[known], network.num_classes)
+    top1 = {name: float(h.mean()) for name, h in (hits | orders).items()}
+    given = hits[GIVEN]
+    better = [
+        (float(h.mean()), name)
+        for name, h in (hits | orders).items()
+        if name != GIVEN and _better(h, given)
+    ]
+    findings = [
+        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name, network)}"
+        for share, name in sorted(better, reverse=True)
+    ]
+    return TeacherCheck(len(labels), count, top1, information, findings)
+
+
+def _advice(name: str, network: Network) -> str:
+    if name.startswith("normalisation"):
+        mean, std = NORMALISATIONS[name.removeprefix("normalisation ")]
+        shown = [[round(x, 4) for x in values] for values in (mean, std)]
+        return f" (set teacher.mean to {shown[0]} and teacher.std to {shown[1]})"
+    if name == SWAPPED:
+        return " (the weights want BGR: swap the input channels of its first layer)"
+    return " (the labels count the classes in another order than the teacher's outputs)"
+
+
+def _without_labels(answers: dict[str, Answers]) -> list[str]:
+    """Information is a weaker witness than labels, so it has to be much higher."""
+    given = answers[GIVEN].information
+    better = sorted(
+        ((a.information, name) for name, a in answers.items() if a.information > 1.2 * given + 0.1),
+        reverse=True,
+    )
+    return [
+        f"{name}: predictions tell {value:.2f} nats about an image instead of {given:.2f} (judged "
+        "without labels)"
+        for value, name in better
+    ]
+
+
+def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """Hits [n] when the teacher's outputs are read in another order.
+
+    Orders that are often met are named. Any other is found from one half of the images (the
+    assignment with most hits) and tried on the other half, so that it cannot flatter itself.
+    """
+    as_text = np.array(sorted(range(classes), key=str))
+    found = {
+        "class order shifted up by one": (best + 1) % classes == labels,
+        "class order shifted down by one": (best - 1) % classes == labels,
+        "class order reversed": classes - 1 - best == labels,
+        "class order sorted as text": as_text[best] == labels,
+        "class order sorted as text, inverted": np.argsort(as_text)[best] == labels,
+    }
+    hits = np.zeros(len(labels), bool)
+    half = np.arange(len(labels)) % 2 == 0
+    for learn, test in ((half, ~half), (~half, half)):
+        counts = np.zeros((classes, classes))
+        np.add.at(counts, (best[learn], labels[learn]), 1)
+        order = linear_sum_assignment(counts, maximize=True)[1]
+        hits[test] = order[best[test]] == labels[test]
+    named = max(found.values(), key=lambda h: h.sum())
+    if hits.sum() > named.sum():  # else the named one explains it
+        found["class order permuted"] = hits
+    return found
+
+
+def _better(hits: np.ndarray, given: np.ndarray) -> bool:
+    """Significantly (McNemar 1947, at three deviations), and by two points at least."""
+    only, lost = int((hits & ~given).sum()), int((given & ~hits).sum())
+    return only - lost > max(3 * math.sqrt(only + lost), 0.02 * len(hits))
+
+
+def _answers(probabilities: np.ndarray) -> Answers:
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
+
+    information = entropy(probabilities.mean(0)) - entropy(probabilities).mean()
+    return Answers(probabilities.argmax(-1), float(information))
+
+
+def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) -> bool:
+    """No image tells these from what is given."""
+    return np.allclose(mean, network.mean, atol=0.02) and np.allclose(
+        std, network.std, rtol=0.05, atol=0
+    )

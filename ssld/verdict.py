@@ -1,0 +1,152 @@
+"""Does it learn, without asking a label? One sentence from the evaluations of a run so far.
+
+The evaluations are lines of metrics.jsonl (`ssld/tally.py` says what they hold). Causes of a run that
+does not learn are looked for in `ssld/diagnosis.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FLAT_SHARE = 0.2
+"""Flat is what has not risen for this share of the epochs so far, and at least `FLAT_COUNT`
+evaluations."""
+FLAT_COUNT = 3
+NAMES = {
+    "agreement1": "agreement@1",
+    "agreement5": "agreement@5",
+    "top1": "top-1",
+    "divergence": "divergence",
+}
+Kind = Literal["improving", "flat", "not learning", "too early"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of a run."""
+
+    kind: Kind
+    sentence: str
+
+
+def judge(
+    evaluations: Sequence[dict[str, Any]],
+    *,
+    metric: str,
+    num_classes: int,
+    share_of_peak: float,
+    warming_up: bool = False,
+) -> Verdict:
+    """Judge a run by its evaluations, oldest first.
+
+    Args:
+        metric: of `NAMES`, the one whose trend counts.
+        share_of_peak: the coming learning rate over the schedule's highest.
+        warming_up: the learning rate still rises; what has not begun to learn yet may.
+    """
+    if not evaluations:
+        return Verdict("too early", "no evaluation yet")
+    signs = symptoms(evaluations[-1], num_classes)
+    if signs and not warming_up:
+        return Verdict("not learning", f"not learning: {'; '.join(signs)}")
+    if len(evaluations) < 2 or signs:
+        more = f" ({'; '.join(signs)})" if signs else ""
+        return Verdict("too early", f"too early to say{more}")
+    return _trend(evaluations, metric, share_of_peak)
+
+
+def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
+    """What shows that a network has not learned, each as a phrase; empty when nothing does."""
+    e, found = evaluation, []
+    count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
+    used = round(e.get("classes_student", 1) * num_classes)
+    wanted = round(e.get("classes_teacher", 1) * num_classes)
+    if "agreement1" in e:
+        if _at_chance(e["agreement1"], e["agreement_chance"], count):
+            found.append(
+                f"agreement@1 with the teacher is {e['agreement1']:.1%}, which is chance "
+                f"({e['agreement_chance']:.1%})"
+            )
+        elif "top1" in e and _at_chance(e["top1"], 1 / num_classes, count):
+            found.append(
+                f"the student follows its teacher (agreement@1 {e['agreement1']:.1%}) but its top-1 "
+                f"on labeled images is {e['top1']:.1%}, which is chance"
+            )
+        if e["entropy_teacher"] > 0.98 * log_c:
+            found.append("the teacher itself says the same of all classes")
+    elif "top1" in e and _at_chance(e["top1"], 1 / num_classes, count):
+        found.append(f"top-1 is {e['top1']:.1%}, which is chance")
+    if e["entropy_student"] > 0.98 * log_c and e.get("entropy_teacher", 0) < 0.9 * log_c:
+        found.append(
+            f"its predictions are uniform (entropy {e['entropy_student']:.3f} nats of ln "
+            f"{num_classes} = {log_c:.3f})"
+        )
+    elif wanted > 1 and used <= max(1, wanted // 10):
+        found.append(f"it has collapsed to {used} of {wanted} classes")
+    return found
+
+
+def _at_chance(share: float, chance: float, count: int) -> bool:
+    """Within 99 % of what `count` draws give by chance, or hardly above it."""
+    deviation = math.sqrt(chance * (1 - chance) / count)
+    return share <= chance + max(2.576 * deviation, 0.01 * (1 - chance))
+
+
+def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: float) -> Verdict:
+    name, sign = NAMES[metric], -1.0 if metric == "divergence" else 1.0
+    epochs = [e["epoch"] for e in evaluations]
+    values = [sign * e[metric] for e in evaluations]
+    now, best, last = values[-1], max(values), epochs[-1]
+    shown = f"{name} {_shown(metric, sign * now)}"
+    reached = next(i for i, v in enumerate(values) if v >= best - _noise(evaluations[-1], metric))
+    since = epochs[reached]
+    still = len(values) - 1 - reached >= FLAT_COUNT and last - since >= FLAT_SHARE * last
+    if still and not _divergence_falls(evaluations[reached:]):
+        below = f", best {_shown(metric, sign * best)}" if now < best else ""
+        advice = (
+            f"the learning rate is still {share_of_peak:.0%} of its peak and its fall may bring more"
+            if share_of_peak > 0.5
+            else "consider stopping"
+        )
+        return Verdict("flat", f"flat since epoch {since:.3g}: {shown}{below}; {advice}")
+    start = len(values) // 2 if len(values) > 3 else 0
+    slope = _slope(epochs[start:], values[start:])
+    if slope <= 0 and not _divergence_falls(evaluations[start:]):
+        return Verdict("flat", f"no longer rising since epoch {since:.3g}: {shown}")
+    if slope <= 0:
+        lower = evaluations[-1]["divergence"]
+        return Verdict(
+            "improving", f"still improving: the divergence falls ({lower:.4g}), {shown} stands"
+        )
+    per = f"{100 * slope:+.2g} points" if metric != "divergence" else f"{-slope:+.2g}"
+    return Verdict("improving", f"still improving: {shown}, {per} per epoch lately")
+
+
+def _noise(evaluation: dict[str, Any], metric: str) -> float:
+    """Half a standard error of a share (the images are the same each time), at least 0.1 points."""
+    if metric == "divergence":
+        return 0.01 * evaluation[metric]
+    share = evaluation[metric]
+    return max(0.001, 0.5 * math.sqrt(share * (1 - share) / max(1, evaluation.get("images", 1))))
+
+
+def _divergence_falls(evaluations: Sequence[dict[str, Any]]) -> bool:
+    """By more than 2 % since the first of them; with rising agreement unseen, that is progress."""
+    if "divergence" not in evaluations[-1] or len(evaluations) < 2:
+        return False
+    return evaluations[-1]["divergence"] < 0.98 * evaluations[0]["divergence"]
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least squares."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    square = sum((a - mean_x) ** 2 for a in x)
+    product = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return product / square if square else 0.0
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.4g}" if metric == "divergence" else f"{value:.1%}"
