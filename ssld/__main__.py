@@ -10,6 +10,9 @@ COMMANDS = {
     "quickstart": "the whole method on handwritten digits, in under three minutes",
     "distill": "train a student from a frozen teacher, without labels",
     "supervised": "train with human labels: teachers and honest baselines",
+    "plan": "before a long run: what is wrong, what it will take and cost",
+    "bench": "speed of teacher, student and loader, alone and together",
+    "compare": "several runs in one table and one set of curves",
     "evaluate": "top-1 and top-5 with 95 % intervals of any classifier on labeled images",
 }
 

@@ -413,3 +413,37 @@ class EvaluateConfig:
         object.__setattr__(self, "data", sources)
         _require(bool(sources), "data is empty: name a labeled source")
         _require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class BenchConfig(DistillConfig):
+    """`ssld bench`: how fast the parts of a distillation are alone and together. Takes the settings
+    of `ssld distill`; writes nothing into `out`."""
+
+    seconds: float = 10.0
+    """Length of each measurement."""
+    json: str | None = None
+    """Also write the result to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.seconds > 0, f"seconds is {self.seconds}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class PlanConfig(BenchConfig):
+    """`ssld plan`: is everything right, and what will it cost? Takes the settings of
+    `ssld distill`; writes nothing into `out`. Exit code 1 when it finds a problem."""
+
+    price_per_hour: float | None = None
+    """What an hour of all devices costs, in any currency."""
+    images: int = 2000
+    """Labeled images, at most, on which the teacher is tried."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.images > 0, f"images is {self.images}: give a number above 0")
+        _require(
+            self.price_per_hour is None or self.price_per_hour >= 0,
+            f"price_per_hour is {self.price_per_hour}: give 0 or more",
+        )

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from ssld.data.loading import Batch
 from ssld.network import Network
 from ssld.teacher import Teacher
-from ssld.teacher_check import check_teacher
+from ssld.teacher_check import GIVEN, check_teacher
 
 SHOWN = 3
 """Causes that are named."""
 MOVED_TOO_LITTLE = 1e-3
 """Relative change of the weights since the start; a working run is beyond 1e-2 in an epoch."""
+SAYS_NOTHING = 0.05
+"""Of the ln C nats that a teacher of C classes could tell about an image."""
 GREW_TOO_MUCH = 3.0
 """Norm of the weights over the norm they started with."""
 
@@ -93,6 +95,12 @@ def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> list[str]:
     for network, config in zip(teacher.networks, teacher.configs, strict=True):
         check = check_teacher(network, batches, config.dtype or "fp32")  # type: ignore[arg-type]
         found += [f"the teacher is better with {finding}" for finding in check.findings[:1]]
+        told = check.information.get(GIVEN, 0.0)
+        if not check.findings and told < SAYS_NOTHING * math.log(network.num_classes):  # type: ignore[arg-type]
+            found.append(
+                f"the teacher says nearly the same about every image (it tells {told:.3f} nats): "
+                "check teacher.checkpoint"
+            )
     return found
 
 

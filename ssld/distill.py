@@ -12,14 +12,14 @@ The same command runs under `python -m`, `accelerate launch -m` and `torchrun -m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ssld import cli
 from ssld.config import DistillConfig, LossConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help must not
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ssld.data.loading import Batch
     from ssld.network import Network
@@ -39,7 +39,7 @@ class Distillation:
         self.teacher = teacher
         self.loss = loss
 
-    def losses(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b]; `batch.labels` is not read.
 
         Args:
@@ -76,24 +76,26 @@ def distill(config: DistillConfig) -> None:
     """
     from ssld.run.loop import train
     from ssld.run.setup import Setup, check_out
+    from ssld.run.verify import verify_teacher
     from ssld.teacher import open_teacher
 
     check_out(config)
     setup = Setup(config)
     teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
     student = setup.open_student(teacher.num_classes, teacher.label_names)
-    setup.describe({"student": student, **_named(teacher)})
+    setup.describe({"student": student, **named(teacher)})
     if config.loss.name == "js":
         setup.accelerator.print(
             "loss: js trains as 16 JSD; with 1000 or more classes kl starts faster "
             "(docs/divergences.md)"
         )
-    setup.verify_teacher(teacher)
+    verify_teacher(setup, teacher)
     run = setup.start(student, teacher=teacher, teacher_sha256=digest)
     train(run, Distillation(teacher, config.loss), student)
 
 
-def _named(teacher: Teacher) -> dict[str, Network]:
+def named(teacher: Teacher) -> dict[str, Network]:
+    """The teacher's networks by the names that tables use."""
     networks: list[Network] = list(teacher.networks)  # type: ignore[arg-type]
     if len(networks) == 1:
         return {"teacher": networks[0]}

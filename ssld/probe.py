@@ -56,7 +56,7 @@ def scores(train: Features, test: Features, neighbours: int) -> dict[str, float]
     knn = KNeighborsClassifier(
         min(neighbours, len(train[1])),
         metric="cosine",
-        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
+        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),  # type: ignore[arg-type]
     )
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100, tol=1e-3))
     with warnings.catch_warnings():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ssld import cli
 from ssld.config import SupervisedConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ssld.data.loading import Batch
     from ssld.network import Network
@@ -31,7 +31,7 @@ class Supervision:
         ]
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
-    def losses(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b]."""
         from torch.nn.functional import cross_entropy
 

@@ -1,7 +1,7 @@
 """Does it learn, without asking a label? One sentence from the evaluations of a run so far.
 
-The evaluations are lines of metrics.jsonl (`ssld/tally.py` says what they hold). Causes of a run that
-does not learn are looked for in `ssld/diagnosis.py`.
+The evaluations are lines of metrics.jsonl (`ssld/tally.py` says what they hold). Causes of a run
+that does not learn are looked for in `ssld/diagnosis.py`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
             )
         elif "top1" in e and _at_chance(e["top1"], 1 / num_classes, count):
             found.append(
-                f"the student follows its teacher (agreement@1 {e['agreement1']:.1%}) but its top-1 "
-                f"on labeled images is {e['top1']:.1%}, which is chance"
+                f"the student follows its teacher (agreement@1 {e['agreement1']:.1%}) but its "
+                f"top-1 on labeled images is {e['top1']:.1%}, which is chance"
             )
         if e["entropy_teacher"] > 0.98 * log_c:
             found.append("the teacher itself says the same of all classes")
@@ -107,7 +107,7 @@ def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: fl
     if still and not _divergence_falls(evaluations[reached:]):
         below = f", best {_shown(metric, sign * best)}" if now < best else ""
         advice = (
-            f"the learning rate is still {share_of_peak:.0%} of its peak and its fall may bring more"
+            f"the learning rate is still {share_of_peak:.0%} of its peak, its fall may bring more"
             if share_of_peak > 0.5
             else "consider stopping"
         )

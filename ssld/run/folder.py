@@ -107,8 +107,9 @@ class RunFolder:
             keys = [key for key in changed if not _under(key, config.allow_changes)]
             more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
             raise InputError(
-                f"--resume in {self.path} with other settings: {'; '.join(refused[:8])}{more}; set "
-                f"them back, use another `out`, or allow it with --allow_changes '{json.dumps(keys)}'"
+                f"--resume in {self.path} with other settings: {'; '.join(refused[:8])}{more}; "
+                "set them back, use another `out`, or allow it with --allow_changes "
+                f"'{json.dumps(keys)}'"
             )
         return list(changed.values())
 

@@ -1,8 +1,9 @@
 """The one training loop. A task says what a step's losses are; everything else is here.
 
-A task has `losses(student, batch) -> {term: float32 [b]}` and `evaluate(student, batches) -> Tally`;
-see `ssld/distill.py`. Lines, evaluations and checkpoints happen only where a line of metrics.jsonl
-is due, so that a run that was killed and resumed has exactly the lines of one that was not.
+A task has `losses(student, batch) -> {term: float32 [b]}` and `evaluate(student, batches)`, which
+gives a `Tally`; see `ssld/distill.py`. Lines, evaluations and checkpoints happen only where a line
+of metrics.jsonl is due, so that a run that was killed and resumed has exactly the lines of one that
+was not.
 """
 
 from __future__ import annotations
@@ -271,14 +272,14 @@ def _lost_process(error: RuntimeError) -> Interrupted | None:
     said = " ".join(str(error).split())
     if "DataLoader worker" in said:
         return Interrupted(
-            f"a loader process is gone ({said[:200]}), often for lack of memory: free some or lower "
-            "data.workers, then go on with --resume"
+            f"a loader process is gone ({said[:200]}), often for lack of memory: free some or "
+            "lower data.workers, then go on with --resume"
         )
     lost = isinstance(error, torch.distributed.DistError) or "gloo" in said.lower()
     if lost or "Connection closed by peer" in said:
         return Interrupted(
-            f"another process of this run is gone or cannot be reached ({said[:200]}); what it said "
-            "itself tells why; go on with --resume"
+            f"another process of this run is gone or cannot be reached ({said[:200]}); what it "
+            "said itself tells why; go on with --resume"
         )
     return None
 

@@ -20,19 +20,14 @@ from ssld.data.sampling import Order
 from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
 from ssld.errors import InputError
-from ssld.evaluate import accuracy, wilson
 from ssld.network import Network, open_network
 from ssld.run import checkpoint
-from ssld.run.batches import Unreadables, class_names, eval_batches, label_index
+from ssld.run.batches import class_names, label_index
 from ssld.run.folder import RunFolder
 from ssld.run.optimizer import build_optimizer
 from ssld.run.timing import peak_flops
 from ssld.run.topology import check_launcher, open_accelerator
 from ssld.teacher import Teacher
-
-VERIFY_IMAGES = 1000
-"""Images on which the teacher is checked before the first step."""
-
 
 @dataclasses.dataclass
 class Run:
@@ -201,70 +196,6 @@ class Setup:
                 f"multiply-adds at {network.input_size} px, mean {network.mean}, std {network.std}"
             )
 
-    def verify_teacher(self, teacher: Teacher) -> None:
-        """Measure the teacher's top-1 on labeled images, where there are any it can know.
-
-        Raises:
-            InputError: it is near chance and `teacher.verify` is on.
-        """
-        teacher.to(self.device)
-        sources = self.val if _has_labels(self.val) else self.labeled
-        named = class_names(sources)
-        if not _has_labels(sources):
-            self.accelerator.print("teacher: not verified, no labeled images are given")
-            return
-        if named and not teacher.label_names and len(named) != teacher.num_classes:
-            self.accelerator.print(
-                f"teacher: not verified, its {teacher.num_classes} classes are not the "
-                f"{len(named)} of the labeled images"
-            )
-            return
-        if named and teacher.label_names and not set(named) <= set(teacher.label_names):
-            self.accelerator.print("teacher: not verified, the labeled images have other classes")
-            return
-        hits, count = self._teacher_hits(teacher, sources)
-        self._judge_teacher(hits, count, teacher)
-
-    def _teacher_hits(self, teacher: Teacher, sources: list[Source]) -> tuple[int, int]:
-        network: Network = teacher.networks[0]  # type: ignore[assignment]
-        config = self.config
-        batches = eval_batches(
-            sources,
-            EvalView(network.input_size, network.crop_pct, network.interpolation),
-            batch_size=min(config.batch_size, 256),
-            workers=config.data.workers,
-            device=self.device,
-            unreadables=Unreadables(sources, config.data.max_unreadable),
-            label_index=LabelIndex(
-                teacher.label_names or class_names(sources), teacher.num_classes, strict=False
-            ),
-            rank=self.rank,
-            world=self.world,
-            limit=VERIFY_IMAGES,
-            description="verify teacher",
-        )
-        tally = accuracy(teacher, batches)  # type: ignore[arg-type]
-        reduced: Any = self.accelerator.reduce(tally.means, "sum")
-        tally.means = reduced
-        return tally.counted("top1")
-
-    def _judge_teacher(self, hits: int, count: int, teacher: Teacher) -> None:
-        if count == 0:
-            self.accelerator.print("teacher: not verified, no labeled image could be read")
-            return
-        low, high = wilson(hits, count)
-        self.facts["teacher_top1"] = {"hits": hits, "images": count, "low": low, "high": high}
-        said = f"top-1 {hits / count:.2%} [{low:.2%} to {high:.2%}] on {count} labeled images"
-        self.accelerator.print(f"teacher: {said}")
-        chance = 1 / teacher.num_classes
-        verify = all(config.verify for config in teacher.configs)
-        if verify and low <= chance + 0.05 * (1 - chance):
-            raise InputError(
-                f"the teacher is near chance: {said}, chance {chance:.2%}; check "
-                "teacher.checkpoint, teacher.mean, teacher.std, teacher.input_size and the order "
-                "of classes, or set teacher.verify to false if you know better"
-            )
-
     def start(
         self,
         student: Network,
@@ -369,13 +300,14 @@ def _open(setting: str, paths: str | list[str]) -> list[Source]:
     return sources
 
 
-def _has_labels(sources: list[Source]) -> bool:
+def has_labels(sources: list[Source]) -> bool:
+    """Whether any of the sources says classes."""
     return any(source.label(0) is not None or source.class_names for source in sources)
 
 
 def _require_labels(sources: list[Source]) -> None:
     for source in sources:
-        if not _has_labels([source]):
+        if not has_labels([source]):
             raise InputError(
                 f"data.labeled {source.path} has no labels; give one subfolder per class, or a "
                 "manifest or shards with labels"

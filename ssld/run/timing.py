@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssld.teacher import DTYPES
 
-SECTIONS = (
+SECTIONS: tuple[str, ...] = (
     "data_wait",
     "transfer",
     "teacher",
@@ -72,9 +72,9 @@ class StepClock:
     def watch(self, model: torch.nn.Module) -> None:
         """Note when the last gradients of a distributed model are ready to be reduced."""
         if isinstance(model, DistributedDataParallel):
-            model.register_comm_hook(None, self._reduce)
+            model.register_comm_hook(None, lambda _, bucket: self._reduce(bucket))
 
-    def _reduce(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _reduce(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         if bucket.is_last():
             self._reduction = self._now()
         return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)

@@ -1,0 +1,223 @@
+"""`ssld bench`: the teacher alone, the student alone, both, the loader alone, and all together.
+
+Each is measured with the very step and loader of a run, after a warm-up, on all processes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssld import cli
+from ssld.config import BenchConfig, DistillConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ssld.data.loading import Batch
+    from ssld.network import Network
+    from ssld.run.setup import Run, Setup
+    from ssld.tally import Tally
+    from ssld.teacher import Teacher
+
+WARM_UP_STEPS = 3
+
+
+class HardLabels:
+    """The student's supervised step on made-up labels: speed does not depend on what they are."""
+
+    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, float32 [b]."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        logits = student(batch.images).float()
+        labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
+        return {"cross_entropy": cross_entropy(logits, labels, reduction="none")}
+
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
+        raise NotImplementedError("a benchmark evaluates nothing")
+
+
+def open_run(config: DistillConfig, folder: str) -> tuple[Setup, Teacher, Network, str]:
+    """Everything that a run opens, with its output in `folder`."""
+    from ssld.distill import named
+    from ssld.run.setup import Setup
+    from ssld.teacher import open_teacher
+
+    config = dataclasses.replace(
+        config, out=folder, trackers=[], resume=False, overwrite=False, allow_changes=[]
+    )
+    setup = Setup(config)
+    teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
+    student = setup.open_student(teacher.num_classes, teacher.label_names)
+    setup.describe({"student": student, **named(teacher)})
+    teacher.to(setup.device)
+    return setup, teacher, student, digest
+
+
+def measure(setup: Setup, teacher: Teacher, student: Network, digest: str, seconds: float) -> dict:
+    """Images per second over all processes, peak memory of this process in MiB.
+
+    Returns:
+        loader, teacher, student (supervised step, images in memory), both (distillation step,
+        images in memory), together (distillation with the loader), supervised_together, ratio
+        (both : student), ratio_together, peak_mib, split (percent of a step, as in metrics.jsonl).
+    """
+    from ssld.distill import Distillation
+    from ssld.run.loop import Trainer
+    from ssld.run.progress import Progress
+
+    run = setup.start(student, teacher=teacher, teacher_sha256=digest)
+    rates: dict[str, Any] = {}
+    loader = loaded(run)
+    rates["loader"] = _rate(run, lambda: next(loader), seconds)
+    batch = next(loader)
+    memory = itertools.cycle([batch])
+    trainer = Trainer(run, Distillation(teacher, run.config.loss), student)  # type: ignore[attr-defined]
+    progress = Progress(run, 0, trainer.unreadables)
+    progress.bar.disable = True
+    progress.clock.time_calls("teacher", teacher)
+    progress.clock.watch(trainer.model)
+
+    def step(task: Any, batches: Iterator[Batch]) -> Callable[[], None]:
+        def call() -> None:
+            trainer.task = task
+            trainer.train_step(batches, progress)
+            progress.kept.clear()
+
+        return call
+
+    def teach() -> None:
+        import torch
+
+        with torch.no_grad():
+            teacher(batch.images.to(setup.device))
+
+    distillation, labels = trainer.task, HardLabels()
+    rates["teacher"] = _rate(run, teach, seconds)
+    rates["student"] = _rate(run, step(labels, memory), seconds)
+    rates["both"] = _rate(run, step(distillation, memory), seconds)
+    rates["supervised_together"] = _rate(run, step(labels, loader), seconds)
+    progress.clock.take()
+    started = time.monotonic()
+    rates["together"] = _rate(run, step(distillation, loader), seconds)
+    whole = time.monotonic() - started
+    rates["split"] = {k: round(100 * x / whole, 2) for k, x in progress.clock.take().items()}
+    rates["ratio"] = rates["both"] / rates["student"]
+    rates["ratio_together"] = rates["together"] / rates["supervised_together"]
+    rates["peak_mib"] = peak_mib(setup.device)
+    progress.bar.close()
+    return rates
+
+
+def loaded(run: Run) -> Iterator[Batch]:
+    """The run's own batches, without end."""
+    from ssld.data.loading import train_batches
+
+    return train_batches(
+        run.sources,
+        run.order,
+        run.view,
+        batch_size=run.config.batch_size,
+        rank=run.rank,
+        world=run.world,
+        first_step=0,
+        last_step=10**9,
+        accumulate=run.config.accumulate,
+        workers=run.config.data.workers,
+        pin=run.accelerator.device.type == "cuda",
+        label_index=None,
+    )
+
+
+def _rate(run: Run, step: Callable[[], object], seconds: float) -> float:
+    """Images per second of `step`, which takes one batch of each process."""
+    import torch
+
+    device = run.accelerator.device
+    for _ in range(WARM_UP_STEPS):
+        step()
+    _synchronise(device)
+    start = time.perf_counter()
+    step()
+    _synchronise(device)
+    one = torch.tensor([time.perf_counter() - start], device=device)
+    slowest = float(run.accelerator.reduce(one, "mean"))  # type: ignore[arg-type]
+    count = max(2, min(10_000, round(seconds / slowest)))  # the same on all processes
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    _synchronise(device)
+    each = run.config.batch_size // run.config.accumulate
+    return each * count / (time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory so far: allocated on a GPU, else resident in this process."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+LABELS = {
+    "loader": "loader alone",
+    "teacher": "teacher alone, forward",
+    "student": "student alone, supervised step",
+    "both": "both, distillation step",
+    "supervised_together": "supervised, all together",
+    "together": "distillation, all together",
+}
+
+
+def bench(config: BenchConfig) -> None:
+    """Print the table, and write it to `config.json`.
+
+    Raises:
+        InputError: bad settings, sources or weights.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        setup, teacher, student, digest = open_run(config, folder)
+        rates = measure(setup, teacher, student, digest, config.seconds)
+    say = setup.accelerator.print
+    say(f"\n{setup.world} process(es) on {setup.device.type}, batch {config.batch_size}")
+    for name, label in LABELS.items():
+        say(f"  {label:<32}{rates[name]:>12,.1f} img/s")
+    say(f"  {'distillation : supervised, step':<32}{rates['ratio']:>12.3f}")
+    say(f"  {'distillation : supervised, all':<32}{rates['ratio_together']:>12.3f}")
+    say(f"  {'peak memory':<32}{rates['peak_mib']:>12,.0f} MiB")
+    write_json(config.json, rates, setup)
+
+
+def write_json(path: str | None, result: dict[str, Any], setup: Setup) -> None:
+    """Write a result for machines, where one is asked for."""
+    from ssld.run.folder import write_atomically
+
+    if path and setup.accelerator.is_main_process:
+        write_atomically(Path(path), json.dumps(result, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.command("ssld bench", BenchConfig, bench, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

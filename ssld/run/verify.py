@@ -1,0 +1,92 @@
+"""Is the teacher better than chance? Asked before the first step, where labels are at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssld.data.loading import LabelIndex
+from ssld.data.sources import Source
+from ssld.data.views import EvalView
+from ssld.errors import InputError
+from ssld.evaluate import accuracy, wilson
+from ssld.network import Network
+from ssld.run.batches import Unreadables, class_names, eval_batches
+from ssld.run.setup import Setup, has_labels
+from ssld.teacher import Teacher
+
+VERIFY_IMAGES = 1000
+"""Images on which the teacher is checked before the first step."""
+
+
+def verify_teacher(setup: Setup, teacher: Teacher) -> None:
+    """Measure the teacher's top-1 on labeled images, where there are any it can know.
+
+    Raises:
+        InputError: it is near chance and `teacher.verify` is on.
+    """
+    teacher.to(setup.device)
+    sources = setup.val if has_labels(setup.val) else setup.labeled
+    problem = unknown_labels(sources, teacher)
+    if problem:
+        setup.accelerator.print(f"teacher: not verified, {problem}")
+        return
+    _judge(setup, *_hits(setup, teacher, sources), teacher)
+
+
+def unknown_labels(sources: list[Source], teacher: Teacher) -> str | None:
+    """Why the labels of `sources` cannot be compared with the teacher's classes, or None."""
+    if not has_labels(sources):
+        return "no labeled images are given"
+    named = class_names(sources)
+    if named and not teacher.label_names and len(named) != teacher.num_classes:
+        return f"its {teacher.num_classes} classes are not the {len(named)} of the labeled images"
+    if named and teacher.label_names and not set(named) <= set(teacher.label_names):
+        return "the labeled images have other classes"
+    return None
+
+
+def teacher_labels(sources: list[Source], teacher: Teacher) -> LabelIndex:
+    """Labels of the sources as the teacher's class numbers, -1 where it does not know them."""
+    names = teacher.label_names or class_names(sources)
+    return LabelIndex(names, teacher.num_classes, strict=False)
+
+
+def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, int]:
+    network: Network = teacher.networks[0]  # type: ignore[assignment]
+    config = setup.config
+    batches = eval_batches(
+        sources,
+        EvalView(network.input_size, network.crop_pct, network.interpolation),
+        batch_size=min(config.batch_size, 256),
+        workers=config.data.workers,
+        device=setup.device,
+        unreadables=Unreadables(sources, config.data.max_unreadable),
+        label_index=teacher_labels(sources, teacher),
+        rank=setup.rank,
+        world=setup.world,
+        limit=VERIFY_IMAGES,
+        description="verify teacher",
+    )
+    tally = accuracy(teacher, batches)  # type: ignore[arg-type]
+    reduced: Any = setup.accelerator.reduce(tally.means, "sum")
+    tally.means = reduced
+    return tally.counted("top1")
+
+
+def _judge(setup: Setup, hits: int, count: int, teacher: Teacher) -> None:
+    if count == 0:
+        setup.accelerator.print("teacher: not verified, no labeled image could be read")
+        return
+    low, high = wilson(hits, count)
+    setup.facts["teacher_top1"] = {"hits": hits, "images": count, "low": low, "high": high}
+    said = f"top-1 {hits / count:.2%} [{low:.2%} to {high:.2%}] on {count} labeled images"
+    setup.accelerator.print(f"teacher: {said}")
+    chance = 1 / teacher.num_classes
+    verify = all(config.verify for config in teacher.configs)
+    if verify and low <= chance + 0.05 * (1 - chance):
+        raise InputError(
+            f"the teacher is near chance: {said}, chance {chance:.2%}; `ssld plan` with the same "
+            "settings says whether another normalisation or class order would do; check "
+            "teacher.checkpoint, teacher.mean, teacher.std and teacher.input_size, or set "
+            "teacher.verify to false if you know better"
+        )
