@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ssld.data.loading import Batch
     from ssld.network import Network
+    from ssld.run.loop import Task
     from ssld.run.setup import Run, Setup
     from ssld.tally import Tally
     from ssld.teacher import Teacher
@@ -46,76 +47,83 @@ class HardLabels:
         raise NotImplementedError("a benchmark evaluates nothing")
 
 
-def open_run(config: DistillConfig, folder: str) -> tuple[Setup, Teacher, Network, str]:
-    """Everything that a run opens, with its output in `folder`."""
-    from ssld.distill import named
-    from ssld.run.setup import Setup
-    from ssld.teacher import open_teacher
-
-    config = dataclasses.replace(
+def quietly(config: DistillConfig, folder: str) -> DistillConfig:
+    """The same settings with their output in `folder`, and nothing to report or to go on from."""
+    return dataclasses.replace(
         config, out=folder, trackers=[], resume=False, overwrite=False, allow_changes=[]
     )
-    setup = Setup(config)
-    teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
-    student = setup.open_student(teacher.num_classes, teacher.label_names)
-    setup.describe({"student": student, **named(teacher)})
-    teacher.to(setup.device)
-    return setup, teacher, student, digest
 
 
-def measure(setup: Setup, teacher: Teacher, student: Network, digest: str, seconds: float) -> dict:
-    """Images per second over all processes, peak memory of this process in MiB.
+class Bench:
+    """The step and the loader of a run, to be measured instead of trained.
 
-    Returns:
-        loader, teacher, student (supervised step, images in memory), both (distillation step,
-        images in memory), together (distillation with the loader), supervised_together, ratio
-        (both : student), ratio_together, peak_mib, split (percent of a step, as in metrics.jsonl).
+    Args:
+        digest: the teacher's sha256.
     """
-    from ssld.distill import Distillation
-    from ssld.run.loop import Trainer
-    from ssld.run.progress import Progress
 
-    run = setup.start(student, teacher=teacher, teacher_sha256=digest)
-    rates: dict[str, Any] = {}
-    loader = loaded(run)
-    rates["loader"] = _rate(run, lambda: next(loader), seconds)
-    batch = next(loader)
-    memory = itertools.cycle([batch])
-    trainer = Trainer(run, Distillation(teacher, run.config.loss), student)  # type: ignore[attr-defined]
-    progress = Progress(run, 0, trainer.unreadables)
-    progress.bar.disable = True
-    progress.clock.time_calls("teacher", teacher)
-    progress.clock.watch(trainer.model)
+    def __init__(self, setup: Setup, teacher: Teacher, student: Network, digest: str) -> None:
+        from ssld.distill import Distillation
+        from ssld.run.loop import Trainer
+        from ssld.run.progress import Progress
 
-    def step(task: Any, batches: Iterator[Batch]) -> Callable[[], None]:
+        config: DistillConfig = setup.config  # type: ignore[assignment]
+        teacher.to(setup.device)
+        self.teacher = teacher
+        self.run = setup.start(student, teacher=teacher, teacher_sha256=digest)
+        self.distillation = Distillation(teacher, config.loss)
+        self.trainer = Trainer(self.run, self.distillation, student)
+        self.progress = Progress(self.run, 0, self.trainer.unreadables)
+        self.progress.clock.time_calls("teacher", teacher)
+        self.progress.clock.watch(self.trainer.model)
+
+    def step(self, task: Task, batches: Iterator[Batch]) -> Callable[[], None]:
+        """A training step that can be called again and again."""
+
         def call() -> None:
-            trainer.task = task
-            trainer.train_step(batches, progress)
-            progress.kept.clear()
+            self.trainer.task = task
+            self.trainer.train_step(batches, self.progress)
+            self.progress.kept.clear()
 
         return call
 
-    def teach() -> None:
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """Images per second over all processes, each part for about `seconds`.
+
+        Returns:
+            loader, teacher (forward), student (supervised step, images in memory), both
+            (distillation step, images in memory), together (distillation with the loader),
+            supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
+            split (percent of a step, as in metrics.jsonl).
+        """
+        run, clock, labels = self.run, self.progress.clock, HardLabels()
+        rates: dict[str, Any] = {}
+        loader = loaded(run)
+        rates["loader"] = _rate(run, lambda: next(loader), seconds)
+        memory = itertools.cycle([next(loader)])
+        rates["teacher"] = _rate(run, self._teach(next(memory)), seconds)
+        rates["student"] = _rate(run, self.step(labels, memory), seconds)
+        rates["both"] = _rate(run, self.step(self.distillation, memory), seconds)
+        rates["supervised_together"] = _rate(run, self.step(labels, loader), seconds)
+        clock.take()
+        started = time.monotonic()
+        rates["together"] = _rate(run, self.step(self.distillation, loader), seconds)
+        whole = time.monotonic() - started
+        rates["split"] = {k: round(100 * x / whole, 2) for k, x in clock.take().items()}
+        rates["ratio"] = rates["both"] / rates["student"]
+        rates["ratio_together"] = rates["together"] / rates["supervised_together"]
+        rates["peak_mib"] = peak_mib(run.accelerator.device)
+        return rates
+
+    def _teach(self, batch: Batch) -> Callable[[], None]:
         import torch
 
-        with torch.no_grad():
-            teacher(batch.images.to(setup.device))
+        images = batch.images.to(self.run.accelerator.device)
 
-    distillation, labels = trainer.task, HardLabels()
-    rates["teacher"] = _rate(run, teach, seconds)
-    rates["student"] = _rate(run, step(labels, memory), seconds)
-    rates["both"] = _rate(run, step(distillation, memory), seconds)
-    rates["supervised_together"] = _rate(run, step(labels, loader), seconds)
-    progress.clock.take()
-    started = time.monotonic()
-    rates["together"] = _rate(run, step(distillation, loader), seconds)
-    whole = time.monotonic() - started
-    rates["split"] = {k: round(100 * x / whole, 2) for k, x in progress.clock.take().items()}
-    rates["ratio"] = rates["both"] / rates["student"]
-    rates["ratio_together"] = rates["together"] / rates["supervised_together"]
-    rates["peak_mib"] = peak_mib(setup.device)
-    progress.bar.close()
-    return rates
+        def call() -> None:
+            with torch.no_grad():
+                self.teacher(images)
+
+        return call
 
 
 def loaded(run: Run) -> Iterator[Batch]:
@@ -194,9 +202,16 @@ def bench(config: BenchConfig) -> None:
     Raises:
         InputError: bad settings, sources or weights.
     """
+    from ssld.distill import named
+    from ssld.run.setup import Setup
+    from ssld.teacher import open_teacher
+
     with tempfile.TemporaryDirectory() as folder:
-        setup, teacher, student, digest = open_run(config, folder)
-        rates = measure(setup, teacher, student, digest, config.seconds)
+        setup = Setup(quietly(config, folder))
+        teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
+        student = setup.open_student(teacher.num_classes, teacher.label_names)
+        setup.describe({"student": student, **named(teacher)})
+        rates = Bench(setup, teacher, student, digest).measure(config.seconds)
     say = setup.accelerator.print
     say(f"\n{setup.world} process(es) on {setup.device.type}, batch {config.batch_size}")
     for name, label in LABELS.items():

@@ -447,3 +447,24 @@ class PlanConfig(BenchConfig):
             self.price_per_hour is None or self.price_per_hour >= 0,
             f"price_per_hour is {self.price_per_hour}: give 0 or more",
         )
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`ssld compare A B ...`: config differences, one table and one overlay of curves.
+
+    The runs may still be going."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders; the words before the first option are taken for them."""
+    out: str = "compare.html"
+    """The page that is written."""
+    json: str | None = None
+    """Also write differences and results to this file."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.runs) > 1,
+            f"runs is {self.runs}: give at least two run folders, before any option",
+        )
+        _require(self.out != self.json, f"out and json are both {self.out}: name two files")

@@ -30,6 +30,9 @@ NORMALISATIONS = {
     "0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
 }
+SURE = 0.4
+"""Share of what a perfect classifier would tell about an image, beyond which a network whose
+answers are all wrong has learned other answers."""
 GIVEN, SWAPPED = "as given", "colour channels swapped"
 
 
@@ -110,6 +113,14 @@ def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) 
         f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name, network)}"
         for share, name in sorted(better, reverse=True)
     ]
+    told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
+    if not findings and given.mean() < 2 / network.num_classes and told > SURE * most:
+        findings.append(
+            f"another class order: its predictions are sure and varied (they tell {told:.2f} of "
+            f"{most:.2f} nats about an image) but {given.mean():.1%} of them are right; the labels "
+            "count the classes in another order than its outputs, or are of other classes (too few "
+            "images of each class to say which order)"
+        )
     return TeacherCheck(len(labels), count, top1, information, findings)
 
 

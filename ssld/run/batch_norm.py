@@ -18,17 +18,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
     """Make every batch norm of `model` use global statistics; returns the model to use."""
-    if device.type == "cuda":
-        return convert_sync_batchnorm(model)
+    gpu = device.type == "cuda"
+    if gpu:
+        model = convert_sync_batchnorm(model)
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        # SyncBatchNorm keeps to its own process in eval mode, where a teacher always is.
+        if isinstance(module, _BatchNorm) and (not gpu or module.running_mean is None):
             module.forward = types.MethodType(_forward, module)
     return model
 
 
 def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
     """As the module's own forward, with statistics over all processes; x is [b, c, ...]."""
-    if not self.training and self.running_mean is not None:
+    fixed = not self.training and self.running_mean is not None
+    # An evaluation's last batches differ in number from process to process: one that waited for
+    # all of them would wait for ever.
+    if fixed or torch.is_inference_mode_enabled():
         return type(self).forward(self, x)
     dims = [0, *range(2, x.dim())]
     shape = [1, -1, *[1] * (x.dim() - 2)]

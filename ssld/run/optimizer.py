@@ -26,11 +26,16 @@ def learning_rate(
     SSLD section 4.2; the peak is `lr * batch_size / 256` (Goyal et al. 2017, section 2.1).
     """
     peak = schedule.lr * batch_size / 256
-    warmup = min(schedule.warmup_epochs * steps_per_epoch, total_steps / 10)
+    warmup = warmup_steps(schedule, total_steps, steps_per_epoch)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1.0, total_steps - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def warmup_steps(schedule: ScheduleConfig, total_steps: int, steps_per_epoch: float) -> float:
+    """Length of the warm-up: what was asked for, at most a tenth of the run."""
+    return min(schedule.warmup_epochs * steps_per_epoch, total_steps / 10)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -39,13 +39,6 @@ class Progress:
         self.steps_logged = first_step
         self.kept: list[tuple[int, dict[str, Tensor], Batch]] = []
         self.started = self.saved = time.monotonic()
-        self.bar = tqdm(
-            total=run.total_steps,
-            initial=first_step,
-            unit="step",
-            disable=not run.accelerator.is_main_process,
-            mininterval=0.5,
-        )
 
     def __enter__(self) -> Progress:
         accelerator, trackers = self.run.accelerator, self.run.config.trackers
@@ -55,6 +48,13 @@ class Progress:
             # neither missing nor double.
             for line in self.run.folder.lines():
                 accelerator.get_tracker("tensorboard").log(_scalars(line), step=line["step"])
+        self.bar = tqdm(
+            total=self.run.total_steps,
+            initial=self.steps_logged,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            mininterval=0.5,
+        )
         self.started = self.saved = time.monotonic()
         return self
 

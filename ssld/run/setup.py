@@ -29,6 +29,7 @@ from ssld.run.timing import peak_flops
 from ssld.run.topology import check_launcher, open_accelerator
 from ssld.teacher import Teacher
 
+
 @dataclasses.dataclass
 class Run:
     """What the loop needs: resolved settings, process topology, data and the run folder."""
@@ -226,6 +227,11 @@ class Setup:
         val_labels = self._labels(self.val, student) if self.val else None
         if own_labels:
             _require_labels(self.labeled)
+        if config.checkpoint.best == "top1" and not _any_label(self.val, val_labels):
+            raise InputError(
+                "checkpoint.best is top1 but no held-out image has a label that the student knows: "
+                "give a labeled data.val, or another checkpoint.best"
+            )
         eval_view = EvalView(student.input_size, student.crop_pct, student.interpolation)
         folder = RunFolder(Path(config.out), main=self.accelerator.is_main_process)
         folder.open(config, self.facts)
@@ -303,6 +309,12 @@ def _open(setting: str, paths: str | list[str]) -> list[Source]:
 def has_labels(sources: list[Source]) -> bool:
     """Whether any of the sources says classes."""
     return any(source.label(0) is not None or source.class_names for source in sources)
+
+
+def _any_label(sources: list[Source], index: LabelIndex | None) -> bool:
+    return index is not None and any(
+        index(source.label(i)) >= 0 for source in sources for i in range(len(source))
+    )
 
 
 def _require_labels(sources: list[Source]) -> None:

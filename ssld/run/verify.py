@@ -83,10 +83,16 @@ def _judge(setup: Setup, hits: int, count: int, teacher: Teacher) -> None:
     setup.accelerator.print(f"teacher: {said}")
     chance = 1 / teacher.num_classes
     verify = all(config.verify for config in teacher.configs)
-    if verify and low <= chance + 0.05 * (1 - chance):
+    if verify and near_chance(low, teacher.num_classes):
         raise InputError(
             f"the teacher is near chance: {said}, chance {chance:.2%}; `ssld plan` with the same "
             "settings says whether another normalisation or class order would do; check "
             "teacher.checkpoint, teacher.mean, teacher.std and teacher.input_size, or set "
             "teacher.verify to false if you know better"
         )
+
+
+def near_chance(low: float, num_classes: int) -> bool:
+    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
+    chance = 1 / num_classes
+    return low <= chance + 0.05 * (1 - chance)

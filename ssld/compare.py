@@ -1,0 +1,400 @@
+"""`ssld compare A B ...`: what differs between runs, finished or not, and what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssld import cli
+from ssld.config import CompareConfig
+from ssld.errors import InputError
+from ssld.run.folder import _flat, read_lines, write_atomically
+
+HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
+FACTS = ("teacher_sha256", "data_sha256", "held_out", "processes", "device", "versions")
+"""What run.json knows beyond the settings and that may explain a difference."""
+ABSENT = "-"
+CELL = 40  # characters of a cell's line in the printed tables
+
+Column = tuple[str, Callable[[Any], str], Callable[..., Any] | None]
+"""Heading, how a value is shown, and max or min where one is better than the other."""
+Results = dict[str, list[tuple[str, bool]]]
+"""Columns by their heading: for each run the value, and whether it is the best."""
+PERCENT, NUMBER = "{:.1%}".format, "{:.4g}".format
+EVALUATED: dict[str, Column] = {
+    "agreement1": ("agreement@1", PERCENT, max),
+    "agreement5": ("agreement@5", PERCENT, max),
+    "divergence": ("divergence", NUMBER, min),
+    "top1": ("top-1", PERCENT, max),
+    "knn": ("knn", PERCENT, max),
+    "linear": ("linear", PERCENT, max),
+}
+COLUMNS: dict[str, Column] = {
+    "progress": ("steps", str, None),
+    "epochs": ("epochs", "{:.2f}".format, None),
+    "loss": ("loss", NUMBER, min),
+    **{
+        f"{key}_{which}": (f"{head} {which}", shown, better)
+        for key, (head, shown, better) in EVALUATED.items()
+        for which in ("best", "last")
+    },
+    "entropy_student": ("entropy, nats", "{:.3f}".format, None),
+    "images_per_second": ("images per second", "{:,.0f}".format, max),
+    "data_wait_percent": ("data wait, %", "{:.1f}".format, min),
+    "hours": ("hours", "{:.3g}".format, None),
+    "exported_step": ("exported step", "{:,}".format, None),
+}
+PLOTS = ("loss", *EVALUATED, "lr", "images_per_second")
+LINES = ("solid", "dashed", "dotted")  # for more runs than there are colours
+STYLE = """
+.scroll { overflow-x: auto; } .scroll :is(th, td) { padding-right: 12px; }
+.scroll th:first-child { position: sticky; left: 0; background: #fff; min-width: 12em; }
+.settings th:first-child { white-space: nowrap; } .settings td { min-width: 10em; }
+.results :is(th + th, td) { overflow-wrap: break-word; }
+.legend { position: sticky; top: 0; background: #fff; max-width: none; padding: 8px 0; margin: 0; }
+.run { display: inline-block; position: relative; padding: 0 16px 0 26px; overflow-wrap: anywhere; }
+.run i { position: absolute; left: 0; top: 0.65em; width: 20px; border-top: 3px solid; }
+"""
+
+
+@dataclass(frozen=True)
+class SeenRun:
+    """What a run folder holds at this moment."""
+
+    label: str
+    path: str
+    settings: dict[str, Any]
+    """Of config.yaml and run.json, by full name."""
+    facts: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """Of metrics.jsonl, at least one."""
+
+    def points(self, kind: str, key: str) -> list[tuple[float, Any]]:
+        """(epoch, value) of the lines that have it."""
+        lines = (line for line in self.lines if line["kind"] == kind)
+        return [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+
+    def values(self, kind: str, key: str) -> list[Any]:
+        return [value for _, value in self.points(kind, key)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is printed and drawn."""
+
+    runs: list[SeenRun]
+    settings: list[list[str]]
+    """Setting and its value in each run."""
+    results: Results
+    verdicts: list[str]
+    warnings: list[str]
+
+    def rows(self, shown: Callable[[str, bool], str]) -> list[list[str]]:
+        """The results of each run, each shown by its text and whether it is the best."""
+        return [[shown(*cell) for cell in row] for row in zip(*self.results.values(), strict=True)]
+
+
+def open_runs(paths: Sequence[str]) -> list[SeenRun]:
+    """Read run folders.
+
+    Raises:
+        InputError: no run folder, one without a logged line or with a damaged file, the same twice.
+    """
+    return [_open(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """Each folder's name, with as many parents as it takes to tell it from the others."""
+    places = [os.path.realpath(path) for path in paths]
+    same = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
+    if same:
+        raise InputError(f"runs: the same folder is given twice ({', '.join(same)}); give it once")
+    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]  # without the root
+
+    def label(mine: tuple[str, ...]) -> str:
+        depth = 1
+        while depth < len(mine) and sum(x[-depth:] == mine[-depth:] for x in parts) > 1:
+            depth += 1
+        return "/".join(mine[-depth:])
+
+    return [label(mine) for mine in parts]
+
+
+def _open(path: str, label: str) -> SeenRun:
+    folder, advice = Path(path), "give folders that a training command wrote"
+    if not folder.is_dir():
+        raise InputError(f"runs: {path} is no folder; {advice}")
+    for name in ("config.yaml", "run.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"runs: {path} is not a run folder, it has no {name}; {advice}")
+    config = _read(folder / "config.yaml", lambda f: dict(yaml.safe_load(f.read_text("utf-8"))))
+    facts = _read(folder / "run.json", lambda f: dict(json.loads(f.read_text("utf-8"))))
+    lines = _read(folder / "metrics.jsonl", _lines)
+    if not lines:
+        raise InputError(f"runs: {path} has no logged line yet; wait for one, or leave it out")
+    return SeenRun(label, path, _settings(config, facts), facts, lines)
+
+
+def _read(file: Path, parse: Callable[[Path], Any]) -> Any:
+    try:
+        return parse(file)
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"runs: {file} is damaged ({said}); leave this run out") from error
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(file) if (line["kind"], line["step"], line["epoch"])]
+
+
+def _settings(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    tree = {key: value for key, value in config.items() if key not in HIDDEN}
+    tree["teachers"] = {str(i): one for i, one in enumerate(config.get("teachers") or [])}
+    tree |= {key: facts[key] for key in (*FACTS, "changed_on_resume") if facts.get(key)}
+    if "held_out" in tree:  # a list, because a path is no name of a setting
+        tree["held_out"] = [f"{path}: {count}" for path, count in tree["held_out"].items()]
+    return {key: value for key, value in _flat(tree).items() if value != {}}
+
+
+def differences(runs: Sequence[SeenRun]) -> dict[str, dict[str, Any]]:
+    """{setting: {label: value}} of what is not the same in all runs; a run without it is left out.
+    In the order of the settings."""
+    found = {}
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        if any(run.settings.get(key, ...) != runs[0].settings.get(key, ...) for run in runs):
+            found[key] = {run.label: run.settings[key] for run in runs if key in run.settings}
+    return found
+
+
+def summary(run: SeenRun) -> dict[str, Any]:
+    """What came of a run, by the keys of `COLUMNS` and a few more; None where it is not known."""
+
+    def last(kind: str, key: str) -> Any:
+        return next(reversed(run.values(kind, key)), None)
+
+    line, steps = run.lines[-1], run.facts.get("steps")
+    found: dict[str, Any] = {"label": run.label, "path": run.path}
+    found |= {"step": line["step"], "steps": steps, "epochs": line["epoch"]}
+    found["progress"] = f"{line['step']:,}/{f'{steps:,}' if steps else '?'}"
+    found |= {"loss": last("train", "loss"), "verdict": last("eval", "verdict")}
+    for key, (_, _, better) in EVALUATED.items():
+        finite = filter(math.isfinite, run.values("eval", key))
+        found[f"{key}_best"] = better(finite, default=None) if better else None
+        found[f"{key}_last"] = last("eval", key)
+    found["entropy_student"] = last("eval", "entropy_student")
+    for key in ("images_per_second", "data_wait_percent"):
+        values = run.values("train", key)
+        found[key] = statistics.median(values) if values else None
+    exported = run.facts.get("exported") or {}
+    hours = sum(run.values("train", "seconds")) / 3600
+    return found | {"hours": hours, "exported_step": exported.get("step")}
+
+
+def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[str]]:
+    """{sentence: metrics that do not compare between these runs, and have no best}."""
+    found: dict[str, set[str]] = {}
+    images = {count for run in runs for count in run.values("eval", "images")[-1:]}
+    which = " and ".join(key for key in ("data.val", "held_out") if key in differ)
+    if which or len(images) > 1:
+        said = f"The held-out images differ ({which or 'their number'}): "
+        found[said + "evaluations are not on the same images."] = set(EVALUATED)
+    elif "data_sha256" in differ and not all(run.settings.get("data.val") for run in runs):
+        said = "The training images differ (data_sha256), and so may those held out of them: "
+        found[said + "evaluations may not be on the same images."] = set(EVALUATED)
+    if len(set(differ.get("teacher_sha256", {}).values())) > 1:
+        said = "The teachers differ: each run is measured against its own."
+        found[said] = {"loss", "agreement1", "agreement5", "divergence"}
+    losses = ("loss.name", "loss.temperature", "loss.weight", "label_smoothing", "mixup", "cutmix")
+    which = ", ".join(key for key in losses if key in differ)
+    if which:
+        found[f"The losses differ ({which}): their values do not compare."] = {"loss", "divergence"}
+    return found
+
+
+def _results(summaries: Sequence[dict[str, Any]], incomparable: set[str]) -> Results:
+    """Those columns of `COLUMNS` that some run has."""
+    found = {}
+    for key, (head, shown, better) in COLUMNS.items():
+        texts = [ABSENT if run[key] is None else shown(run[key]) for run in summaries]
+        known = [run[key] for run in summaries if run[key] is not None]
+        compares = key.removesuffix("_best").removesuffix("_last") not in incomparable
+        best = None
+        if better and compares and len({*texts} - {ABSENT}) > 1:
+            best = shown(better(filter(math.isfinite, known), default=math.nan))
+        if known:
+            found[head] = [(text, text == best) for text in texts]
+    return found
+
+
+def _shown(key: str, value: Any) -> str:
+    """A setting as one would type it."""
+    if isinstance(value, str):
+        return value[:12] if key.endswith("_sha256") else value
+    if isinstance(value, list) and value and all(isinstance(x, str) for x in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; those that a terminal has no room for go below, under the first again."""
+    width = shutil.get_terminal_size((10**6, 0)).columns  # nothing is folded in a file
+    columns = [_column(cells) for cells in zip(head, *rows, strict=True)]
+    blocks = [[columns[0]]]
+    for column in columns[1:]:
+        used = sum(len(cells[0][0]) + 2 for cells in blocks[-1])
+        if used + len(column[0][0]) > width and len(blocks[-1]) > 1:
+            blocks.append([columns[0]])
+        blocks[-1].append(column)
+    return "\n\n".join(_block(block) for block in blocks)
+
+
+def _column(cells: Sequence[str]) -> list[list[str]]:
+    """Each cell as lines of one width; numbers to the right, a heading no wider than it must be."""
+    body = [textwrap.wrap(cell, CELL) or [""] for cell in cells[1:]]
+    words = [line for lines in body for line in lines] + cells[0].split()
+    wrapped = [textwrap.wrap(cells[0], min(CELL, max(map(len, words)))), *body]
+    width = max(len(line) for lines in wrapped for line in lines)
+    numbers = all(cell.strip("*")[:1].isdigit() or cell == ABSENT for cell in cells[1:])
+    return [[line.rjust(width) if numbers else line.ljust(width) for line in x] for x in wrapped]
+
+
+def _block(columns: Sequence[list[list[str]]]) -> str:
+    widths, lines = [len(cells[0][0]) for cells in columns], []
+    for cells in zip(*columns, strict=True):
+        for line in itertools.zip_longest(*cells, fillvalue=""):
+            lines.append("  ".join(map(str.ljust, line, widths)).rstrip())
+    lines.insert(max(len(cells[0]) for cells in columns), "  ".join("-" * x for x in widths))
+    return "\n".join(lines)
+
+
+def _print(found: Comparison) -> None:
+    labels = [run.label for run in found.runs]
+    table = text_table(["setting", *labels], found.settings) if found.settings else "(none)"
+    print(f"config differences\n\n{table}\n\nresults\n")
+    rows = found.rows(lambda text, best: "*" * best + text)
+    short = [textwrap.shorten(said, 2 * CELL, placeholder=" ...") for said in found.verdicts]
+    body = [[a, *row, z] for a, row, z in zip(labels, rows, short, strict=True)]
+    print(text_table(["run", *found.results, "verdict"], body))
+    print("* best of its column, where values compare")
+    for sentence in found.warnings:
+        print(f"\nwarning: {sentence}")
+
+
+def _line(number: int) -> tuple[str, str]:
+    """A run's colour and style, the same everywhere."""
+    from ssld.report.page import COLOURS
+
+    return COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+
+
+def _name(number: int, label: str) -> str:
+    mark = "border-color:{};border-top-style:{}".format(*_line(number))
+    return f'<span class="run"><i style="{mark}"></i>{escape(label)}</span>'
+
+
+def _table(css: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Of cells that are HTML, the first of a row its heading; scrolls in a box of its own."""
+    body = (f"<tr><th>{row[0]}</th><td>{'</td><td>'.join(row[1:])}</td></tr>" for row in rows)
+    top = f"<tr><th>{'</th><th>'.join(head)}</th></tr>"
+    return f'<div class="scroll {css}"><table>{top}{"".join(body)}</table></div>'
+
+
+def _overlays(runs: Sequence[SeenRun]) -> list[str]:
+    """A plot of each metric that some run has, over epochs, as batch sizes may differ."""
+    from ssld.report import page
+
+    found = []
+    for key in PLOTS:
+        title, shown, _ = EVALUATED.get(key, (key.replace("_", " "), NUMBER, None))
+        series = [run.points("eval" if key in EVALUATED else "train", key) for run in runs]
+        if not any(series):
+            continue
+        figure = page.new_figure()
+        plot = page.axes(figure, "epoch")
+        for i, points in enumerate(series):
+            (colour, style), marker = _line(i), "o" if len(points) < 30 else ""
+            xy = ([x for x, _ in points], [y for _, y in points])
+            plot.plot(*xy, color=colour, ls=style, marker=marker, ms=3, lw=1.5)
+        plot.ticklabel_format(useOffset=False)
+        low, high = plot.get_ylim()
+        if shown is PERCENT:
+            plot.set_ylim(max(low, -0.02), min(high, 1.02))
+        elif key != "loss":  # of which some can be below 0
+            plot.set_ylim(bottom=0)
+        found.append(page.drawn(title, figure))
+    return found
+
+
+def _write(path: Path, found: Comparison) -> None:
+    from ssld.report.page import write_page
+
+    labels = [run.label for run in found.runs]
+    names = [_name(i, label) for i, label in enumerate(labels)]
+    settings = [[escape(cell) for cell in row] for row in found.settings]
+    rows = found.rows(lambda x, best: f"<b>{escape(x)}</b>" if best else escape(x))
+    results = [[name, *row] for name, row in zip(names, rows, strict=True)]
+    verdicts = [[name, escape(said)] for name, said in zip(names, found.verdicts, strict=True)]
+    body = [
+        f"<style>{STYLE}</style><h1>{len(labels)} runs compared</h1>",
+        *(f'<p class="verdict flat">{escape(sentence)}</p>' for sentence in found.warnings),
+        "<h2>Config differences</h2>",
+        _table("settings", ["setting", *names], settings) if settings else "<p>(none)</p>",
+        '<h2>Results</h2><p class="note">Bold is the best of its column, where values compare. '
+        "Images per second and data wait are medians; hours are those of training steps.</p>",
+        _table("results", ["run", *found.results], results),
+        f"<h2>Verdicts</h2>{_table('', ['run', 'verdict'], verdicts)}",
+        f'<h2>Curves</h2><p class="legend">{"".join(names)}</p>',
+        f'<div class="row">{"".join(_overlays(found.runs))}</div>',
+    ]
+    write_page(path, f"{', '.join(labels)} compared", body)
+
+
+def compare(config: CompareConfig) -> None:
+    """Print both tables, write the page to `config.out` and the values to `config.json`.
+
+    Raises:
+        InputError: not a run folder, or nothing logged in it yet; no place to write to.
+    """
+    for name, target in (("out", config.out), ("json", config.json)):
+        if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):
+            raise InputError(f"{name} is {target}: name a file in a folder that exists")
+    runs = open_runs(config.runs)
+    differ, summaries = differences(runs), [summary(run) for run in runs]
+    warned = warnings(runs, differ)
+    settings = [
+        [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
+        for key, x in differ.items()
+    ]
+    results = _results(summaries, set().union(*warned.values()))
+    verdicts = [run["verdict"] or ABSENT for run in summaries]
+    found = Comparison(runs, settings, results, verdicts, list(warned))
+    if config.json:
+        written = {"differences": differ, "runs": summaries}
+        write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")
+    _write(Path(config.out), found)
+    _print(found)
+    print(f"\n{config.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    runs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    settings = ["--runs", json.dumps(runs), *words[len(runs) :]]
+    return cli.command("ssld compare", CompareConfig, compare, settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
