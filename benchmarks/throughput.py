@@ -111,13 +111,14 @@ def our_step(given: argparse.Namespace, folder: Path) -> tuple[Callable[[], None
     teacher.to(setup.device)
     run = setup.start(student, teacher=teacher, teacher_sha256=digest)
     trainer = Trainer(run, Distillation(teacher, config.loss), student)
-    progress, batches = Progress(run, 0), in_memory(given, setup.device)
-    progress.bar.disable = True
+    progress = Progress(run, 0, trainer.unreadables)
+    batches = in_memory(given, setup.device)
+    progress.__enter__()
 
     def step() -> None:
         trainer.train_step(batches, progress)
         if trainer.step % config.log_every_steps == 0:
-            progress.log(trainer.step, trainer.optimizer, 0)
+            progress.log(trainer.step, trainer.rate(), False)
 
     return step, trainer
 

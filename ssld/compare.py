@@ -21,10 +21,18 @@ import yaml
 from ssld import cli
 from ssld.config import CompareConfig
 from ssld.errors import InputError
-from ssld.run.folder import _flat, read_lines, write_atomically
+from ssld.run.folder import flat, read_lines, write_atomically
 
 HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
-FACTS = ("teacher_sha256", "data_sha256", "held_out", "processes", "device", "versions")
+FACTS = (
+    "teacher_sha256",
+    "data_sha256",
+    "val_sha256",
+    "held_out",
+    "processes",
+    "device",
+    "versions",
+)
 """What run.json knows beyond the settings and that may explain a difference."""
 ABSENT = "-"
 CELL = 40  # characters of a cell's line in the printed tables
@@ -166,7 +174,7 @@ def _settings(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     tree |= {key: facts[key] for key in (*FACTS, "changed_on_resume") if facts.get(key)}
     if "held_out" in tree:  # a list, because a path is no name of a setting
         tree["held_out"] = [f"{path}: {count}" for path, count in tree["held_out"].items()]
-    return {key: value for key, value in _flat(tree).items() if value != {}}
+    return {key: value for key, value in flat(tree).items() if value != {}}
 
 
 def differences(runs: Sequence[SeenRun]) -> dict[str, dict[str, Any]]:
@@ -206,14 +214,9 @@ def summary(run: SeenRun) -> dict[str, Any]:
 def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[str]]:
     """{sentence: metrics that do not compare between these runs, and have no best}."""
     found: dict[str, set[str]] = {}
-    images = {count for run in runs for count in run.values("eval", "images")[-1:]}
-    which = " and ".join(key for key in ("data.val", "held_out") if key in differ)
-    if which or len(images) > 1:
-        said = f"The held-out images differ ({which or 'their number'}): "
-        found[said + "evaluations are not on the same images."] = set(EVALUATED)
-    elif "data_sha256" in differ and not all(run.settings.get("data.val") for run in runs):
-        said = "The training images differ (data_sha256), and so may those held out of them: "
-        found[said + "evaluations may not be on the same images."] = set(EVALUATED)
+    if "val_sha256" in differ:
+        said = "The held-out images differ (val_sha256): evaluations are not on the same images."
+        found[said] = set(EVALUATED)
     if len(set(differ.get("teacher_sha256", {}).values())) > 1:
         said = "The teachers differ: each run is measured against its own."
         found[said] = {"loss", "agreement1", "agreement5", "divergence"}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import ssld.tally
 from ssld.data.loading import Batch
 from ssld.divergence import divergence
-from ssld.tally import BINS, EXAMPLES, Tally
+from ssld.tally import EXAMPLES, Tally
 
 CPU = torch.device("cpu")
 
@@ -62,10 +62,10 @@ def among_best(scores: np.ndarray, wanted: np.ndarray, k: int) -> np.ndarray:
 
 
 def naive_ece(log_s: np.ndarray, labels: np.ndarray) -> float:
-    """Guo et al. 2017, equation 3: sum over bins of |B| / n |accuracy - confidence|."""
+    """Guo et al. 2017, equation 3, 15 bins: sum over bins of |B| / n |accuracy - confidence|."""
     confidence, best, total = np.exp(log_s.max(1)), log_s.argmax(1), 0.0
-    for m in range(BINS):
-        inside = (confidence > m / BINS) & (confidence <= (m + 1) / BINS)
+    for m in range(15):
+        inside = (confidence > m / 15) & (confidence <= (m + 1) / 15)
         if inside.any():
             gap = (best[inside] == labels[inside]).mean() - confidence[inside].mean()
             total += inside.sum() / len(labels) * abs(gap)

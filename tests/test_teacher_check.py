@@ -157,23 +157,39 @@ def test_another_order_of_classes_is_named(name):
     assert f"instead of {found.top1[GIVEN]:.1%}" in found.findings[0]
 
 
+def relabeled(labels) -> list[Batch]:
+    parts = torch.as_tensor(labels).split([len(b.ids) for b in batches()])
+    pairs = zip(batches(), parts, strict=True)
+    return [Batch(b.images, b.weight, part, b.ids, []) for b, part in pairs]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_an_order_cannot_be_read_into_chance(seed):
-    net = network()
-    rng = np.random.default_rng(seed)
-    guessed = [
-        Batch(b.images, b.weight, torch.tensor(rng.integers(0, CLASSES, len(b.ids))), b.ids, [])
-        for b in batches()
-    ]
-    found = check_teacher(net, guessed)
-    assert found.findings == [] and found.top1[GIVEN] < 0.05
+    guessed = relabeled(np.random.default_rng(seed).integers(0, CLASSES, 480))
+    found = check_teacher(network(), guessed)
+    assert not any(f.startswith("class order") for f in found.findings)
     # An assignment fitted to the very images that it is tried on would reach far more.
-    assert found.top1.get("class order permuted", 0) < 0.05
+    assert found.top1[GIVEN] < 0.05 and found.top1.get("class order permuted", 0) < 0.05
+    unsure = network()
+    unsure.model.sharpness = 1e-3
+    assert check_teacher(unsure, guessed).findings == []
 
 
-def test_too_few_images_prove_nothing():
-    first = batches(per_class=1, size=6)[0]
-    assert check_teacher(network(order=ORDERS["reversed"]), [first]).findings == []
+def test_an_order_that_few_images_cannot_tell_is_still_suspected():
+    shifted = [(i + 7) % CLASSES for i in range(CLASSES)]  # an order that has no name
+    found = check_teacher(network(order=shifted), batches(per_class=1))
+    assert len(found.findings) == 1 and found.findings[0].startswith("another class order: ")
+    assert f"{found.top1[GIVEN]:.1%} of them are right" in found.findings[0]
+    reverse = check_teacher(network(order=ORDERS["reversed"]), batches(per_class=1, size=6)[:1])
+    assert not any(f.startswith("class order") for f in reverse.findings)
+
+
+@pytest.mark.xfail(strict=True, reason="another class order is suspected from any number of labels")
+def test_two_wrong_labels_prove_nothing():
+    labels = torch.cat([b.labels for b in batches()])
+    few = torch.full_like(labels, -1)
+    few[:2] = (labels[:2] + 9) % CLASSES
+    assert check_teacher(network(), relabeled(few)).findings == []
 
 
 def test_only_readable_images_count_and_only_labeled_are_judged():

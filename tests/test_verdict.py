@@ -103,6 +103,8 @@ def test_wobble_below_the_noise_is_flat():
     assert since(verdict(curve("agreement1", values))) == 3
     few = curve("agreement1", [0.1, 0.3, 0.5] + [0.5 + 0.01 * (-1) ** i for i in range(8)])
     assert since(verdict([e | {"images": 200} for e in few])) == 3  # few images: more noise
+    many = [e | {"images": 10**7} for e in curve("agreement1", values)]
+    assert since(verdict(many)) == 3  # a tenth of a point is never worth a word
 
 
 def test_a_slow_rise_above_the_noise_is_not_flat():
@@ -182,6 +184,8 @@ def test_divergence_as_metric_is_better_when_lower():
     assert verdict(curve("divergence", falling[::-1]), "divergence").kind == "flat"
     found = verdict(curve("divergence", [2.0, 1.0, 0.5] + [0.6] * 6), "divergence")
     assert since(found) == 3 and "best 0.5" in found.sentence and "%" not in found.sentence
+    wobble = [2.0, 1.0, 0.6] + [0.5 + 0.002 * (-1) ** i for i in range(8)]
+    assert since(verdict(curve("divergence", wobble), "divergence")) == 4
 
 
 @pytest.mark.xfail(strict=True, reason="says that the divergence no longer rises")
@@ -218,10 +222,10 @@ def test_a_healthy_evaluation_has_no_symptom():
 @pytest.mark.parametrize("images", [100, 50_000])
 def test_agreement_at_chance_is_named(images):
     for chance in (0.01, 0.3):
-        margin = 2.576 * math.sqrt(chance * (1 - chance) / images)
+        margin = max(2.576 * math.sqrt(chance * (1 - chance) / images), 0.01 * (1 - chance))
         said = symptom(agreement1=chance + 0.9 * margin, agreement_chance=chance, images=images)
         assert "agreement@1" in said and "which is chance" in said
-        above = chance + 1.1 * max(margin, 0.01)
+        above = chance + 1.1 * margin
         assert symptom(agreement1=above, agreement_chance=chance, images=images) == ""
 
 

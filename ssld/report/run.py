@@ -265,7 +265,7 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(path, f"{count:,} images") for path, count in facts["images"].items()]
     for path, count in (facts.get("held_out") or {}).items():
         rows.append((f"held out of {path}", f"{count:,} images"))
-    for key in ("teacher_sha256", "data_sha256", "peak_lr", "processes", "device"):
+    for key in ("teacher_sha256", "data_sha256", "val_sha256", "peak_lr", "processes", "device"):
         if facts.get(key) is not None:
             rows.append((key.replace("_", " "), str(facts[key])))
     return rows

@@ -95,7 +95,7 @@ class RunFolder:
         """What differs from the settings that the folder was made with."""
         if not previous.is_file():
             return []
-        old, new = _flat(yaml.safe_load(previous.read_text())), _flat(_plain(config))
+        old, new = flat(yaml.safe_load(previous.read_text())), flat(_plain(config))
         absent = object()  # a setting that the other version of ssld did not know
         changed = {
             key: f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
@@ -182,11 +182,12 @@ def _under(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, `a.b.c`."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

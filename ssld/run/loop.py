@@ -162,6 +162,7 @@ class Trainer:
                     "scaler": scaler.state_dict() if scaler else None,
                     "teacher_sha256": run.facts.get("teacher_sha256"),
                     "data_sha256": run.facts["data_sha256"],
+                    "val_sha256": run.facts["val_sha256"],
                     "unreadable": sorted(self.unreadables.entries.values()),
                 },
                 keep=run.config.checkpoint.keep,

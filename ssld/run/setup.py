@@ -213,6 +213,7 @@ class Setup:
         self.facts |= {
             "teacher_sha256": teacher_sha256,
             "data_sha256": _fingerprint(self.sources),
+            "val_sha256": _fingerprint(self.val),
             "images": {s.path: len(s) for s in self.sources},
             "processes": self.world,
             "device": str(self.device),
@@ -276,6 +277,7 @@ class Setup:
         for key, group, what in (
             ("teacher_sha256", "teacher", "teacher"),
             ("data_sha256", "data", "set of images"),
+            ("val_sha256", "data", "set of held-out images"),
         ):
             was, now = state.get(key), self.facts.get(key)
             if was != now and group not in config.allow_changes:

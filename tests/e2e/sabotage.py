@@ -1,0 +1,263 @@
+"""Runs as processes of their own, and what may happen to them.
+
+The processes are forked from one that has imported everything (`multiprocessing`'s fork server), so
+that a run starts in a fraction of a second. What is to happen to a run is a function of this module
+that is called in its process before `ssld` is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+Harm = Callable[[], None]
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = ["ssld.distill", "ssld.run.loop", "ssld.run.verify", "torch.utils.tensorboard"]
+PRELOADED += ["torch._dynamo", "sklearn.linear_model", "sklearn.neighbors", "sklearn.pipeline"]
+PRELOADED += ["sklearn.preprocessing", "matplotlib.backends.backend_agg", "jsonargparse", "pytest"]
+CONTEXT.set_forkserver_preload(PRELOADED)
+SECONDS = 120
+"""After which a process counts as hanging."""
+
+
+class Started:
+    """A run in a process of its own.
+
+    Args:
+        said: file for all that it prints.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], said: Path, harm: Sequence[Harm] = (), **environment: str
+    ) -> None:
+        self.said = said
+        self.process = CONTEXT.Process(
+            target=_child, args=(list(argv), str(said), list(harm), environment)
+        )
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = "1"  # the fork server takes it over
+        try:
+            self.process.start()
+        finally:
+            del os.environ["OMP_NUM_THREADS"]
+            if before is not None:
+                os.environ["OMP_NUM_THREADS"] = before
+
+    def end(self) -> int:
+        """Wait for it; its exit code, -9 after SIGKILL."""
+        self.process.join(SECONDS)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"hangs: {self.said.read_text()[-2000:]}")
+        return self.process.exitcode
+
+    @property
+    def words(self) -> str:
+        return self.said.read_text()
+
+
+def run(argv: Sequence[str], said: Path, harm: Sequence[Harm] = ()) -> tuple[int, str]:
+    """Exit code, and everything that was printed."""
+    started = Started(argv, said, harm)
+    return started.end(), started.words
+
+
+def ranks(
+    argv: Sequence[str], said: Path, harm: Sequence[Sequence[Harm]] = ((), ())
+) -> list[Started]:
+    """Two processes of one run, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    return [
+        Started(argv, said.with_suffix(f".{i}"), harm[i], RANK=str(i), LOCAL_RANK=str(i), **shared)
+        for i in range(2)
+    ]
+
+
+def _child(argv: list[str], said: str, harm: list[Harm], environment: dict[str, str]) -> None:
+    import torch
+
+    from ssld.__main__ import main
+
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as a run that is started by hand has it
+    os.environ.update(environment)
+    with open(said, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (open(i, "w", buffering=1, closefd=False) for i in (1, 2))
+    torch.set_num_threads(1)
+    for function in harm:
+        function()
+    code = main(argv)
+    sys.stdout.flush()
+    for child in psutil.Process().children():  # multiprocessing's own clean-up is left out
+        child.kill()
+    os._exit(code)
+
+
+def _wrap(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace `module:function` or `module:Class.method` by what `wrapper` makes of it."""
+    module, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def at_call(target: str, number: int, act: Harm, after: bool = False) -> None:
+    """Do something right before, or after, the `number`-th call of a function."""
+    count = 0
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number and not after:
+                act()
+            result = function(*args, **kwargs)
+            if count == number and after:
+                act()
+            return result
+
+        return call
+
+    _wrap(target, wrapper)
+
+
+def at_step(step: int, act: Harm) -> None:
+    """Do something when the run is about to take a step (0 is the first)."""
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(trainer: Any, *args: Any) -> Any:
+            if trainer.step == step:
+                act()
+            return function(trainer, *args)
+
+        return call
+
+    _wrap("ssld.run.loop:Trainer.train_step", wrapper)
+
+
+def sigkill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def signal_group(number: int) -> None:
+    """As a cluster does: the process and its loader workers."""
+    os.killpg(os.getpgid(0), number)
+
+
+def half_a_line(number: int) -> None:
+    """Die in the middle of writing the `number`-th line of metrics.jsonl."""
+    count = 0
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(folder: Any, line: dict[str, Any]) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                with folder.metrics.open("a") as file:
+                    file.write(json.dumps(line)[:40])
+                sigkill()
+            return function(folder, line)
+
+        return call
+
+    _wrap("ssld.run.folder:RunFolder.log", wrapper)
+
+
+def kill_a_worker() -> None:
+    """One loader process, as the kernel does when memory runs out."""
+    psutil.Process().children()[0].kill()
+
+
+def poison(step: int, row: int) -> None:
+    """The teacher says NaN about one image of one step."""
+    from ssld.distill import Distillation
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        count = 0
+
+        def call(task: Distillation, student: Any, batch: Any) -> Any:
+            nonlocal count
+            terms = function(task, student, batch)
+            if count == step:
+                terms["divergence"][row] = float("nan")
+            count += 1
+            return terms
+
+        return call
+
+    _wrap("ssld.distill:Distillation.losses", wrapper)
+
+
+def clock_goes_backwards() -> None:
+    start, calls = time.time(), 0
+
+    def earlier() -> float:
+        nonlocal calls
+        calls += 1
+        return start - 3600.0 * calls
+
+    time.time = earlier
+
+
+def quota(size: int) -> None:
+    """No file may grow beyond `size` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def small_disk(folder: str, size: int, copy: str) -> None:
+    """Mount `size` bytes of memory at `folder`, for this process only; what is in it when the
+    process ends is copied to `copy`. Exits with 77 where that is not allowed."""
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    new_user, new_mounts = 0x10000000, 0x00020000
+    if libc.unshare(new_user | new_mounts):
+        os._exit(77)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    os.makedirs(folder, exist_ok=True)
+    if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={size}".encode()):
+        os._exit(77)
+    end = os._exit
+
+    def leave(code: int) -> None:
+        shutil.copytree(folder, copy)
+        end(code)
+
+    os._exit = leave  # type: ignore[assignment]
+
+
+def note_samples(file: str) -> None:
+    """Write each step's sample ids of this process to `file`."""
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(progress: Any, step: int, terms: Any, batch: Any) -> Any:
+            with contextlib.suppress(AttributeError), open(file, "a") as lines:
+                lines.write(json.dumps([step, batch.ids]) + "\n")
+            return function(progress, step, terms, batch)
+
+        return call
+
+    _wrap("ssld.run.progress:Progress.add", wrapper)
