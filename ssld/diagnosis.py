@@ -51,13 +51,26 @@ def _frozen(student: Network, initial: dict[str, Tensor]) -> list[str]:
     parameters = dict(student.model.named_parameters())
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
     unmoved = [n for n, p in parameters.items() if torch.equal(p.detach().cpu(), initial[n])]
-    stuck = frozen or (unmoved if len(unmoved) < len(parameters) else [])
+    others = [n for n in parameters if n not in set(unmoved)]  # all may move below rounding
+    stuck = frozen or (unmoved if _moved(parameters, initial, others) > MOVED_TOO_LITTLE else [])
     if len(stuck) < 0.05 * len(parameters):
         return []  # a bias before a norm, say
     return [
         f"frozen layers: {len(stuck)} of {len(parameters)} weight tensors have not changed since "
         f"the start ({', '.join(stuck[:3])}{', ...' if len(stuck) > 3 else ''})"
     ]
+
+
+def _moved(
+    parameters: dict[str, nn.Parameter], initial: dict[str, Tensor], names: list[str]
+) -> float:
+    """Norm of the change of the named parameters over the norm that all started with."""
+    change = sum(
+        float((parameters[n].detach().cpu().double() - initial[n].double()).square().sum())
+        for n in names
+    )
+    size = sum(float(p.double().square().sum()) for p in initial.values())
+    return math.sqrt(change / size) if size else 0.0
 
 
 @torch.inference_mode()
@@ -77,7 +90,8 @@ def _dead(student: Network, batch: Batch) -> list[str]:
     leaves = [(n, m) for n, m in student.model.named_modules() if not list(m.children())]
     handles = [module.register_forward_hook(look(name)) for name, module in leaves]
     try:
-        student(batch.images[batch.weight > 0])
+        if (batch.weight > 0).any():
+            student(batch.images[batch.weight > 0])
     finally:
         for handle in handles:
             handle.remove()

@@ -264,7 +264,7 @@ def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
 
 def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
     """What the measurements say is wrong."""
-    from ssld.run.verify import near_chance
+    from ssld.teacher_check import near_chance
 
     problems = []
     for teacher in result["teacher"]:

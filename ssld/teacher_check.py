@@ -33,6 +33,8 @@ NORMALISATIONS = {
 SURE = 0.4
 """Share of what a perfect classifier would tell about an image, beyond which a network whose
 answers are all wrong has learned other answers."""
+FEWEST = 20
+"""Labeled images, below which that all are wrong proves nothing."""
 GIVEN, SWAPPED = "as given", "colour channels swapped"
 
 
@@ -114,7 +116,9 @@ def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) 
         for share, name in sorted(better, reverse=True)
     ]
     told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
-    if not findings and given.mean() < 2 / network.num_classes and told > SURE * most:
+    enough = count >= FEWEST
+    wrong = near_chance(float(given.mean()), network.num_classes)
+    if enough and wrong and not findings and told > SURE * most:
         findings.append(
             f"another class order: its predictions are sure and varied (they tell {told:.2f} of "
             f"{most:.2f} nats about an image) but {given.mean():.1%} of them are right; the labels "
@@ -162,13 +166,24 @@ def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.
         "class order sorted as text": as_text[best] == labels,
         "class order sorted as text, inverted": np.argsort(as_text)[best] == labels,
     }
+    found = {  # with two classes some of these are the same
+        name: h
+        for i, (name, h) in enumerate(found.items())
+        if not any(np.array_equal(h, other) for other in list(found.values())[:i])
+    }
     hits = np.zeros(len(labels), bool)
+    # Among the classes that occur: all of them squared would be gigabytes for ImageNet-21k.
+    said, row = np.unique(best, return_inverse=True)
+    meant, column = np.unique(labels, return_inverse=True)
     half = np.arange(len(labels)) % 2 == 0
     for learn, test in ((half, ~half), (~half, half)):
-        counts = np.zeros((classes, classes))
-        np.add.at(counts, (best[learn], labels[learn]), 1)
-        order = linear_sum_assignment(counts, maximize=True)[1]
-        hits[test] = order[best[test]] == labels[test]
+        counts = np.zeros((len(said), len(meant)))
+        np.add.at(counts, (row[learn], column[learn]), 1)
+        order = np.full(len(said), -1)
+        rows, columns = linear_sum_assignment(counts, maximize=True)
+        seen = counts[rows, columns] > 0  # the others are no more than a guess
+        order[rows[seen]] = columns[seen]
+        hits[test] = order[row[test]] == column[test]
     named = max(found.values(), key=lambda h: h.sum())
     if hits.sum() > named.sum():  # else the named one explains it
         found["class order permuted"] = hits
@@ -194,3 +209,9 @@ def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) ->
     return np.allclose(mean, network.mean, atol=0.02) and np.allclose(
         std, network.std, rtol=0.05, atol=0
     )
+
+
+def near_chance(low: float, num_classes: int) -> bool:
+    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
+    chance = 1 / num_classes
+    return low <= chance + 0.05 * (1 - chance)

@@ -63,7 +63,7 @@ def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
     e, found = evaluation, []
     count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
     used = round(e.get("classes_student", 1) * num_classes)
-    wanted = round(e.get("classes_teacher", 1) * num_classes)
+    wanted = min(round(e.get("classes_teacher", 1) * num_classes), int(count))
     if "agreement1" in e:
         if _at_chance(e["agreement1"], e["agreement_chance"], count):
             found.append(
@@ -111,11 +111,14 @@ def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: fl
             if share_of_peak > 0.5
             else "consider stopping"
         )
-        return Verdict("flat", f"flat since epoch {since:.3g}: {shown}{below}; {advice}")
+        return Verdict("flat", f"flat since epoch {round(since, 2):g}: {shown}{below}; {advice}")
     start = len(values) // 2 if len(values) > 3 else 0
     slope = _slope(epochs[start:], values[start:])
+    if slope * (last - epochs[start]) < 1e-9:  # rounding errors of equal values
+        slope = min(slope, 0.0)
     if slope <= 0 and not _divergence_falls(evaluations[start:]):
-        return Verdict("flat", f"no longer rising since epoch {since:.3g}: {shown}")
+        going = "falling" if metric == "divergence" else "rising"
+        return Verdict("flat", f"no longer {going} since epoch {round(since, 2):g}: {shown}")
     if slope <= 0:
         lower = evaluations[-1]["divergence"]
         return Verdict(

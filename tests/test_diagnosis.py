@@ -110,7 +110,6 @@ def test_a_learning_rate_too_low_is_named_with_how_little_it_moved():
     assert said.startswith("learning rate too low") and "1.0e-05" in said and "schedule.lr" in said
 
 
-@pytest.mark.xfail(strict=True, reason="steps lost to rounding pass for frozen layers")
 def test_steps_below_rounding_mean_a_learning_rate_too_low():
     # Gains of 1 swallow such a step in float32, biases of 0 do not.
     assert only(diagnose(*moved(share=1e-8), teacher())).startswith("learning rate too low")

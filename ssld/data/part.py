@@ -58,10 +58,12 @@ def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Sou
     Returns:
         the rest of each source, and what was set aside (empty where the sources are too small).
     """
-    total = sum(map(len, sources))
+    total, before = sum(map(len, sources)), 0
     kept, held = [], []
     for source in sources:
-        count = min(round(wanted * len(source) / total), len(source) // LARGEST_SHARE)
+        end = before + len(source)  # rounded where it ends, many small sources have their share
+        share = round(wanted * end / total) - round(wanted * before / total)
+        count, before = min(share, len(source) // LARGEST_SHARE), end
         if count == 0:
             kept.append(source)
             continue

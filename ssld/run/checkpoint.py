@@ -98,17 +98,15 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def load(
-    path: Path, networks: dict[str, nn.Module], device: torch.device
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fill `networks` from a checkpoint; returns its optimizer state and its `state`.
+def load(path: Path, networks: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fill `networks` from a checkpoint; returns its optimizer state, on the CPU, and its `state`.
 
     Raises:
         InputError: the checkpoint is of another network.
     """
     for name, network in networks.items():
         load_network(path, name, network)
-    optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
+    optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     return optimizer, read_state(path)
 
 

@@ -39,13 +39,31 @@ HARMLESS = (
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` with `text` in one step that survives a power cut."""
+    """Replace `path` with `text` in one step that survives a power cut.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> InputError:
+    """What to say when `path` cannot be written."""
+    said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return InputError(
+        f"{path} cannot be written ({said}); free space or mend the folder, then, if this is a "
+        "run, go on with --resume"
+    )
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -129,9 +147,13 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        if self.main:
+        if not self.main:
+            return
+        try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise cannot_write(self.metrics, error) from error
 
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl."""

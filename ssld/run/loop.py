@@ -176,7 +176,7 @@ class Trainer:
         if path is None:
             run.folder.go_back_to(0, True)
         else:
-            optimizer, state = checkpoint.load(path, self.networks(), run.accelerator.device)
+            optimizer, state = checkpoint.load(path, self.networks())
             self.optimizer.load_state_dict(optimizer)
             if run.accelerator.scaler and state["scaler"]:
                 run.accelerator.scaler.load_state_dict(state["scaler"])

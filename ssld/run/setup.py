@@ -121,6 +121,9 @@ class Setup:
         self.accelerator.print(
             f"held out: {count:,} training images for evaluation (data.holdout), as data.val is "
             "empty"
+            if count
+            else "held out: nothing, data.val is empty and the sources are too small to hold out a "
+            "twentieth: no verdict"
         )
 
     def open_student(self, num_classes: int | None, label_names: list[str] | None) -> Network:

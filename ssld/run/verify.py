@@ -13,6 +13,7 @@ from ssld.network import Network
 from ssld.run.batches import Unreadables, class_names, eval_batches
 from ssld.run.setup import Setup, has_labels
 from ssld.teacher import Teacher
+from ssld.teacher_check import near_chance
 
 VERIFY_IMAGES = 1000
 """Images on which the teacher is checked before the first step."""
@@ -90,9 +91,3 @@ def _judge(setup: Setup, hits: int, count: int, teacher: Teacher) -> None:
             "teacher.checkpoint, teacher.mean, teacher.std and teacher.input_size, or set "
             "teacher.verify to false if you know better"
         )
-
-
-def near_chance(low: float, num_classes: int) -> bool:
-    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
-    chance = 1 / num_classes
-    return low <= chance + 0.05 * (1 - chance)

@@ -87,7 +87,7 @@ def test_each_source_gives_by_its_size():
     total = sum(sizes)
     for n, rest, part in zip(sizes, kept, held, strict=True):
         assert rest.path == part.path == f"s{n}"
-        assert len(part) == pytest.approx(1000 * n / total, abs=0.5)
+        assert len(part) == pytest.approx(1000 * n / total, abs=1)
         assert len(part) + len(rest) == n
     assert sum(map(len, held)) == pytest.approx(1000, abs=len(sizes) / 2)
 
@@ -139,3 +139,8 @@ def test_a_part_pickles_and_millions_are_not_listed():
     assert held[0].sample_id(0) == "7000" and held[0].sample_id(999) == "13993000"
     assert [kept[0].sample_id(i) for i in (6999, 7000)] == ["6999", "7001"]
     assert kept[0].sample_id(14_000_000 - 1001) == "13999999"
+
+
+def test_many_small_sources_have_their_share():
+    kept, held = hold_out([Numbers(100, f"s{i}") for i in range(1000)], 100)
+    assert sum(map(len, held)) == 100 and sum(map(len, kept)) == 99_900

@@ -240,13 +240,21 @@ def small_disk(folder: str, size: int, copy: str) -> None:
     os.makedirs(folder, exist_ok=True)
     if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={size}".encode()):
         os._exit(77)
-    end = os._exit
+    end, owner = os._exit, os.getpid()
 
     def leave(code: int) -> None:
-        shutil.copytree(folder, copy)
+        if os.getpid() == owner:  # not a loader worker
+            shutil.copytree(folder, copy)
         end(code)
 
     os._exit = leave  # type: ignore[assignment]
+
+
+def fill(folder: str) -> None:
+    """Leave no byte of the disk free."""
+    with contextlib.suppress(OSError), open(f"{folder}/filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def note_samples(file: str) -> None:

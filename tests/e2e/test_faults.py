@@ -233,22 +233,33 @@ def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed)
     assert_same(run.outcome(), undisturbed)
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
-    case, undisturbed, colours, teacher_file, tmp_path
-):
+DISK_FULL = {
+    "in a checkpoint": "ssld.run.loop:Trainer.save",
+    "at a line": "ssld.run.folder:RunFolder.log",
+    "in an export": "ssld.run.judgement:export",
+    "in the last report": "ssld.run.judgement:write_report",
+}
+
+
+@pytest.mark.parametrize("when", DISK_FULL)
+def test_a_full_disk(case, undisturbed, colours, teacher_file, tmp_path, when):
     disk, rescued = tmp_path / "disk", tmp_path / "rescued"
     full = Case(colours, teacher_file, disk)
     full.said = tmp_path / "said.txt"
-    # Room for one checkpoint of 5 MB and the export, not for a second checkpoint.
-    code, said = full.start(partial(sabotage.small_disk, str(disk), 12 * 2**20, str(rescued)))
+    mount = partial(sabotage.small_disk, str(disk), 64 * 2**20, str(rescued))
+    call = 1 if when == "in the last report" else 2
+    fill = partial(at_call, DISK_FULL[when], call, partial(sabotage.fill, str(disk)))
+    code, said = full.start(mount, fill)
     if code == 77:
         pytest.skip("mounting needs user namespaces; the quota above is the same fault")
     assert code == MEND and "Traceback" not in said
-    assert "No space left on device" in said and "the last good one is step-" in said
+    sentence = said.strip().splitlines()[-1]
+    assert sentence.startswith("error: ") and "No space left on device" in sentence
+    assert "--resume" in sentence
     run = case()
     shutil.copytree(rescued / "run", run.out)
     code, said = run.resume()
-    assert code == 0 and "resumed from" in said
+    assert code == 0 and ("resumed from" in said or when == "at a line")
     assert_same(run.outcome(), undisturbed)
 
 
@@ -392,5 +403,7 @@ def test_another_number_of_processes_takes_the_same_samples(case, tmp_path):
     assert list(second) == list(range(12, STEPS))
     assert {step: expected[step] for step in first} == first
     assert {step: expected[step] for step in second} == second
-    losses = [[x["loss"] for x in lines(run.out) if x["kind"] == "train"] for run in (whole, changed)]
+    losses = [
+        [x["loss"] for x in lines(run.out) if x["kind"] == "train"] for run in (whole, changed)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
