@@ -50,7 +50,8 @@ def plan(config: PlanConfig) -> int:
     except InputError as error:
         problems.append(str(error))
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(quietly(config, folder))
+        everything = dataclasses.replace(config.data, max_unreadable=1.0)  # counted, not refused
+        setup = Setup(dataclasses.replace(quietly(config, folder), data=everything))
         teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
         problems += _class_counts(setup, teacher)
         student = setup.open_student(teacher.num_classes, teacher.label_names)

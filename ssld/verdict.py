@@ -38,19 +38,20 @@ def judge(
     metric: str,
     num_classes: int,
     share_of_peak: float,
-    warming_up: bool = False,
+    early: bool = False,
 ) -> Verdict:
     """Judge a run by its evaluations, oldest first.
 
     Args:
         metric: of `NAMES`, the one whose trend counts.
         share_of_peak: the coming learning rate over the schedule's highest.
-        warming_up: the learning rate still rises; what has not begun to learn yet may.
+        early: the learning rate still rises, or this is the first of several evaluations; what has
+            not begun to learn yet may.
     """
     if not evaluations:
         return Verdict("too early", "no evaluation yet")
     signs = symptoms(evaluations[-1], num_classes)
-    if signs and not warming_up:
+    if signs and not early:
         return Verdict("not learning", f"not learning: {'; '.join(signs)}")
     if len(evaluations) < 2 or signs:
         more = f" ({'; '.join(signs)})" if signs else ""

@@ -199,10 +199,10 @@ def test_one_evaluation_is_too_early(count):
 def test_a_run_that_warms_up_is_not_accused():
     bad = [evaluation(e, agreement1=0.01) for e in (1, 2, 3)]
     assert verdict(bad).kind == "not learning"
-    found = verdict(bad, warming_up=True)
+    found = verdict(bad, early=True)
     assert found.kind == "too early" and "chance" in found.sentence
     good = curve("agreement1", [0.2, 0.3, 0.4])
-    assert verdict(good, warming_up=True).kind == "improving"
+    assert verdict(good, early=True).kind == "improving"
 
 
 def test_the_last_evaluation_decides_whether_it_learns():

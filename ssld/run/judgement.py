@@ -16,6 +16,7 @@ from ssld.report.run import write_report
 from ssld.run import checkpoint
 from ssld.run.batches import Unreadables, eval_batches
 from ssld.run.export import export
+from ssld.run.optimizer import warmup_steps
 from ssld.run.preemption import Preemption
 from ssld.run.progress import Progress
 from ssld.run.setup import Run
@@ -93,12 +94,13 @@ class Judge:
         if metric not in metrics:
             return "no verdict: there is neither a teacher nor a labeled held-out image"
         peak = run.config.schedule.lr * run.config.batch_size / 256
+        warmup = warmup_steps(run.config.schedule, run.total_steps, run.steps_per_epoch)
         found = verdict.judge(
             [*before, now],
             metric=metric,
             num_classes=trainer.student.num_classes,
             share_of_peak=trainer.rate() / peak,
-            warming_up=trainer.step < run.total_steps / 10,
+            early=trainer.step < warmup or (not before and trainer.step < run.total_steps),
         )
         if found.kind != "not learning":
             return found.sentence
