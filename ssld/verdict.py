@@ -115,7 +115,7 @@ def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: fl
         return Verdict("flat", f"flat since epoch {round(since, 2):g}: {shown}{below}; {advice}")
     start = len(values) // 2 if len(values) > 3 else 0
     slope = _slope(epochs[start:], values[start:])
-    if slope * (last - epochs[start]) < 1e-9:  # rounding errors of equal values
+    if slope * (last - epochs[start]) < _noise(evaluations[-1], metric):
         slope = min(slope, 0.0)
     if slope <= 0 and not _divergence_falls(evaluations[start:]):
         going = "falling" if metric == "divergence" else "rising"

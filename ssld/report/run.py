@@ -17,6 +17,8 @@ from ssld.tally import BINS, Tally
 
 WORST = 16
 """Classes that are named in the plot of agreement by class."""
+SHOWN = 1000
+"""Points of a curve."""
 Lines = list[dict[str, Any]]
 
 
@@ -28,7 +30,7 @@ def write_report(run: Run, student: Network, tally: Tally | None) -> None:
         tally: of the last evaluation, where there was one.
     """
     lines, out = run.folder.lines(), run.folder.path
-    train = [line for line in lines if line["kind"] == "train"]
+    train = _thinned([line for line in lines if line["kind"] == "train"])
     evaluations = [line for line in lines if line["kind"] == "eval"]
     title = out.resolve().name
     body = [
@@ -61,6 +63,21 @@ def _rows(title: str, figures: list[str], note: str = "") -> str:
         return ""
     said = f'<p class="note">{html.escape(note)}</p>' if note else ""
     return f'<h2>{html.escape(title)}</h2>{said}<div class="row">{"".join(figures)}</div>'
+
+
+def _thinned(train: Lines) -> Lines:
+    """At most `SHOWN` lines: a plot has no more room. Each is a mean over neighbours, at the step
+    of the last of them."""
+    size = -(-len(train) // SHOWN)
+    if size < 2:
+        return train
+    groups = [train[i : i + size] for i in range(0, len(train), size)]
+    exact = ("kind", "step", "epoch", "unreadable")
+    return [
+        {k: v if k in exact else float(np.mean([line[k] for line in group if k in line]))
+         for k, v in group[-1].items()}
+        for group in groups
+    ]  # fmt: skip
 
 
 def _headline(run: Run, train: Lines) -> str:
