@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssld import cli
-from ssld.config import BenchConfig, DistillConfig
+from ssld.command_config import BenchConfig
+from ssld.config import DistillConfig
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ssld import cli
-from ssld.config import CompareConfig
+from ssld.command_config import CompareConfig
 from ssld.errors import InputError
 from ssld.run.folder import flat, read_lines, write_atomically
 

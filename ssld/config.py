@@ -1,4 +1,5 @@
-"""Every setting of every command, as frozen dataclasses: the only truth about settings.
+"""Every setting of a training run, as frozen dataclasses: the only truth about settings. Those of
+the commands that look at runs and models are in `ssld/command_config.py`.
 
 Recipes (`configs/*.yaml`) and `--a.b value` overrides fill them (`ssld/cli.py`); the resolved
 values are written into each run folder as `config.yaml`. This file imports neither torch nor timm,
@@ -15,7 +16,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Triple = tuple[float, float, float]
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with `message` unless something holds."""
     if not holds:
         raise ValueError(message)
 
@@ -62,11 +64,11 @@ class TeacherConfig:
     """Refuse to start when its top-1 on labeled images is near chance."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.micro_batch is None or self.micro_batch > 0,
             f"teacher.micro_batch is {self.micro_batch}: give a number above 0, or null",
         )
-        _require(
+        require(
             self.micro_batch is None or self.batch_norm == "eval",
             "teacher.micro_batch changes the statistics of `teacher.batch_norm: batch`: "
             "set one of them only",
@@ -97,15 +99,15 @@ class DataConfig:
         for name in ("labeled", "unlabeled", "val"):
             value = getattr(self, name)
             object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
-        _require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
-        _require(self.holdout >= 0, f"data.holdout is {self.holdout}: give 0 or more")
-        _require(
+        require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
+        require(self.holdout >= 0, f"data.holdout is {self.holdout}: give 0 or more")
+        require(
             0 <= self.max_unreadable <= 1,
             f"data.max_unreadable is {self.max_unreadable}: give a share between 0 and 1",
         )
         if self.fractions is not None:
             sources = len(self.labeled) + len(self.unlabeled)
-            _require(
+            require(
                 len(self.fractions) == sources
                 and min(self.fractions) >= 0
                 and sum(self.fractions) > 0,
@@ -138,17 +140,15 @@ class AugmentConfig:
     """Strength of RandAugment, 0 to 30."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.size is None or self.size > 0, f"augment.size is {self.size}: give px above 0"
-        )
+        require(self.size is None or self.size > 0, f"augment.size is {self.size}: give px above 0")
         low, high = self.scale
-        _require(
+        require(
             0 < low <= high <= 1, f"augment.scale is {self.scale}: give 0 < lowest <= highest <= 1"
         )
         low, high = self.ratio
-        _require(0 < low <= high, f"augment.ratio is {self.ratio}: give 0 < lowest <= highest")
-        _require(0 <= self.flip <= 1, f"augment.flip is {self.flip}: give a probability")
-        _require(
+        require(0 < low <= high, f"augment.ratio is {self.ratio}: give 0 < lowest <= highest")
+        require(0 <= self.flip <= 1, f"augment.flip is {self.flip}: give a probability")
+        require(
             self.randaugment_ops > 0 and 0 <= self.randaugment_magnitude <= 30,
             "augment.randaugment_ops must be above 0 and randaugment_magnitude from 0 to 30",
         )
@@ -166,10 +166,10 @@ class LossConfig:
     """Factor on the loss."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.temperature > 0, f"loss.temperature is {self.temperature}: give a number above 0"
         )
-        _require(self.weight > 0, f"loss.weight is {self.weight}: give a number above 0")
+        require(self.weight > 0, f"loss.weight is {self.weight}: give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class OptimizerConfig:
     """Further arguments of the optimizer."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.weight_decay >= 0,
             f"optimizer.weight_decay is {self.weight_decay}: give 0 or more",
         )
@@ -204,8 +204,8 @@ class ScheduleConfig:
     """Length of the warm-up, at most a tenth of the run."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"schedule.lr is {self.lr}: give a number above 0")
-        _require(
+        require(self.lr > 0, f"schedule.lr is {self.lr}: give a number above 0")
+        require(
             self.warmup_epochs >= 0,
             f"schedule.warmup_epochs is {self.warmup_epochs}: give 0 or more",
         )
@@ -219,7 +219,7 @@ class EmaConfig:
     """Share of the old average kept at each step, 0.9999 say; 0 keeps no average."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.decay < 1, f"ema.decay is {self.decay}: give 0 <= decay < 1")
+        require(0 <= self.decay < 1, f"ema.decay is {self.decay}: give 0 <= decay < 1")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class CheckpointConfig:
     supervised training takes top1 for agreement1. last: whatever came last."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.every_steps > 0 and self.every_minutes > 0 and self.keep > 0,
             "checkpoint.every_steps, every_minutes and keep must be above 0",
         )
@@ -257,7 +257,7 @@ class ProbeConfig:
     """k (DINO, Caron et al. 2021, appendix E)."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.every_epochs >= 0 and self.images > 0 and self.neighbours > 0,
             "probe.every_epochs must be 0 or more, probe.images and probe.neighbours above 0",
         )
@@ -309,28 +309,28 @@ class RunConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.epochs is None) != (self.steps is None),
             f"epochs is {self.epochs} and steps is {self.steps}: give exactly one of them",
         )
-        _require(
+        require(
             (self.epochs is None or self.epochs > 0) and (self.steps is None or self.steps > 0),
             "epochs and steps must be above 0",
         )
-        _require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
-        _require(
+        require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
+        require(
             self.accumulate > 0 and self.batch_size % self.accumulate == 0,
             f"accumulate is {self.accumulate}: give a number that divides batch_size "
             f"({self.batch_size})",
         )
-        _require(self.log_every_steps > 0, "log_every_steps must be above 0")
-        _require(self.evaluate_every_epochs > 0, "evaluate_every_epochs must be above 0")
-        _require(not (self.resume and self.overwrite), "give --resume or --overwrite, not both")
-        _require(
+        require(self.log_every_steps > 0, "log_every_steps must be above 0")
+        require(self.evaluate_every_epochs > 0, "evaluate_every_epochs must be above 0")
+        require(not (self.resume and self.overwrite), "give --resume or --overwrite, not both")
+        require(
             bool(self.student.arch or self.student.checkpoint),
             "student.arch is missing: name a timm architecture, for example resnet50d",
         )
-        _require(
+        require(
             bool(self.data.labeled or self.data.unlabeled),
             "data.labeled and data.unlabeled are both empty: name at least one source of images",
         )
@@ -348,7 +348,7 @@ class DistillConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         single = bool(self.teacher.arch or self.teacher.checkpoint)
-        _require(
+        require(
             single != bool(self.teachers),
             "give teacher.arch or teacher.checkpoint for one teacher, or `teachers` for several, "
             "and not both",
@@ -368,103 +368,12 @@ class SupervisedConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             0 <= self.label_smoothing < 1,
             f"label_smoothing is {self.label_smoothing}: give 0 <= share < 1",
         )
-        _require(self.mixup >= 0 and self.cutmix >= 0, "mixup and cutmix must be 0 or more")
-        _require(
+        require(self.mixup >= 0 and self.cutmix >= 0, "mixup and cutmix must be 0 or more")
+        require(
             bool(self.data.labeled) and not self.data.unlabeled,
             "supervised training reads data.labeled only: give it, and leave data.unlabeled empty",
         )
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """`ssld evaluate`: top-1 and top-5 with 95 % intervals of one classifier on labeled images."""
-
-    model: str
-    """timm name, `hf-hub:` or `local-dir:` id, run folder or exported model folder."""
-    data: str | list[str]
-    """Labeled sources."""
-    checkpoint: str | None = None
-    """Safetensors weights for a timm name."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of `timm.create_model`."""
-    input_size: int | None = None
-    """Side in px; by default what the weights' metadata says."""
-    mean: Triple | None = None
-    """Mean of the normalisation; by default what the weights' metadata says."""
-    std: Triple | None = None
-    """Deviation of the normalisation; by default what the weights' metadata says."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    workers: int = 4
-    """Loader processes."""
-    precision: Precision = "fp32"
-    """Number format of the forward pass."""
-    max_unreadable: float = 0.1
-    """Stop when more than this share of a source's files cannot be read."""
-    out: str | None = None
-    """Also write the result to this JSON file."""
-
-    def __post_init__(self) -> None:
-        sources = [self.data] if isinstance(self.data, str) else list(self.data)
-        object.__setattr__(self, "data", sources)
-        _require(bool(sources), "data is empty: name a labeled source")
-        _require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
-
-
-@dataclass(frozen=True)
-class BenchConfig(DistillConfig):
-    """`ssld bench`: how fast the parts of a distillation are alone and together. Takes the settings
-    of `ssld distill`; writes nothing into `out`."""
-
-    seconds: float = 10.0
-    """Length of each measurement."""
-    json: str | None = None
-    """Also write the result to this file."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.seconds > 0, f"seconds is {self.seconds}: give a number above 0")
-
-
-@dataclass(frozen=True)
-class PlanConfig(BenchConfig):
-    """`ssld plan`: is everything right, and what will it cost? Takes the settings of
-    `ssld distill`; writes nothing into `out`. Exit code 1 when it finds a problem."""
-
-    price_per_hour: float | None = None
-    """What an hour of all devices costs, in any currency."""
-    images: int = 2000
-    """Labeled images, at most, on which the teacher is tried."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.images > 0, f"images is {self.images}: give a number above 0")
-        _require(
-            self.price_per_hour is None or self.price_per_hour >= 0,
-            f"price_per_hour is {self.price_per_hour}: give 0 or more",
-        )
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """`ssld compare A B ...`: config differences, one table and one overlay of curves.
-
-    The runs may still be going."""
-
-    runs: list[str] = field(default_factory=list)
-    """Run folders; the words before the first option are taken for them."""
-    out: str = "compare.html"
-    """The page that is written."""
-    json: str | None = None
-    """Also write differences and results to this file."""
-
-    def __post_init__(self) -> None:
-        _require(
-            len(self.runs) > 1,
-            f"runs is {self.runs}: give at least two run folders, before any option",
-        )
-        _require(self.out != self.json, f"out and json are both {self.out}: name two files")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssld import cli
-from ssld.config import EvaluateConfig
+from ssld.command_config import EvaluateConfig
 from ssld.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssld import cli
 from ssld.bench import Bench, quietly, write_json
-from ssld.config import PlanConfig
+from ssld.command_config import PlanConfig
 from ssld.errors import InputError
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ p { max-width: 46em; } .note { color: #57606a; font-size: 14px; margin: 4px 0 12
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 td, th { padding: 4px 16px 4px 0; border-bottom: 1px solid #e6e8eb; text-align: left;
   vertical-align: top; overflow-wrap: anywhere; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(235px, 1fr));
   gap: 16px; }
 .card { display: grid; grid-template-columns: 88px 1fr; gap: 10px; font-size: 13px;
@@ -87,7 +87,7 @@ def axes(figure: Figure, xlabel: str) -> Axes:
 
 
 def new_figure() -> Figure:
-    return Figure(figsize=(5, 3), layout="constrained")
+    return Figure(figsize=(4.4, 2.8), layout="constrained")
 
 
 def curves(

@@ -120,7 +120,7 @@ def _plots(lines: Lines, plots: list[tuple[str, dict[str, str], dict[str, Any]]]
 
 
 def _progress_curves(evaluations: Lines) -> list[str]:
-    share = {"low": 0, "high": 1}
+    share = {"low": 0, "high": 1.02}
     agreement = {
         "agreement1": "student's best is the teacher's",
         "agreement5": "among the student's five best",
