@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests run in two processes, and small nets are faster so
 
 
 @pytest.fixture(scope="session")
