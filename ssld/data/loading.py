@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssld.data.decode import Unreadable
 from ssld.data.sampling import Order
 from ssld.data.sources import Source
-from ssld.errors import InputError
+from ssld.errors import InputError, Interrupted
 
 GREY = 127
 """Every pixel of what stands in for an unreadable image; its weight is 0."""
@@ -199,10 +199,27 @@ def _load(
         prefetch_factor=2,
         generator=torch.Generator(),  # else the loader draws a seed from the global generator
     )
-    for batch in loader:
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            raise lost_worker(error) from error  # gone while it handed a batch over
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def lost_worker(error: Exception) -> Interrupted:
+    """What to say when a loader process was killed; torch raises a RuntimeError wherever the run
+    is then, unless the process was just handing a batch over."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return Interrupted(
+        f"a loader process is gone ({said[:200]}), often for lack of memory: free some or lower "
+        "data.workers, then go on with --resume"
+    )
 
 
 def _begin_worker(_: int) -> None:

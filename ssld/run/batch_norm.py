@@ -12,8 +12,21 @@ import torch
 import torch.distributed as dist
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """Over all processes; so is its gradient. (torch's own is deprecated for a private one.)"""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, gradient)
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
@@ -40,7 +53,7 @@ def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
     count = x.numel() / x.shape[1] * dist.get_world_size()
     values = x.double()  # sums over many pixels; float32 would lose the agreement that is the point
     moments = torch.stack([values.sum(dims), values.square().sum(dims)])  # [2, c]
-    mean, square = all_reduce(moments) / count
+    mean, square = _Sum.apply(moments) / count
     variance = square - mean.square()
     if self.training and self.running_mean is not None and self.running_var is not None:
         momentum = 0.1 if self.momentum is None else self.momentum

@@ -17,7 +17,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ssld.data.loading import Batch, train_batches
+from ssld.data.loading import Batch, lost_worker, train_batches
 from ssld.errors import Interrupted
 from ssld.network import Network
 from ssld.run import checkpoint
@@ -271,11 +271,8 @@ def _until(stop: Preemption, batches: Iterator[Batch]) -> Iterator[Batch]:
 def _lost_process(error: RuntimeError) -> Interrupted | None:
     """What a RuntimeError of torch says when another process is gone, or None for other errors."""
     said = " ".join(str(error).split())
-    if "DataLoader worker" in said:
-        return Interrupted(
-            f"a loader process is gone ({said[:200]}), often for lack of memory: free some or "
-            "lower data.workers, then go on with --resume"
-        )
+    if "DataLoader worker (pid" in said:
+        return lost_worker(error)
     lost = isinstance(error, torch.distributed.DistError) or "gloo" in said.lower()
     if lost or "Connection closed by peer" in said:
         return Interrupted(

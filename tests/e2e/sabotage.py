@@ -191,6 +191,24 @@ def kill_a_worker() -> None:
     psutil.Process().children()[0].kill()
 
 
+def lose_a_batch(number: int) -> None:
+    """The loader's process is killed while the run fetches the `number`-th batch's memory."""
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        count = 0
+
+        def call(*args: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                raise EOFError  # as multiprocessing.connection does when its peer is gone
+            return function(*args)
+
+        return call
+
+    _wrap("torch.utils.data.dataloader:_MultiProcessingDataLoaderIter._next_data", wrapper)
+
+
 def poison(step: int, row: int) -> None:
     """The teacher says NaN about one image of one step."""
     from ssld.distill import Distillation

@@ -248,9 +248,13 @@ def harm_files(paths: list[Path], what: str) -> None:
         HARMED[what][0](path)
 
 
-def test_a_loader_worker_that_dies(case, undisturbed):
+@pytest.mark.parametrize("when", ["in a step", "while it hands a batch over"])
+def test_a_loader_worker_that_dies(case, undisturbed, when):
     run = case()
-    code, said = run.start(partial(at_step, 9, sabotage.kill_a_worker))
+    harm = partial(at_step, 9, sabotage.kill_a_worker)
+    if when != "in a step":
+        harm = partial(sabotage.lose_a_batch, 9)
+    code, said = run.start(harm)
     assert code == TRY_AGAIN and "Traceback" not in said
     assert "stopped: a loader process is gone" in said and "--resume" in said
     assert run.resume()[0] == 0
