@@ -3,9 +3,15 @@ sample passes through Python twice and nothing is collated."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import multiprocessing
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Semaphore
 
 import numpy as np
 import torch
@@ -19,6 +25,10 @@ from ssld.errors import InputError, Interrupted
 
 GREY = 127
 """Every pixel of what stands in for an unreadable image; its weight is 0."""
+
+START_SECONDS = 30.0
+"""After which a loader process that has not begun never will."""
+ATTEMPTS = 3
 
 View = Callable[[bytes, str, int], Tensor]
 Rows = np.ndarray
@@ -189,17 +199,7 @@ def _load(
     if workers == 0:
         yield from (batches.load(part) for part in rows())
         return
-    loader = DataLoader(
-        batches,
-        batch_size=None,  # the sampler yields whole batches
-        sampler=_Sampler(rows),  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_begin_worker,
-        prefetch_factor=2,
-        generator=torch.Generator(),  # else the loader draws a seed from the global generator
-    )
-    iterator = iter(loader)
+    iterator = _start(batches, rows, workers, pin)
     while True:
         try:
             batch = next(iterator)
@@ -212,6 +212,43 @@ def _load(
         yield batch
 
 
+def _start(
+    batches: _Batches, rows: Callable[[], Iterator[Rows]], workers: int, pin: bool
+) -> Iterator[Batch | InputError]:
+    """A loader whose processes have all begun.
+
+    A process that is forked while another thread of its parent holds a lock may wait for it for
+    ever. CPython 3.11 does in PyOS_AfterFork_Child (mended in 3.12), where the threads of a process
+    group make it likely enough to be met. It has read nothing yet, so it is started anew.
+
+    Raises:
+        Interrupted: they do not begin.
+    """
+    for _ in range(ATTEMPTS):
+        begun, others = multiprocessing.Semaphore(0), set(multiprocessing.active_children())
+        loader = DataLoader(
+            batches,
+            batch_size=None,  # the sampler yields whole batches
+            sampler=_Sampler(rows),  # type: ignore[arg-type]
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=functools.partial(_begin_worker, begun),
+            prefetch_factor=2,
+            generator=torch.Generator(),  # else the loader draws a seed from the global generator
+        )
+        iterator = iter(loader)
+        deadline = time.monotonic() + START_SECONDS
+        if all(begun.acquire(timeout=max(0, deadline - time.monotonic())) for _ in range(workers)):
+            return iterator
+        print("warning: a loader process hangs before it begins: start anew", file=sys.stderr)
+        for process in set(multiprocessing.active_children()) - others:
+            for end in (process.kill, process.join, process.join):
+                with contextlib.suppress(RuntimeError):  # torch's notice that it is gone
+                    end()
+        del iterator
+    raise Interrupted("loader processes hang before they begin; go on with --resume")
+
+
 def lost_worker(error: Exception) -> Interrupted:
     """What to say when a loader process was killed; torch raises a RuntimeError wherever the run
     is then, unless the process was just handing a batch over."""
@@ -222,9 +259,10 @@ def lost_worker(error: Exception) -> Interrupted:
     )
 
 
-def _begin_worker(_: int) -> None:
+def _begin_worker(begun: Semaphore, _: int) -> None:
     torch.set_num_threads(1)
     # Clusters and Ctrl-C signal the whole process group. A worker is ended by the process that it
     # loads for, which still needs batches until its checkpoint is written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begun.release()

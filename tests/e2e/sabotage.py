@@ -191,6 +191,23 @@ def kill_a_worker() -> None:
     psutil.Process().children()[0].kill()
 
 
+def hang_a_worker(once: str) -> None:
+    """The first loader process never begins, as one that was forked with a lock held."""
+    from ssld.data import loading
+
+    loading.START_SECONDS = 2.0
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with contextlib.suppress(FileExistsError), open(once, "x"):
+                time.sleep(10**6)
+            return function(*args)
+
+        return call
+
+    _wrap("ssld.data.loading:_begin_worker", wrapper)
+
+
 def lose_a_batch(number: int) -> None:
     """The loader's process is killed while the run fetches the `number`-th batch's memory."""
 

@@ -261,6 +261,13 @@ def test_a_loader_worker_that_dies(case, undisturbed, when):
     assert_same(run.outcome(), undisturbed)
 
 
+def test_a_loader_worker_that_never_begins(case, undisturbed, tmp_path):
+    run = case()
+    code, said = run.start(partial(sabotage.hang_a_worker, str(tmp_path / "hung")))
+    assert code == 0 and said.count("a loader process hangs before it begins") == 1
+    assert_same(run.outcome(), undisturbed)
+
+
 def test_a_loss_that_is_not_finite(case, undisturbed):
     run = case()
     code, said = run.start(partial(sabotage.poison, 13, 5))
