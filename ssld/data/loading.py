@@ -3,14 +3,17 @@ sample passes through Python twice and nothing is collated."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Semaphore
 
 import numpy as np
@@ -29,6 +32,8 @@ GREY = 127
 START_SECONDS = 30.0
 """After which a loader process that has not begun never will."""
 ATTEMPTS = 3
+
+_PROCESSES: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 View = Callable[[bytes, str, int], Tensor]
 Rows = np.ndarray
@@ -237,16 +242,28 @@ def _start(
             generator=torch.Generator(),  # else the loader draws a seed from the global generator
         )
         iterator = iter(loader)
+        processes = set(multiprocessing.active_children()) - others
+        _PROCESSES.update(processes)
         deadline = time.monotonic() + START_SECONDS
         if all(begun.acquire(timeout=max(0, deadline - time.monotonic())) for _ in range(workers)):
             return iterator
         print("warning: a loader process hangs before it begins: start anew", file=sys.stderr)
-        for process in set(multiprocessing.active_children()) - others:
-            for end in (process.kill, process.join, process.join):
-                with contextlib.suppress(RuntimeError):  # torch's notice that it is gone
-                    end()
+        _kill(processes)
         del iterator
     raise Interrupted("loader processes hang before they begin; go on with --resume")
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        for end in (process.kill, process.join, process.join):
+            with contextlib.suppress(RuntimeError):  # torch's notice that it is gone
+                end()
+
+
+@atexit.register
+def _end_with_the_run() -> None:
+    """Loader processes do not listen to SIGTERM, with which multiprocessing would end them."""
+    _kill([process for process in _PROCESSES if process.is_alive()])
 
 
 def lost_worker(error: Exception) -> Interrupted:
