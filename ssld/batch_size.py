@@ -39,6 +39,8 @@ def largest_batch(bench: Bench) -> dict[str, Any]:
         how = "tried, to within an eighth"
     else:
         found, how = _derived(bench, start)
+    if found is not None and 2 * found > MOST:
+        how += "; or more, larger ones were not looked at"
     return {"largest_batch": None if found is None else found * passes, "how": how}
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +35,7 @@ def command(
     signal or a lost process, `--resume` goes on; 130 when interrupted without a checkpoint.
     """
     try:
+        _listen_to_sigterm()
         config = parse(prog, config_class, argv)
         if argv is None:  # started as a module of its own, by a launcher perhaps
             start_asked_for_processes()
@@ -48,6 +51,16 @@ def command(
     except KeyboardInterrupt:
         print("interrupted: go on with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _listen_to_sigterm() -> None:
+    """Outside the training loop, which writes a checkpoint first (`ssld/run/preemption.py`)."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("SIGTERM before or after the training loop; go on with --resume")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
 
 
 def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -79,7 +92,7 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = No
 
 
 def _config_files(argv: list[str]) -> list[Path]:
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
     named = [(a.partition("="), following) for a, following in pairs]
     return [Path(value or following) for (name, _, value), following in named if name == "--config"]
 
@@ -122,7 +135,7 @@ def _with_values(argv: list[str]) -> list[str]:
     bare = [following.startswith("--") or not following for following in [*argv[1:], ""]]
     return [
         f"{argument}=true" if argument in ("--resume", "--overwrite") and alone else argument
-        for argument, alone in zip(argv, bare, strict=True)
+        for argument, alone in zip(argv, bare, strict=False)
     ]
 
 

@@ -46,8 +46,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class BenchConfig(DistillConfig):
-    """`ssld bench`: how fast the parts of a distillation are alone and together. Takes the settings
-    of `ssld distill`; writes nothing into `out`."""
+    """`ssld bench`: how fast the parts of a distillation are, alone and together.
+
+    Takes the settings of `ssld distill`; writes nothing into `out`.
+    """
 
     seconds: float = 10.0
     """Length of each measurement."""
@@ -61,8 +63,11 @@ class BenchConfig(DistillConfig):
 
 @dataclass(frozen=True)
 class PlanConfig(BenchConfig):
-    """`ssld plan`: is everything right, and what will it cost? Takes the settings of
-    `ssld distill`; writes nothing into `out`. Exit code 1 when it finds a problem."""
+    """`ssld plan`: is everything right, and what will it cost?
+
+    Takes the settings of `ssld distill`; writes nothing into `out`. Exit code 1 when it finds a
+    problem.
+    """
 
     price_per_hour: float | None = None
     """What an hour of all devices costs, in any currency."""

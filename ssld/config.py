@@ -216,7 +216,9 @@ class EmaConfig:
     """Exponential moving average of the student's weights; when on, it is what is exported."""
 
     decay: float = 0.0
-    """Share of the old average kept at each step, 0.9999 say; 0 keeps no average."""
+    """Share of the old average kept at each step, 0.9999 say; 0 keeps no average. Early on it is
+    1 - (1 + step) ** (-2/3) (timm's ModelEmaV3), or the average would remember the first weights.
+    """
 
     def __post_init__(self) -> None:
         require(0 <= self.decay < 1, f"ema.decay is {self.decay}: give 0 <= decay < 1")
@@ -224,8 +226,11 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When training state is saved: with the first line of metrics.jsonl at which one of these is
-    due, at the end, and on SIGTERM or SIGINT."""
+    """When training state is saved.
+
+    It is with the first line of metrics.jsonl (`log_every_steps`) at which one of these is due, at
+    the end, and on SIGTERM or SIGINT.
+    """
 
     every_steps: int = 1000
     """Steps between checkpoints."""
@@ -246,8 +251,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What the student's frozen features are worth, where labels exist: k nearest neighbours and a
-    linear classifier on labeled training images, tested on labeled held-out ones."""
+    """What the student's frozen features are worth, where labels exist.
+
+    k nearest neighbours and a linear classifier on labeled training images, tested on labeled
+    held-out ones.
+    """
 
     every_epochs: float = 10.0
     """Epochs between probes, from the first evaluation on that is due; 0 makes none."""
@@ -288,7 +296,7 @@ class RunConfig:
     sync_batch_norm: bool = True
     """Batch-norm statistics over all processes, so that their number does not matter."""
     log_every_steps: int = 10
-    """Steps between lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl; a signal is obeyed at the next one."""
     evaluate_every_epochs: float = 1.0
     """Epochs between evaluations on held-out images."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
@@ -297,7 +305,7 @@ class RunConfig:
     """Go on from the last checkpoint in `out`."""
     overwrite: bool = False
     """Delete what is in `out` first."""
-    allow_changes: list[str] = field(default_factory=list)
+    allow_changes: str | list[str] = field(default_factory=list)
     """Settings (`schedule.lr`), groups of them (`data`) or `teacher` that may differ on resume."""
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -309,6 +317,10 @@ class RunConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
+        allowed = self.allow_changes
+        object.__setattr__(
+            self, "allow_changes", [allowed] if isinstance(allowed, str) else allowed
+        )
         require(
             (self.epochs is None) != (self.steps is None),
             f"epochs is {self.epochs} and steps is {self.steps}: give exactly one of them",
@@ -324,6 +336,11 @@ class RunConfig:
             f"({self.batch_size})",
         )
         require(self.log_every_steps > 0, "log_every_steps must be above 0")
+        require(
+            self.checkpoint.every_steps >= self.log_every_steps,
+            f"checkpoint.every_steps is {self.checkpoint.every_steps}: give at least "
+            f"log_every_steps ({self.log_every_steps}), checkpoints are written with log lines",
+        )
         require(self.evaluate_every_epochs > 0, "evaluate_every_epochs must be above 0")
         require(not (self.resume and self.overwrite), "give --resume or --overwrite, not both")
         require(

@@ -74,8 +74,9 @@ def distill(config: DistillConfig) -> None:
     Raises:
         InputError: bad settings, sources, weights or launcher; nothing was written then.
     """
+    from ssld.run.folder import check_out
     from ssld.run.loop import train
-    from ssld.run.setup import Setup, check_out
+    from ssld.run.setup import Setup
     from ssld.run.verify import verify_teacher
     from ssld.teacher import open_teacher
 

@@ -41,12 +41,13 @@ def plan(config: PlanConfig) -> int:
     """
     from ssld.distill import named
     from ssld.report.plan import describe
-    from ssld.run.setup import Setup, check_out
+    from ssld.run.folder import check_out
+    from ssld.run.setup import Setup
     from ssld.teacher import open_teacher
 
     problems: list[str] = []
     try:
-        check_out(config)
+        check_out(dataclasses.replace(config, resume=False))
     except InputError as error:
         problems.append(str(error))
     with tempfile.TemporaryDirectory() as folder:
@@ -269,9 +270,8 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
 
     problems = []
     for teacher in result["teacher"]:
-        better = "; ".join(teacher["findings"])
-        if better:
-            problems.append(f"the {teacher['name']} is better with {better}")
+        if teacher["findings"]:
+            problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
         elif teacher["interval"] and near_chance(teacher["interval"][0], teacher["classes"]):
             problems.append(
                 f"the {teacher['name']} is near chance and no other preprocessing or class order "

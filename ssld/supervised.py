@@ -61,8 +61,9 @@ def supervised(config: SupervisedConfig) -> None:
     Raises:
         InputError: bad settings, sources or launcher; nothing was written then.
     """
+    from ssld.run.folder import check_out
     from ssld.run.loop import train
-    from ssld.run.setup import Setup, check_out
+    from ssld.run.setup import Setup
 
     check_out(config)
     setup = Setup(config)

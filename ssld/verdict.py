@@ -21,6 +21,7 @@ NAMES = {
     "top1": "top-1",
     "divergence": "divergence",
 }
+STOP = "; consider stopping"
 Kind = Literal["improving", "flat", "not learning", "too early"]
 
 
@@ -39,6 +40,7 @@ def judge(
     num_classes: int,
     share_of_peak: float,
     early: bool = False,
+    finished: bool = False,
 ) -> Verdict:
     """Judge a run by its evaluations, oldest first.
 
@@ -47,6 +49,7 @@ def judge(
         share_of_peak: the coming learning rate over the schedule's highest.
         early: the learning rate still rises, or this is the first of several evaluations; what has
             not begun to learn yet may.
+        finished: no step is left; the sentence says what came of it.
     """
     if not evaluations:
         return Verdict("too early", "no evaluation yet")
@@ -56,7 +59,11 @@ def judge(
     if len(evaluations) < 2 or signs:
         more = f" ({'; '.join(signs)})" if signs else ""
         return Verdict("too early", f"too early to say{more}")
-    return _trend(evaluations, metric, share_of_peak)
+    found = _trend(evaluations, metric, share_of_peak)
+    if not finished:
+        return found
+    more = "; a longer schedule may bring more" if found.kind == "improving" else ""
+    return Verdict(found.kind, f"finished, {found.sentence.removesuffix(STOP)}{more}")
 
 
 def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
@@ -108,11 +115,11 @@ def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: fl
     if still and not _divergence_falls(evaluations[reached:]):
         below = f", best {_shown(metric, sign * best)}" if now < best else ""
         advice = (
-            f"the learning rate is still {share_of_peak:.0%} of its peak, its fall may bring more"
+            f"; the learning rate is still {share_of_peak:.0%} of its peak, its fall may bring more"
             if share_of_peak > 0.5
-            else "consider stopping"
+            else STOP
         )
-        return Verdict("flat", f"flat since epoch {round(since, 2):g}: {shown}{below}; {advice}")
+        return Verdict("flat", f"flat since epoch {round(since, 2):g}: {shown}{below}{advice}")
     start = len(values) // 2 if len(values) > 3 else 0
     slope = _slope(epochs[start:], values[start:])
     if slope * (last - epochs[start]) < _noise(evaluations[-1], metric):

@@ -97,7 +97,9 @@ def _verdict(evaluations: Lines) -> str:
     said = evaluations[-1]["verdict"]
     names = ("still improving", "flat", "no longer", "not learning")
     css = dict(zip(names, ("improving", "flat", "flat", "not"), strict=True))
-    kind = next((css[name] for name in names if said.startswith(name)), "")
+    kind = next(
+        (css[name] for name in names if said.removeprefix("finished, ").startswith(name)), ""
+    )
     sentence = html.escape(said[:1].upper() + said[1:])
     return f'<p class="verdict {kind}">{sentence}.</p>'
 
@@ -224,7 +226,7 @@ def _names(run: Run, tally: Tally) -> list[str]:
 
 
 def _top(best: list[tuple[int, float]], names: list[str]) -> str:
-    return ", ".join(f"{names[number]} {share:.0%}" for number, share in best)
+    return ", ".join(f"{names[number]}: {share:.0%}" for number, share in best)
 
 
 def _agreement_by_class(tally: Tally, names: list[str]) -> str:
@@ -236,7 +238,7 @@ def _agreement_by_class(tally: Tally, names: list[str]) -> str:
     plot = page.axes(figure, "agreement@1")
     plot.barh(range(len(worst)), agreed[worst] / count[worst], color=page.COLOURS[0])
     labels = [f"{names[i][:24]} ({count[i]:.0f})" for i in worst]
-    plot.set_yticks(range(len(worst)), labels, fontsize=7)
+    plot.set_yticks(range(len(worst)), labels, fontsize=8)
     plot.set_xlim(0, 1)
     which = f"the {len(worst)} worst of {len(seen)} classes" if len(seen) > WORST else "by class"
     return page.drawn(f"agreement, {which} by the teacher's word (images)", figure)
@@ -254,7 +256,7 @@ def _calibration(tally: Tally) -> str:
     plot.bar(middle, 0.12 * count / count.max(), 0.9 / BINS, color="#d0d7de", label="images")
     plot.set_xlim(0, 1)
     plot.set_ylim(0, 1)
-    plot.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     error = np.abs(confidence - hits).sum() / count.sum()
     return page.drawn(f"calibration on {count.sum():.0f} labeled images, ECE {error:.3f}", figure)
 

@@ -140,7 +140,11 @@ def eval_batches(
         limit=limit,
     )
     with tqdm(
-        total=images, desc=description, unit="img", disable=rank > 0 or not description, leave=False
+        total=images,
+        desc=description,
+        unit="img",
+        disable=rank > 0 or not description or not sys.stderr.isatty(),
+        leave=False,
     ) as bar:
         for batch in batches:
             unreadables.add(batch)

@@ -74,6 +74,16 @@ def save(
     return final
 
 
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, which a resume from `step` has found damaged, so that
+    they do not count as the latest."""
+    for path in _all(folder):
+        if path > at(folder, step):
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+
+
 def at(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is or will be."""
     return folder / f"step-{step:08d}"
@@ -85,15 +95,22 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint whose files all have the recorded sha256; damaged ones are named on
-    stderr."""
-    for path in reversed(_all(folder)):
-        problem = _problem(path)
+    """The newest checkpoint whose files all have the recorded sha256, None where there is none;
+    damaged ones are named on stderr.
+
+    Raises:
+        InputError: there are some, but all are damaged.
+    """
+    found = _all(folder)
+    for path in reversed(found):
+        problem = damage(path)
         if problem is None:
             return path
-        print(
-            f"warning: checkpoint {path} is damaged ({problem}), using an earlier one",
-            file=sys.stderr,
+        print(f"warning: checkpoint {path} is damaged ({problem}) and not used", file=sys.stderr)
+    if found:
+        raise InputError(
+            f"all {len(found)} checkpoints in {folder} are damaged: put a copy back, or start anew "
+            "with --overwrite or another `out`"
         )
     return None
 
@@ -143,12 +160,17 @@ def _reason(error: Exception, folder: Path) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _problem(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None for a whole one."""
     try:
         digests = json.loads((path / "manifest.json").read_text())
+        if not isinstance(digests, dict) or not {"optimizer.pt", "state.json"} <= digests.keys():
+            return "manifest.json is not whole"
         wrong = [name for name, digest in digests.items() if _sha256(path / name) != digest]
-    except (OSError, ValueError) as error:
-        return str(error)
+    except OSError as error:
+        return f"{Path(error.filename or path).name}: {error.strerror}"
+    except ValueError as error:
+        return f"manifest.json: {error}"
     return f"{wrong[0]} has another sha256" if wrong else None
 
 

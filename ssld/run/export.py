@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
@@ -15,7 +15,7 @@ from ssld.run import checkpoint
 from ssld.run.folder import cannot_write, replace_folder
 
 
-def export(network: Network, folder: Path, facts: dict[str, Any]) -> None:
+def export(network: Network, folder: Path, facts: dict[str, Any], step: int) -> None:
     """Write `config.json` (architecture, arguments, preprocessing, label names) and
     `model.safetensors`, replacing what was there in one step.
 
@@ -25,14 +25,26 @@ def export(network: Network, folder: Path, facts: dict[str, Any]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(network, temporary, facts)
+        _write(network, temporary, facts, step)
         replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise cannot_write(folder, error) from error
 
 
-def _write(network: Network, folder: Path, facts: dict[str, Any]) -> None:
+def load_exported(folder: Path, step: int, network: Network) -> bool:
+    """Fill `network` from an export of that step; False where there is no such export."""
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            if (file.metadata() or {}).get("step") != str(step):
+                return False
+            network.model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True
+
+
+def _write(network: Network, folder: Path, facts: dict[str, Any], step: int) -> None:
     folder.mkdir(parents=True)
     size = network.input_size
     preprocessing = {
@@ -50,4 +62,5 @@ def _write(network: Network, folder: Path, facts: dict[str, Any]) -> None:
         data_config=preprocessing,
     )
     metadata = {"format": "pt", "teacher_sha256": str(facts.get("teacher_sha256") or "")}
+    metadata["step"] = str(step)
     save_file(checkpoint.tensors(network.model), folder / "model.safetensors", metadata)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import platform
@@ -76,6 +77,81 @@ def replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def check_out(config: RunConfig) -> None:
+    """`out` must be usable before minutes are spent on loading; nothing is created here.
+
+    Raises:
+        InputError: it is in use, foreign or not writable; it was made with other settings.
+    """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a folder")
+    # A run that was killed while it wrote its settings has written nothing yet.
+    if out.is_dir() and any(path.name != ".config.yaml.tmp" for path in out.iterdir()):
+        if not (config.resume or config.overwrite):
+            raise InputError(
+                f"out {out} is not empty: give --resume to go on, --overwrite to start anew, "
+                "or another folder"
+            )
+        if not (out / "config.yaml").is_file():
+            what = (
+                "--overwrite would delete foreign files"
+                if config.overwrite
+                else "nothing to resume"
+            )
+            raise InputError(
+                f"out {out} is not a run folder (no config.yaml): {what}; give another folder"
+            )
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"out {out}: {parent} is not writable; give another folder")
+    if config.resume:
+        changed_settings(out / "config.yaml", config, given=True)
+
+
+def changed_settings(previous: Path, config: RunConfig, *, given: bool = False) -> list[str]:
+    """What differs from the settings that a run was started with, and is allowed to.
+
+    Args:
+        previous: its config.yaml.
+        given: look only at what `config` says; what it leaves open is not resolved yet.
+
+    Raises:
+        InputError: it differs and gives another result; `allow_changes` names what is no setting.
+    """
+    if not previous.is_file():
+        return []
+    try:
+        old, new = flat(dict(yaml.safe_load(previous.read_text()))), flat(_plain(config))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{previous} is damaged ({' '.join(str(error).split())})") from error
+    known = old.keys() | new.keys()
+    for name in config.allow_changes:
+        if not any(_under(key, [name]) for key in known):
+            nearest = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise InputError(f"allow_changes names {name!r}, which is no setting{hint}")
+    absent = object()  # a setting that the other version of ssld did not know
+    changed = {
+        key: f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in sorted(known)
+        if old.get(key, absent) != new.get(key, absent)
+        and not _under(key, HARMLESS)
+        and not (given and new.get(key) is None)
+    }
+    keys = [key for key in changed if not _under(key, config.allow_changes)]
+    if keys:
+        more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+        raise InputError(
+            f"--resume in {previous.parent} with other settings: "
+            f"{'; '.join(changed[key] for key in keys[:8])}{more}; set them back, use another "
+            f"`out`, or allow it with --allow_changes '{json.dumps(keys)}'"
+        )
+    return list(changed.values())
+
+
 class RunFolder:
     """Where a run writes. Only the main process does."""
 
@@ -90,7 +166,7 @@ class RunFolder:
             InputError: it was made with settings that give another result.
         """
         previous = self.path / "config.yaml"
-        changed = self._changes(previous, config) if config.resume else []
+        changed = changed_settings(previous, config) if config.resume else []
         if not self.main:
             return
         if config.overwrite and self.path.is_dir():
@@ -108,28 +184,6 @@ class RunFolder:
             "changed_on_resume": self._changed_before() + changed,
         }
         write_atomically(self.path / "run.json", json.dumps(run, indent=2) + "\n")
-
-    def _changes(self, previous: Path, config: RunConfig) -> list[str]:
-        """What differs from the settings that the folder was made with."""
-        if not previous.is_file():
-            return []
-        old, new = flat(yaml.safe_load(previous.read_text())), flat(_plain(config))
-        absent = object()  # a setting that the other version of ssld did not know
-        changed = {
-            key: f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, absent) != new.get(key, absent) and not _under(key, HARMLESS)
-        }
-        refused = [said for k, said in changed.items() if not _under(k, config.allow_changes)]
-        if refused:
-            keys = [key for key in changed if not _under(key, config.allow_changes)]
-            more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
-            raise InputError(
-                f"--resume in {self.path} with other settings: {'; '.join(refused[:8])}{more}; "
-                "set them back, use another `out`, or allow it with --allow_changes "
-                f"'{json.dumps(keys)}'"
-            )
-        return list(changed.values())
 
     def _changed_before(self) -> list[str]:
         with contextlib.suppress(OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from ssld.probe import probe
 from ssld.report.run import write_report
 from ssld.run import checkpoint
 from ssld.run.batches import Unreadables, eval_batches
-from ssld.run.export import export
+from ssld.run.export import export, load_exported
 from ssld.run.optimizer import warmup_steps
 from ssld.run.preemption import Preemption
 from ssld.run.progress import Progress
@@ -45,7 +46,7 @@ class Judge:
             named = student.model.named_parameters()
             self.initial = {name: p.detach().cpu().clone() for name, p in named}
         self.tally: Tally | None = None
-        self.reported = time.monotonic()
+        self.reported = -REPORT_SECONDS
 
     def judge(self, trainer: Trainer, progress: Progress, stop: Preemption) -> bool:
         """Evaluate, and do everything that follows from it; True when a signal cut it short."""
@@ -60,12 +61,17 @@ class Judge:
         if run.accelerator.is_main_process:
             progress.log_evaluation(trainer.step, metrics, self._verdict(trainer, metrics))
             if improved:
-                export(trainer.result, run.folder.path / "student", run.facts)
+                export(trainer.result, run.folder.path / "student", run.facts, trainer.step)
             if time.monotonic() - self.reported > REPORT_SECONDS:
-                write_report(run, trainer.result, tally)
-                self.reported = time.monotonic()
+                self.report(trainer)
         trainer.evaluation_pending = False
         return False
+
+    def report(self, trainer: Trainer) -> None:
+        """Write report.html."""
+        if self.run.accelerator.is_main_process:
+            write_report(self.run, trainer.result, self.tally)
+            self.reported = time.monotonic()
 
     def _probe_due(self, step: int) -> bool:
         every = self.run.config.probe.every_epochs
@@ -77,6 +83,8 @@ class Judge:
         if metric not in metrics:
             return False
         value, before = metrics[metric], trainer.best
+        if before is not None and before["metric"] != metric:  # changed on resume
+            before = None
         worse = before is not None and (
             value > before["value"] if metric == "divergence" else value < before["value"]
         )
@@ -100,6 +108,7 @@ class Judge:
             metric=metric,
             num_classes=trainer.student.num_classes,
             share_of_peak=trainer.rate() / peak,
+            finished=trainer.step == run.total_steps,
             early=trainer.step < warmup or (not before and trainer.step < run.total_steps),
         )
         if found.kind != "not learning":
@@ -129,8 +138,8 @@ class Judge:
         if run.accelerator.is_main_process:
             exported = self._take_best(trainer)
             run.folder.record("exported", exported)
-            export(trainer.result, run.folder.path / "student", run.facts | {"exported": exported})
-            write_report(run, trainer.result, self.tally)
+            export(trainer.result, run.folder.path / "student", run.facts, exported["step"])
+            self.report(trainer)
             run.accelerator.print(
                 f"student: {run.folder.path / 'student'} (step {exported['step']})\n"
                 f"report:  {run.folder.path / 'report.html'}"
@@ -143,7 +152,15 @@ class Judge:
         best = trainer.best
         if best is None or best["step"] == trainer.step:
             return best or {"step": trainer.step, "metric": "last", "value": None}
-        name = "ema" if trainer.ema else "student"
         folder = checkpoint.at(self.run.folder.path / "checkpoints", best["step"])
-        checkpoint.load_network(folder, name, trainer.result.model)
-        return best
+        problem = checkpoint.damage(folder)
+        if problem is None:
+            name = "ema" if trainer.ema else "student"
+            checkpoint.load_network(folder, name, trainer.result.model)
+            return best
+        said = f"warning: checkpoint {folder}, the best, is damaged ({problem})"
+        if load_exported(self.run.folder.path / "student", best["step"], trainer.result):
+            print(f"{said}; student/ has the same network", file=sys.stderr)
+            return best
+        print(f"{said}; the student of the last step is exported", file=sys.stderr)
+        return {"step": trainer.step, "metric": "last", "value": None}

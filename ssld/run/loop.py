@@ -51,7 +51,9 @@ class Trainer:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if config.compile:
                 network.compile()
-        self.ema = ModelEmaV3(student, config.ema.decay) if config.ema.decay else None
+        self.ema = (
+            ModelEmaV3(student, config.ema.decay, use_warmup=True) if config.ema.decay else None
+        )
         if config.sync_batch_norm and run.world > 1:
             student.model = synchronise(student.model, accelerator.device)
             if run.teacher is not None:
@@ -183,6 +185,8 @@ class Trainer:
             self.step, self.best = state["step"], state["best"]
             self.evaluation_pending = state["evaluation_pending"]
             self.unreadables.restore(state["unreadable"])
+            if run.accelerator.is_main_process:
+                checkpoint.set_aside_after(path.parent, self.step)
             run.folder.go_back_to(self.step, self.evaluation_pending)
             run.accelerator.print(f"resumed from {path} at step {self.step}")
         if run.accelerator.is_main_process:
@@ -231,7 +235,7 @@ def _loop(trainer: Trainer, progress: Progress, judge: Judge, stop: Preemption) 
     progress.clock.watch(trainer.model)
     if trainer.evaluation_pending:
         if judge.judge(trainer, progress, stop):
-            _leave(trainer, stop)
+            _leave(trainer, judge, stop)
         trainer.save()
     while trainer.step < run.total_steps:
         rate = trainer.rate()
@@ -246,15 +250,16 @@ def _loop(trainer: Trainer, progress: Progress, judge: Judge, stop: Preemption) 
             asked = asked or judge.judge(trainer, progress, stop)
             improved = trainer.best != before
         if asked:
-            _leave(trainer, stop)
+            _leave(trainer, judge, stop)
         if improved or overdue or run.due(step, config.checkpoint.every_steps):
             trainer.save()
             progress.saved_now()
         progress.restart_clock()
 
 
-def _leave(trainer: Trainer, stop: Preemption) -> None:
+def _leave(trainer: Trainer, judge: Judge, stop: Preemption) -> None:
     trainer.save()
+    judge.report(trainer)
     raise Interrupted(
         f"{stop.signal or 'a signal to another process'}: the checkpoint of step {trainer.step} is "
         "written; go on with --resume"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -36,5 +37,7 @@ class Preemption:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._first = signal.Signals(number).name, time.monotonic()
+            said = f"\n{self.signal}: a checkpoint is written at the next log line, then this ends"
+            os.write(2, f"{said}; a second signal ends it at once\n".encode())
         elif time.monotonic() - self._first > IMPATIENT_SECONDS:
             raise KeyboardInterrupt

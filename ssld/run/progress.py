@@ -53,7 +53,7 @@ class Progress:
             initial=self.steps_logged,
             unit="step",
             disable=not accelerator.is_main_process,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
         )
         self.started = self.saved = time.monotonic()
         return self

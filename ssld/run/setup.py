@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +271,17 @@ class Setup:
         """
         if not config.resume:
             return None
-        found = [checkpoint.latest(Path(config.out) / "checkpoints") if self.rank == 0 else None]
-        previous = broadcast_object_list(found)[0]
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = checkpoint.latest(Path(config.out) / "checkpoints")
+            except InputError as error:
+                found[1] = str(error)
+        previous, problem = broadcast_object_list(found)
+        if problem:
+            raise InputError(problem)
         if previous is None:
+            self.accelerator.print(f"no checkpoint in {config.out} yet: from the start")
             return None
         state = checkpoint.read_state(previous)
         for key, group, what in (
@@ -355,30 +362,3 @@ def _resolved(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     if config.teachers:
         return dataclasses.replace(config, teachers=resolved)
     return dataclasses.replace(config, teacher=resolved[0])
-
-
-def check_out(config: RunConfig) -> None:
-    """`out` must be usable before minutes are spent on loading; nothing is created here.
-
-    Raises:
-        InputError: it is in use, foreign or not writable.
-    """
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out {out} is a file: give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not (config.resume or config.overwrite):
-            raise InputError(
-                f"out {out} is not empty: give --resume to go on, --overwrite to start anew, "
-                "or another folder"
-            )
-        if config.overwrite and not (out / "config.yaml").is_file():
-            raise InputError(
-                f"out {out} is not a run folder (no config.yaml): --overwrite would delete foreign "
-                "files; give another folder"
-            )
-    parent = out
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"out {out}: {parent} is not writable; give another folder")

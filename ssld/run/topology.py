@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -49,6 +50,8 @@ def open_accelerator(config: RunConfig) -> Accelerator:
     )
     if cpu and config.precision == "fp16":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
+    # accelerate 1.15 hands on what torch 2.14 renames.
+    warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
     try:
         return Accelerator(
             cpu=cpu,
