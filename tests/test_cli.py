@@ -135,3 +135,11 @@ def test_error_exit_and_traceback_only_when_asked(monkeypatch, capsys):
     monkeypatch.setenv("SSLD_DEBUG", "1")
     with pytest.raises(InputError):
         cli.command("p", DistillConfig, fail, GOOD)
+
+
+@pytest.mark.parametrize("command", ["distill", "supervised", "evaluate", "plan", "bench"])
+def test_without_arguments(command, capsys):
+    from ssld.__main__ import main
+
+    assert main([command]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -8,6 +8,7 @@ the table.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -129,7 +130,7 @@ def test_a_signal_writes_a_checkpoint_first(case, undisturbed, number):
     code, said = run.start(partial(at_step, 10, partial(sabotage.signal_group, number)))
     assert code == TRY_AGAIN and "Traceback" not in said
     assert f"stopped: {number.name}: the checkpoint of step 12 is written; go on with" in said
-    assert run.checkpoints()[-1] == "step-00000012"
+    assert run.checkpoints()[-1] == "step-00000012" and (run.out / "report.html").is_file()
     code, said = run.resume()
     assert code == 0 and "at step 12" in said
     assert_same(run.outcome(), undisturbed)
@@ -162,6 +163,46 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(case, undisturbed
     code, said = run.resume()
     assert code == 0 and f"{names[-1]} is damaged" in said
     assert f"at step {int(names[-2][-8:])}" in said
+    assert_same(run.outcome(), undisturbed)
+
+
+def test_damaged_checkpoints_do_not_count_as_the_latest(case, undisturbed):
+    run = case(**{"checkpoint.keep": 3})
+    assert run.start(partial(at_step, 23, sigkill))[0] == -signal.SIGKILL
+    *_, whole, first, second = run.checkpoints()
+    for name in (first, second):
+        truncate(run.out / "checkpoints" / name / "optimizer.pt")
+    at = int(whole[-8:])
+    code, said = run.resume(partial(at_step, at + 1, partial(signal_self, signal.SIGTERM)))
+    assert code == TRY_AGAIN and f"the checkpoint of step {at + 2} is written" in said
+    assert {f"damaged-{first}", f"damaged-{second}", f"step-{at + 2:08d}"} <= set(run.checkpoints())
+    assert f"at step {at + 2}" in run.resume()[1]
+    assert_same(run.outcome(), undisturbed)
+
+
+def signal_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_all_checkpoints_damaged_is_refused_and_nothing_is_lost(case):
+    run = case()
+    assert run.start(partial(at_step, 15, sigkill))[0] == -signal.SIGKILL
+    for name in run.checkpoints():
+        (run.out / "checkpoints" / name / "manifest.json").write_text("{}")
+    before = (run.out / "metrics.jsonl").read_text()
+    code, said = run.resume()
+    assert code == MEND and "manifest.json is not whole" in said and "are damaged: put a" in said
+    assert (run.out / "metrics.jsonl").read_text() == before
+
+
+def test_a_signal_before_the_first_step(case, undisturbed):
+    run = case()
+    harm = partial(at_call, "ssld.run.setup:Setup.start", 1, partial(signal_self, signal.SIGTERM))
+    code, said = run.start(harm)
+    assert code == TRY_AGAIN and "stopped: SIGTERM before or after the training loop" in said
+    assert not run.out.exists()
+    code, said = run.resume()
+    assert code == 0 and "no checkpoint in" in said
     assert_same(run.outcome(), undisturbed)
 
 

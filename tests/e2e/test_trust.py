@@ -157,6 +157,47 @@ def test_the_best_checkpoint_is_kept_and_exported(command, tmp_path):
     assert all(torch.equal(state[name], student[name]) for name in student)
 
 
+def test_a_damaged_best_checkpoint_does_not_become_the_student(command, tmp_path, capsys):
+    changes = {"checkpoint.every_steps": 10, "checkpoint.best": "divergence"}
+    changes |= {"optimizer.weight_decay": 0.5}
+    assert command("distill", **changes) == 0
+    out = tmp_path / "run"
+    exported = json.loads((out / "run.json").read_text())["exported"]
+    assert exported["step"] < 40
+    file = out / f"checkpoints/step-{exported['step']:08d}/student.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    best = load_file(out / "student/model.safetensors")
+    assert command("distill", "--resume", **changes) == 0
+    assert "student/ has the same network" in capsys.readouterr().err
+    student = load_file(out / "student/model.safetensors")
+    assert all(torch.equal(best[name], student[name]) for name in best)
+    shutil.rmtree(out / "student")
+    assert command("distill", "--resume", **changes) == 0
+    assert "the student of the last step is exported" in capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["exported"]["step"] == 40
+
+
+def test_a_slow_average_is_not_judged_by_its_first_weights(command, tmp_path):
+    assert command("distill", **{"ema.decay": 0.9999, "schedule.lr": 0.1}) == 0
+    assert metrics(tmp_path / "run", "eval")[-1]["agreement1"] > 0.9
+
+
+def test_resume_where_there_is_no_run(command, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("precious")
+    assert command("distill", "--resume") == 2
+    assert "not a run folder (no config.yaml): nothing to resume" in capsys.readouterr().err
+    assert command("distill", "--resume", **{"out": tmp_path / "new", "steps": 2}) == 0
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+def test_a_damaged_config_is_refused(command, tmp_path, capsys):
+    assert command("distill", **{"steps": 2}) == 0
+    (tmp_path / "run/config.yaml").write_text("a: [")
+    assert command("distill", "--resume", **{"steps": 2}) == 2
+    assert "config.yaml is damaged" in capsys.readouterr().err
+
+
 def test_best_by_top1_needs_labels(command, tmp_path, colours, capsys):
     changes = {"checkpoint.best": "top1", "data.val": colours / "unlabeled"}
     assert command("distill", **changes) == 2
@@ -180,6 +221,9 @@ def test_changes_on_resume_are_refused_or_allowed_by_name(command, tmp_path, cap
     assert "resuming with changed settings: schedule.lr was 1.0" in capsys.readouterr().out
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert len(facts["changed_on_resume"]) == 2
+    assert command("distill", "--resume", "--allow_changes=schedul.lr", **changed) == 2
+    said = capsys.readouterr().err
+    assert "allow_changes names 'schedul.lr'" in said and "did you mean 'schedule.lr'" in said
     assert metrics(tmp_path / "run", "train")[-1]["step"] == 20
 
 
