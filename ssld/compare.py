@@ -60,7 +60,7 @@ COLUMNS: dict[str, Column] = {
     "entropy_student": ("entropy, nats", "{:.3f}".format, None),
     "images_per_second": ("images per second", "{:,.0f}".format, max),
     "data_wait_percent": ("data wait, %", "{:.1f}".format, min),
-    "hours": ("hours", "{:.3g}".format, None),
+    "hours": ("hours", "{:.2f}".format, None),
     "exported_step": ("exported step", "{:,}".format, None),
 }
 PLOTS = ("loss", *EVALUATED, "lr", "images_per_second")
@@ -109,8 +109,8 @@ class Comparison:
     warnings: list[str]
 
     def rows(self, shown: Callable[[str, bool], str]) -> list[list[str]]:
-        """The results of each run, each shown by its text and whether it is the best."""
-        return [[shown(*cell) for cell in row] for row in zip(*self.results.values(), strict=True)]
+        """Heading and the value of each run, shown by its text and whether it is the best."""
+        return [[head, *(shown(*cell) for cell in row)] for head, row in self.results.items()]
 
 
 def open_runs(paths: Sequence[str]) -> list[SeenRun]:
@@ -255,9 +255,8 @@ def _print(found: Comparison) -> None:
     print(f"config differences\n\n{table}\n\nresults\n")
     rows = found.rows(lambda text, best: "*" * best + text)
     short = [textwrap.shorten(said, 2 * CELL, placeholder=" ...") for said in found.verdicts]
-    body = [[a, *row, z] for a, row, z in zip(labels, rows, short, strict=True)]
-    print(text_table(["run", *found.results, "verdict"], body))
-    print("* best of its column, where values compare")
+    print(text_table(["result", *labels], [*rows, ["verdict", *short]]))
+    print("* best of its row, where values compare")
     for sentence in found.warnings:
         print(f"\nwarning: {sentence}")
 
@@ -314,16 +313,15 @@ def _write(path: Path, found: Comparison) -> None:
     names = [_name(i, label) for i, label in enumerate(labels)]
     settings = [[escape(cell) for cell in row] for row in found.settings]
     rows = found.rows(lambda x, best: f"<b>{escape(x)}</b>" if best else escape(x))
-    results = [[name, *row] for name, row in zip(names, rows, strict=True)]
     verdicts = [[name, escape(said)] for name, said in zip(names, found.verdicts, strict=True)]
     body = [
         f"<style>{STYLE}</style><h1>{len(labels)} runs compared</h1>",
         *(f'<p class="verdict flat">{escape(sentence)}</p>' for sentence in found.warnings),
         "<h2>Config differences</h2>",
         _table("settings", ["setting", *names], settings) if settings else "<p>(none)</p>",
-        '<h2>Results</h2><p class="note">Bold is the best of its column, where values compare. '
+        '<h2>Results</h2><p class="note">Bold is the best of its row, where values compare. '
         "Images per second and data wait are medians; hours are those of training steps.</p>",
-        _table("results", ["run", *found.results], results),
+        _table("results", ["result", *names], rows),
         f"<h2>Verdicts</h2>{_table('', ['run', 'verdict'], verdicts)}",
         f'<h2>Curves</h2><p class="legend">{"".join(names)}</p>',
         f'<div class="row">{"".join(_overlays(found.runs))}</div>',

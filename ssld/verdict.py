@@ -56,6 +56,9 @@ def judge(
     signs = symptoms(evaluations[-1], num_classes)
     if signs and not early:
         return Verdict("not learning", f"not learning: {'; '.join(signs)}")
+    if finished and not signs and len(evaluations) < 2:
+        shown = f"{NAMES[metric]} {_shown(metric, evaluations[-1][metric])}"
+        return Verdict("too early", f"finished with {shown}; one evaluation shows no trend")
     if len(evaluations) < 2 or signs:
         more = f" ({'; '.join(signs)})" if signs else ""
         return Verdict("too early", f"too early to say{more}")

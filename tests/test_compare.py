@@ -127,11 +127,15 @@ def test_results_and_their_best(compare, tmp_path):
     assert (first["images_per_second"], first["hours"]) == (200, 1.0)
     assert (first["exported_step"], second["exported_step"]) == (40, None)
     assert (second["step"], second["steps"], second["knn_best"]) == (30, 40, 0.6)
-    assert row(said, "a ")[:6] == ["a", "40/40", "4.00", "*0.025", "50.0%", "25.0%"]
-    assert row(said, "b ")[:6] == ["b", "30/40", "3.00", "0.03333", "*75.0%", "*75.0%"]
+    assert row(said, "result ") == ["result", "a", "b"]
+    assert row(said, "steps")[1:] == ["40/40", "30/40"]
+    assert row(said, "epochs")[1:] == ["4.00", "3.00"]
+    assert row(said, "loss")[1:] == ["*0.025", "0.03333"]
+    assert row(said, "agreement@1 best")[2:] == ["50.0%", "*75.0%"]
+    assert row(said, "agreement@1 last")[2:] == ["25.0%", "*75.0%"]
     assert "knn" in said and "linear" not in said and "top-1" not in said
     assert "*0.5" not in said  # the same divergence in both: none is best
-    assert "flat <since> 40; long" in said and "long " * 20 not in said
+    assert "flat <since> 40; long" in said and "long " * 20 not in said  # shortened
     assert "<b>75.0%</b>" in page and "<b>50.0%</b>" not in page
     assert "flat &lt;since&gt; 40; " + "long " * 30 in page
 
@@ -144,7 +148,7 @@ def test_the_page_is_one_file_with_a_plot_for_each_metric(compare, tmp_path):
     assert [x.partition("<")[0] for x in page.split("<figcaption>")[1:]] == titles
     assert page.count("data:image/png;base64,") == len(titles)
     assert "http" not in page and "a &lt;1&gt;" in page and "a <1>" not in page
-    assert result["runs"][1]["verdict"] is None and row(said, "b ")[-1] == "-"
+    assert result["runs"][1]["verdict"] is None and row(said, "verdict")[-1] == "-"
 
 
 def test_labels_are_as_short_as_can_be(compare, tmp_path):
@@ -180,10 +184,10 @@ def test_other_training_images(compare, tmp_path):
 
 
 def test_wide_tables_are_folded_in_a_terminal(compare, tmp_path, monkeypatch):
-    a, b = folder(tmp_path / "a"), folder(tmp_path / ("b" * 50))
-    assert max(map(len, compare(a, b)[0].splitlines())) > 100
+    runs = [folder(tmp_path / (name * 50)) for name in "abc"]
+    assert max(map(len, compare(*runs)[0].splitlines())) > 100
     monkeypatch.setenv("COLUMNS", "100")
-    said, _, page = compare(a, b)
+    said, _, page = compare(*runs)
     assert max(map(len, said.splitlines())) <= 100
     assert page.count("b" * 50) > 3
 

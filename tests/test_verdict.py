@@ -274,3 +274,31 @@ def test_without_a_teacher_top1_at_chance_is_named():
         share_of_peak=1.0,
     )
     assert found.kind == "improving"
+
+
+RISING = [{"epoch": float(i), "agreement1": 0.1 * i, "images": 1000} for i in range(1, 6)]
+LEVEL = [{"epoch": float(i), "agreement1": 0.7, "images": 1000} for i in range(1, 21)]
+HEALTHY = {"agreement_chance": 0.1, "entropy_teacher": 0.5, "entropy_student": 0.6}
+HEALTHY |= {"classes_student": 1.0, "classes_teacher": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "said"),
+    [
+        (
+            RISING,
+            "finished, still improving: agreement@1 50.0%, +10 points per epoch lately; a lon",
+        ),
+        (LEVEL, "finished, flat since epoch 1: agreement@1 70.0%"),
+        (RISING[-1:], "finished with agreement@1 50.0%; one evaluation shows no trend"),
+    ],
+)
+def test_a_finished_run_says_what_came_of_it(evaluations, said):
+    found = judge(
+        [HEALTHY | e for e in evaluations],
+        metric="agreement1",
+        num_classes=10,
+        share_of_peak=0.0,
+        finished=True,
+    )
+    assert found.sentence.startswith(said) and "consider stopping" not in found.sentence
