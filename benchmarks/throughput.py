@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import itertools
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from ssld.bench import peak_mib
 from ssld.config import (
     AugmentConfig,
     DataConfig,
@@ -208,19 +208,13 @@ def main() -> None:
     for name, value in median.items():
         print(f"| {name} | {value:.1f} |")
     print(f"| ssld : bare loop | {overhead:.3f} |\n| ssld : ceiling | {share:.3f} |")
-    print(f"| peak memory, MiB | {_peak_mib(device):.0f} |")
+    print(f"| peak memory, MiB | {peak_mib(device):.0f} |")
 
 
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _peak_mib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

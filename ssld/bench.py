@@ -10,7 +10,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssld.data.loading import Batch
+    from ssld.distill import Distillation
     from ssld.network import Network
-    from ssld.run.loop import Task
     from ssld.run.setup import Run, Setup
-    from ssld.tally import Tally
     from ssld.teacher import Teacher
 
 WARM_UP_STEPS = 3
@@ -43,9 +42,6 @@ class HardLabels:
         logits = student(batch.images).float()
         labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
         return {"cross_entropy": cross_entropy(logits, labels, reduction="none")}
-
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
-        raise NotImplementedError("a benchmark evaluates nothing")
 
 
 def quietly(config: DistillConfig, folder: str) -> DistillConfig:
@@ -77,11 +73,11 @@ class Bench:
         self.progress.clock.time_calls("teacher", teacher)
         self.progress.clock.watch(self.trainer.model)
 
-    def step(self, task: Task, batches: Iterator[Batch]) -> Callable[[], None]:
+    def step(self, task: Distillation | HardLabels, batches: Iterator[Batch]) -> Callable[[], None]:
         """A training step that can be called again and again."""
 
         def call() -> None:
-            self.trainer.task = task
+            self.trainer.task = task  # type: ignore[assignment]  # nothing is evaluated
             self.trainer.train_step(batches, self.progress)
             self.progress.kept.clear()
 
@@ -96,9 +92,11 @@ class Bench:
             supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
             split (percent of a step, as in metrics.jsonl).
         """
+        from ssld.run.loop import batches_of
+
         run, clock, labels = self.run, self.progress.clock, HardLabels()
         rates: dict[str, Any] = {}
-        loader = loaded(run)
+        loader = batches_of(run, 0, 10**9)  # without end
         rates["loader"] = _rate(run, lambda: next(loader), seconds)
         memory = itertools.cycle([next(loader)])
         rates["teacher"] = _rate(run, self._teach(next(memory)), seconds)
@@ -125,26 +123,6 @@ class Bench:
                 self.teacher(images)
 
         return call
-
-
-def loaded(run: Run) -> Iterator[Batch]:
-    """The run's own batches, without end."""
-    from ssld.data.loading import train_batches
-
-    return train_batches(
-        run.sources,
-        run.order,
-        run.view,
-        batch_size=run.config.batch_size,
-        rank=run.rank,
-        world=run.world,
-        first_step=0,
-        last_step=10**9,
-        accumulate=run.config.accumulate,
-        workers=run.config.data.workers,
-        pin=run.accelerator.device.type == "cuda",
-        label_index=None,
-    )
 
 
 def _rate(run: Run, step: Callable[[], object], seconds: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +55,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from ssld.data.sources import open_source
     from ssld.data.views import EvalView
     from ssld.run.batches import Unreadables, eval_batches, label_index
+    from ssld.run.folder import write_atomically
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
@@ -79,9 +79,8 @@ def evaluate(config: EvaluateConfig) -> None:
     result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
     if config.out:
-        temporary = Path(f"{config.out}.tmp")
-        temporary.write_text(json.dumps({"model": config.model, **result}, indent=2) + "\n")
-        os.replace(temporary, config.out)
+        written = {"model": config.model, **result}
+        write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
 
 
 def _open_model(config: EvaluateConfig) -> Network:

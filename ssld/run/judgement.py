@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -101,13 +100,12 @@ class Judge:
             metric = "top1"
         if metric not in metrics:
             return "no verdict: there is neither a teacher nor a labeled held-out image"
-        peak = run.config.schedule.lr * run.config.batch_size / 256
         warmup = warmup_steps(run.config.schedule, run.total_steps, run.steps_per_epoch)
         found = verdict.judge(
             [*before, now],
             metric=metric,
             num_classes=trainer.student.num_classes,
-            share_of_peak=trainer.rate() / peak,
+            share_of_peak=trainer.rate() / run.facts["peak_lr"],
             finished=trainer.step == run.total_steps,
             early=trainer.step < warmup or (not before and trainer.step < run.total_steps),
         )
@@ -128,7 +126,7 @@ class Judge:
             limit=DIAGNOSED,
         )
         student = trainer.student.eval()
-        return causes(student, self.initial, list(itertools.islice(batches, 8)), run.teacher)
+        return causes(student, self.initial, list(batches), run.teacher)
 
     def finish(self, trainer: Trainer) -> None:
         """Export the best student and write the last report."""

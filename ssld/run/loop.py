@@ -214,22 +214,28 @@ def train(run: Run, task: Task, student: Network) -> None:
         raise _lost_process(error) or error from error
 
 
-def _loop(trainer: Trainer, progress: Progress, judge: Judge, stop: Preemption) -> None:
-    run, config = trainer.run, trainer.run.config
-    batches = train_batches(
+def batches_of(run: Run, first_step: int, last_step: int) -> Iterator[Batch]:
+    """This process's batches of steps [first_step, last_step)."""
+    config = run.config
+    return train_batches(
         run.sources,
         run.order,
         run.view,
         batch_size=config.batch_size,
         rank=run.rank,
         world=run.world,
-        first_step=trainer.step,
-        last_step=run.total_steps,
+        first_step=first_step,
+        last_step=last_step,
         accumulate=config.accumulate,
         workers=config.data.workers,
         pin=run.accelerator.device.type == "cuda",
         label_index=run.train_labels,
     )
+
+
+def _loop(trainer: Trainer, progress: Progress, judge: Judge, stop: Preemption) -> None:
+    run, config = trainer.run, trainer.run.config
+    batches = batches_of(run, trainer.step, run.total_steps)
     if run.teacher is not None:
         progress.clock.time_calls("teacher", run.teacher)
     progress.clock.watch(trainer.model)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ssld.data.loading import LabelIndex
 from ssld.data.sources import Source
 from ssld.data.views import EvalView
@@ -69,8 +67,7 @@ def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, i
         description="verify teacher",
     )
     tally = accuracy(teacher, batches)  # type: ignore[arg-type]
-    reduced: Any = setup.accelerator.reduce(tally.means, "sum")
-    tally.means = reduced
+    tally.reduce(setup.accelerator, cut_short=False)
     return tally.counted("top1")
 
 

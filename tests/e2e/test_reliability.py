@@ -100,8 +100,10 @@ INSTANTS = {
     "checkpoint: before the old ones go": ("ssld.run.checkpoint:_all", 3, False),
     "export: weights written": ("ssld.run.export:save_file", 2, True),
     "export: before it is put in place": ("ssld.run.export:replace_folder", 2, False),
-    "before the last report": ("ssld.run.judgement:write_report", 1, False),
-    "after the last report": ("ssld.run.judgement:write_report", 1, True),
+    "before the first report": ("ssld.run.judgement:write_report", 1, False),
+    "after the first report": ("ssld.run.judgement:write_report", 1, True),
+    "before the last report": ("ssld.run.judgement:write_report", 2, False),
+    "after the last report": ("ssld.run.judgement:write_report", 2, True),
 }
 
 
@@ -230,8 +232,7 @@ def test_a_full_disk(case, undisturbed, colours, teacher_file, tmp_path, when):
     full = Case(colours, teacher_file, disk)
     full.said = tmp_path / "said.txt"
     mount = partial(sabotage.small_disk, str(disk), 64 * 2**20, str(rescued))
-    call = 1 if when == "in the last report" else 2
-    fill = partial(at_call, DISK_FULL[when], call, partial(sabotage.fill, str(disk)))
+    fill = partial(at_call, DISK_FULL[when], 2, partial(sabotage.fill, str(disk)))
     code, said = full.start(mount, fill)
     if code == 77:
         pytest.skip("mounting needs user namespaces; the quota above is the same fault")
