@@ -1,1 +1,64 @@
-"""Near-nothing yet: the catalogue of distilled `_ssld` backbones lives here."""
+"""Distilled `_ssld` backbones. `import zoo` makes timm know them:
+
+    import timm, zoo
+
+    model = timm.create_model("resnet50d_ssld", pretrained=True)
+
+The catalogue is `zoo/catalog.yaml`; where weights come from and how they are verified stands in
+`zoo/weights.py`; what timm lacks in `zoo/architectures/`; how Paddle's weights become timm's in
+`zoo/paddle/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from zoo.catalog import Entry, catalog, find
+from zoo.errors import InputError
+from zoo.registration import register
+from zoo.weights import weights_file
+
+__all__ = ["Entry", "InputError", "backbone", "catalog", "find", "weights_file"]
+
+register()
+
+
+def backbone(
+    name: str,
+    *,
+    pretrained: bool = True,
+    features_only: bool = True,
+    out_indices: Sequence[int] | None = None,
+    weights_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A distilled backbone, by default as a feature pyramid.
+
+    Args:
+        name: a name of the catalogue, `ssld zoo list`.
+        features_only: return the maps `[b, c, h / stride, w / stride]` of `out_indices` instead of
+            logits; `feature_info.channels()` and `.reduction()` of the model state c and stride.
+        out_indices: which maps, by default all that timm has.
+        weights_dir: folder with published files, instead of `SSLD_ZOO_DIR` or the network.
+        kwargs: further arguments of `timm.create_model`.
+
+    Raises:
+        InputError: the catalogue does not have the name, or the weights cannot be had.
+    """
+    entry = find(name)
+    if pretrained:
+        file = weights_file(entry, folder=weights_dir)
+        kwargs["pretrained_cfg_overlay"] = {
+            **kwargs.get("pretrained_cfg_overlay", {}),
+            "file": str(file),
+        }
+    if features_only:
+        kwargs["features_only"] = True
+        if out_indices is not None:
+            kwargs["out_indices"] = tuple(out_indices)
+    return timm.create_model(name, pretrained=pretrained, **kwargs)

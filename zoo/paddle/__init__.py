@@ -1,0 +1,1 @@
+"""Weights of the reference implementation (PaddleClas), read without Paddle."""

@@ -1,0 +1,102 @@
+"""A release: a folder that plain timm loads, and `ssld.json` that says what is in it.
+
+    model.safetensors  config.json      what `timm.create_model("local-dir:FOLDER")` reads
+    README.md          .eval_results/   the card, and its numbers for leaderboards
+    *.png                               curves
+    ssld.json                           sha256 of every other file, and where it all comes from
+
+The same layout on a hub, in a local folder and in a bundle. The hub's own client accepts a file of
+the right size with wrong content, so `verify` reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zoo.errors import InputError
+
+MANIFEST = "ssld.json"
+FORMAT = 1
+
+
+def sha256_of(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write `ssld.json`: `facts`, and sha256 and bytes of every other file of `folder`."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": sha256_of(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    content = {"format": FORMAT, **facts, "files": files}
+    (folder / MANIFEST).write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `ssld.json` says.
+
+    Raises:
+        InputError: there is none, it is no such file, or it names files outside of the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = manifest["files"]
+        sums = [(str(name), entry["sha256"], entry["bytes"]) for name, entry in files.items()]
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} has no {MANIFEST}: give a folder that `ssld zoo` published, pulled or "
+            "converted"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); fetch or publish the folder anew"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has format {manifest.get('format')!r}, this version of ssld reads {FORMAT}; "
+            "install the version that wrote it"
+        )
+    for name, _, _ in sums:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or "\\" in name or {"..", "."} & set(name.split("/")):
+            raise InputError(f"{path} names the file {name!r}, which is not inside the folder")
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check size and sha256 of every file that `ssld.json` lists; returns what it says.
+
+    Raises:
+        InputError: naming the first file that is missing, is a link or differs.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise InputError(f"{folder}: {name} is missing; fetch or publish the folder anew")
+        if file.stat().st_size != entry["bytes"]:
+            raise InputError(
+                f"{folder}: {name} has {file.stat().st_size} bytes instead of {entry['bytes']}; "
+                "fetch or publish the folder anew"
+            )
+        found = sha256_of(file)
+        if found != entry["sha256"]:
+            raise InputError(
+                f"{folder}: {name} was changed: its sha256 is {found} instead of "
+                f"{entry['sha256']}; fetch or publish the folder anew"
+            )
+    return manifest

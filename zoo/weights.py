@@ -1,0 +1,195 @@
+"""From a name of the catalogue to a verified safetensors file on this machine.
+
+    folder or hub or address -> sha256 -> conversion -> every tensor used -> cache -> sha256 again
+
+The first use of a weight writes down what came (`NAME.pin.json`, beside the cached file); anything
+else under the same name is refused from then on, also after the cached file was deleted. A warm
+cache makes no request.
+
+Environment: `SSLD_ZOO_DIR`, a folder with the published files (or with what `ssld zoo bundle`
+packed), for sites without internet: nothing is ever downloaded when it is set. `SSLD_ZOO_CACHE`,
+where converted weights are kept, by default `~/.cache/ssld/zoo`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from zoo.catalog import Entry
+from zoo.errors import InputError
+from zoo.paddle.convert import check, convert
+from zoo.paddle.pickle_file import read_pdparams
+from zoo.release import sha256_of, verify
+
+DIR_VARIABLE = "SSLD_ZOO_DIR"
+CACHE_VARIABLE = "SSLD_ZOO_CACHE"
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a name stood for when it was first used."""
+
+    source: str
+    """File or address that it came from."""
+    source_sha256: str
+    """Digest of that file as it came."""
+    sha256: str
+    """Digest of the converted file in the cache."""
+
+
+def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """The given folder, else `SSLD_ZOO_CACHE`, else `~/.cache/ssld/zoo`."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssld" / "zoo"
+    return Path(cache or os.environ.get(CACHE_VARIABLE) or default).expanduser()
+
+
+def weights_file(
+    entry: Entry,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The entry's weights for its timm architecture, fetched and converted at first use.
+
+    Args:
+        cache: see `cache_folder`.
+        folder: where published files lie; by default what `SSLD_ZOO_DIR` says, else they are
+            downloaded.
+
+    Raises:
+        InputError: there are none, they cannot be had, or are not what was pinned.
+    """
+    home = cache_folder(cache)
+    cached, pin_file = home / entry.name / _WEIGHTS, home / f"{entry.name}.pin.json"
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / f"{entry.name}.lock"):  # the processes of a run ask at the same time
+        pin = _read_pin(pin_file)
+        if pin and cached.is_file():
+            _require_same(cached, sha256_of(cached), pin.sha256, pin_file)
+            return cached
+        with tempfile.TemporaryDirectory(dir=home, prefix=f".{entry.name}.") as temporary:
+            source, where = _source(entry, folder, Path(temporary))
+            digest = sha256_of(source)
+            if entry.sha256 and source.suffix == ".pdparams":
+                _require_same(where, digest, entry.sha256, "the catalogue")
+            converted = Path(temporary) / _WEIGHTS
+            _convert(entry, source, where, converted)
+            new = Pin(where, digest, sha256_of(converted))
+            if pin and new.sha256 != pin.sha256:  # else it came another way, and is the same
+                _require_same(where, digest, pin.source_sha256, pin_file)
+            _write(pin_file, json.dumps(asdict(new), indent=2) + "\n")
+            cached.parent.mkdir(exist_ok=True)
+            converted.replace(cached)
+    return cached
+
+
+def _convert(entry: Entry, source: Path, where: str, out: Path) -> None:
+    if source.suffix == ".safetensors":
+        try:
+            weights = load_file(source)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{where} cannot be read ({error}); fetch it anew") from error
+        check(weights, entry, where)
+    else:
+        weights = convert(read_pdparams(source), entry.paddle_class, where)
+    save_file(weights, out, {"format": "pt"})  # of two entries the order, thus the digest, varies
+
+
+def _source(
+    entry: Entry, folder: str | os.PathLike[str] | None, temporary: Path
+) -> tuple[Path, str]:
+    """-> file with the weights, and what to call it."""
+    folder = folder or os.environ.get(DIR_VARIABLE)
+    if folder:
+        return _in_folder(entry, Path(folder).expanduser())
+    if entry.timm_weights:
+        return _from_timm(entry)
+    if not entry.url:
+        raise InputError(
+            f"no weights of {entry.name} were ever published; build it with pretrained=False"
+        )
+    file = temporary / str(entry.file)
+    _download(entry, file)
+    return file, entry.url
+
+
+def _in_folder(entry: Entry, folder: Path) -> tuple[Path, str]:
+    if not folder.is_dir():
+        raise InputError(f"{DIR_VARIABLE}: there is no folder {folder}")
+    release = folder / entry.name
+    if release.is_dir():
+        verify(release)
+        return release / _WEIGHTS, str(release / _WEIGHTS)
+    places = [str(entry.file)]
+    if entry.url:  # the same file name stands under two addresses, with other weights
+        places.insert(0, urlsplit(entry.url).path.lstrip("/"))
+    for place in places:
+        if (folder / place).is_file():
+            return folder / place, str(folder / place)
+    raise InputError(
+        f"{folder} ({DIR_VARIABLE}) has neither {' nor '.join(places)} nor a folder {entry.name}; "
+        f"fetch {entry.url or 'the weights'} on another machine, or use `ssld zoo bundle` there"
+    )
+
+
+def _from_timm(entry: Entry) -> tuple[Path, str]:
+    """timm's own copy of the same weights; the hub's client keeps and resumes the download."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repo = f"timm/{entry.timm_weights}"
+    try:
+        file = hf_hub_download(repo, _WEIGHTS, revision=entry.revision)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _unreachable(entry, f"hf-hub:{repo}", error) from error
+    return Path(file), f"hf-hub:{repo}/{_WEIGHTS}"
+
+
+def _download(entry: Entry, file: Path) -> None:
+    from torch.hub import download_url_to_file
+
+    try:
+        download_url_to_file(str(entry.url), str(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(entry, str(entry.url), error) from error
+
+
+def _unreachable(entry: Entry, address: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"{entry.name} cannot be fetched from {address} ({reason}); check the network, or put "
+        f"{entry.file} into a folder and name that folder in {DIR_VARIABLE}"
+    )
+
+
+def _require_same(what: object, found: str, pinned: str, pin: object) -> None:
+    if found != pinned:
+        raise InputError(
+            f"{what} has sha256 {found}, but {pinned} is pinned by {pin}; if the new content is "
+            "right, delete the pin and the cached file, else find out who changed it"
+        )
+
+
+def _read_pin(file: Path) -> Pin | None:
+    try:
+        return Pin(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}); restore it or delete it") from error
+
+
+def _write(file: Path, content: str) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(file)
