@@ -1,0 +1,400 @@
+"""From a run, or an exported model, to a sealed release that `zoo.release` verifies.
+
+What a release says about its making, it says from the run folder's own files. Nothing that only
+describes the machine gets in: paths lose all but their end, URLs their secrets. The same source
+and the same `About` give the same bytes, so that publishing again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssld.config import require
+from ssld.errors import InputError
+from ssld.evaluate import wilson
+from ssld.run.folder import read_lines
+from zoo.card import CURVES, HUB_ID, METRICS, slug, write_card
+from zoo.errors import InputError as ZooError
+from zoo.licences import combine, known, normalised, weights
+from zoo.release import MANIFEST, read_manifest, seal, sha256_of, verify
+
+RECIPE = "config.yaml"
+MODEL_FILES = ("config.json", "model.safetensors")
+NOT_OURS = ("tag", "origin_url", "paper_ids", "paper_name", "notes", "description")
+"""Entries of timm's pretrained_cfg that speak of timm's own weights of the architecture."""
+VERIFIED = 1000
+"""Labeled images at most on which a run checks its teacher (VERIFY_IMAGES in ssld/run/verify.py,
+which imports torch)."""
+DAMAGE = (KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError, json.JSONDecodeError)
+"""What reading a file of a run raises that does not hold what a run writes."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What only the publisher of a release knows."""
+
+    name: str | None = None
+    """What the release is called; by default the repository's, else the source folder's name."""
+    license: str | None = None
+    """SPDX id or the hub's, `cc-by-nc-4.0` or `other` say; by default what is inherited allows."""
+    teacher_license: str | None = None
+    """The teacher's licence, where neither timm nor the teacher's own release says it."""
+    data_license: str | None = None
+    """The licence of the training images."""
+    datasets: str | list[str] = field(default_factory=list)
+    """Hub ids or names of the datasets that the training images are from."""
+    evaluated_on: str | None = None
+    """Hub id of the dataset that `data.val` is; leaderboards need it."""
+    description: str | None = None
+    """A paragraph for the card."""
+    curation: str | None = None
+    """How the training images were chosen: a text, or the path of a curation's manifest.json."""
+
+    def __post_init__(self) -> None:
+        named = [self.datasets] if isinstance(self.datasets, str) else list(self.datasets)
+        object.__setattr__(self, "datasets", named)
+        require(
+            self.name is None or (HUB_ID.fullmatch(self.name) is not None and "/" not in self.name),
+            f"name {str(self.name)[:96]!r} cannot be used: give letters, digits, '-', '_' and '.'",
+        )
+        require(
+            self.evaluated_on is None or HUB_ID.fullmatch(self.evaluated_on) is not None,
+            f"evaluated_on {str(self.evaluated_on)[:96]!r} is no dataset of the hub: give org/name",
+        )
+        for license in (self.license, self.teacher_license, self.data_license):
+            normalised(license)
+
+
+def assemble(
+    source: Path, folder: Path, about: About | None = None, *, repo: str | None = None
+) -> dict[str, Any]:
+    """Make a sealed release at `folder`, all of it or nothing.
+
+    Args:
+        source: a run folder, an exported model folder, or a release, which is verified and kept.
+        folder: new or empty.
+        repo: `org/name` on the hub, for the card's usage.
+
+    Returns:
+        What its ssld.json says.
+
+    Raises:
+        InputError: no such source, a run without a student or with one that diverged, a damaged
+            release, a folder that is in use or cannot be written.
+    """
+    source, folder, about = Path(source), Path(folder).resolve(), about or About()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: give a new folder for the release")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        if (source / MANIFEST).is_file():
+            _copy_release(source, temporary, about, repo)
+        else:
+            _make_release(source, temporary, about, repo)
+        manifest = verify(temporary)
+        temporary.replace(folder)  # onto an empty folder too
+    except (InputError, ZooError) as error:  # what is wrong with the copy is wrong with the source
+        raise InputError(str(error).replace(str(temporary), str(source))) from error
+    except DAMAGE as error:
+        raise InputError(f"{source}: one of its files is damaged ({error!r})") from error
+    except OSError as error:
+        said = " ".join((error.strerror or str(error)).split())
+        raise InputError(f"{folder}: the release cannot be written ({said})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _copy_release(source: Path, folder: Path, about: About, repo: str | None) -> None:
+    if about != About():
+        raise InputError(
+            f"{source} is a release already, and what it says is kept: leave name, licences and "
+            "descriptions out, or publish the run that it was made from"
+        )
+    manifest = read_manifest(source)
+    for name in (*manifest["files"], MANIFEST):
+        if not (source / name).is_file():
+            raise InputError(f"{source}: {name} is missing; fetch or publish the folder anew")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    verify(folder)
+    if "README.md" not in manifest["files"]:
+        facts = {k: v for k, v in manifest.items() if k not in ("format", "files")}
+        write_card(folder, facts, repo)
+        seal(folder, facts)
+
+
+def _make_release(source: Path, folder: Path, about: About, repo: str | None) -> None:
+    is_run = (source / "config.yaml").is_file()
+    model = source / "student" if is_run else source
+    for name in MODEL_FILES:
+        if not (model / name).is_file():
+            raise InputError(
+                f"{source} has no student/{name} yet: the first evaluation on held-out images, or "
+                "the end of the run, writes it; go on with --resume"
+                if is_run
+                else f"{source} is no run, exported model or release (no {name}): give a folder "
+                "that `ssld distill`, `ssld supervised`, `ssld zoo` or timm wrote"
+            )
+        shutil.copyfile(model / name, folder / name)
+    network = _network_facts(folder)
+    named = source.resolve().parent if source.name == "student" else source.resolve()
+    name = about.name or (repo.rpartition("/")[2] if repo else slug(named.name))
+    facts: dict[str, Any] = {"name": name, "kind": "exported", **network}
+    if about.description:
+        facts["description"] = about.description
+    if is_run:
+        facts |= _run_facts(source, network["step"], about, f"hf-hub:{repo}" if repo else ".")
+    else:
+        facts |= _exported_facts(folder, about)
+    facts["data"] |= _about_data(about)
+    _relicense(folder / "config.json", facts["license"]["license"], is_run)
+    if is_run:
+        (folder / RECIPE).write_text(yaml.safe_dump(facts["recipe"], sort_keys=False), "utf-8")
+        _draw_curves(folder / CURVES, read_lines(source / "metrics.jsonl"), facts["step"])
+    write_card(folder, facts, repo)
+    seal(folder, facts)
+
+
+def _network_facts(folder: Path) -> dict[str, Any]:
+    """What the two model files say; building the network shows that it loads and is finite.
+    Architectures that only zoo registers are known: importing any part of zoo does that."""
+    from safetensors import safe_open
+
+    from ssld.network import open_network
+
+    network = open_network("model", arch=None, checkpoint=str(folder))
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        step = (file.metadata() or {}).get("step", "")
+    for name, tensor in network.model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"the model diverged, {name} is not finite: publish another run")
+    parameters, macs = network.cost()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {
+        "step": int(step) if step.isdigit() else None,
+        "architecture": config["architecture"],
+        "model_args": config.get("model_args", {}),
+        "parameters_m": round(parameters, 3),
+        "macs_m": round(macs, 2),
+        "input_size": network.input_size,
+    }
+
+
+def _exported_facts(folder: Path, about: About) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = known(config.get("pretrained_cfg", {}).get("license"))
+    inherited = [("the weights, as config.json has it", named)]
+    if about.teacher_license:
+        inherited.append(("the teacher", about.teacher_license))
+    inherited.append(("the training data", about.data_license))
+    return {"license": combine(about.license, inherited), "metrics": [], "data": {}}
+
+
+def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[str, Any]:
+    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    lines = read_lines(run / "metrics.jsonl")
+    evaluation = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
+    if any(isinstance(x, float) and not math.isfinite(x) for x in evaluation.values()):
+        raise InputError(f"{run}: the student of step {step} diverged; publish another run")
+    found: dict[str, Any] = {
+        "kind": "distilled" if "teacher" in recipe else "supervised",
+        "steps": facts["steps"],
+        "reached": max((x["step"] for x in lines), default=step),
+        "finished": facts.get("exported") is not None,
+        "verdict": evaluation.get("verdict"),
+        "recipe": without_secrets(recipe),
+    }
+    inherited = []
+    if "teacher" in recipe:
+        found["teacher"] = teacher = _teacher(recipe, facts, about)
+        inherited = [(f"the teacher {x['name']}", x["license"]) for x in teacher["networks"]]
+    student = recipe["student"]
+    if student.get("pretrained") or student.get("checkpoint"):
+        start = weights(student.get("arch"), student.get("checkpoint"), "from a local file")
+        inherited.append((f"the initial weights {start['name']}", start["license"]))
+    inherited.append(("the training data", about.data_license))
+    return {
+        **found,
+        "license": combine(about.license, inherited),
+        "data": {
+            "sha256": facts["data_sha256"],
+            "val_sha256": facts["val_sha256"],
+            "sources": _sources(facts["images"]),
+            "held_out": _sources(facts.get("held_out") or {}),
+        },
+        "versions": facts["versions"],
+        "metrics": list(_metrics(recipe, facts, evaluation, about, model)),
+    }
+
+
+def _metrics(
+    recipe: dict[str, Any], facts: dict[str, Any], line: dict[str, Any], about: About, model: str
+) -> Iterator[dict[str, Any]]:
+    """The evaluation of the exported weights, of their average where the run kept one."""
+    val = without_secrets(recipe["data"]["val"])
+    again = f"ssld {'distill' if 'teacher' in recipe else 'supervised'} --config {RECIPE}"
+    where = shlex.quote(val[0] if len(val) == 1 else json.dumps(val))
+    evaluate = f"ssld evaluate --model {model} --data {where}"
+    for name in METRICS:
+        if name not in line:
+            continue
+        images = round(line["images"]) if name.startswith("agreement") else None
+        if name in ("top1", "top5"):
+            images = _labeled(facts, round(line["images"]), line[name])
+        low, high = wilson(line[name] * images, images) if images else (None, None)
+        yield {
+            "name": name,
+            "value": line[name],
+            "low": low,
+            "high": high,
+            "images": images,
+            "dataset": about.evaluated_on or ", ".join(val) or "held-out training images",
+            "dataset_id": about.evaluated_on,
+            "command": evaluate if name in ("top1", "top5") and val else again,
+        }
+
+
+def _labeled(facts: dict[str, Any], images: int, share: float) -> int | None:
+    """How many of the held-out images count for accuracy: all of them, or not known.
+
+    metrics.jsonl counts labeled and other images together; a distillation has counted the labeled
+    ones when it checked its teacher, supervised training knows no others."""
+    if abs(share * images - round(share * images)) > 1e-6:
+        return None  # it is a share of fewer
+    verified = (facts.get("teacher_top1") or {}).get("images")
+    supervised = facts["teacher_sha256"] is None
+    return images if supervised or verified == min(images, VERIFIED) else None
+
+
+def _teacher(recipe: dict[str, Any], facts: dict[str, Any], about: About) -> dict[str, Any]:
+    configs = recipe.get("teachers") or [recipe["teacher"]]
+    networks = []
+    for i, config in enumerate(configs):
+        fact = facts["teacher" if len(configs) == 1 else f"teacher {i}"]
+        place = weights(config.get("arch"), config.get("checkpoint"), str(fact["architecture"]))
+        network = {**fact, **without_secrets(place)}
+        if about.teacher_license and network["license"] is None:
+            network["license"] = normalised(about.teacher_license)
+        elif about.teacher_license and network["license"] != normalised(about.teacher_license):
+            said = f"{network['name']} is published under {network['license']}"
+            raise InputError(f"{said}, not {about.teacher_license}: leave teacher_license out")
+        networks.append({**network, "license": network["license"] or "unknown"})
+    names, licenses = ([network[key] for network in networks] for key in ("name", "license"))
+    top1 = facts.get("teacher_top1")
+    return {
+        "name": " + ".join(names),
+        "license": licenses[0] if len(set(licenses)) == 1 else "several",
+        "sha256": facts["teacher_sha256"],
+        "top1": {"value": top1["hits"] / top1["images"], **top1} if top1 else None,
+        "networks": networks,
+    }
+
+
+def _about_data(about: About) -> dict[str, Any]:
+    found: dict[str, Any] = {"datasets": about.datasets} if about.datasets else {}
+    if not about.curation:
+        return found
+    if not about.curation.endswith(".json"):
+        return {**found, "curation": about.curation}
+    path = Path(about.curation)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8")).items()
+        plain = {k: v for k, v in manifest if isinstance(v, str | int | float)}
+        curation = {**without_secrets(plain), "manifest sha256": sha256_of(path)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"curation {path} is no JSON manifest that can be read") from error
+    return {**found, "curation": curation}
+
+
+def _sources(images: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"source": without_secrets(path), "images": n} for path, n in images.items()]
+
+
+def without_secrets(value: Any) -> Any:
+    """Settings without what only describes a machine or opens a door: local paths that are
+    absolute or lead out of the working folder keep their last two components, and none of a home
+    folder's own; URLs lose user, password, query and fragment."""
+    if isinstance(value, Mapping):
+        return {k: without_secrets(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(x) for x in value]
+    if not isinstance(value, str):
+        return value
+    return "::".join(_shortened(part) for part in value.split("::"))  # fsspec chains URLs so
+
+
+def _shortened(text: str) -> str:
+    if text.startswith("local-dir:"):
+        return "local-dir:" + _shortened(text.removeprefix("local-dir:"))
+    url = re.match(r"([A-Za-z][\w+.-]*)://(.*)", text, re.DOTALL)
+    if url and url[1].lower() in ("file", "local"):
+        return _shortened(url[2])
+    if url:
+        host, slash, path = re.split(r"[?#]", url[2], maxsplit=1)[0].partition("/")
+        if re.search(r":(?!\d+$)", host.rpartition("@")[2]):  # a password with a slash in it
+            host, slash, path = path.rpartition("@")[2].partition("/")
+        return f"{url[1]}://{host.rpartition('@')[2]}{slash}{path}"
+    plain = text.replace("\\", "/")
+    if not re.match(r"/|~|[A-Za-z]:/|(\./)*\.\./", plain):
+        return text
+    parts = plain.removeprefix(f"{Path.home()}/").split("/")
+    parts = [part for part in parts if part not in ("", ".", "..")]
+    homes = [i + 2 for i, part in enumerate(parts) if part.lower() in ("home", "homes", "users")]
+    rest = parts[homes[-1] :] if homes else parts
+    return "/".join([x for x in rest if not x.startswith("~") and x != "root"][-2:]) or "~"
+
+
+def _relicense(config: Path, license: str, is_run: bool) -> None:
+    """timm's export names the licence of its own weights of the architecture."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    entries = content.setdefault("pretrained_cfg", {})
+    for key in NOT_OURS if is_run else ():
+        entries.pop(key, None)
+    content["pretrained_cfg"] = {**without_secrets(entries), "license": license}
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw_curves(path: Path, lines: list[dict[str, Any]], step: int | None) -> None:
+    """Training loss, and what evaluations on held-out images found, over steps."""
+    from ssld.report import page
+
+    shares = {"agreement1": "the teacher's best", "top1": "top-1", "knn": "nearest neighbours"}
+    plots = [
+        ("loss, training batches", "train", {"loss": "loss"}, None),
+        ("divergence, held-out images", "eval", {"divergence": "divergence"}, None),
+        ("held-out images", "eval", shares, 1.02),
+    ]
+    shown = [p for p in plots if any(x["kind"] == p[1] and x.keys() & p[2].keys() for x in lines)]
+    if not shown:
+        return
+    figure = page.new_figure()
+    figure.set_size_inches(4.4 * len(shown), 2.8)
+    parts = figure.subfigures(1, len(shown), squeeze=False)[0]
+    for part, (title, kind, names, high) in zip(parts, shown, strict=True):
+        plot = page.axes(part, "step")
+        plot.set_title(title, fontsize=10)
+        for (key, label), colour in zip(names.items(), page.COLOURS, strict=False):
+            xy = [(x["step"], x[key]) for x in lines if x["kind"] == kind and key in x]
+            marker = "o" if len(xy) < 30 else ""
+            if xy:
+                plot.plot(*zip(*xy, strict=True), label=label, color=colour, marker=marker, ms=3)
+        plot.axvline(step or 0, color="#57606a", lw=1, ls=":")
+        plot.set_xlim(left=0)
+        plot.set_ylim(0, high)
+        if len(names) > 1:
+            plot.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
