@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +76,7 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = No
     parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(config_class)
-    argv = _with_values(list(sys.argv[1:] if argv is None else argv))
+    argv = _with_values(list(sys.argv[1:] if argv is None else argv), config_class)
     known = [str(a.dest) for a in parser._actions if a.dest not in ("help", "print_config")]
     for file in _config_files(argv):
         _check_keys(file, known)
@@ -130,11 +131,12 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _with_values(argv: list[str]) -> list[str]:
-    """Let the two switches stand alone: `--resume` is `--resume=true`."""
+def _with_values(argv: list[str], config_class: type) -> list[str]:
+    """Let switches stand alone: `--resume` is `--resume=true`."""
+    switches = {f"--{field.name}" for field in fields(config_class) if field.type == "bool"}
     bare = [following.startswith("--") or not following for following in [*argv[1:], ""]]
     return [
-        f"{argument}=true" if argument in ("--resume", "--overwrite") and alone else argument
+        f"{argument}=true" if argument in switches and alone else argument
         for argument, alone in zip(argv, bare, strict=False)
     ]
 

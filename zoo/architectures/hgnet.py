@@ -32,7 +32,8 @@ class PaddleHighPerfGpuNet(HighPerfGpuNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stem.__class__ = PaddleStem
+        stem: Any = self.stem
+        stem.__class__ = PaddleStem
 
 
 def _create(size: str, pretrained: bool, **kwargs: Any) -> HighPerfGpuNet:

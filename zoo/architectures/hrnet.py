@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import SEModule
+from timm.layers.squeeze_excite import SEModule
 from timm.models._builder import build_model_with_cfg, pretrained_cfg_for_features
 from timm.models.hrnet import HighResolutionNet, HighResolutionNetFeatures, cfg_cls
 from timm.models.resnet import BasicBlock, Bottleneck
