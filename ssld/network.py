@@ -156,6 +156,8 @@ def open_network(
 
 
 def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    import zoo  # noqa: F401, registers the distilled backbones in timm
+
     if not arch:
         raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
     if ":" in arch and arch.startswith("local-dir:"):

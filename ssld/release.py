@@ -13,20 +13,19 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ssld.config import require
 from ssld.errors import InputError
 from ssld.evaluate import wilson
 from ssld.run.folder import read_lines
-from zoo.card import CURVES, HUB_ID, METRICS, slug, write_card
+from ssld.zoo_config import About
+from zoo.card import CURVES, METRICS, slug, write_card
 from zoo.errors import InputError as ZooError
 from zoo.licences import combine, known, normalised, weights
-from zoo.release import MANIFEST, read_manifest, seal, sha256_of, verify
+from zoo.release import MANIFEST, copy, seal, sha256_of, verify
 
 RECIPE = "config.yaml"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -37,42 +36,6 @@ VERIFIED = 1000
 which imports torch)."""
 DAMAGE = (KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError, json.JSONDecodeError)
 """What reading a file of a run raises that does not hold what a run writes."""
-
-
-@dataclass(frozen=True)
-class About:
-    """What only the publisher of a release knows."""
-
-    name: str | None = None
-    """What the release is called; by default the repository's, else the source folder's name."""
-    license: str | None = None
-    """SPDX id or the hub's, `cc-by-nc-4.0` or `other` say; by default what is inherited allows."""
-    teacher_license: str | None = None
-    """The teacher's licence, where neither timm nor the teacher's own release says it."""
-    data_license: str | None = None
-    """The licence of the training images."""
-    datasets: str | list[str] = field(default_factory=list)
-    """Hub ids or names of the datasets that the training images are from."""
-    evaluated_on: str | None = None
-    """Hub id of the dataset that `data.val` is; leaderboards need it."""
-    description: str | None = None
-    """A paragraph for the card."""
-    curation: str | None = None
-    """How the training images were chosen: a text, or the path of a curation's manifest.json."""
-
-    def __post_init__(self) -> None:
-        named = [self.datasets] if isinstance(self.datasets, str) else list(self.datasets)
-        object.__setattr__(self, "datasets", named)
-        require(
-            self.name is None or (HUB_ID.fullmatch(self.name) is not None and "/" not in self.name),
-            f"name {str(self.name)[:96]!r} cannot be used: give letters, digits, '-', '_' and '.'",
-        )
-        require(
-            self.evaluated_on is None or HUB_ID.fullmatch(self.evaluated_on) is not None,
-            f"evaluated_on {str(self.evaluated_on)[:96]!r} is no dataset of the hub: give org/name",
-        )
-        for license in (self.license, self.teacher_license, self.data_license):
-            normalised(license)
 
 
 def assemble(
@@ -123,13 +86,8 @@ def _copy_release(source: Path, folder: Path, about: About, repo: str | None) ->
             f"{source} is a release already, and what it says is kept: leave name, licences and "
             "descriptions out, or publish the run that it was made from"
         )
-    manifest = read_manifest(source)
-    for name in (*manifest["files"], MANIFEST):
-        if not (source / name).is_file():
-            raise InputError(f"{source}: {name} is missing; fetch or publish the folder anew")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
-    verify(folder)
+    copy(source, folder)
+    manifest = verify(folder)
     if "README.md" not in manifest["files"]:
         facts = {k: v for k, v in manifest.items() if k not in ("format", "files")}
         write_card(folder, facts, repo)

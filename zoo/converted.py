@@ -102,6 +102,7 @@ def _facts(
     return {
         "name": entry.name if published else entry.arch_name,
         "kind": "converted",
+        "registered": entry.arch_name,
         "architecture": entry.architecture,
         "model_args": entry.args,
         "parameters_m": round(parameters / 1e6, 3),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -75,6 +76,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not parts or name.startswith("/") or "\\" in name or {"..", "."} & set(name.split("/")):
             raise InputError(f"{path} names the file {name!r}, which is not inside the folder")
     return manifest
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Copy the files that the release at `source` lists, and `ssld.json`, into `folder`.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for name in (*read_manifest(source)["files"], MANIFEST):
+        if not (source / name).is_file():
+            raise InputError(f"{source}: {name} is missing; fetch or publish the folder anew")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Releases in local folders: what publishing would change there, and replacing one by another."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from zoo.bundle import staging
+from zoo.errors import InputError
+from zoo.release import MANIFEST, copy, read_manifest, sha256_of, verify
+
+
+def place(
+    folder: Path, to: Path, *, dry_run: bool = False, say: Callable[[str], object] = print
+) -> list[str]:
+    """Put a copy of a release at `to`, where nothing or an earlier release is.
+
+    Returns:
+        What changes, a line each: `+ name`, `~ name` or `- name`; nothing if it is there already.
+
+    Raises:
+        InputError: the folder is no release, or `to` holds something else.
+    """
+    new = {**verify(folder)["files"], MANIFEST: {"sha256": sha256_of(folder / MANIFEST)}}
+    old: dict[str, dict[str, str]] = {}
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        old = _release_at(to)
+    changes = [f"+ {name}" for name in new if name not in old]
+    changes += [f"~ {n}" for n in new if n in old and new[n]["sha256"] != old[n]["sha256"]]
+    changes += [f"- {name}" for name in old if name not in new]
+    for line in changes:
+        say(f"  {line}")
+    if not changes:
+        say(f"{to} already holds this release; nothing to do")
+    elif dry_run:
+        say(f"{to} would get these {len(changes)} changes")
+    else:
+        _replace(folder, to)
+        say(f"{to}: {len(new)} files, every sha256 compared")
+    return changes
+
+
+def _release_at(to: Path) -> dict[str, dict[str, str]]:
+    """sha256 of what is there now, whatever its ssld.json says."""
+    if not (to / MANIFEST).is_file():
+        raise InputError(f"{to} is not empty and no release; give another folder")
+    listed = {MANIFEST, *read_manifest(to)["files"]}
+    files = {p.relative_to(to).as_posix() for p in to.rglob("*") if not p.is_dir()}
+    for name in sorted(files - listed):
+        raise InputError(
+            f"{to} holds {name}, which is not of the release there; move it away or give another "
+            "folder"
+        )
+    return {name: {"sha256": sha256_of(to / name)} for name in listed if (to / name).is_file()}
+
+
+def _replace(folder: Path, to: Path) -> None:
+    with staging(to.absolute()) as part:
+        copy(folder, part)
+        verify(part)
+        retired = part.with_name(f"{part.name}.old")
+        if to.exists():
+            to.rename(retired)
+        part.rename(to)
+        shutil.rmtree(retired, ignore_errors=True)
