@@ -47,7 +47,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(torch.randn(4, 3, 32, 32, generator=generator))
 
 
-def test_distilled_published_pulled_and_loaded_it_answers_the_same(hub, run, tmp_path, capsys):
+def test_distilled_published_pulled_and_loaded_it_answers_the_same(
+    hub, token, run, tmp_path, capsys
+):
     student = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True)
     words = ["zoo", "publish", str(run), "--repo", REPO]
     assert main([*words, "--dry_run"]) == 0 and hub.repos == {}
@@ -76,7 +78,7 @@ def test_distilled_published_pulled_and_loaded_it_answers_the_same(hub, run, tmp
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(student))
 
 
-def test_the_release_says_what_the_run_was(hub, run, tmp_path):
+def test_the_release_says_what_the_run_was(run, tmp_path):
     assert main(["zoo", "publish", str(run), "--to", str(tmp_path / "release")]) == 0
     facts = json.loads((tmp_path / "release/ssld.json").read_text())
     told = json.loads((run / "run.json").read_text())
@@ -103,7 +105,7 @@ def test_a_folder_takes_a_release_over_an_earlier_one_and_nothing_else(run, tmp_
     assert "# other" in (to / "README.md").read_text()
 
 
-def test_a_students_architecture_may_be_one_of_the_zoo(colours, teacher_file, tmp_path, hub):
+def test_a_students_architecture_may_be_one_of_the_zoo(colours, teacher_file, tmp_path):
     """Trained, exported, published: plain timm loads it where the architecture is plain."""
     settings = {
         "out": tmp_path / "run",
