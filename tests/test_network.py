@@ -130,7 +130,10 @@ def test_local_dir_of_an_export(tmp_path, teacher_file):
 
     network = open_network("student", arch=None, checkpoint=str(teacher_file), input_size=40)
     network.label_names = ["a", "b", "c"]
-    export(network, tmp_path / "student", {"teacher_sha256": "x"}, 7)
+    export(network, tmp_path / "student", 7)
+    before = (tmp_path / "student/model.safetensors").read_bytes()
+    export(network, tmp_path / "student", 7)
+    assert (tmp_path / "student/model.safetensors").read_bytes() == before
     plain = timm.create_model(f"local-dir:{tmp_path}/student", pretrained=True).eval()
     images = torch.rand(2, 3, 40, 40)
     torch.testing.assert_close(plain(images), network.model.eval()(images), rtol=0, atol=0)

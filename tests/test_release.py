@@ -70,7 +70,7 @@ def a_run(folder: Path, *, supervised: bool = False, **changes: Any) -> Path:
     run.record("exported", {"step": 10, "metric": "agreement1", "value": 0.9})
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10)
-    export(Network(model, input_size=32, mean=(0.1, 0.2, 0.3)), folder / "student", facts, 10)
+    export(Network(model, input_size=32, mean=(0.1, 0.2, 0.3)), folder / "student", 10)
     return folder
 
 

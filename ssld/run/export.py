@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,7 +14,7 @@ from ssld.run import checkpoint
 from ssld.run.folder import cannot_write, replace_folder
 
 
-def export(network: Network, folder: Path, facts: dict[str, Any], step: int) -> None:
+def export(network: Network, folder: Path, step: int) -> None:
     """Write `config.json` (architecture, arguments, preprocessing, label names) and
     `model.safetensors`, replacing what was there in one step.
 
@@ -25,7 +24,7 @@ def export(network: Network, folder: Path, facts: dict[str, Any], step: int) -> 
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(network, temporary, facts, step)
+        _write(network, temporary, step)
         replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -44,7 +43,7 @@ def load_exported(folder: Path, step: int, network: Network) -> bool:
     return True
 
 
-def _write(network: Network, folder: Path, facts: dict[str, Any], step: int) -> None:
+def _write(network: Network, folder: Path, step: int) -> None:
     folder.mkdir(parents=True)
     size = network.input_size
     preprocessing = {
@@ -61,6 +60,6 @@ def _write(network: Network, folder: Path, facts: dict[str, Any], step: int) -> 
         model_config=labels,
         data_config=preprocessing,
     )
-    metadata = {"format": "pt", "teacher_sha256": str(facts.get("teacher_sha256") or "")}
-    metadata["step"] = str(step)
+    # One entry: safetensors writes several in any order, and equal runs would differ in bytes.
+    metadata = {"step": str(step)}
     save_file(checkpoint.tensors(network.model), folder / "model.safetensors", metadata)

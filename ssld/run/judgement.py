@@ -60,7 +60,7 @@ class Judge:
         if run.accelerator.is_main_process:
             progress.log_evaluation(trainer.step, metrics, self._verdict(trainer, metrics))
             if improved:
-                export(trainer.result, run.folder.path / "student", run.facts, trainer.step)
+                export(trainer.result, run.folder.path / "student", trainer.step)
             if time.monotonic() - self.reported > REPORT_SECONDS:
                 self.report(trainer)
         trainer.evaluation_pending = False
@@ -136,7 +136,7 @@ class Judge:
         if run.accelerator.is_main_process:
             exported = self._take_best(trainer)
             run.folder.record("exported", exported)
-            export(trainer.result, run.folder.path / "student", run.facts, exported["step"])
+            export(trainer.result, run.folder.path / "student", exported["step"])
             self.report(trainer)
             run.accelerator.print(
                 f"student: {run.folder.path / 'student'} (step {exported['step']})\n"
