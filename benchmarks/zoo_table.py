@@ -19,9 +19,9 @@ import timm
 import torch
 
 import zoo
+from zoo.architectures import is_plain
 from zoo.export import export
 from zoo.paddle.convert import convert, entry_of
-from zoo.registration import is_plain
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
 import reference  # noqa: E402

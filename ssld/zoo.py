@@ -82,9 +82,9 @@ def show(config: ShowConfig) -> None:
 
 def convert(config: ConvertConfig) -> None:
     """Write Paddle's weights as a folder for timm."""
+    from zoo.architectures import is_plain
     from zoo.catalog import find
     from zoo.converted import convert_file
-    from zoo.registration import is_plain
 
     facts = convert_file(Path(config.file), config.paddle_class, Path(config.out))
     plain = is_plain(find(facts["registered"]))

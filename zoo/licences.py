@@ -161,7 +161,8 @@ def weights(arch: str | None, checkpoint: str | None, architecture: str) -> dict
         return {"name": arch, "license": None, "hub_id": hub_id, "weights": arch}
     name = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
     hub_id = hub_id or cfg.hf_hub_id
-    return {"name": name, "license": timm_license(name), "hub_id": hub_id, "weights": "timm"}
+    place = "timm" if hub_id else cfg.url
+    return {"name": name, "license": timm_license(name), "hub_id": hub_id, "weights": place}
 
 
 def timm_license(name: str) -> str | None:

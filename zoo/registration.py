@@ -1,77 +1,22 @@
-"""Every name of the catalogue as an architecture of timm's: `timm.create_model("resnet50d_ssld")`.
-
-Where an architecture is plain timm, the model says so (`pretrained_cfg["architecture"]`), and what
-is exported from it loads without this package.
-"""
+"""Every name of the catalogue in timm: `timm.create_model("resnet50d_ssld")`."""
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-import timm
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import nn
 
+from zoo.architectures import Create, architecture, cfg_of
 from zoo.catalog import Entry, catalog
+from zoo.errors import InputError
+from zoo.weights import weights_file
 
-Create = Callable[..., nn.Module]
-
-_OURS = ("mobilenet", "lcnet", "resnet", "hrnet", "hgnet")
-# timm's names of the first convolution and of the classifier, by the start of the architecture.
-_ENDS = (
-    ("lcnetv2", "stem.0.conv", "classifier"),
-    ("hgnetv2", "stem.stem1.conv", "head.fc"),
-    ("hgnet", "stem.stem.0.conv", "head.fc"),
-    ("res", "conv1.0", "fc"),
-    ("hrnet", "conv1", "classifier"),
-    ("se_hrnet", "conv1", "classifier"),
-    ("", "conv_stem", "classifier"),
-)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id")
 
 # timm looks for the weights of a name in the `default_cfgs` of the module of its function.
 default_cfgs: dict[str, Any] = {}
-_functions: dict[str, Create] = {}
-
-
-def architecture(entry: Entry) -> Create:
-    """timm's function of the entry's architecture, or ours where timm lacks it."""
-    if entry.architecture not in _functions:
-        for name in _OURS:
-            module = importlib.import_module(f"zoo.architectures.{name}")
-            if hasattr(module, entry.architecture):
-                _functions[entry.architecture] = getattr(module, entry.architecture)
-                break
-        else:
-            _functions[entry.architecture] = timm.model_entrypoint(entry.architecture)
-    return _functions[entry.architecture]
-
-
-def is_plain(entry: Entry) -> bool:
-    """Whether timm alone knows the architecture."""
-    return not architecture(entry).__module__.startswith("zoo.")
-
-
-def cfg_of(entry: Entry) -> PretrainedCfg:
-    """What timm wants to know of the weights: preprocessing, classifier, licence."""
-    first, classifier = next(ends for start, *ends in _ENDS if entry.architecture.startswith(start))
-    return PretrainedCfg(
-        url=entry.url,
-        architecture=entry.architecture,
-        tag=entry.tag or None,
-        input_size=(3, entry.input_size, entry.input_size),
-        pool_size=(entry.input_size // 32, entry.input_size // 32),
-        crop_pct=entry.crop_pct,
-        interpolation=entry.interpolation,
-        mean=entry.mean,
-        std=entry.std,
-        first_conv=first,
-        classifier=classifier,
-        license=entry.license,
-    )
 
 
 def register() -> None:
@@ -110,13 +55,14 @@ def _function(name: str, entries: dict[str, Entry]) -> Create:
         **kwargs: Any,
     ) -> nn.Module:
         tag = pretrained_cfg if isinstance(pretrained_cfg, str) else ""
+        if tag not in entries:
+            known = " or ".join(f"{name}.{x}" if x else name for x in entries)
+            raise InputError(f"there are no weights {name}.{tag}; give {known}")
         entry = entries[tag]
         overlay = dict(pretrained_cfg_overlay or {})
         if pretrained_cfg is None or isinstance(pretrained_cfg, str):
             pretrained_cfg = cfg_of(entry)
             if pretrained and not any(overlay.get(source) for source in _SOURCES):
-                from zoo.weights import weights_file
-
                 overlay["file"] = str(weights_file(entry, cache=cache_dir))
         model = architecture(entry)(
             pretrained=pretrained,

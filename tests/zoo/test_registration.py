@@ -12,7 +12,7 @@ import torch
 from timm.models._hub import save_config_for_hf
 
 import zoo
-from zoo.registration import is_plain
+from zoo.architectures import is_plain
 
 NAMES = sorted({entry.arch_name for entry in zoo.catalog().values()})
 # strides of the pyramid: HGNet and PP-LCNetV2 have no map at stride 2
@@ -97,6 +97,14 @@ def test_preprocessing_is_the_catalogues() -> None:
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(zoo.InputError, match="resnet50d_ssld"):
         zoo.backbone("resnet50_ssld", pretrained=False)
+    with pytest.raises(zoo.InputError, match=r"give resnet50d_ssld or .* or resnet50d_ssld.fix"):
+        timm.create_model("resnet50d_ssld.v2", pretrained=True)
+
+
+def test_weights_name_the_terms_that_they_inherit() -> None:
+    """Whoever distils from them, or exports them, passes those on; the code's are not enough."""
+    assert timm.get_pretrained_cfg("resnet50d_ssld").license == "cc-by-nc-4.0"
+    assert timm.get_pretrained_cfg("hgnetv2_b0_ssld").license is None  # its teacher is not known
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from zoo.architectures import architecture, cfg_of
 from zoo.catalog import Entry, find, paddle_classes
 from zoo.errors import InputError
 from zoo.paddle import mobilenets, resnets
@@ -114,8 +115,6 @@ def _fitted(paddle: Mapping[str, Tensor], entry: Entry) -> Weights:
 @cache
 def _on_meta(name: str, classes: int) -> nn.Module:
     """The architecture's names and shapes, without memory."""
-    from zoo.registration import architecture, cfg_of
-
     entry = find(name)
     with torch.device("meta"):
         return architecture(entry)(pretrained_cfg=cfg_of(entry), num_classes=classes, **entry.args)
