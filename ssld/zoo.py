@@ -106,7 +106,10 @@ def publish(config: PublishConfig) -> None:
         folder = Path(temporary) / "release"
         manifest = assemble(Path(config.source), folder, config.about, repo=config.repo)
         if config.repo:
-            upload(folder, config.repo, dry_run=config.dry_run, private=config.private)
+            done = upload(folder, config.repo, dry_run=config.dry_run, private=config.private)
+            if done.revision and not config.dry_run:
+                name = f"hf-hub:{config.repo}@{done.revision}"
+                print(f"timm.create_model({name!r}, pretrained=True)")
         else:
             place(folder, Path(str(config.to)), dry_run=config.dry_run)
     note = manifest.get("license", {}).get("note")

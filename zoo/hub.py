@@ -134,7 +134,7 @@ def publish(
         if changes and not dry_run:
             head = hub.commit(folder, repo, changes, head)
             _read_back(hub.tree(repo, head), folder, sums, f"{repo}@{head}")
-            say(f"{repo}@{head} is now what {folder} holds, every sha256 compared")
+            say(f"{repo}@{head} holds this release, every sha256 compared")
     return Published(f"{hub.shown}/{repo}/tree/{head or 'main'}", repo, head or "", tuple(changes))
 
 
