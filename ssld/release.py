@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,20 @@ def _copy_release(source: Path, folder: Path, about: About, repo: str | None) ->
         )
     copy(source, folder)
     manifest = verify(folder)
-    if "README.md" not in manifest["files"]:
-        facts = {k: v for k, v in manifest.items() if k not in ("format", "files")}
+    facts = {k: v for k, v in manifest.items() if k not in ("format", "files")}
+    if repo and _has_own_card(folder, facts) or "README.md" not in manifest["files"]:
         write_card(folder, facts, repo)
         seal(folder, facts)
+
+
+def _has_own_card(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether the card is the one that was written before there was a repository, and no more."""
+    with tempfile.TemporaryDirectory() as temporary:
+        again = Path(temporary) / "release"
+        shutil.copytree(folder, again, ignore=shutil.ignore_patterns("*.safetensors"))
+        write_card(again, facts)
+        card = folder / "README.md"
+        return card.is_file() and card.read_bytes() == (again / "README.md").read_bytes()
 
 
 def _make_release(source: Path, folder: Path, about: About, repo: str | None) -> None:

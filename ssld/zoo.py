@@ -34,16 +34,21 @@ from ssld.zoo_config import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoo.catalog import Entry
+
 
 def list_(config: ListConfig) -> None:
     """Print the catalogue, or what a filter leaves of it."""
-    from zoo.catalog import select
+    from zoo.catalog import catalog, select
 
+    known = {x for e in catalog().values() for x in (e.license, e.teacher_license, e.terms) if x}
+    if config.license and config.license.lower() not in known:
+        raise InputError(f"license is {config.license!r}: give one of {', '.join(sorted(known))}")
     settings = asdict(config)
     as_json = settings.pop("json")
     entries = select(**settings)
     if as_json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        print(json.dumps([_facts(entry) for entry in entries], indent=2))
         return
     head = ("name", "top-1 %", "without SSLD", "params M", "MACs M", "px", "terms", "loads into")
     rows = [
@@ -61,7 +66,7 @@ def list_(config: ListConfig) -> None:
     ]
     print(text_table(head, rows) if rows else "no entry passes these filters")
     print(
-        f"\n{len(entries)} weights; accuracy on ImageNet-1k val as published, measured by nobody "
+        f"\n{len(entries)} entries; accuracy on ImageNet-1k val as published, measured by nobody "
         "here; `ssld zoo show NAME` has sources and licences"
     )
 
@@ -72,12 +77,15 @@ def show(config: ShowConfig) -> None:
 
     entry = find(config.name)
     if config.json:
-        print(json.dumps(asdict(entry), indent=2))
+        print(json.dumps(_facts(entry), indent=2))
         return
-    for name, value in asdict(entry).items():
+    for name, value in _facts(entry).items():
         print(f"{name:<16} {_plain(value)}")
-    print(f"{'terms':<16} {entry.terms}")
     print(f"\nimport timm, zoo\nmodel = timm.create_model({entry.name!r}, pretrained=True)")
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "terms": entry.terms}
 
 
 def convert(config: ConvertConfig) -> None:
@@ -138,11 +146,13 @@ def bundle(config: BundleConfig) -> None:
     from zoo.converted import release_of
 
     with tempfile.TemporaryDirectory(prefix="ssld-bundle-") as temporary:
-        folders = {}
+        folders: dict[str, Path] = {}
         for name in config.names:
-            folder = Path(name)
-            if not folder.is_dir():
-                folder = Path(temporary) / name
+            given = Path(name).resolve()
+            folder = given if given.is_dir() else Path(temporary) / name
+            if folder.name in folders:
+                raise InputError(f"{folder.name} is given twice; give each name once")
+            if folder != given:
                 release_of(name, folder, weights_dir=config.weights_dir)
             folders[folder.name] = folder
         pack(folders, Path(config.out))
@@ -163,10 +173,12 @@ def export(config: ExportConfig) -> None:
 
     written = write(_model(config), config.format, Path(config.out))
     sizes = ", ".join(f"{h}x{w}" for h, w in written.sizes)
-    print(f"{config.out}: {written.format} ({written.method})")
+    batches = ", ".join(map(str, written.batch_sizes))
+    other = "any size" if written.any_size else "this size only"
+    print(f"{config.out}: {written.format} ({written.method}), {other}")
     print(
-        f"{written.inputs} images in batches of {written.batch_sizes} at {sizes} px differ by at "
-        f"most {written.max_abs:.2g}, {written.relative:.2g} of the logits' deviation"
+        f"logits of {written.inputs} images, in batches of {batches}, at {sizes} px: off by at most "
+        f"{written.max_abs:.2g}, which is {written.relative:.2g} of the logits' deviation"
     )
 
 
@@ -175,7 +187,7 @@ def _model(config: ExportConfig) -> nn.Module:
     from ssld.network import open_network
     from zoo import backbone
 
-    if Path(config.source).exists():
+    if Path(config.source).exists() or "/" in config.source:
         return open_network("model", arch=None, checkpoint=config.source).model
     return backbone(config.source, features_only=False, weights_dir=config.weights_dir)
 

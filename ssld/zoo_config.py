@@ -40,10 +40,13 @@ class ConvertConfig:
 
     file: str
     """Weights as PaddleClas saves them."""
-    paddle_class: str
-    """Class in PaddleClas, for example ResNet50_vd; `--class` for short."""
     out: str
     """Folder to write; must be new or empty."""
+    paddle_class: str = ""
+    """Written `--class`: the class in PaddleClas, for example ResNet50_vd."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.paddle_class), "give the class in PaddleClas, `--class ResNet50_vd` say")
 
 
 @dataclass(frozen=True)

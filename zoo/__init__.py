@@ -51,8 +51,10 @@ def backbone(
         InputError: the catalogue does not have the name, or the weights cannot be had.
     """
     entry = find(name)
+    if out_indices is not None and not features_only:
+        raise InputError("out_indices chooses maps of a pyramid; leave it out for a classifier")
     if pretrained:
-        file = weights_file(entry, folder=weights_dir)
+        file = weights_file(entry, cache=kwargs.get("cache_dir"), folder=weights_dir)
         kwargs["pretrained_cfg_overlay"] = {
             **kwargs.get("pretrained_cfg_overlay", {}),
             "file": str(file),

@@ -213,12 +213,7 @@ def _place(part: Path, tar: Path, out: Path) -> list[str]:
     new = []
     for folder in sorted(part.iterdir()):
         with naming(folder, f"{tar}, {folder.name}"):
-            unlisted = _names(folder) - {MANIFEST, *verify(folder)["files"]}
-        if unlisted:
-            raise InputError(
-                f"{tar} holds {folder.name}/{min(unlisted)}, which its {MANIFEST} does not list; "
-                "get a bundle made by `ssld zoo bundle`"
-            )
+            verify(folder)
         place = out / folder.name
         if not place.exists() and not place.is_symlink():
             new.append(folder.name)

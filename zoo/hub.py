@@ -220,7 +220,7 @@ def _with_diff(
         before = hub.fetch(repo, head, change.name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         return change
-    names = (f"{repo}@{head[:12]}/{change.name}", str(new))
+    names = (f"{repo}@{head[:12]}/{change.name}", f"new/{change.name}")
     return replace(change, diff="\n".join(unified_diff(before, after, *names, lineterm="")))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from difflib import unified_diff
 from pathlib import Path
 
 from zoo.bundle import staging
@@ -31,6 +32,8 @@ def place(
     changes += [f"- {name}" for name in old if name not in new]
     for line in changes:
         say(f"  {line}")
+        if dry_run and line.startswith("~"):
+            say(_difference(to / line[2:], folder / line[2:], line[2:]))
     if not changes:
         say(f"{to} already holds this release; nothing to do")
     elif dry_run:
@@ -39,6 +42,15 @@ def place(
         _replace(folder, to)
         say(f"{to}: {len(new)} files, every sha256 compared")
     return changes
+
+
+def _difference(old: Path, new: Path, name: str) -> str:
+    """What is different, of texts."""
+    try:
+        texts = [file.read_text(encoding="utf-8").splitlines() for file in (old, new)]
+    except UnicodeDecodeError:
+        return f"    {old.stat().st_size:,} bytes, {new.stat().st_size:,} bytes"
+    return "\n".join(unified_diff(*texts, f"{old.parent}/{name}", f"new/{name}", lineterm=""))
 
 
 def _release_at(to: Path) -> dict[str, dict[str, str]]:

@@ -55,6 +55,10 @@ def _function(name: str, entries: dict[str, Entry]) -> Create:
         **kwargs: Any,
     ) -> nn.Module:
         tag = pretrained_cfg if isinstance(pretrained_cfg, str) else ""
+        if isinstance(pretrained_cfg, PretrainedCfg) and pretrained_cfg.url:
+            # what timm.get_pretrained_cfg says of our own: timm would fetch it unverified
+            own = [k for k, e in entries.items() if e.url == pretrained_cfg.url]
+            tag, pretrained_cfg = (own[0], own[0]) if own else (tag, pretrained_cfg)
         if tag not in entries:
             known = " or ".join(f"{name}.{x}" if x else name for x in entries)
             raise InputError(f"there are no weights {name}.{tag}; give {known}")

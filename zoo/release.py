@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MANIFEST = "ssld.json"
 FORMAT = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def sha256_of(file: Path) -> str:
@@ -46,6 +51,18 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     )
 
 
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Write safetensors: the same tensors, the same bytes.
+
+    Raises:
+        OSError: as for any other file; safetensors' own writer raises an error of its own, and lets
+            nobody else read the file.
+    """
+    from safetensors.torch import save
+
+    file.write_bytes(save(dict(weights)))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What `ssld.json` says.
 
@@ -57,6 +74,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
         sums = [(str(name), entry["sha256"], entry["bytes"]) for name, entry in files.items()]
+        if not all(SHA256.fullmatch(digest) and type(size) is int for _, digest, size in sums):
+            raise ValueError("a sha256 or a size is none")
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} has no {MANIFEST}: give a folder that `ssld zoo` published, pulled or "
@@ -95,9 +114,16 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check size and sha256 of every file that `ssld.json` lists; returns what it says.
 
     Raises:
-        InputError: naming the first file that is missing, is a link or differs.
+        InputError: naming the first file that is missing, a link, different or not listed.
     """
     manifest = read_manifest(folder)
+    for name in ("model.safetensors", "config.json"):
+        if name not in manifest["files"]:
+            raise InputError(f"{folder / MANIFEST} does not list {name}: this is no release")
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    for name in sorted(present - manifest["files"].keys() - {MANIFEST}):
+        if not name.startswith(".git"):  # of a clone
+            raise InputError(f"{folder} holds {name}, which {MANIFEST} does not list; move it away")
     for name, entry in manifest["files"].items():
         file = folder / name
         if file.is_symlink() or not file.is_file():

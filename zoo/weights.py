@@ -15,23 +15,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import tempfile
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from zoo.catalog import Entry
+from zoo.bundle import naming
+from zoo.catalog import Entry, catalog
 from zoo.errors import InputError
 from zoo.paddle.convert import check, convert
 from zoo.paddle.pickle_file import read_pdparams
-from zoo.release import sha256_of, verify
+from zoo.release import save_weights, sha256_of, verify
 
 DIR_VARIABLE = "SSLD_ZOO_DIR"
 CACHE_VARIABLE = "SSLD_ZOO_CACHE"
+SECONDS = 60
+"""After which a server that says nothing counts as unreachable."""
 _WEIGHTS = "model.safetensors"
 
 
@@ -70,26 +76,55 @@ def weights_file(
         InputError: there are none, they cannot be had, or are not what was pinned.
     """
     home = cache_folder(cache)
-    cached, pin_file = home / entry.name / _WEIGHTS, home / f"{entry.name}.pin.json"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f"{entry.name}.lock"):  # the processes of a run ask at the same time
-        pin = _read_pin(pin_file)
-        if pin and cached.is_file():
-            _require_same(cached, sha256_of(cached), pin.sha256, pin_file)
-            return cached
-        with tempfile.TemporaryDirectory(dir=home, prefix=f".{entry.name}.") as temporary:
-            source, where = _source(entry, folder, Path(temporary))
-            digest = sha256_of(source)
-            if entry.sha256 and source.suffix == ".pdparams":
-                _require_same(where, digest, entry.sha256, "the catalogue")
-            converted = Path(temporary) / _WEIGHTS
-            _convert(entry, source, where, converted)
-            new = Pin(where, digest, sha256_of(converted))
-            if pin and new.sha256 != pin.sha256:  # else it came another way, and is the same
-                _require_same(where, digest, pin.source_sha256, pin_file)
-            _write(pin_file, json.dumps(asdict(new), indent=2) + "\n")
-            cached.parent.mkdir(exist_ok=True)
-            converted.replace(cached)
+    found = _cached(entry, home)  # without a lock: the cache may be read-only
+    if found:
+        return found
+    if not entry.url:
+        raise InputError(
+            f"no weights of {entry.name} were ever published; build it with pretrained=False"
+        )
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / f"{entry.name}.lock"):  # the processes of a run ask at the same time
+            return _cached(entry, home) or _fetch(entry, home, folder)
+    except OSError as error:
+        raise InputError(
+            f"{home} cannot be written ({error.strerror or error}); free space there, or name "
+            f"another folder in {CACHE_VARIABLE}"
+        ) from error
+
+
+def _cached(entry: Entry, home: Path) -> Path | None:
+    file, pin_file = home / entry.name / _WEIGHTS, home / f"{entry.name}.pin.json"
+    pin = _read_pin(pin_file)
+    if not pin or not file.is_file():
+        return None
+    found = sha256_of(file)
+    if found != pin.sha256:
+        raise InputError(
+            f"{file} was changed: its sha256 is {found}, but {pin.sha256} is pinned by {pin_file}; "
+            "delete the file, and it is fetched anew"
+        )
+    return file
+
+
+def _fetch(entry: Entry, home: Path, folder: str | os.PathLike[str] | None) -> Path:
+    pin_file, cached = home / f"{entry.name}.pin.json", home / entry.name / _WEIGHTS
+    for left in home.glob(f".{entry.name}~*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=f".{entry.name}~") as temporary:
+        source, where = _source(entry, folder, Path(temporary))
+        digest = sha256_of(source)
+        if entry.sha256 and source.suffix == ".pdparams":
+            _require_same(where, digest, entry.sha256, "the catalogue")
+        converted = Path(temporary) / _WEIGHTS
+        _convert(entry, source, where, converted)
+        pin, new = _read_pin(pin_file), Pin(where, digest, sha256_of(converted))
+        if pin and new.sha256 != pin.sha256:  # else it came another way, and is the same
+            _require_same(where, digest, pin.source_sha256, str(pin_file))
+        _write(pin_file, json.dumps(asdict(new), indent=2) + "\n")
+        cached.parent.mkdir(exist_ok=True)
+        converted.replace(cached)
     return cached
 
 
@@ -101,8 +136,9 @@ def _convert(entry: Entry, source: Path, where: str, out: Path) -> None:
             raise InputError(f"{where} cannot be read ({error}); fetch it anew") from error
         check(weights, entry, where)
     else:
-        weights = convert(read_pdparams(source), entry.paddle_class, where)
-    save_file(weights, out, {"format": "pt"})  # of two entries the order, thus the digest, varies
+        with naming(source, where):
+            weights = convert(read_pdparams(source), entry.paddle_class, where)
+    save_weights(weights, out)
 
 
 def _source(
@@ -114,31 +150,27 @@ def _source(
         return _in_folder(entry, Path(folder).expanduser())
     if entry.timm_weights:
         return _from_timm(entry)
-    if not entry.url:
-        raise InputError(
-            f"no weights of {entry.name} were ever published; build it with pretrained=False"
-        )
     file = temporary / str(entry.file)
     _download(entry, file)
-    return file, entry.url
+    return file, str(entry.url)
 
 
 def _in_folder(entry: Entry, folder: Path) -> tuple[Path, str]:
     if not folder.is_dir():
-        raise InputError(f"{DIR_VARIABLE}: there is no folder {folder}")
+        raise InputError(f"{DIR_VARIABLE}: {folder} is no folder")
     release = folder / entry.name
     if release.is_dir():
         verify(release)
         return release / _WEIGHTS, str(release / _WEIGHTS)
-    places = [str(entry.file)]
-    if entry.url:  # the same file name stands under two addresses, with other weights
-        places.insert(0, urlsplit(entry.url).path.lstrip("/"))
+    places = [urlsplit(str(entry.url)).path.lstrip("/")]
+    if sum(other.file == entry.file for other in catalog().values()) == 1:
+        places.append(str(entry.file))  # else the name alone does not say which weights it holds
     for place in places:
         if (folder / place).is_file():
             return folder / place, str(folder / place)
     raise InputError(
         f"{folder} ({DIR_VARIABLE}) has neither {' nor '.join(places)} nor a folder {entry.name}; "
-        f"fetch {entry.url or 'the weights'} on another machine, or use `ssld zoo bundle` there"
+        f"fetch {entry.url} on another machine, or use `ssld zoo bundle` there"
     )
 
 
@@ -158,10 +190,14 @@ def _from_timm(entry: Entry) -> tuple[Path, str]:
 def _download(entry: Entry, file: Path) -> None:
     from torch.hub import download_url_to_file
 
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)  # torch.hub sets none, and would wait for ever
     try:
         download_url_to_file(str(entry.url), str(file))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
         raise _unreachable(entry, str(entry.url), error) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _unreachable(entry: Entry, address: str, error: Exception) -> InputError:
@@ -172,11 +208,11 @@ def _unreachable(entry: Entry, address: str, error: Exception) -> InputError:
     )
 
 
-def _require_same(what: object, found: str, pinned: str, pin: object) -> None:
+def _require_same(what: str, found: str, pinned: str, pin: str) -> None:
     if found != pinned:
         raise InputError(
-            f"{what} has sha256 {found}, but {pinned} is pinned by {pin}; if the new content is "
-            "right, delete the pin and the cached file, else find out who changed it"
+            f"{what} has sha256 {found}, but {pinned} is pinned by {pin}: find out who changed it; "
+            "only if the new content is the right one, delete the pin"
         )
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 
 from ssld.network import Network
@@ -62,4 +62,6 @@ def _write(network: Network, folder: Path, step: int) -> None:
     )
     # One entry: safetensors writes several in any order, and equal runs would differ in bytes.
     metadata = {"step": str(step)}
-    save_file(checkpoint.tensors(network.model), folder / "model.safetensors", metadata)
+    # As bytes: safetensors' own writer lets nobody but the owner read the file.
+    weights = save(checkpoint.tensors(network.model), metadata)
+    (folder / "model.safetensors").write_bytes(weights)

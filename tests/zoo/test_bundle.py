@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -22,6 +23,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         folder = made[name] = tmp_path / "made" / f"folder of {name}"
         (folder / "deep" / "er").mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(name.encode() * 50_000)
+        (folder / "config.json").write_text("{}")
         (folder / "deep" / "er" / "é.txt").write_text(name)
         seal(folder, {"name": name})
     return made
@@ -47,7 +49,6 @@ def test_the_same_releases_give_the_same_bytes(folders: dict[str, Path], tmp_pat
     for folder in folders.values():
         (folder / "model.safetensors").touch()
         (folder / "model.safetensors").chmod(0o600)
-    (folders["small"] / "scratch.txt").write_text("sealed without me")
     bundle(dict(reversed(folders.items())), tmp_path / "b.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
@@ -90,9 +91,13 @@ def member(name: str, content: bytes = b"x", **facts: object) -> tuple[tarfile.T
 
 def make(tar: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     """A tar that is a good bundle but for the given members."""
-    good = b'{"format": 1, "files": {}}'
+    names = ("model.safetensors", "config.json")
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    files = {name: {"sha256": sha256, "bytes": 1} for name in names}
+    good = [member(f"net/{name}", b"x") for name in names]
+    good.append(member(f"net/{MANIFEST}", json.dumps({"format": 1, "files": files}).encode()))
     with tarfile.open(tar, "w") as archive:
-        for info, content in (member(f"net/{MANIFEST}", good), *members):
+        for info, content in (*good, *members):
             archive.addfile(info, io.BytesIO(content))
     return tar
 
@@ -160,7 +165,7 @@ def test_a_damaged_bundle_puts_nothing_in_place(
 
 def test_a_file_that_the_release_does_not_list_is_refused(tmp_path: Path):
     tar = make(tmp_path / "zoo.tar", member("net/extra.pkl"))
-    with pytest.raises(InputError, match="net/extra.pkl, which its ssld.json does not list"):
+    with pytest.raises(InputError, match="net holds extra.pkl, which ssld.json does not list"):
         unbundle(tar, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 

@@ -41,7 +41,7 @@ def test_weights_of_no_known_class_are_refused() -> None:
         convert(weights, "ResNet50_vd", "a.pdparams")
 
 
-@pytest.mark.parametrize("name", ["resnet50_vd", "ResNet50", "ResNet50_vd_ssld"])
+@pytest.mark.parametrize("name", ["resnet50_vd", "ResNet50", "ResNet50_vds"])
 def test_an_unknown_class_offers_the_nearest(name: str) -> None:
     with pytest.raises(zoo.InputError, match="did you mean .*ResNet50_vd"):
         convert({}, name, "a.pdparams")

@@ -109,6 +109,7 @@ def test_nested_behind_honest_arrays_it_is_refused_too(tmp_path, monkeypatch) ->
         (pickle.dumps({"w": np.array(["text"])}, 2), "not of numbers"),
         # a huge array that no data follows
         (b"cnumpy\nndarray\n((I1000000000000\nttR.", "no readable"),
+        (b"cnumpy\nndarray\n(tR.", "calls numpy.ndarray"),
         (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntVb\ntR.",
             "another way",
@@ -131,6 +132,66 @@ def test_what_is_no_file_of_weights_is_refused(content, sentence, tmp_path) -> N
     with pytest.raises(zoo.InputError, match=sentence) as refused:
         read_pdparams(file)
     assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def array_with(dtype_state: object, shape: tuple[int, ...] = (2,), content: bytes = b"12345678"):
+    """A pickle of one float32 array whose dtype, shape and content are as given."""
+
+    class Type:
+        def __reduce__(self):
+            return np.dtype, ("f4", False, True), dtype_state
+
+    class Array:
+        def __reduce__(self):
+            make, arguments, _ = np.zeros(1, np.float32).__reduce__()
+            return make, arguments, (1, shape, Type(), False, content)
+
+    return pickle.dumps({"w": Array()}, protocol=2)
+
+
+HONEST = (3, "<", None, None, None, -1, -1, 0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (3, "<", (np.dtype("f4"), (2**28,)), None, None, -1, -1, 0),  # crashed numpy
+        (3, "<", (np.dtype("f8"), (1,)), None, None, -1, -1, 0),  # read beyond the buffer
+        (3, "<", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 1, 0),
+        (3, "<", None, None, None, 1000, -1, 0),
+        (3, "<", None, None, None, -1, -1, 63),
+        (4, "<", None, None, None, -1, -1, 0, {"metadata": 1}),
+        (3, "x", None, None, None, -1, -1, 0),
+        "state",
+    ],
+)
+def test_a_dtype_with_hostile_state_is_refused(state, tmp_path) -> None:
+    file = tmp_path / "bad.pdparams"
+    file.write_bytes(array_with(HONEST))
+    assert read_pdparams(file)["w"].shape == (2,)
+    file.write_bytes(array_with(state))
+    with pytest.raises(zoo.InputError, match="another state|not of numbers"):
+        read_pdparams(file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "content"),
+    [((3,), b"12345678"), ((2**40,), b"12345678"), ((-2,), b""), ((True, 2), b"12345678")],
+)
+def test_an_array_larger_or_smaller_than_its_content_is_refused(shape, content, tmp_path) -> None:
+    file = tmp_path / "bad.pdparams"
+    file.write_bytes(array_with(HONEST, shape, content))
+    with pytest.raises(zoo.InputError, match="bytes|another state"):
+        read_pdparams(file)
+
+
+def test_an_array_without_content_is_refused(tmp_path) -> None:
+    file = tmp_path / "bad.pdparams"
+    file.write_bytes(
+        b"(dVw\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntRs."
+    )
+    with pytest.raises(zoo.InputError, match="array without content"):
+        read_pdparams(file)
 
 
 def test_a_hostile_byte_order_does_not_reach_numpys_own_types(tmp_path) -> None:

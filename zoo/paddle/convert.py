@@ -41,6 +41,7 @@ def entry_of(paddle_class: str) -> Entry:
         InputError: the class is not in the catalogue.
     """
     known = paddle_classes()
+    paddle_class = paddle_class.removesuffix("_ssld")
     if paddle_class not in known:
         nearest = difflib.get_close_matches(paddle_class, known, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
@@ -60,9 +61,11 @@ def convert(paddle: Mapping[str, Tensor], paddle_class: str, where: str) -> Weig
     """
     entry = entry_of(paddle_class)
     try:
-        return _fitted(paddle, entry)
+        weights = _fitted(paddle, entry)
+        _require_finite(weights, where)
+        return weights
     except DoesNotFit as error:
-        right = recognise(paddle, but=paddle_class)
+        right = recognise(paddle, but=entry.paddle_class)
         hint = (
             f"its shapes are those of {right}: give `--class {right}`"
             if right
@@ -87,7 +90,7 @@ def recognise(paddle: Mapping[str, Tensor], but: str = "") -> str | None:
 
 def classes_in(paddle: Mapping[str, Tensor]) -> int:
     """Width of the classifier (Paddle's linear weights are [in, out]); 1000 where there is none."""
-    found = [paddle[name] for name in _CLASSIFIERS if name in paddle]
+    found = [paddle[n] for n in _CLASSIFIERS if n in paddle and paddle[n].ndim == 2]
     return int(found[0].shape[-1]) if found else 1000
 
 
@@ -101,6 +104,13 @@ def check(weights: Mapping[str, Tensor], entry: Entry, where: str) -> None:
         _require_fit(dict(weights), _on_meta(entry.name, 1000))
     except DoesNotFit as error:
         raise InputError(f"{where} does not fit {entry.name} ({error})") from error
+    _require_finite(weights, where)
+
+
+def _require_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in weights.items():
+        if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+            raise InputError(f"{where}: what is to be {name!r} is not finite; fetch it anew")
 
 
 def _fitted(paddle: Mapping[str, Tensor], entry: Entry) -> Weights:
@@ -128,6 +138,8 @@ def _require_fit(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     for name in sorted(weights.keys() - expected.keys()):
         raise DoesNotFit(f"there is no place for what would be {name!r}")
     for name, tensor in weights.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise DoesNotFit(f"{name!r} is {tensor.dtype}")
         if tensor.shape != expected[name].shape:
             shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
             raise DoesNotFit(f"{name!r} is {shape} instead of {wanted}")

@@ -2,16 +2,18 @@
 
 Such a file is a pickle of `{name: array}`, and a pickle is a program: Paddle's own loader runs
 whatever it asks for. This reader knows the five names that arrays need and refuses all others
-before anything happens. bfloat16 arrives as uint16, for numpy has no such type.
+before anything happens. Behind the names are stand-ins, not numpy: the state that a file gives to
+a numpy array or dtype is not checked by numpy, and could make it read foreign memory.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,12 +22,13 @@ from torch import Tensor
 from zoo.errors import InputError
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's internal names of the same tensors
-_KINDS = "fiub"  # floats, integers, booleans: never Python objects
-_NDARRAY = object()  # stands for numpy's class, which could be called to take any amount of memory
+_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+_ORDERS = ("<", ">", "|", "=")
 
 
 def read_pdparams(path: Path) -> dict[str, Tensor]:
-    """All tensors of the file by name, floats as float32.
+    """All tensors of the file by name, floats as float32; bfloat16, which Paddle writes as uint16
+    since numpy has no such type, as float32 too.
 
     Raises:
         InputError: the file asks for more than arrays (naming it), or is no such file.
@@ -49,12 +52,13 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
 
 
 def _tensor(path: Path, name: str, value: Any) -> Tensor:
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in _KINDS:
-        raise InputError(f"{path}: {name!r} is a {type(value).__name__}, not an array of numbers")
-    if value.dtype == np.uint16:
-        return torch.from_numpy(value.view(np.int16).copy()).view(torch.bfloat16).float()
-    array = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
-    tensor = torch.from_numpy(array.copy()).reshape(value.shape)
+    if not isinstance(value, _Array) or value.numbers is None:
+        kind = "array without content" if isinstance(value, _Array) else type(value).__name__
+        raise InputError(f"{path}: {name!r} is a {kind}, not an array of numbers")
+    array = value.numbers
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
+    tensor = torch.from_numpy(array)
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
@@ -62,44 +66,54 @@ class _Refused(pickle.UnpicklingError):
     """The file is well-formed and asks for what weights do not need."""
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Finds these names and no others; each is narrower than the original."""
+class _Ndarray:
+    """Stands for the name `numpy.ndarray`, which arrays give to `_reconstruct`; nobody calls it."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        numpy_core = module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        if numpy_core and name == "_reconstruct":
-            return _empty_array
-        if module == "numpy" and name == "ndarray":
-            return _NDARRAY
-        if module == "numpy" and name == "dtype":
-            return _number_type
-        if module == "_codecs" and name == "encode":
-            return _latin1
-        if module == "collections" and name == "OrderedDict":
-            return OrderedDict
-        raise _Refused(
-            f"it asks for {module}.{name}, which weights do not need and which could run any "
-            "program; use a file from a source that you trust"
-        )
+    __slots__ = ()
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("it refers to objects outside of the file")
+    def __new__(cls) -> _Ndarray:
+        raise _Refused("it calls numpy.ndarray, which could take any amount of memory")
 
 
-def _empty_array(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
-    """What numpy's `_reconstruct` is for: an empty array whose state follows."""
-    if kind is not _NDARRAY or tuple(shape) != (0,) or dtype not in (b"b", "b"):
-        raise _Refused("it builds arrays in another way than numpy does")
-    return np.ndarray((0,), np.int8)
+class _Dtype:
+    """Stands for `numpy.dtype`: one type of number and its byte order, and no other state."""
+
+    def __init__(self, spec: Any, *_: Any) -> None:
+        if not isinstance(spec, str) or spec not in _NUMBERS:
+            raise _Refused(f"it holds an array of {spec!r}, not of numbers")
+        self.spec = spec
+        self.order: Literal["<", ">", "|", "="] = "="
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) == 8 else None
+        if order not in _ORDERS or state != (3, order, None, None, None, -1, -1, 0):
+            raise _Refused("it gives a type of number another state than numpy does")
+        self.order = order
 
 
-def _number_type(spec: Any, *flags: Any) -> np.dtype:
-    """numpy's `dtype`, for numbers alone: an array of objects would hide a pickle in a pickle."""
-    # a copy: the state that follows would else change numpy's own type for the whole process
-    dtype = np.dtype(spec, copy=True) if isinstance(spec, str) and len(spec) < 8 else None
-    if dtype is None or dtype.kind not in _KINDS:
-        raise _Refused(f"it holds an array of {spec!r}, not of numbers")
-    return dtype
+class _Array:
+    """Stands for what `_reconstruct` returns; its numbers come with its state."""
+
+    numbers: np.ndarray | None = None
+
+    def __init__(self, kind: Any, shape: Any, dtype: Any) -> None:
+        if kind is not _Ndarray or shape != (0,) or dtype not in (b"b", "b"):
+            raise _Refused("it builds arrays in another way than numpy does")
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5 or state[0] != 1:
+            raise _Refused("it gives an array another state than numpy does")
+        _, shape, dtype, is_fortran, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content
+        sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+        if not isinstance(dtype, _Dtype) or not sizes or not isinstance(content, bytes):
+            raise _Refused("it gives an array another state than numpy does")
+        if math.prod(shape) * int(dtype.spec[1:]) != len(content):
+            raise _Refused(f"an array of shape {shape} has {len(content)} bytes")
+        kind = np.dtype(dtype.spec).newbyteorder(dtype.order)
+        array = np.frombuffer(content, kind).reshape(shape, order="F" if is_fortran else "C")
+        # its own memory, in the machine's byte order
+        self.numbers = np.array(array, dtype=dtype.spec, order="C")
 
 
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
@@ -107,3 +121,28 @@ def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise _Refused(f"it encodes text as {encoding!r}")
     return text.encode("latin1")
+
+
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # since numpy 2
+    ("numpy", "ndarray"): _Ndarray,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Finds these names and no others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise _Refused(
+                f"it asks for {module}.{name}, which weights do not need and which could run any "
+                "program; use a file from a source that you trust"
+            )
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _Refused("it refers to objects outside of the file")
