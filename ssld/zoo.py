@@ -152,9 +152,10 @@ def bundle(config: BundleConfig) -> None:
             folder = given if given.is_dir() else Path(temporary) / name
             if folder.name in folders:
                 raise InputError(f"{folder.name} is given twice; give each name once")
-            if folder != given:
-                release_of(name, folder, weights_dir=config.weights_dir)
             folders[folder.name] = folder
+        for name, folder in folders.items():
+            if folder.parent == Path(temporary):
+                release_of(name, folder, weights_dir=config.weights_dir)
         pack(folders, Path(config.out))
     print(f"{config.out}: {', '.join(folders)}")
 
@@ -177,7 +178,7 @@ def export(config: ExportConfig) -> None:
     other = "any size" if written.any_size else "this size only"
     print(f"{config.out}: {written.format} ({written.method}), {other}")
     print(
-        f"logits of {written.inputs} images, in batches of {batches}, at {sizes} px: off by at most "
+        f"logits of {written.inputs} images in batches of {batches} at {sizes} px: off by at most "
         f"{written.max_abs:.2g}, which is {written.relative:.2g} of the logits' deviation"
     )
 

@@ -280,8 +280,19 @@ def test_an_exported_model(tmp_path, run):
 
 
 def test_a_release_is_kept_as_it_is(tmp_path, released):
-    assemble(released.folder, tmp_path / "again", repo="org/other")
+    assemble(released.folder, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(released.folder)
+    readme = released.folder / "README.md"
+    assert "local-dir:" in readme.read_text()
+    assemble(released.folder, tmp_path / "on a hub", repo="org/other")
+    assert "hf-hub:org/other" in (tmp_path / "on a hub/README.md").read_text()
+    edited = tmp_path / "edited"
+    shutil.copytree(released.folder, edited)
+    (edited / "README.md").write_text(readme.read_text() + "\nBy hand.\n")
+    facts = {k: v for k, v in released.facts.items() if k not in ("format", "files")}
+    seal(edited, facts)
+    assemble(edited, tmp_path / "kept", repo="org/other")
+    assert contents(tmp_path / "kept") == contents(edited)
     with pytest.raises(InputError, match="is a release already"):
         assemble(released.folder, tmp_path / "x", About(name="y"))
     assert not (tmp_path / "x").exists()

@@ -50,7 +50,8 @@ def _difference(old: Path, new: Path, name: str) -> str:
         texts = [file.read_text(encoding="utf-8").splitlines() for file in (old, new)]
     except UnicodeDecodeError:
         return f"    {old.stat().st_size:,} bytes, {new.stat().st_size:,} bytes"
-    return "\n".join(unified_diff(*texts, f"{old.parent}/{name}", f"new/{name}", lineterm=""))
+    shown = (f"{old.parent}/{name}", f"new/{name}")
+    return "\n".join(unified_diff(texts[0], texts[1], *shown, lineterm=""))
 
 
 def _release_at(to: Path) -> dict[str, dict[str, str]]:

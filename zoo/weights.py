@@ -219,7 +219,7 @@ def _require_same(what: str, found: str, pinned: str, pin: str) -> None:
 def _read_pin(file: Path) -> Pin | None:
     try:
         return Pin(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); restore it or delete it") from error

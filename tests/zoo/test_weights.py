@@ -206,6 +206,98 @@ def test_a_release_in_the_folder_is_verified_and_equals_the_published_file(
         timm.create_model(NAME, pretrained=True)
 
 
+def test_a_warm_cache_that_cannot_be_written_is_enough(published, cache, monkeypatch) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    weights_file(zoo.find(NAME), folder=published)
+    monkeypatch.setattr("zoo.weights.FileLock", read_only)
+    assert timm.create_model(NAME, pretrained=True).num_classes == 1000
+    with pytest.raises(zoo.InputError, match="Read-only file system.*SSLD_ZOO_CACHE"):
+        weights_file(zoo.find("lcnet_050_ssld"), folder=published)
+
+
+def test_a_cache_that_is_a_file_is_said(published, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(zoo.InputError, match="cannot be written.*SSLD_ZOO_CACHE"):
+        weights_file(zoo.find(NAME), cache=tmp_path / "file", folder=published)
+
+
+def test_others_may_read_the_cache_and_leftovers_go(published, cache) -> None:
+    left = cache / f".{NAME}~killed"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    file = weights_file(zoo.find(NAME), folder=published)
+    assert file.stat().st_mode & 0o777 == (cache / f"{NAME}.pin.json").stat().st_mode & 0o777
+    assert not left.exists()
+
+
+def test_a_name_that_two_weights_have_needs_its_path(cache, tmp_path) -> None:
+    (tmp_path / "ResNet34_vd_ssld_pretrained.pdparams").write_bytes(b"which one?")
+    for name in ("resnet34d_ssld", "resnet34d_ssld.dygraph"):
+        path = zoo.find(name).url.split("/", 3)[3]
+        with pytest.raises(zoo.InputError, match=f"has neither {path} nor a folder {name}"):
+            weights_file(zoo.find(name), folder=tmp_path)
+
+
+def test_the_cache_of_one_call_may_be_another(published, cache, tmp_path, monkeypatch) -> None:
+    zoo.backbone(NAME, weights_dir=published, cache_dir=tmp_path / "a")
+    assert (tmp_path / "a" / NAME).is_dir() and not cache.exists()
+    monkeypatch.setenv("SSLD_ZOO_DIR", str(published))
+    timm.create_model(NAME, pretrained=True, cache_dir=tmp_path / "b")
+    assert (tmp_path / "b" / NAME).is_dir() and not cache.exists()
+
+
+def test_timms_own_metadata_of_a_name_does_not_lead_past_the_checks(
+    published, cache, monkeypatch, no_network
+) -> None:
+    monkeypatch.setenv("SSLD_ZOO_DIR", str(published))
+    config = timm.get_pretrained_cfg(NAME)
+    timm.create_model(NAME, pretrained=True, pretrained_cfg=config)
+    assert (cache / f"{NAME}.pin.json").is_file()
+
+
+def test_numbers_that_are_not_finite_are_refused(cache, tmp_path) -> None:
+    weights = {k: reference.fill(k, s) for k, s in reference.shapes(CLASS).items()}
+    weights["fc.bias"][3] = float("nan")
+    (tmp_path / FILE).write_bytes(pickle.dumps(weights, protocol=2))
+    with pytest.raises(zoo.InputError, match="'classifier.bias' is not finite"):
+        weights_file(zoo.find(NAME), folder=tmp_path)
+
+
+def test_a_server_that_talks_nonsense_is_said(cache) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"nonsense\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/{FILE}"
+        with pytest.raises(zoo.InputError, match=f"cannot be fetched from {url}"):
+            weights_file(entry(url=url))
+        thread.join()
+
+
+@pytest.mark.parametrize("how", ["lists nothing", "holds more"])
+def test_a_release_that_does_not_list_all_that_it_holds_is_refused(
+    how, published, cache, tmp_path
+) -> None:
+    folder = tmp_path / "site" / NAME
+    release_of(NAME, folder, weights_dir=published)
+    if how == "holds more":
+        (folder / "evil.py").write_text("")
+    else:
+        manifest = json.loads((folder / "ssld.json").read_text())
+        (folder / "ssld.json").write_text(json.dumps({**manifest, "files": {}}))
+    shutil.rmtree(cache / NAME)
+    with pytest.raises(zoo.InputError, match="does not list"):
+        weights_file(zoo.find(NAME), folder=tmp_path / "site")
+
+
 def test_the_weights_of_a_run_or_hub_folder_are_not_the_catalogues(cache, tmp_path) -> None:
     """An architecture of ours in somebody's own folder loads that folder's weights."""
     from safetensors.torch import save_file

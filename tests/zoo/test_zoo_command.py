@@ -84,7 +84,24 @@ def test_a_file_of_another_name_claims_no_accuracy(capsys, published, tmp_path) 
     file = tmp_path / "mine.pdparams"
     file.write_bytes((published / f"{CLASS}_ssld_pretrained.pdparams").read_bytes())
     assert ssld(capsys, "convert", file, f"--class={CLASS}", "--out", tmp_path / "out")[0] == 0
-    assert json.loads((tmp_path / "out/ssld.json").read_text())["metrics"] == []
+    facts = json.loads((tmp_path / "out/ssld.json").read_text())
+    assert facts["metrics"] == [] and "teacher" not in facts
+    assert facts["license"]["inherited"] == [{"of": "their makers", "license": "unknown"}]
+    assert "ResNet50" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_of_two_files_of_one_name_the_path_says_which(capsys, tmp_path) -> None:
+    name = "ResNet34_vd_ssld_pretrained.pdparams"
+    file = reference.write_pdparams("ResNet34_vd", tmp_path / name)
+    assert ssld(capsys, "convert", file, "--class", "ResNet34_vd", "--out", tmp_path / "a")[0] == 0
+    facts = json.loads((tmp_path / "a/ssld.json").read_text())
+    assert facts["metrics"] == [] and facts["license"]["license"] == "cc-by-nc-4.0"
+    (tmp_path / "dygraph").mkdir()
+    file = file.rename(tmp_path / "dygraph" / name)
+    assert ssld(capsys, "convert", file, "--class", "ResNet34_vd", "--out", tmp_path / "b")[0] == 0
+    facts = json.loads((tmp_path / "b/ssld.json").read_text())
+    assert facts["name"] == "resnet34d_ssld.dygraph" and facts["metrics"]
+    assert all("not measured on these" in metric["source"] for metric in facts["metrics"])
 
 
 def test_a_wrong_class_and_a_malicious_file_write_nothing(capsys, published, tmp_path) -> None:
@@ -137,7 +154,10 @@ def test_export_is_compared_with_eager(capsys, published, tmp_path) -> None:
         (["publish", "somewhere"], "give either repo"),
         (["publish", "nowhere", "--to", "out"], "nowhere"),
         (["publish", "nowhere", "--repo", "../evil"], "names no repository"),
-        (["convert", "x.pdparams", "--out", "y"], "paddle_class"),
+        (["convert", "x.pdparams", "--out", "y"], "--class ResNet50_vd"),
+        (["list", "--license", "foo"], "give one of"),
+        (["export", "/nope/dir", "--format", "onnx", "--out", "a.onnx"], "no such file or folder"),
+        (["bundle", "lcnet_050_ssld", "lcnet_050_ssld", "--out", "b.tar"], "given twice"),
         (["verify", "."], "ssld.json"),
         (["export", "resnet50_ssld", "--format", "onnx", "--out", "a.onnx"], "resnet50d_ssld"),
         (["export", "resnet50d_ssld", "--format", "onx", "--out", "a.onnx"], "format"),
