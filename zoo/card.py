@@ -76,7 +76,7 @@ def prose(text: object, limit: int = LIMIT) -> str:
     cleaned = _clean(text, limit)
     # A word joiner: some renderers make links of bare addresses after entities were decoded.
     cleaned = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", cleaned, flags=re.IGNORECASE)
-    escaped = re.sub(r"[^\w\s.,:;?!%/()'\"\u2060-]|_", _entity, cleaned)
+    escaped = re.sub(r"[^\w\s.,:;?!%/()'\"\u2060-]|(?<!\w)_|_(?!\w)", _entity, cleaned)
     return re.sub(r"^(?:-|\d+(?=[.)]))", _entity, escaped)  # or it would begin a list
 
 
@@ -317,7 +317,7 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 def _intended_use(facts: Facts) -> Iterator[str]:
     yield "## Intended use and limits"
     said = (
-        "Classifying images like those below, and a starting point or a source of features for "
+        "Classifying images like those it was trained on, and a starting point or a source of features for "
         "other vision tasks. Measure it on your own images first: the numbers above hold for "
         "theirs only. Not for decisions about people, and not where a wrong class does harm "
         "unless someone checks it."

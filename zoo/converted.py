@@ -132,4 +132,5 @@ def _facts(
         },
         **({"teacher": {"name": teacher, "license": terms}} if teacher else {}),
         "metrics": metrics,
+        **({"data": {"curation": by}} if by else {}),
     }

@@ -3,7 +3,7 @@
 Each holds `logits` [2, 1000] of `INPUT` and the keys and shapes of the state dict, which was filled
 by `fill`. Recorded with paddlepaddle 3.3.1 (CPU) from `ppcls.arch.backbone` of PaddleClas (commit
 d178931f, and paddleclas 2.6.0 for the classes that the first recording left out); no trained weight
-is involved.
+is involved. `benchmarks/record_paddle.py` makes them anew.
 """
 
 from __future__ import annotations
