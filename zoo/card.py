@@ -317,10 +317,10 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 def _intended_use(facts: Facts) -> Iterator[str]:
     yield "## Intended use and limits"
     said = (
-        "Classifying images like those it was trained on, and a starting point or a source of features for "
-        "other vision tasks. Measure it on your own images first: the numbers above hold for "
-        "theirs only. Not for decisions about people, and not where a wrong class does harm "
-        "unless someone checks it."
+        "Classifying images like those it was trained on, and a starting point or a source of "
+        "features for other vision tasks. Measure it on your own images first: the numbers above "
+        "hold for theirs only. Not for decisions about people, and not where a wrong class does "
+        "harm unless someone checks it."
     )
     if facts.get("teacher"):
         said += (

@@ -112,12 +112,6 @@ class Entry:
         order: list[Terms] = ["noncommercial", "unknown", "conditions", "permissive"]
         return order[min(order.index(kind) for kind in found)]
 
-    @property
-    def noncommercial(self) -> bool:
-        """Whether they are known to inherit terms that forbid commercial use. False does not mean
-        that they allow it: see `terms`, which says `unknown` where the teacher is unknown."""
-        return self.terms == "noncommercial"
-
 
 @cache
 def catalog() -> Mapping[str, Entry]:
@@ -156,9 +150,6 @@ def select(
     max_parameters_m: float | None = None,
     min_top1: float | None = None,
     license: str | None = None,
-    noncommercial: bool | None = None,
-    paper_student: bool | None = None,
-    published: bool | None = None,
 ) -> list[Entry]:
     """Entries that pass every filter given, the most accurate first, unknown accuracy last.
 
@@ -168,9 +159,6 @@ def select(
         min_top1: published accuracy in % at least; without one an entry does not pass.
         license: a licence that the entry or its teacher has, such as `cc-by-nc-4.0`, or the terms
             that follow: `permissive`, `conditions`, `noncommercial` or `unknown`.
-        noncommercial: whether the weights are known to forbid commercial use.
-        paper_student: whether it is one of the paper's nine.
-        published: whether there is a file to fetch.
     """
     wanted = license.strip().lower() if license else None
     found = [
@@ -180,9 +168,6 @@ def select(
         and (max_parameters_m is None or e.parameters_m <= max_parameters_m)
         and (min_top1 is None or (e.top1 is not None and e.top1 >= min_top1))
         and (wanted is None or wanted in (e.license, e.teacher_license, e.terms))
-        and (noncommercial is None or e.noncommercial == noncommercial)
-        and (paper_student is None or e.paper_student == paper_student)
-        and (published is None or (e.url is not None) == published)
     ]
     return sorted(found, key=lambda e: (e.top1 is None, -(e.top1 or 0.0), e.name))
 
