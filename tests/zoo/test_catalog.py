@@ -86,7 +86,8 @@ def test_entry_is_well_formed(entry: Entry):
     if entry.timm_weights:
         assert entry.timm_weights.startswith(entry.architecture.removesuffix("_ssld"))
     assert (entry.teacher_license is not None) == ("ResNeXt101_32x16d_wsl" in (entry.teacher or ""))
-    assert entry.noncommercial == (entry.teacher_license == "cc-by-nc-4.0")
+    forbids = entry.teacher_license == "cc-by-nc-4.0"
+    assert (entry.terms == "noncommercial") == forbids
     assert entry.license == "apache-2.0" and entry.sha256 is None and entry.revision is None
     assert entry.source.startswith(("PaddlePaddle/PaddleClas ", "Cui et al. 2021"))
     assert all(len(line) > 20 for line in entry.source.split("; "))
