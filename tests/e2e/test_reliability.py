@@ -98,7 +98,7 @@ INSTANTS = {
     "checkpoint: in the manifest": ("ssld.run.checkpoint:_sha256", 7, False),
     "checkpoint: before the sync": ("ssld.run.checkpoint:_sync", 8, False),
     "checkpoint: before the old ones go": ("ssld.run.checkpoint:_all", 3, False),
-    "export: weights written": ("ssld.run.export:save_file", 2, True),
+    "export: weights written": ("ssld.run.export:_write", 2, True),
     "export: before it is put in place": ("ssld.run.export:replace_folder", 2, False),
     "before the first report": ("ssld.run.judgement:write_report", 1, False),
     "after the first report": ("ssld.run.judgement:write_report", 1, True),
