@@ -14,27 +14,30 @@ from ssld.__main__ import main
 REPO = "org/colours"
 
 
-@pytest.fixture(scope="module")
-def run(colours, teacher_file, tmp_path_factory) -> Path:
-    """A short distillation of a student that is plain timm."""
-    out = tmp_path_factory.mktemp("run") / "colours"
+def distill(out: Path, colours: Path, teacher: Path, **changes: object) -> Path:
     settings = {
         "out": out,
-        "steps": 12,
-        "batch_size": 8,
-        "log_every_steps": 2,
-        "student.arch": "test_resnet",
+        "batch_size": 4,
+        "log_every_steps": 1,
         "augment.size": 32,
-        "teacher.checkpoint": teacher_file,
+        "teacher.checkpoint": teacher,
         "teacher.verify": "false",
-        "data.labeled": colours / "train",
         "data.unlabeled": colours / "unlabeled",
         "data.val": colours / "val",
         "data.workers": 0,
         "trackers": "[]",
+        **changes,
     }
     assert main(["distill", *(f"--{key}={value}" for key, value in settings.items())]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def run(colours, teacher_file, tmp_path_factory) -> Path:
+    """A short distillation of a student that is plain timm."""
+    student = {"student.arch": "test_resnet", "data.labeled": colours / "train"}
+    out = tmp_path_factory.mktemp("run") / "colours"
+    return distill(out, colours, teacher_file, steps=12, batch_size=8, log_every_steps=2, **student)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -93,20 +96,7 @@ def test_a_folder_takes_a_release_over_an_earlier_one_and_nothing_else(run, tmp_
 
 def test_a_students_architecture_may_be_one_of_the_zoo(colours, teacher_file, tmp_path):
     """Trained, exported, published: plain timm loads it where the architecture is plain."""
-    settings = {
-        "out": tmp_path / "run",
-        "steps": 2,
-        "batch_size": 4,
-        "log_every_steps": 1,
-        "student.arch": "lcnet_050_ssld",
-        "augment.size": 32,
-        "teacher.checkpoint": teacher_file,
-        "teacher.verify": "false",
-        "data.unlabeled": colours / "unlabeled",
-        "data.val": colours / "val",
-        "data.workers": 0,
-        "trackers": "[]",
-    }
-    assert main(["distill", *(f"--{key}={value}" for key, value in settings.items())]) == 0
+    student = {"student.arch": "lcnet_050_ssld"}
+    distill(tmp_path / "run", colours, teacher_file, steps=2, **student)
     config = json.loads((tmp_path / "run/student/config.json").read_text())
     assert config["architecture"] == "lcnet_050" and config["num_classes"] == 3

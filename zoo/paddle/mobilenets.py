@@ -6,6 +6,7 @@ Found and checked by running both (docs/zoo.md).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -51,21 +52,35 @@ def mobilenet_v2(paddle: Weights, model: nn.Module) -> Weights:
     def at(match: re.Match[str]) -> str:
         return f"blocks.{int(match[1]) - 2}.{int(match[2] or 1) - 1}"
 
-    parts = {"_expand_conv": ("conv_pw", 1), "_bottleneck_conv": ("conv_dw", 2)}
-    parts["_linear_conv"] = ("conv_pwl", 3)
     modules: dict[str, Target] = {
+        **_inverted_residual(rf"{block}\._", at, "_conv", "_batch_norm"),
         r"conv1\._conv": "conv_stem",
         r"conv1\._batch_norm": "bn1",
         r"conv9\._conv": "conv_head",
         r"conv9\._batch_norm": "bn2",
         r"out": "classifier",
     }
-    for name, (conv, i) in parts.items():
-        modules[rf"{block}\.{name}\._conv"] = lambda m, conv=conv: f"{at(m)}.{conv}"
-        modules[rf"{block}\.{name}\._batch_norm"] = lambda m, i=i: f"{at(m)}.bn{i}"
     weights = renamed(paddle, modules)
     transpose(weights, "classifier")
     return weights
+
+
+def _inverted_residual(
+    block: str, at: Callable[[re.Match[str]], str], conv: str, norm: str
+) -> dict[str, Target]:
+    """The three convolutions of an inverted residual and their batch norms.
+
+    Args:
+        block: pattern of a block's name, up to the names of its convolutions.
+        at: timm's name of the block that matched.
+        conv, norm: what Paddle calls the two layers of a convolution.
+    """
+    modules: dict[str, Target] = {}
+    parts = ("expand_conv", "conv_pw"), ("bottleneck_conv", "conv_dw"), ("linear_conv", "conv_pwl")
+    for i, (part, name) in enumerate(parts, start=1):
+        modules[rf"{block}{part}\.{conv}"] = lambda m, name=name: f"{at(m)}.{name}"
+        modules[rf"{block}{part}\.{norm}"] = lambda m, i=i: f"{at(m)}.bn{i}"
+    return modules
 
 
 def mobilenet_v3(paddle: Weights, model: nn.Module) -> Weights:
@@ -74,9 +89,8 @@ def mobilenet_v3(paddle: Weights, model: nn.Module) -> Weights:
     Its hard sigmoid rises by 0.2, timm's by 1/6: the layer before it is multiplied by 1.2.
     """
     at = blocks_of(model.blocks, "blocks")  # type: ignore[arg-type]
-    parts = {"expand_conv": ("conv_pw", 1), "bottleneck_conv": ("conv_dw", 2)}
-    parts["linear_conv"] = ("conv_pwl", 3)
-    modules = {
+    modules: dict[str, Target] = {
+        **_inverted_residual(r"blocks\.(\d+)\.", lambda m: at[int(m[1])], "conv", "bn"),
         r"conv\.conv": "conv_stem",
         r"conv\.bn": "bn1",
         r"last_second_conv\.conv": f"{at[-1]}.conv",
@@ -86,9 +100,6 @@ def mobilenet_v3(paddle: Weights, model: nn.Module) -> Weights:
         r"blocks\.(\d+)\.mid_se\.conv1": lambda m: f"{at[int(m[1])]}.se.conv_reduce",
         r"blocks\.(\d+)\.mid_se\.conv2": lambda m: f"{at[int(m[1])]}.se.conv_expand",
     }
-    for name, (conv, i) in parts.items():
-        modules[rf"blocks\.(\d+)\.{name}\.conv"] = lambda m, conv=conv: f"{at[int(m[1])]}.{conv}"
-        modules[rf"blocks\.(\d+)\.{name}\.bn"] = lambda m, i=i: f"{at[int(m[1])]}.bn{i}"
     weights = renamed(paddle, modules)
     for name in list(weights):
         if ".se.conv_expand." in name:
@@ -104,13 +115,8 @@ def lcnet(paddle: Weights, model: nn.Module) -> Weights:
     timm has a bias before the classifier, which Paddle has not: zero.
     """
     names = blocks_of(model.blocks, "blocks")  # type: ignore[arg-type]
-    first = {
-        "2": 0,
-        "3": 1,
-        "4": 3,
-        "5": 5,
-        "6": 11,
-    }  # Paddle's fifth group is two stages of timm's
+    # Paddle's fifth group is two stages of timm's.
+    first = {"2": 0, "3": 1, "4": 3, "5": 5, "6": 11}
     block = r"blocks([2-6])\.(\d)"
 
     def at(match: re.Match[str]) -> str:
