@@ -12,15 +12,14 @@ import re
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from tqdm import tqdm
 
 from zoo.errors import InputError
-from zoo.release import MANIFEST, sha256_of, verify
+from zoo.release import MANIFEST, naming, same_release, staging, verify
 
 CHUNK_BYTES = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -77,44 +76,6 @@ def unbundle(tar: Path, out: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise InputError(f"cannot extract {tar} to {out}: {error.strerror or error}") from error
-
-
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, thus on the same disk, to be renamed to it when complete."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    part.mkdir(parents=True)
-    try:
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def naming(part: Path, shown: str) -> Iterator[None]:
-    """Errors about a temporary folder name where its content is from instead."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error).replace(str(part), shown)) from error
-
-
-def same_release(folder: Path, manifest: Path) -> bool:
-    """Whether a folder is exactly the release of that `ssld.json`, every byte, and nothing else."""
-    own = folder / MANIFEST
-    if own.is_symlink() or not own.is_file() or sha256_of(own) != sha256_of(manifest):
-        return False
-    try:
-        listed = {MANIFEST, *verify(folder)["files"]}
-    except InputError:
-        return False
-    return listed == _names(folder)
-
-
-def _names(folder: Path) -> set[str]:
-    """Of all that is in a folder, at any depth, but for the folders themselves."""
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 class _Counted:

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
-from zoo.bundle import staging
 from zoo.catalog import Entry, catalog, find
 from zoo.errors import InputError
 from zoo.licences import combine
 from zoo.paddle.convert import classes_in, convert, entry_of
 from zoo.paddle.pickle_file import read_pdparams
-from zoo.release import save_weights, seal, sha256_of
+from zoo.release import save_weights, seal, sha256_of, staging
 from zoo.weights import weights_file
 
 

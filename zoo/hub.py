@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from zoo.bundle import naming, same_release, staging
 from zoo.errors import InputError
-from zoo.release import MANIFEST, read_manifest, sha256_of, verify
+from zoo.release import MANIFEST, naming, read_manifest, same_release, sha256_of, staging, verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from difflib import unified_diff
 from pathlib import Path
 
-from zoo.bundle import staging
 from zoo.errors import InputError
-from zoo.release import MANIFEST, copy, read_manifest, sha256_of, verify
+from zoo.release import MANIFEST, copy, names_in, read_manifest, sha256_of, staging, verify
 
 
 def place(
@@ -59,8 +58,7 @@ def _release_at(to: Path) -> dict[str, dict[str, str]]:
     if not (to / MANIFEST).is_file():
         raise InputError(f"{to} is not empty and no release; give another folder")
     listed = {MANIFEST, *read_manifest(to)["files"]}
-    files = {p.relative_to(to).as_posix() for p in to.rglob("*") if not p.is_dir()}
-    for name in sorted(files - listed):
+    for name in sorted(names_in(to) - listed):
         raise InputError(
             f"{to} holds {name}, which is not of the release there; move it away or give another "
             "folder"

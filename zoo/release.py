@@ -14,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,12 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def names_in(folder: Path) -> set[str]:
+    """All files and links in a folder, at any depth, but not the folders themselves."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths}
+
+
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write `ssld.json`: `facts`, and sha256 and bytes of every other file of `folder`."""
     files = {
@@ -51,8 +59,11 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     )
 
 
-def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """Write safetensors: the same tensors, the same bytes.
+def save_weights(
+    weights: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors: the same tensors, the same bytes, if metadata has one entry at most
+    (safetensors writes several in any order).
 
     Raises:
         OSError: as for any other file; safetensors' own writer raises an error of its own, and lets
@@ -60,7 +71,7 @@ def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     """
     from safetensors.torch import save
 
-    file.write_bytes(save(dict(weights)))
+    file.write_bytes(save(dict(weights), metadata))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -120,8 +131,7 @@ def verify(folder: Path) -> dict[str, Any]:
     for name in ("model.safetensors", "config.json"):
         if name not in manifest["files"]:
             raise InputError(f"{folder / MANIFEST} does not list {name}: this is no release")
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    for name in sorted(present - manifest["files"].keys() - {MANIFEST}):
+    for name in sorted(names_in(folder) - manifest["files"].keys() - {MANIFEST}):
         if not name.startswith(".git"):  # of a clone
             raise InputError(f"{folder} holds {name}, which {MANIFEST} does not list; move it away")
     for name, entry in manifest["files"].items():
@@ -140,3 +150,35 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{entry['sha256']}; fetch or publish the folder anew"
             )
     return manifest
+
+
+def same_release(folder: Path, manifest: Path) -> bool:
+    """Whether a folder is exactly the release of that `ssld.json`, every byte, and nothing else."""
+    own = folder / MANIFEST
+    if own.is_symlink() or not own.is_file() or sha256_of(own) != sha256_of(manifest):
+        return False
+    try:
+        listed = {MANIFEST, *verify(folder)["files"]}
+    except InputError:
+        return False
+    return listed == names_in(folder)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, thus on the same disk, to be renamed to it when complete."""
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def naming(part: Path, shown: str) -> Iterator[None]:
+    """Errors about a temporary folder name where its content is from instead."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(part), shown)) from error

@@ -27,12 +27,11 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from zoo.bundle import naming
 from zoo.catalog import Entry, catalog
 from zoo.errors import InputError
 from zoo.paddle.convert import check, convert
 from zoo.paddle.pickle_file import read_pdparams
-from zoo.release import save_weights, sha256_of, verify
+from zoo.release import naming, save_weights, sha256_of, verify
 
 DIR_VARIABLE = "SSLD_ZOO_DIR"
 CACHE_VARIABLE = "SSLD_ZOO_CACHE"

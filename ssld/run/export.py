@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 
 from ssld.network import Network
 from ssld.run import checkpoint
 from ssld.run.folder import cannot_write, replace_folder
+from zoo.release import save_weights
 
 
 def export(network: Network, folder: Path, step: int) -> None:
@@ -60,8 +60,5 @@ def _write(network: Network, folder: Path, step: int) -> None:
         model_config=labels,
         data_config=preprocessing,
     )
-    # One entry: safetensors writes several in any order, and equal runs would differ in bytes.
-    metadata = {"step": str(step)}
-    # As bytes: safetensors' own writer lets nobody but the owner read the file.
-    weights = save(checkpoint.tensors(network.model), metadata)
-    (folder / "model.safetensors").write_bytes(weights)
+    weights = checkpoint.tensors(network.model)
+    save_weights(weights, folder / "model.safetensors", {"step": str(step)})
