@@ -190,6 +190,18 @@ def eval_batches(
     return _load(_Batches(sources, view, label_index), rows, workers, pin)
 
 
+def batches_of(
+    sources: Sequence[Source],
+    view: View,
+    rows: Callable[[], Iterator[Rows]],
+    *,
+    workers: int,
+    pin: bool,
+) -> Iterator[Batch]:
+    """The views that `rows` asks for, unlabeled, one batch for each of its pieces."""
+    return _load(_Batches(sources, view, None), rows, workers, pin)
+
+
 class _Sampler:
     def __init__(self, rows: Callable[[], Iterator[Rows]]) -> None:
         self.rows = rows

@@ -1,52 +1,67 @@
-"""A Parquet manifest: one row an image, with `path` or `bytes`, `sample_id` and maybe `label`."""
+"""A Parquet manifest: one row an image, with `path` or `bytes`, `sample_id` and maybe `label`.
+
+Beside `path`, integer columns `offset` and `size` may say where in that file an image lies, row by
+row, so that a selection from tars and manifests is a small manifest and nothing is copied:
+
+    offset  size    the image is
+    null    any     the whole file
+    given   given   that byte range of the file, such as a member of a tar
+    given   null    that row of another manifest, which has `bytes`
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssld.data.storage import derived, is_remote, read_all, stamp
+from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
 from ssld.errors import InputError
+
+_NULL = -1
+"""In arrays of offsets and sizes."""
 
 
 class ManifestSource:
     """Rows of a manifest, local or remote; relative `path`s are relative to the manifest's folder.
 
-    Random rows of a compressed `bytes` column would decode a whole row group each; that column is
-    copied once into an uncompressed, memory-mapped Arrow file (see `storage.derived`).
-
     Raises:
-        InputError: not Parquet, columns missing or of another type, a repeated `sample_id`.
+        InputError: not Parquet, columns missing or of another type, a repeated `sample_id`, an
+            `offset` that cannot be one.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         stamp(path)
-        try:
-            with fsspec.open(path, "rb") as file:
-                parquet = pq.ParquetFile(file)
-                names = set(parquet.schema_arrow.names)
-                self._check_columns(names)
-                wanted = [n for n in ("path", "sample_id", "label") if n in names]
-                table = parquet.read(columns=wanted).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+        with _opened(path) as parquet:
+            names = set(parquet.schema_arrow.names)
+            self._check_columns(names)
+            wanted = [n for n in ("path", "sample_id", "label", "offset", "size") if n in names]
+            table = parquet.read(columns=wanted).combine_chunks()
         if not table.num_rows:
             raise InputError(f"{path}: the manifest has no rows")
-        self._rows = table
+        self._labels = table["label"] if "label" in names else None
+        self._files: Any = table["path"] if "path" in names else None
         self._ids = table["sample_id"].cast(pa.string())
         self._check_ids()
         self.class_names = self._names()
-        self._blobs: Any = None
-        self._blob_file = None
-        if "bytes" in names:
-            self._blob_file = str(derived(path, "arrow", self._copy_bytes))
+        self._has_bytes = "bytes" in names
+        self._places: np.ndarray | None = None
+        """int64 [n, 3], where rows point into files: number in `_files`, offset, size."""
+        self._blobs: dict[str, Blobs] = {}
+        if self._has_bytes:
+            self._blobs[absolute(path)] = Blobs(path)
+        elif "offset" in names:
+            self._add_places(self._numbers(table, "offset"), self._numbers(table, "size"))
 
     def _check_columns(self, names: set[str]) -> None:
         if "sample_id" not in names or not names & {"path", "bytes"}:
@@ -68,50 +83,158 @@ class ManifestSource:
             )
 
     def _names(self) -> list[str] | None:
-        if "label" not in self._rows.column_names:
+        if self._labels is None:
             return None
-        kind = self._rows["label"].type
+        kind = self._labels.type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return sorted(x for x in self._rows["label"].unique().to_pylist() if x is not None)
+            return sorted(x for x in self._labels.unique().to_pylist() if x is not None)
         if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise InputError(f"{self.path}: the column label is {kind}; give integers or strings")
         return None
 
-    def _copy_bytes(self, target: Path) -> None:
-        schema = pa.schema([("bytes", pa.large_binary())])
-        with fsspec.open(self.path, "rb") as file, pa.OSFile(str(target), "wb") as sink:
-            with pa.ipc.new_file(sink, schema) as writer:
-                for batch in pq.ParquetFile(file).iter_batches(256, columns=["bytes"]):
-                    column = batch.column(0).cast(pa.large_binary())
-                    writer.write_batch(pa.record_batch([column], schema=schema))
+    def _numbers(self, table: pa.Table, name: str) -> np.ndarray:
+        """The column offset or size, int64 [n], _NULL where it is null."""
+        if name not in table.column_names:
+            return np.full(len(table), _NULL)
+        kind = table[name].type
+        if not (pa.types.is_integer(kind) or pa.types.is_null(kind)) or kind == pa.uint64():
+            raise InputError(
+                f"{self.path}: the column {name} is {kind}; beside path it is a place in that "
+                "file, so make it int64 or rename it"
+            )
+        column = table[name].cast(pa.int64())
+        numbers = column.fill_null(_NULL).to_numpy()
+        if (numbers < 0).sum() > column.null_count:
+            raise InputError(f"{self.path}: the column {name} has negative numbers; use null")
+        return numbers
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_blobs": None}
+    def _add_places(self, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        if (offsets == _NULL).all():
+            return
+        # Few files hold many images: their names are kept, and pickled, once.
+        encoded = self._files.dictionary_encode("encode").combine_chunks()
+        self._files, numbers = encoded.dictionary, encoded.indices.to_numpy()
+        self._places = np.stack([numbers, offsets, sizes], axis=1)
+        rows = np.flatnonzero((offsets != _NULL) & (sizes == _NULL))
+        last = np.full(len(self._files), _NULL)
+        np.maximum.at(last, numbers[rows], offsets[rows])
+        self._open_others(last)
+
+    def _open_others(self, last: np.ndarray) -> None:
+        """Look into the manifests that rows point to, before loader processes read them.
+
+        Args:
+            last: row that is needed of each file, or _NULL, [files].
+        """
+        for number in np.flatnonzero(last != _NULL).tolist():
+            path, row = absolute(self._resolved(number)), int(last[number])
+            if not path.endswith(".parquet"):
+                raise InputError(
+                    f"{self.path}: {path} has an offset but no size; give both, or neither for "
+                    "the whole file"
+                )
+            try:
+                _require_row(path, row)
+            except InputError as error:
+                raise InputError(f"{self.path} points to {error}") from error
+            self._blobs[path] = Blobs(path)
+
+    def _file(self, i: int) -> str:
+        return self._resolved(i if self._places is None else int(self._places[i, 0]))
+
+    def _resolved(self, number: int) -> str:
+        path = str(self._files[number].as_py())
+        if is_remote(path) or os.path.isabs(path):
+            return path
+        return f"{self.path.rpartition('/')[0] or '.'}/{path}"
+
+    def _range(self, i: int) -> tuple[int | None, int | None]:
+        """Offset and size of row i."""
+        if self._places is None or self._places[i, 1] == _NULL:
+            return None, None
+        _, offset, size = self._places[i].tolist()
+        return offset, None if size == _NULL else size
 
     def __len__(self) -> int:
-        return self._rows.num_rows
+        return len(self._ids)
 
     def sample_id(self, i: int) -> str:
         return self._ids[i].as_py()
 
     def location(self, i: int) -> str:
-        if self._blob_file is not None:
+        if self._has_bytes:
             return f"{self.path} row {i} ({self.sample_id(i)})"
-        path = str(self._rows["path"][i].as_py())
-        if is_remote(path) or os.path.isabs(path):
+        path, (offset, size) = self._file(i), self._range(i)
+        if offset is None:
             return path
-        return f"{self.path.rpartition('/')[0] or '.'}/{path}"
+        place = f"row {offset}" if size is None else f"at byte {offset}"
+        return f"{path} {place} ({self.sample_id(i)})"
+
+    def address(self, i: int) -> Address:
+        if self._has_bytes:
+            return Address(absolute(self.path), i)
+        return Address(absolute(self._file(i)), *self._range(i))
 
     def label(self, i: int) -> str | int | None:
-        return self._rows["label"][i].as_py() if "label" in self._rows.column_names else None
+        return None if self._labels is None else self._labels[i].as_py()
 
-    def size(self, i: int) -> None:
-        return None
+    def size(self, i: int) -> int | None:
+        return self._range(i)[1]
 
     def read(self, i: int) -> bytes:
-        if self._blob_file is None:
-            return read_all(self.location(i))
-        if self._blobs is None:  # opened in each process: a memory map does not pickle
-            mapped = pa.memory_map(self._blob_file)
-            self._blobs = pa.ipc.open_file(mapped).read_all()["bytes"]
-        return self._blobs[i].as_py() or b""
+        if self._has_bytes:
+            return self._blobs[absolute(self.path)].read(i)
+        path, (offset, size) = self._file(i), self._range(i)
+        if offset is None:
+            return read_all(path)
+        if size is None:
+            return self._blobs[absolute(path)].read(offset)
+        return read_range(path, offset, size)
+
+
+class Blobs:
+    """The column `bytes` of a manifest, by row.
+
+    Random rows of a compressed column would decode a whole row group each; the column is copied
+    once into an uncompressed, memory-mapped Arrow file (see `storage.derived`).
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = str(derived(path, "arrow", partial(_copy_bytes, path)))
+        self._column: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_column": None}
+
+    def read(self, row: int) -> bytes:
+        if self._column is None:  # opened in each process: a memory map does not pickle
+            mapped = pa.memory_map(self._file)
+            self._column = pa.ipc.open_file(mapped).read_all()["bytes"]
+        return self._column[row].as_py() or b""
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with fsspec.open(path, "rb") as file:
+            yield pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+
+
+def _require_row(path: str, row: int) -> None:
+    stamp(path)
+    with _opened(path) as parquet:
+        if "bytes" not in parquet.schema_arrow.names:
+            raise InputError(f"{path}, which has no column bytes; name the files themselves")
+        if row >= parquet.metadata.num_rows:
+            raise InputError(f"{path} row {row}, but it ends before; make the manifest anew")
+
+
+def _copy_bytes(path: str, target: Path) -> None:
+    schema = pa.schema([("bytes", pa.large_binary())])
+    with fsspec.open(path, "rb") as file, pa.OSFile(str(target), "wb") as sink:
+        with pa.ipc.new_file(sink, schema) as writer:
+            for batch in pq.ParquetFile(file).iter_batches(256, columns=["bytes"]):
+                column = batch.column(0).cast(pa.large_binary())
+                writer.write_batch(pa.record_batch([column], schema=schema))

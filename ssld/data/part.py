@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssld.data.sources import Source
+from ssld.data.sources import Address, Source
 
 LARGEST_SHARE = 20
 """At most one image in this many is held out."""
@@ -41,6 +41,9 @@ class Part:
 
     def location(self, i: int) -> str:
         return self.source.location(self._index(i))
+
+    def address(self, i: int) -> Address:
+        return self.source.address(self._index(i))
 
     def label(self, i: int) -> str | int | None:
         return self.source.label(self._index(i))

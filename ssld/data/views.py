@@ -94,6 +94,23 @@ class EvalView:
         return pixels[top : top + self.size, left : left + self.size].contiguous()
 
 
+class SquashView:
+    """The whole frame as a square, its sides scaled differently: nothing is cut away."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, data: bytes, sample_id: str = "", view: int = 0) -> Tensor:
+        """The view as uint8 [size, size, 3].
+
+        Raises:
+            Unreadable: `data` is not an image.
+        """
+        reduce = _reduction(min(image_size(data)), 2 * self.size)
+        pixels = torch.from_numpy(decode(data, reduce))
+        return _resize(pixels, (self.size, self.size), "bilinear", antialias=True)
+
+
 def crop_box(
     draw: random.Random,
     height: int,

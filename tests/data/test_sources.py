@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ssld.data.decode import decode
+from ssld.data.decode import Unreadable, decode
+from ssld.data.folder import FolderSource
 from ssld.data.shards import expand
 from ssld.data.sources import open_source
 from ssld.errors import InputError
@@ -38,13 +39,21 @@ def contents(source) -> list[tuple]:
     ]
 
 
-def test_folder_nested_with_odd_names(tmp_path):
+def save(path: str, data: bytes) -> None:
+    with fsspec.open(path, "wb", auto_mkdir=True) as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    "where", ["{tmp}", "{tmp}/", "file://{tmp}", "memory://f/g", "memory://h/"]
+)
+def test_folder_nested_with_odd_names(tmp_path, where):
+    folder = where.format(tmp=tmp_path)
     names = ["b/zwei Wörter/ü 1.PNG", "b/2.jpeg", "a/x.png", "loose 日本.png", "a/.hidden.png"]
-    for i, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(png(i))
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    source = open_source(str(tmp_path))
+    for i, name in enumerate([*names, ".trash/old.png"]):
+        save(f"{folder.rstrip('/')}/{name}", png(i))
+    save(f"{folder.rstrip('/')}/a/notes.txt", b"no image")
+    source = open_source(folder)
     assert contents(pickle.loads(pickle.dumps(source))) == [
         ("a/x.png", "a", 2),
         ("b/2.jpeg", "b", 1),
@@ -52,6 +61,33 @@ def test_folder_nested_with_odd_names(tmp_path):
         ("loose 日本.png", None, 3),
     ]
     assert source.class_names == ["a", "b"] and source.ignored == 1
+    assert [source.size(i) for i in range(4)] == [len(source.read(i)) for i in range(4)]
+    assert source.location(0) == f"{folder.rstrip('/')}/a/x.png"
+    save(source.location(0), b"other")
+    with pytest.raises(Unreadable, match="changed since the run began"):
+        source.read(0)
+
+
+def test_a_store_that_does_not_tell_sizes(tmp_path):
+    save(f"{tmp_path}/a.png", png(3))
+    source = FolderSource(f"file://{tmp_path}", {"a.png": None})
+    assert contents(source) == [("a.png", None, 3)] and source.size(0) is None
+
+
+def test_what_is_no_remote_folder_says_so():
+    save("memory://odd/text.txt", b"x")
+    save("memory://odd/.hidden/a.png", b"x")
+    cases = {
+        "memory://nowhere": "no such file or folder",
+        "memory://odd": "no image in this folder .1 files of other kinds.; images end in",
+        "memory://odd/text.txt": "not a folder",
+        "memory://odd/*.tar": "no such shards",
+        "nothing://odd": "cannot be reached",
+    }
+    for path, said in cases.items():
+        with pytest.raises(InputError, match=said) as error:
+            open_source(path)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 def test_what_is_no_source_says_so(tmp_path):
@@ -135,9 +171,17 @@ def test_shards(tmp_path, where):
     expected = [("s-08/d/0", 7, 0), ("s-08/1", None, 1), ("s-09/0", 3, 2)]
     assert contents(source) == expected
     assert contents(pickle.loads(pickle.dumps(source))) == expected
-    if where == "local":
+    shard(f"{folder}/.hidden-09.tar", {})
+    assert contents(open_source(f"{folder}/s-*.tar")) == expected
+    assert contents(open_source(f"{folder}/*-0[89].tar")) == expected
+    if where == "remote":  # Path.glob has hidden ones, too
+        save(f"{folder}/deeper/t.tar", b"not one of them")
+        assert contents(open_source(folder)) == contents(open_source(f"{folder}/")) == expected
+    else:
+        (tmp_path / ".hidden-09.tar").unlink()
         assert contents(open_source(folder)) == expected
-        assert contents(open_source(f"{folder}/s-*.tar")) == expected
+        url = open_source(f"file://{folder}")
+        assert contents(url) == expected and url.shards[0] == f"file://{folder}/s-08.tar"
 
 
 def test_a_changed_shard_is_indexed_anew(tmp_path):
