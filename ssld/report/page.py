@@ -28,6 +28,12 @@ p { max-width: 46em; } .note { color: #57606a; font-size: 14px; margin: 4px 0 12
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 td, th { padding: 4px 16px 4px 0; border-bottom: 1px solid #e6e8eb; text-align: left;
   vertical-align: top; overflow-wrap: anywhere; }
+.number { text-align: right; white-space: nowrap; }
+.bars { width: 100%; max-width: 900px; }
+.bars th { font-weight: normal; min-width: 8em; overflow-wrap: break-word; }
+.bars th + th { text-align: right; min-width: 0; }
+.bars .bar { width: 55%; min-width: 60px; white-space: nowrap; font-size: 0; padding-right: 0; }
+.bars .bar span { display: inline-block; height: 14px; min-width: 1px; margin-top: 4px; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(235px, 1fr));
   gap: 16px; }
@@ -141,6 +147,25 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
         for row in rows
     )
     return f"<table>{top}{''.join(body)}</table>"
+
+
+def bars(
+    rows: Sequence[tuple[Sequence[str], Sequence[tuple[float, str]]]], head: Sequence[str]
+) -> str:
+    """Rows of cells, the first a heading, and a horizontal bar of (length, colour) parts, all on
+    one scale."""
+    longest = max((sum(length for length, _ in parts) for _, parts in rows), default=0) or 1
+    lines = [f"<tr>{''.join(f'<th>{html.escape(x)}</th>' for x in (*head, ''))}</tr>"]
+    for cells, parts in rows:
+        spans = "".join(
+            f'<span style="width:{100 * length / longest:.2f}%;background:{colour}"></span>'
+            for length, colour in parts
+            if length
+        )
+        first, *others = map(html.escape, cells)
+        told = "".join(f'<td class="number">{cell}</td>' for cell in others)
+        lines.append(f'<tr><th>{first}</th>{told}<td class="bar">{spans}</td></tr>')
+    return f'<table class="bars">{"".join(lines)}</table>'
 
 
 def _figure(caption: str, image: str) -> str:
