@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "before a long run: what is wrong, what it will take and cost",
     "bench": "speed of teacher, student and loader, alone and together",
     "compare": "several runs in one table and one set of curves",
+    "curate": "choose unlabeled images: near-duplicates out, the teacher's surest in",
     "zoo": "distilled backbones: list, show, convert, publish, pull, verify, bundle, export",
     "evaluate": "top-1 and top-5 with 95 % intervals of any classifier on labeled images",
 }

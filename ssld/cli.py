@@ -28,8 +28,14 @@ def command(
     config_class: type[Config],
     work: Callable[[Config], int | None],
     argv: Sequence[str] | None = None,
+    *,
+    launched: bool = False,
 ) -> int:
     """Parse `argv` into `config_class` and do `work` with it.
+
+    Args:
+        argv: by default what this process was given, which also means that it was `launched`: as a
+            module of its own, by accelerate or torchrun perhaps.
 
     Returns the exit code: what `work` returns, else 0; 2 for what must be mended (one sentence on
     stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by a
@@ -38,7 +44,7 @@ def command(
     try:
         _listen_to_sigterm()
         config = parse(prog, config_class, argv)
-        if argv is None:  # started as a module of its own, by a launcher perhaps
+        if argv is None or launched:
             start_asked_for_processes()
         return work(config) or 0
     except (InputError, Interrupted, OSError) as error:

@@ -29,10 +29,15 @@ def verify_teacher(setup: Setup, teacher: Teacher) -> None:
     if problem:
         setup.accelerator.print(f"teacher: not verified, {problem}")
         return
-    _judge(setup, *_hits(setup, teacher, sources), teacher)
+    hits, count = _hits(setup, teacher, sources)
+    low, high = wilson(hits, count)
+    if count:
+        setup.facts["teacher_top1"] = {"hits": hits, "images": count, "low": low, "high": high}
+    verify = all(config.verify for config in teacher.configs)
+    setup.accelerator.print(f"teacher: {judge(hits, count, teacher.num_classes, verify)}")
 
 
-def unknown_labels(sources: list[Source], teacher: Teacher) -> str | None:
+def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | None:
     """Why the labels of `sources` cannot be compared with the teacher's classes, or None."""
     if not has_labels(sources):
         return "no labeled images are given"
@@ -44,7 +49,7 @@ def unknown_labels(sources: list[Source], teacher: Teacher) -> str | None:
     return None
 
 
-def teacher_labels(sources: list[Source], teacher: Teacher) -> LabelIndex:
+def teacher_labels(sources: list[Source], teacher: Teacher | Network) -> LabelIndex:
     """Labels of the sources as the teacher's class numbers, -1 where it does not know them."""
     names = teacher.label_names or class_names(sources)
     return LabelIndex(names, teacher.num_classes, strict=False)
@@ -71,20 +76,21 @@ def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, i
     return tally.counted("top1")
 
 
-def _judge(setup: Setup, hits: int, count: int, teacher: Teacher) -> None:
+def judge(hits: int, count: int, num_classes: int, verify: bool) -> str:
+    """What is to be said of a teacher that is right on `hits` of `count` labeled images.
+
+    Raises:
+        InputError: it is near chance and `verify` is on.
+    """
     if count == 0:
-        setup.accelerator.print("teacher: not verified, no labeled image could be read")
-        return
+        return "not verified, no labeled image could be read"
     low, high = wilson(hits, count)
-    setup.facts["teacher_top1"] = {"hits": hits, "images": count, "low": low, "high": high}
     said = f"top-1 {hits / count:.2%} [{low:.2%} to {high:.2%}] on {count} labeled images"
-    setup.accelerator.print(f"teacher: {said}")
-    chance = 1 / teacher.num_classes
-    verify = all(config.verify for config in teacher.configs)
-    if verify and near_chance(low, teacher.num_classes):
+    if verify and near_chance(low, num_classes):
         raise InputError(
-            f"the teacher is near chance: {said}, chance {chance:.2%}; `ssld plan` with the same "
-            "settings says whether another normalisation or class order would do; check "
+            f"the teacher is near chance: {said}, chance {1 / num_classes:.2%}; `ssld plan` with "
+            "the same settings says whether another normalisation or class order would do; check "
             "teacher.checkpoint, teacher.mean, teacher.std and teacher.input_size, or set "
             "teacher.verify to false if you know better"
         )
+    return said

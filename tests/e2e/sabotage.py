@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = ["ssld.distill", "ssld.run.loop", "ssld.run.verify", "torch.utils.tensorboard"]
 PRELOADED += ["torch._dynamo", "sklearn.linear_model", "sklearn.neighbors", "sklearn.pipeline"]
 PRELOADED += ["sklearn.preprocessing", "matplotlib.backends.backend_agg", "jsonargparse", "pytest"]
+PRELOADED += ["ssld.curate.score", "ssld.curate.inside", "ssld.curate.select", "faiss"]
+PRELOADED += ["ssld.curate.projection", "ssld.report.curation"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 SECONDS = 120
 """After which a process counts as hanging."""
@@ -81,15 +84,16 @@ def run(argv: Sequence[str], said: Path, harm: Sequence[Harm] = ()) -> tuple[int
 def ranks(
     argv: Sequence[str], said: Path, harm: Sequence[Sequence[Harm]] = ((), ())
 ) -> list[Started]:
-    """Two processes of one run, as a launcher starts them."""
+    """The processes of one run, as a launcher starts them: as many as there are harms."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port}
+    world = str(len(harm))
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     shared |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     return [
         Started(argv, said.with_suffix(f".{i}"), harm[i], RANK=str(i), LOCAL_RANK=str(i), **shared)
-        for i in range(2)
+        for i in range(len(harm))
     ]
 
 
@@ -304,3 +308,14 @@ def note_samples(file: str) -> None:
         return call
 
     _wrap("ssld.run.progress:Progress.add", wrapper)
+
+
+def kill_after(target: str, seconds: float) -> None:
+    """SIGKILL at a moment that has nothing to do with what the run is doing, so many seconds after
+    the first call of `target`."""
+
+    def wait() -> None:
+        time.sleep(seconds)
+        sigkill()
+
+    at_call(target, 1, lambda: threading.Thread(target=wait, daemon=True).start())

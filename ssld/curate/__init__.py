@@ -1,0 +1,8 @@
+"""Curation: a gallery of unlabeled images -> a leak-proof, teacher-filtered manifest.
+
+`command.py` is the way through the stages; each stage is a file of its own name.
+"""
+
+from ssld.curate.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,265 @@
+"""`ssld curate [STAGE] --config F.yaml`: stages in order; each skips what is done and unchanged.
+
+index       every file's hashes, size and mode           ssld/curate/index.py
+score       the teacher on the gallery                   ssld/curate/score.py
+duplicates  the gallery against the protected sets       ssld/curate/duplicates.py
+select      the best of each class that leak nothing     ssld/curate/select.py
+report      tables to look at                            ssld/report/curation.py
+
+A stage runs those before it, as far as they are not done. Without a stage all run, and `select`
+then asks for no more of `duplicates` than it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from ssld import cli
+from ssld.curate.config import CurateConfig, ExplainConfig
+from ssld.errors import InputError
+
+if TYPE_CHECKING:  # none of it is needed for --help
+    import pyarrow as pa
+
+    from ssld.curate.duplicates import Examination
+    from ssld.curate.images import ImageSet
+    from ssld.curate.index import Index
+    from ssld.curate.score import Scorer
+    from ssld.curate.scored import Scores
+    from ssld.curate.work import Work
+
+STAGES = {
+    "index": "hashes, size, mode and readability of every file",
+    "score": "classes, probabilities and features by the teacher",
+    "duplicates": "near-duplicates of protected images in all of the gallery",
+    "select": "the manifest of selected images",
+    "report": "draw what the tables in OUT say (`ssld curate report --out OUT`)",
+}
+
+
+def curate(config: CurateConfig, stage: str | None = None) -> None:
+    """Run `stage` and what it needs, or everything.
+
+    Raises:
+        InputError: bad settings, sources or weights; an empty protected set; too many unreadable
+            files; a full disk. Tables written so far stay valid.
+    """
+    from ssld.curate import duplicates, index, manifest
+    from ssld.curate.images import ImageSet
+    from ssld.curate.work import Work
+
+    _check(config, stage)
+    work = Work(config)
+    if stage == "report":
+        return _report(work)
+    paths = {"gallery": config.gallery, "protected": config.protected, "labeled": config.labeled}
+    sets = {
+        name: ImageSet(name, list(given), config.shard_size)
+        for name, given in paths.items()
+        if given
+    }
+    scorer = _scorer(work, sets.get("labeled")) if config.has_teacher and stage != "index" else None
+    _open(work)
+    if stage is None:
+        from ssld.curate.projection import project
+
+        project(work, sets, scorer)
+    indexes = {name: index.build(work, images) for name, images in sets.items()}
+    gallery, protected, labeled = (indexes.get(name) for name in paths)
+    assert gallery and protected
+    if stage == "index":
+        return manifest.write_on_main(work, indexes, None, {})
+    scores, views = None, []
+    if scorer:
+        from ssld.curate.score import embed_protected, score
+
+        scores = score(work, scorer, gallery)
+        if stage == "score":
+            return manifest.write_on_main(work, indexes, scorer, {})
+        views = embed_protected(work, scorer, protected)
+    ready = duplicates.prepare(work, protected, scorer.key if scorer else None, views)
+    examination = duplicates.Examination(work, gallery, protected, scores, ready)
+    if stage == "duplicates":
+        examination.examine(np.arange(len(gallery.images)))
+        facts = _write_pairs(work, examination)[1]
+        facts = {**manifest.examined(examination, labeled), **facts}
+        return manifest.write_on_main(work, indexes, scorer, facts)
+    assert scorer and scores
+    _select(work, indexes, examination, scores, scorer)
+    if stage is None:
+        _report(work)
+
+
+def _check(config: CurateConfig, stage: str | None) -> None:
+    if stage in (None, "score", "select") and not config.has_teacher:
+        raise InputError(
+            "teacher.arch is missing: name a timm classifier, or give teacher.checkpoint; without "
+            "one `ssld curate duplicates` finds near-duplicates, but nothing can be selected"
+        )
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()) and not _is_curation(out):
+        raise InputError(
+            f"out {out} is not empty and not the folder of a curation: give another folder"
+        )
+    if stage == "report" and not out.is_dir():
+        raise InputError(f"out {out}: no such folder; give that of a curation")
+
+
+def _is_curation(out: Path) -> bool:
+    config = out / "config.yaml"
+    if not config.is_file():
+        return not any(path.name != ".config.yaml.tmp" for path in out.iterdir())
+    return "gallery" in (yaml.safe_load(config.read_text()) or {})
+
+
+def _open(work: Work) -> None:
+    """Make the folder, the first thing that is written."""
+    from ssld.curate.manifest import settings
+    from ssld.run.folder import cannot_write, write_atomically
+
+    if work.main:
+        try:
+            work.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(work.out, error) from error
+        text = yaml.safe_dump(settings(work), sort_keys=False)
+        write_atomically(work.out / "config.yaml", text)
+    work.processes.wait()
+
+
+def _scorer(work: Work, labeled: ImageSet | None) -> Scorer:
+    from ssld.curate.score import Scorer, verify
+
+    scorer = Scorer(work, labeled)
+    verify(work, scorer, labeled)
+    return scorer
+
+
+def _select(
+    work: Work,
+    indexes: dict[str, Index],
+    examination: Examination,
+    scores: Scores,
+    scorer: Scorer,
+) -> None:
+    from ssld.curate import manifest, tables
+    from ssld.curate.select import dropped_tables, select, selected_tables
+
+    gallery, labeled = indexes["gallery"], indexes.get("labeled")
+    outcome = select(work, examination, scores, labeled, scorer.num_classes)
+    because, facts = _write_pairs(work, examination)
+    if work.main:
+        write = functools.partial(_write, work)
+        write("inside", [outcome.inside.table()], tables.INSIDE)
+        write("selected", selected_tables(gallery, outcome), tables.SELECTED)
+        write("dropped", dropped_tables(gallery, scores, outcome, because), tables.DROPPED)
+        facts |= manifest.selected(outcome, work.config.select.k)
+        facts = {**manifest.examined(examination, labeled), **facts}
+        manifest.write(work, indexes, scorer, facts)
+    work.processes.wait()
+    kept = len(outcome.selection.row)
+    work.say(f"{work.out}/selected.parquet: {kept:,} of {len(gallery.images):,} images")
+
+
+def _write_pairs(work: Work, examination: Examination) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write pairs.parquet on the main process.
+
+    Returns:
+        location of a gallery image -> the protected image it is closest to, and facts.
+    """
+    from ssld.curate import manifest, tables
+
+    closest: dict[str, tuple[tuple, str]] = {}
+    hits: Counter[str] = Counter()
+
+    def noted() -> Iterator[pa.Table]:
+        for _, table in examination.pairs():
+            for row in table.filter(table["verdict"].to_numpy() == "duplicate").to_pylist():
+                evidence = (row["exact"] is not None, row["inliers"], row["ncc"] or 0)
+                hits[row["protected"]] += 1
+                best = closest.get(row["gallery"])
+                if best is None or evidence > best[0]:
+                    closest[row["gallery"]] = evidence, row["protected"]
+            yield table
+
+    if work.main:
+        _write(work, "pairs", noted(), tables.PAIRS)
+        work.say(
+            f"{work.out}/pairs.parquet: {len(closest):,} gallery images are near-duplicates of "
+            f"{len(hits):,} protected ones"
+        )
+    facts = {"warnings": manifest.warnings(examination, hits)}
+    for line in facts["warnings"]:
+        work.say(f"warning: {line}")
+    return {name: protected for name, (_, protected) in closest.items()}, facts
+
+
+def _write(work: Work, name: str, parts: Iterable[pa.Table], schema: pa.Schema) -> None:
+    from ssld.curate.tables import write_table
+
+    write_table(work.out / f"{name}.parquet", parts, schema)
+
+
+def _report(work: Work) -> None:
+    from ssld.curate.index import reader
+    from ssld.report.curation import write_report
+
+    if work.main:
+        write_report(work.out, reader(work.out))
+        work.say(f"{work.out}/report.html")
+
+
+def _usage() -> str:
+    lines = [f"  {name:<12}{summary}" for name, summary in STAGES.items()]
+    lines += [
+        "  explain     why an image was kept or dropped (`ssld curate explain PATH --out OUT`)"
+    ]
+    return "usage: ssld curate [STAGE] --config F.yaml [--a.b value ...]\n\nstages:\n" + "\n".join(
+        lines
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ssld curate ...`; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    launched = argv is None
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        if not words:
+            return 0
+    if words[0] == "explain":
+        from ssld.curate.explain import explain
+
+        rest = ["--path", *words[1:]] if words[1:] and not words[1].startswith("-") else words[1:]
+        return cli.command("ssld curate explain", ExplainConfig, explain, rest)
+    stage = words.pop(0) if not words[0].startswith("-") else None
+    if stage not in (None, *STAGES):
+        print(
+            f"error: unknown stage {stage!r}; known: {', '.join(STAGES)}, explain", file=sys.stderr
+        )
+        return 2
+    if stage == "report":
+        words = _with_own_config(words)
+    work = functools.partial(curate, stage=stage)
+    prog = f"ssld curate {stage}" if stage else "ssld curate"
+    return cli.command(prog, CurateConfig, work, words, launched=launched)
+
+
+def _with_own_config(words: list[str]) -> list[str]:
+    """`report --out OUT` takes its settings from OUT."""
+    names = [word.partition("=")[0] for word in words]
+    if "--out" not in names or "--config" in names or "--gallery" in names:
+        return words
+    at = names.index("--out")
+    out = words[at].partition("=")[2] or "".join(words[at + 1 : at + 2])
+    return ["--config", str(Path(out) / "config.yaml"), *words]

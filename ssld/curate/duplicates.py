@@ -1,0 +1,368 @@
+"""Stage `duplicates`: gallery images against the protected set, whichever are asked for.
+
+Exact copies are joined by their hashes (`overlap.py`) and not looked at any further. Everything
+else is shortlisted and verified (`protected.py`, `matching.py`): all of the gallery when this stage
+is run by itself, only what may be selected when `select.py` asks. What has been examined is never
+examined again, and what it found does not depend on what else was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ssld.curate import overlap, tables
+from ssld.curate.engine import BATCH
+from ssld.curate.features import Features, features
+from ssld.curate.images import Shard, batched, key
+from ssld.curate.index import Index
+from ssld.curate.matching import DECIMALS, RULE_VERSION, verdicts
+from ssld.curate.protected import Pair, ProtectedSet
+from ssld.curate.scored import Scores
+from ssld.curate.shortlist import Shortlist
+from ssld.curate.work import Part, Work
+from ssld.data.decode import Unreadable
+from ssld.data.sources import Address, read_address
+from ssld.errors import InputError
+
+EXAMINED = pa.schema(
+    [
+        ("row", pa.int64()),  # of the gallery
+        ("protected", pa.int32()),  # number in the prepared set; -1 where nothing was shortlisted
+        ("cosine", pa.float32()),
+        ("inliers", pa.int32()),
+        ("mirrored", pa.bool_()),
+        ("affine", pa.list_(pa.float32(), 6)),
+        ("ncc", pa.float32()),
+    ]
+)
+"""What a part holds; verdicts are made from it when it is read."""
+
+Read = tuple[Address, bytes]
+"""Where an image is and the sha256 that it had when it was indexed."""
+
+
+def features_at(reads: Sequence[Read]) -> list[Features | str]:
+    """Features of each image, or why there are none."""
+    found: list[Features | str] = []
+    for address, sha256 in reads:
+        try:
+            data = read_address(address)
+            same = hashlib.sha256(data).digest() == sha256
+            found.append(features(data) if same else "its bytes are others now")
+        except (OSError, Unreadable) as error:
+            found.append(" ".join(str(error).split()))
+    return found
+
+
+def reads(index: Index, shard: Shard, rows: Sequence[int]) -> list[Read]:
+    """How to read rows of one shard."""
+    columns = ["path", "offset", "size", "sha256"]
+    part = pq.read_table(index.path(shard), columns=columns)
+    part = part.take(pa.array([row - shard.first for row in rows], pa.int64()))
+    values = [part[name].to_pylist() for name in columns]
+    return [(Address(path, *rest), sha256) for path, *rest, sha256 in zip(*values, strict=True)]
+
+
+def refuse_changed(found: Sequence[object], reads: Sequence[Read]) -> None:
+    """Raises InputError where there is a reason, a string, why an image is not what it was."""
+    for value, (address, _) in zip(found, reads, strict=True):
+        if isinstance(value, str):
+            raise InputError(
+                f"{address.path} is not what it was when it was indexed ({value}); give the same "
+                "command again, which indexes it anew"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The protected set, ready to be compared with."""
+
+    folder: Path
+    key: str
+    rows: np.ndarray
+    """int64: row of the set of each of its images, the unreadable left out."""
+    structureless: np.ndarray
+    """bool: too few descriptors to be verified."""
+
+
+def prepare(work: Work, protected: Index, scorer_key: str | None, views: list[Path]) -> Prepared:
+    """Features and, with a teacher, embeddings of the readable protected images.
+
+    Raises:
+        InputError: none can be read.
+    """
+    rows = np.flatnonzero(protected.readable())
+    if not len(rows):
+        raise InputError(
+            "protected: none of the images can be read, so that nothing would be protected; give "
+            "the images that you evaluate on"
+        )
+    name = key("protected", RULE_VERSION, protected.keys, scorer_key)
+    folder = work.out / "work" / f"protected-{name}"
+    if work.main and not folder.is_dir():
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        found = _protected_features(work, protected, set(rows.tolist()))
+        ProtectedSet.build(temporary, found, _embeddings(views, rows))
+        temporary.replace(folder)
+    work.processes.wait()
+    return Prepared(folder, name, rows, np.array(ProtectedSet(folder).structureless))
+
+
+def _protected_features(work: Work, protected: Index, wanted: set[int]) -> Iterator[Features]:
+    items = [
+        reads(protected, shard, piece)
+        for shard in protected.images.shards
+        for piece in batched([row for row in shard.rows if row in wanted], BATCH)
+    ]
+    with work.bar("features protected", len(wanted)) as bar:
+        for item, found in zip(items, work.ordered(features_at, items), strict=True):
+            refuse_changed(found, item)
+            yield from found  # type: ignore[misc]
+            bar.update(len(found))
+
+
+def _embeddings(views: list[Path], rows: np.ndarray) -> np.ndarray | None:
+    if not views:
+        return None
+    return np.concatenate([np.load(path, mmap_mode="r") for path in views])[rows]
+
+
+def examine(
+    folder: Path, item: tuple[list[Read], Shortlist | None]
+) -> tuple[list[str | None], list[Pair]]:
+    """The job of a worker: a batch of images -> why some cannot be read, and the pairs that were
+    examined.
+
+    Args:
+        folder: of a `Prepared` protected set.
+    """
+    images, shortlist = item
+    found = features_at(images)
+    whole = [None if isinstance(value, str) else value for value in found]
+    problems = [value if isinstance(value, str) else None for value in found]
+    return problems, _opened(folder).examine(whole, shortlist)
+
+
+_opened = functools.lru_cache(1)(ProtectedSet)  # in each worker: memory maps do not pickle
+
+
+class Examination:
+    """Which gallery images have been examined, and what that says.
+
+    Args:
+        scores: whose embeddings make the shortlist; None takes VLAD alone.
+    """
+
+    def __init__(
+        self, work: Work, gallery: Index, protected: Index, scores: Scores | None, ready: Prepared
+    ) -> None:
+        self.work, self.gallery, self.protected = work, gallery, protected
+        self.scores, self.ready = scores, ready
+        self.exact = overlap.same(gallery, protected)
+        self.examined = np.zeros(len(gallery.images), bool)
+        self.leaked = np.zeros(len(gallery.images), bool)
+        self.overrides = _overrides(work, gallery, protected)
+        for row, (number, _) in self.exact.items():
+            self.leaked[row] = self.overrides.get((row, number), True)
+        self._readable = gallery.readable()
+        self._known: set[Path] = set()
+        self._load()
+
+    def folder(self, shard: Shard) -> Path:
+        """Where the parts of a shard of the gallery are."""
+        scored = self.scores.keys[shard.number] if self.scores else None
+        name = key(self.ready.key, self.gallery.keys[shard.number], scored)
+        return self.work.out / "work" / "pairs" / f"{shard.number:06d}-{name}"
+
+    def examine(self, rows: np.ndarray) -> np.ndarray:
+        """Examine those of `rows` (int64, sorted) that have not been; returns which leak, bool."""
+        pending = rows[~self.examined[rows] & ~np.isin(rows, list(self.exact))]
+        pending = pending[self._readable[pending]]
+        pieces = []
+        for shard in self.gallery.images.shards:
+            here = pending[(pending >= shard.first) & (pending < shard.last)]
+            if len(here):
+                path = self.folder(shard) / f"{key(here.tolist())}.parquet"
+                pieces.append((shard, here.tolist(), Part(path, len(here))))
+        mine = self.work.mine(pieces)
+        tables_ = self._pairs([(shard, here) for shard, here, _ in mine])
+        self.work.write("duplicates", [part for *_, part in mine], EXAMINED, tables_)
+        self.work.processes.wait()
+        self._load()
+        return self.leaked[rows]
+
+    def _pairs(self, pieces: list[tuple[Shard, list[int]]]) -> Iterator[tuple[int, pa.Table]]:
+        batches = [(s, rows) for s, here in pieces for rows in batched(here, BATCH)]
+        job = functools.partial(examine, self.ready.folder)
+        found = self.work.ordered(job, self._items(batches))
+        for (shard, rows), (problems, pairs) in zip(batches, found, strict=True):
+            if any(problems):
+                refuse_changed(problems, reads(self.gallery, shard, rows))
+            yield len(rows), _examined_table(list(rows), pairs)
+
+    def _items(
+        self, batches: list[tuple[Shard, Sequence[int]]]
+    ) -> Iterator[tuple[list[Read], Shortlist | None]]:
+        ready = ProtectedSet(self.ready.folder)
+        last, embeddings = None, np.empty((0, 0))
+        for shard, rows in batches:
+            shortlist = None
+            if self.scores:
+                if shard is not last:
+                    last, embeddings = shard, self.scores.embeddings(shard)
+                shortlist = ready.shortlist(embeddings[np.array(rows) - shard.first])
+            yield reads(self.gallery, shard, rows), shortlist
+
+    def _load(self) -> None:
+        """Take in what parts say that have not been read yet."""
+        for shard in self.gallery.images.shards:
+            for path in sorted(self.folder(shard).glob("[!.]*.parquet")):
+                if path not in self._known:
+                    self._known.add(path)
+                    table = pq.read_table(path)
+                    rows = table["row"].to_numpy()
+                    self.examined[rows] = True
+                    self.leaked[rows[self._duplicate(table)]] = True
+        for (row, _), duplicate in self.overrides.items():
+            if duplicate:  # the user may know of more than was examined
+                self.leaked[row] = True
+        self.work.processes.wait()  # or another process's next part would be read here
+
+    def _duplicate(self, table: pa.Table) -> np.ndarray:
+        """bool [n]: the rule's and the user's verdict on rows of EXAMINED."""
+        number = table["protected"].to_numpy()
+        found = verdicts(
+            table["inliers"].to_numpy(),
+            exact_decimals(table["ncc"]),
+            exact_decimals(table["cosine"]),
+            self.ready.structureless[number],
+            self.work.config.duplicates.policy,
+        )
+        found &= number >= 0
+        if self.overrides:
+            pairs = zip(table["row"].to_pylist(), self.ready.rows[number].tolist(), strict=True)
+            for i, pair in enumerate(pairs):
+                if pair in self.overrides and number[i] >= 0:
+                    found[i] = self.overrides[pair]
+        return found
+
+    def pairs(self) -> Iterator[tuple[Shard, pa.Table]]:
+        """Rows of PAIRS, shard by shard of the gallery, sorted by both rows."""
+        protected = self.protected.column("location").to_pylist()
+        for shard in self.gallery.images.shards:
+            parts = [pq.read_table(path) for path in self.folder(shard).glob("[!.]*.parquet")]
+            table = pa.concat_tables([EXAMINED.empty_table(), *parts])
+            table = table.filter(pa.array(table["protected"].to_numpy() >= 0))
+            yield shard, self._pairs_table(shard, table, protected)
+
+    def _pairs_table(self, shard: Shard, table: pa.Table, protected: list[str]) -> pa.Table:
+        names = pq.read_table(self.gallery.path(shard), columns=["location"])["location"]
+        duplicate = self._duplicate(table)
+        rows = []
+        for i, row in enumerate(table.to_pylist()):
+            pair = row["row"], int(self.ready.rows[row["protected"]])
+            verdict = "duplicate" if duplicate[i] else "clear"
+            rows.append((pair, {**row, "exact": None, "verdict": verdict}))
+        rows += self._unexamined(shard, {pair for pair, _ in rows})
+        rows.sort(key=lambda row: row[0])
+        for (row, number), values in rows:
+            values["gallery"] = names[row - shard.first].as_py()
+            values["protected"] = protected[number]
+            values["overridden"] = (row, number) in self.overrides
+            values["rule"] = RULE_VERSION
+        return pa.Table.from_pylist([values for _, values in rows], tables.PAIRS)
+
+    def _unexamined(
+        self, shard: Shard, examined: set[tuple[int, int]]
+    ) -> list[tuple[tuple[int, int], dict[str, Any]]]:
+        """Exact copies, whose numbers are known without looking, and pairs that only the user
+        names."""
+        found = []
+        for row, (number, what) in self.exact.items():
+            if row in shard.rows:
+                same = {"cosine": 1.0, "inliers": 0, "mirrored": False, "ncc": 1.0, "exact": what}
+                verdict = self.overrides.get((row, number), True)
+                found.append(((row, number), {**same, "verdict": _word(verdict)}))
+        known = examined | {pair for pair, _ in found}
+        for pair, duplicate in self.overrides.items():
+            if pair[0] in shard.rows and pair not in known:
+                values = {"cosine": None, "inliers": 0, "mirrored": False, "ncc": None}
+                found.append((pair, {**values, "exact": None, "verdict": _word(duplicate)}))
+        return found
+
+
+def exact_decimals(column: pa.ChunkedArray) -> np.ndarray:
+    """float64 [n] of what was rounded before it was stored as float32, nan for null: .7 is .7."""
+    return column.to_numpy(zero_copy_only=False).astype(np.float64).round(DECIMALS)
+
+
+def _word(duplicate: bool) -> str:
+    return "duplicate" if duplicate else "clear"
+
+
+def _examined_table(rows: list[int], pairs: list[Pair]) -> pa.Table:
+    values = [
+        {**dataclasses.asdict(pair), "row": rows[pair.image], "protected": pair.protected}
+        for pair in pairs
+    ]
+    without = set(range(len(rows))) - {pair.image for pair in pairs}
+    values += [
+        {"row": rows[i], "protected": -1, "cosine": 0.0, "inliers": 0, "mirrored": False}
+        for i in sorted(without)
+    ]
+    return pa.Table.from_pylist(values, EXAMINED)
+
+
+def _overrides(work: Work, gallery: Index, protected: Index) -> dict[tuple[int, int], bool]:
+    """overrides.jsonl of the report: (gallery row, protected row) -> is a duplicate.
+
+    Raises:
+        InputError: a line that is not one of the report's.
+    """
+    path = work.out / "overrides.jsonl"
+    if not path.is_file():
+        return {}
+    said: dict[tuple[str, str], bool] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            said[row["gallery"], row["protected"]] = {"duplicate": True, "clear": False}[
+                row["verdict"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} line {number}: not an override as the report exports them; mend or delete "
+                "the line"
+            ) from error
+    rows, others = (
+        _rows_of(index, {names[side] for names in said})
+        for side, index in enumerate((gallery, protected))
+    )
+    found = {(rows[a], others[b]): x for (a, b), x in said.items() if a in rows and b in others}
+    if len(found) < len(said):
+        work.say(
+            f"{path}: {len(said) - len(found)} line(s) name images that are not there any more"
+        )
+    return found
+
+
+def _rows_of(index: Index, names: set[str]) -> dict[str, int]:
+    found = {}
+    for shard, table in index.read(["location"]):
+        for i, name in enumerate(table["location"].to_pylist()):
+            if name in names:
+                found[name] = shard.first + i
+    return found

@@ -1,0 +1,160 @@
+"""manifest.json: what a curation was made of and what came of it, the same bytes for the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssld.curate import overlap
+from ssld.curate.duplicates import Examination
+from ssld.curate.index import Index
+from ssld.curate.matching import RULE_VERSION
+from ssld.curate.select import KEPT, Outcome
+from ssld.curate.work import Work
+from ssld.run.folder import versions, write_atomically
+
+if TYPE_CHECKING:  # torch is not needed to curate without a teacher
+    from ssld.curate.score import Scorer
+
+MANY_HITS = 50
+"""A protected image with so many near-duplicates is more likely a logo, a blank page or lettering
+than a photograph that was copied so often: reported, for the user to look at."""
+NO_RESULT = ("workers", "engine", "shard_size", "out")
+"""Settings that change no result."""
+
+
+def settings(work: Work) -> dict[str, Any]:
+    """As YAML and JSON know them."""
+    return json.loads(json.dumps(dataclasses.asdict(work.config)))
+
+
+def write_on_main(
+    work: Work, sets: dict[str, Index], scorer: Scorer | None, facts: dict[str, Any]
+) -> None:
+    """`write` on one of the processes, while the others wait."""
+    if work.main:
+        write(work, sets, scorer, facts)
+    work.processes.wait()
+
+
+def write(work: Work, sets: dict[str, Index], scorer: Scorer | None, facts: dict[str, Any]) -> None:
+    """Write manifest.json.
+
+    Args:
+        facts: counts, achieved_k, leakage, warnings: what stages found out.
+    """
+    chosen = settings(work)
+    deciding = {name: value for name, value in chosen.items() if name not in NO_RESULT}
+    manifest = {
+        "settings_sha256": hashlib.sha256(json.dumps(deciding).encode()).hexdigest(),
+        "settings": {name: value for name, value in chosen.items() if name != "out"},
+        "rule": RULE_VERSION,
+        "versions": versions(),
+        "sets": {name: _facts(index) for name, index in sets.items()},
+        "teacher": _teacher(scorer),
+        "label_names": scorer.label_names if scorer else None,
+        **facts,
+    }
+    write_atomically(work.out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _facts(index: Index) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for _, table in index.read(["sample_id", "sha256"]):
+        for row in table.to_pylist():
+            digest.update(f"{row['sample_id']}\0".encode() + (row["sha256"] or b""))
+    return {
+        "sources": [source.path for source in index.images.sources],
+        "images": len(index.images),
+        "readable": int(index.readable().sum()),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _teacher(scorer: Scorer | None) -> dict[str, Any] | None:
+    if scorer is None:
+        return None
+    network = scorer.network
+    return {
+        "architecture": network.model.pretrained_cfg.get("architecture"),  # type: ignore[union-attr]
+        "sha256": scorer.sha256,
+        "input_size": network.input_size,
+        "mean": network.mean,
+        "std": network.std,
+        "classes": scorer.num_classes,
+    }
+
+
+def examined(examination: Examination, labeled: Index | None) -> dict[str, Any]:
+    """Facts on near-duplicates and on what sets have in common."""
+    gallery, protected = examination.gallery, examination.protected
+    near = int(examination.leaked.sum())
+    leakage = [_leak("gallery", "protected", len(examination.exact), near)]
+    if labeled:
+        leakage += [
+            _leak("gallery", "labeled", len(overlap.same(gallery, labeled)), None),
+            _leak("labeled", "protected", len(overlap.same(labeled, protected)), None),
+        ]
+    return {
+        "counts": {
+            "gallery": len(gallery.images),
+            "readable": int(gallery.readable().sum()),
+            "examined": int(examination.examined.sum()),
+            "near_duplicates": near,
+        },
+        "structureless": _structureless(examination),
+        "leakage": leakage,
+    }
+
+
+def _structureless(examination: Examination) -> list[str]:
+    """Locations of protected images that cannot be verified."""
+    ready = examination.ready
+    return list(overlap.locations(examination.protected, ready.rows[ready.structureless]).values())
+
+
+def _leak(a: str, b: str, exact: int, near: int | None) -> dict[str, Any]:
+    return {"a": a, "b": b, "exact": exact, "near": near}
+
+
+def warnings(examination: Examination, hits: Counter[str]) -> list[str]:
+    """What a user should look at.
+
+    Args:
+        hits: location of a protected image -> near-duplicates found of it.
+    """
+    found, names = [], _structureless(examination)
+    if names:
+        features = " and the teacher's features" if examination.scores else ""
+        found.append(
+            f"{len(names)} protected image(s) have too little structure to be verified and are "
+            f"matched by exact hashes{features} only: "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        )
+    unreadable = len(examination.protected.images) - len(examination.ready.rows)
+    if unreadable:
+        found.append(f"{unreadable} protected image(s) cannot be read and protect nothing")
+    for name, count in hits.most_common():
+        if count >= MANY_HITS:
+            found.append(
+                f"{count} near-duplicates of {name}: implausibly many, look at them in the report "
+                "and override what is wrong"
+            )
+    return found
+
+
+def selected(outcome: Outcome, k: int) -> dict[str, Any]:
+    """Facts on the selection."""
+    counts = Counter(outcome.fate.tolist())
+    achieved = outcome.selection.achieved
+    return {
+        "reasons": {name: count for name, count in sorted(counts.items()) if name != KEPT},
+        "selected": counts[KEPT],
+        "achieved_k": np.asarray(achieved).tolist(),
+        "short_classes": int((achieved < k).sum()),
+    }
