@@ -132,6 +132,8 @@ def _open(work: Work) -> None:
             work.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(work.out, error) from error
+        for left_by_a_kill in [*work.out.rglob(".*.parquet.*"), *work.out.rglob(".*.npy.*")]:
+            left_by_a_kill.unlink(missing_ok=True)
         text = yaml.safe_dump(settings(work), sort_keys=False)
         write_atomically(work.out / "config.yaml", text)
     work.processes.wait()

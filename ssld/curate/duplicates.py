@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +46,15 @@ EXAMINED = pa.schema(
     ]
 )
 """What a part holds; verdicts are made from it when it is read."""
+
+_FOUND = pa.schema(
+    [
+        ("number", pa.int64()),  # row of the protected set
+        *(field for field in EXAMINED if field.name != "protected"),
+        *(tables.PAIRS.field(name) for name in ("exact", "verdict", "overridden")),
+    ]
+)
+"""The same on its way to PAIRS."""
 
 Read = tuple[Address, bytes]
 """Where an image is and the sha256 that it had when it was indexed."""
@@ -261,56 +269,67 @@ class Examination:
 
     def pairs(self) -> Iterator[tuple[Shard, pa.Table]]:
         """Rows of PAIRS, shard by shard of the gallery, sorted by both rows."""
-        protected = self.protected.column("location").to_pylist()
+        protected = self.protected.column("location")
         for shard in self.gallery.images.shards:
             parts = [pq.read_table(path) for path in self.folder(shard).glob("[!.]*.parquet")]
             table = pa.concat_tables([EXAMINED.empty_table(), *parts])
             table = table.filter(pa.array(table["protected"].to_numpy() >= 0))
-            yield shard, self._pairs_table(shard, table, protected)
+            whole = pa.concat_tables([self._examined(table), self._unexamined(shard, table)])
+            whole = whole.sort_by([("row", "ascending"), ("number", "ascending")])
+            names = pq.read_table(self.gallery.path(shard), columns=["location"])["location"]
+            columns = {
+                **{name: whole[name] for name in whole.column_names},
+                "gallery": names.take(pa.array(whole["row"].to_numpy() - shard.first)),
+                "protected": protected.take(whole["number"]),
+                "rule": pa.array(np.full(len(whole), RULE_VERSION, np.int16)),
+            }
+            yield shard, pa.table({name: columns[name] for name in tables.PAIRS.names})
 
-    def _pairs_table(self, shard: Shard, table: pa.Table, protected: list[str]) -> pa.Table:
-        names = pq.read_table(self.gallery.path(shard), columns=["location"])["location"]
-        duplicate = self._duplicate(table)
-        rows = []
-        for i, row in enumerate(table.to_pylist()):
-            pair = row["row"], int(self.ready.rows[row["protected"]])
-            verdict = "duplicate" if duplicate[i] else "clear"
-            rows.append((pair, {**row, "exact": None, "verdict": verdict}))
-        rows += self._unexamined(shard, {pair for pair, _ in rows})
-        rows.sort(key=lambda row: row[0])
-        for (row, number), values in rows:
-            values["gallery"] = names[row - shard.first].as_py()
-            values["protected"] = protected[number]
-            values["overridden"] = (row, number) in self.overrides
-            values["rule"] = RULE_VERSION
-        return pa.Table.from_pylist([values for _, values in rows], tables.PAIRS)
+    def _examined(self, table: pa.Table) -> pa.Table:
+        """Rows of EXAMINED with their verdicts, as _FOUND."""
+        number = self.ready.rows[table["protected"].to_numpy()]
+        pairs = zip(table["row"].to_pylist(), number.tolist(), strict=True)
+        overridden = [pair in self.overrides for pair in pairs] if self.overrides else False
+        columns = {
+            **{name: table[name] for name in EXAMINED.names},
+            "number": number,
+            "exact": pa.nulls(len(table), pa.string()),
+            "verdict": np.where(self._duplicate(table), "duplicate", "clear").tolist(),
+            "overridden": np.broadcast_to(overridden, len(table)),
+        }
+        return pa.table({name: columns[name] for name in _FOUND.names}, _FOUND)
 
-    def _unexamined(
-        self, shard: Shard, examined: set[tuple[int, int]]
-    ) -> list[tuple[tuple[int, int], dict[str, Any]]]:
+    def _unexamined(self, shard: Shard, table: pa.Table) -> pa.Table:
         """Exact copies, whose numbers are known without looking, and pairs that only the user
-        names."""
-        found = []
-        for row, (number, what) in self.exact.items():
-            if row in shard.rows:
-                same = {"cosine": 1.0, "inliers": 0, "mirrored": False, "ncc": 1.0, "exact": what}
-                verdict = self.overrides.get((row, number), True)
-                found.append(((row, number), {**same, "verdict": _word(verdict)}))
-        known = examined | {pair for pair, _ in found}
+        names, as _FOUND."""
+        number = self.ready.rows[table["protected"].to_numpy()]
+        known = set(zip(table["row"].to_pylist(), number.tolist(), strict=True))
+        same = {"cosine": 1.0, "inliers": 0, "mirrored": False, "ncc": 1.0}
+        found = {
+            (row, number): {**same, "exact": what, "verdict": True}
+            for row, (number, what) in self.exact.items()
+        }
         for pair, duplicate in self.overrides.items():
-            if pair[0] in shard.rows and pair not in known:
-                values = {"cosine": None, "inliers": 0, "mirrored": False, "ncc": None}
-                found.append((pair, {**values, "exact": None, "verdict": _word(duplicate)}))
-        return found
+            if pair not in known:
+                given = found.setdefault(pair, {"inliers": 0, "mirrored": False})
+                given |= {"verdict": duplicate, "overridden": True}
+        rows = [
+            {
+                "row": row,
+                "number": number,
+                "overridden": False,
+                **values,
+                "verdict": "duplicate" if values["verdict"] else "clear",
+            }
+            for (row, number), values in found.items()
+            if row in shard.rows
+        ]
+        return pa.Table.from_pylist(rows, _FOUND)
 
 
 def exact_decimals(column: pa.ChunkedArray) -> np.ndarray:
     """float64 [n] of what was rounded before it was stored as float32, nan for null: .7 is .7."""
     return column.to_numpy(zero_copy_only=False).astype(np.float64).round(DECIMALS)
-
-
-def _word(duplicate: bool) -> str:
-    return "duplicate" if duplicate else "clear"
 
 
 def _examined_table(rows: list[int], pairs: list[Pair]) -> pa.Table:

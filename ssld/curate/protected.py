@@ -14,16 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from ssld.curate.features import THUMBNAIL_PX, Features
-from ssld.curate.matching import (
-    DECIMALS,
-    STRUCTURELESS,
-    Match,
-    compare,
-)
+from ssld.curate.matching import DECIMALS, STRUCTURELESS, Match, compare
 from ssld.curate.shortlist import Shortlist, Whitening, best, search
 from ssld.curate.votes import Votes, index
 
-FLAT_AT_ONCE = 8192
+AT_ONCE = 8192
+"""Vectors that are whitened together, for the sake of memory."""
 BY_TEACHER = 10
 """Protected images looked at per gallery image for the sake of the teacher's embedding."""
 BY_VOTES = 5
@@ -112,18 +108,23 @@ class ProtectedSet:
         frame = (int(self._frames[number, 0]), int(self._frames[number, 1]))
         return Features(self._points[rows], self._descriptors[rows], thumbnail, frame)
 
-    def shortlist(self, embeddings: np.ndarray) -> Shortlist:
-        """The teacher's candidates of a chunk of gallery images.
+    def whiten(self, embeddings: np.ndarray) -> np.ndarray:
+        """Vectors float32 [b, k] of length 1 whose products are cosines.
 
         Args:
-            embeddings: float [b, d], of the whole frames squashed like the first of `views`.
+            embeddings: float [b, d], the teacher's of whole frames squashed to a square.
 
         Raises:
             ValueError: the set was built without embeddings.
         """
-        if self._teacher is None or self._by_teacher is None:
+        if self._by_teacher is None:
             raise ValueError(f"{self.folder} was built without embeddings: pass None to `examine`")
-        vectors = self._by_teacher.apply(embeddings)
+        return self._by_teacher.apply(embeddings)
+
+    def shortlist(self, embeddings: np.ndarray) -> Shortlist:
+        """The teacher's candidates of a chunk of gallery images, as `whiten` takes them."""
+        vectors = self.whiten(embeddings)
+        assert self._teacher is not None
         count, per_image, width = self._teacher.shape
         flat = self._teacher.reshape(count * per_image, width)
         return Shortlist(vectors, search(vectors, flat, per_image, BY_TEACHER))
@@ -178,8 +179,8 @@ def _teacher(embeddings: np.ndarray) -> dict[str, np.ndarray]:
     """Whitened vectors [n, v, k] of embeddings [n, v, d], with what whitened them."""
     flat = embeddings.reshape(-1, embeddings.shape[-1])
     whitening = Whitening.fit(flat)
-    steps = range(0, len(flat), FLAT_AT_ONCE)
-    whitened = np.concatenate([whitening.apply(flat[i : i + FLAT_AT_ONCE]) for i in steps])
+    steps = range(0, len(flat), AT_ONCE)
+    whitened = np.concatenate([whitening.apply(flat[i : i + AT_ONCE]) for i in steps])
     return {
         "teacher": whitened.reshape(*embeddings.shape[:2], -1),
         "teacher_mean": whitening.mean,

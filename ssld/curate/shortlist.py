@@ -10,6 +10,7 @@ vectors alone, not on batch size, device or threads. Their rounding moves a cosi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -25,8 +26,13 @@ FIT_ROWS = 20_000
 SHRINKAGE = 0.1
 """Share of the average variance in every direction's: with few images a direction's own variance
 is a guess (Ledoit and Wolf 2004, J. Multivariate Anal. 88, shrink to the same target)."""
-
+MAX_GPU_DEPTH = 2048
+"""Most neighbours that faiss finds on a GPU."""
+TINY = 1e-12
+"""Keeps zero over zero zero."""
 VIEWS = 12
+"""Per protected image. Without them 99.87 instead of 100 % of edited copies were among the first 10
+of 596, without the one on a canvas 99.94."""
 
 
 def views(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -97,8 +103,8 @@ class Whitening:
         mean = sample.mean(axis=0)
         variances, axes = _principal_axes(sample - mean, dimensions)
         average = ((sample - mean) ** 2).mean()
-        deviations = np.sqrt((1 - SHRINKAGE) * variances + SHRINKAGE * average)
-        return Whitening(mean, axes / deviations)
+        shrunk = (1 - SHRINKAGE) * variances + SHRINKAGE * average
+        return Whitening(mean, axes / np.sqrt(np.maximum(shrunk, TINY)))
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """float32 [n, k] of length 1, in multiples of 1 / `VECTOR_UNIT`, from float [n, d].
@@ -106,20 +112,21 @@ class Whitening:
         In float64: the rounding then hides how many vectors were multiplied at once.
         """
         turned = (np.asarray(vectors, np.float64) - self.mean) @ self.directions
-        unit = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
+        unit = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), TINY)
         return (np.rint(unit * VECTOR_UNIT) / VECTOR_UNIT).astype(np.float32)
 
 
 def _principal_axes(centred: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Variances [k], largest first, and axes [d, k] of rows [n, d], k <= count."""
+    """Variances [k], largest first, and axes [d, k] of rows [n, d], 1 <= k <= count."""
     n, d = centred.shape
     small = centred.T @ centred if d <= n else centred @ centred.T
     variances, axes = np.linalg.eigh(small / n)
     keep = np.argsort(-variances, kind="stable")[:count]
-    keep = keep[variances[keep] > 1e-10 * max(variances.max(initial=0), 1e-30)]
+    positive = variances[keep] > 1e-10 * variances.max()
+    keep = keep[positive] if positive.any() else keep[:1]
     variances, axes = variances[keep], axes[:, keep]
     if d > n:
-        axes = centred.T @ axes / np.sqrt(n * variances)
+        axes = centred.T @ axes / np.sqrt(np.maximum(n * variances, TINY))
     return variances, axes
 
 
@@ -162,15 +169,22 @@ def search(queries: np.ndarray, vectors: np.ndarray, per_image: int, count: int)
     # So deep that no image's views can push another of the best `count` images out.
     depth = min(len(vectors), count * per_image)
     queries = np.ascontiguousarray(queries, np.float32)
-    if faiss.get_num_gpus() and depth <= 2048:
-        resources = faiss.StandardGpuResources()
-        metric = faiss.METRIC_INNER_PRODUCT
-        scores, rows = faiss.knn_gpu(resources, queries, vectors, depth, metric=metric)
+    metric = faiss.METRIC_INNER_PRODUCT
+    if faiss.get_num_gpus() and depth <= MAX_GPU_DEPTH:
+        scores, rows = faiss.knn_gpu(_gpu(), queries, vectors, depth, metric=metric)
     else:
-        scores, rows = faiss.knn(queries, vectors, depth, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = faiss.knn(queries, vectors, depth, metric=metric)
     return np.stack(
         [_distinct(s, r // per_image, count) for s, r in zip(scores, rows, strict=True)]
     )
+
+
+@functools.cache
+def _gpu():
+    """faiss's memory on the first GPU, kept between searches."""
+    import faiss
+
+    return faiss.StandardGpuResources()
 
 
 def _distinct(scores: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:

@@ -235,6 +235,14 @@ def test_small_protected_sets(tmp_path: Path, images, count: int, teacher: bool)
     assert all(pair.mirrored for pair in pairs if pair.inliers >= 15)
 
 
+def test_one_blank_protected_image(tmp_path: Path):
+    """No direction is left to be whitened, and no descriptor to vote."""
+    same = np.ones((1, VIEWS, 64), np.float32)
+    protected = ProtectedSet.build(tmp_path / "set", [bare()], same)
+    pairs = examined(protected, [bare(), bare()], np.vstack([same[0, :1], 0 * same[0, :1]]), 2)
+    assert [(pair.image, pair.protected, pair.cosine) for pair in pairs] == [(0, 0, 0), (1, 0, 0)]
+
+
 def test_sets_without_any_structure(tmp_path: Path, images):
     protected = ProtectedSet.build(tmp_path / "set", [bare(), bare()], None)
     assert protected.structureless.all()
