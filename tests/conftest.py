@@ -1,4 +1,7 @@
-"""Small real networks and images that several tests share."""
+"""Small real networks and images that several tests share.
+
+xdist's own process reads this file too and runs no test: torch is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
-from accelerate.state import AcceleratorState
+import shared_bytecode  # noqa: F401  # before torch is imported
 from PIL import Image
-from safetensors.torch import save_file
 
-torch.set_num_threads(1)  # the tests run in two processes, and small nets are faster so
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tests run in two processes, and small nets are faster so."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +41,10 @@ def colours(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory) -> Path:
     """Weights of a small teacher of three classes whose header names all that is needed."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
     torch.manual_seed(1)
     model = timm.create_model("test_resnet", num_classes=3)
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
@@ -52,4 +62,6 @@ def teacher_file(tmp_path_factory) -> Path:
 def fresh_accelerate():
     """accelerate keeps the process topology in a singleton; each test starts its own run."""
     yield
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)

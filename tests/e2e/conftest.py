@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pictures
 import pytest
 from case import Case
+from matplotlib.figure import Figure
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +16,15 @@ def case(colours, teacher_file, tmp_path_factory):
         return Case(colours, teacher_file, tmp_path_factory.mktemp("case"), **changes)
 
     return make
+
+
+@pytest.fixture
+def real_pictures() -> None:
+    """For a test whose runs draw the plots of their reports."""
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch) -> None:
+    """Runs in this process draw no plots, unless the test asks for `real_pictures`."""
+    if "real_pictures" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)

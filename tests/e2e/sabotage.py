@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pictures
 import psutil
 
 Harm = Callable[[], None]
@@ -34,6 +35,7 @@ PRELOADED += ["torch._dynamo", "sklearn.linear_model", "sklearn.neighbors", "skl
 PRELOADED += ["sklearn.preprocessing", "matplotlib.backends.backend_agg", "jsonargparse", "pytest"]
 PRELOADED += ["ssld.curate.score", "ssld.curate.inside", "ssld.curate.select", "faiss"]
 PRELOADED += ["ssld.curate.projection", "ssld.report.curation"]
+PRELOADED += ["docstring_parser", "torch.utils.flop_counter", "ssld.divergence"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 SECONDS = 120
 """After which a process counts as hanging."""
@@ -99,6 +101,7 @@ def ranks(
 
 def _child(argv: list[str], said: str, harm: list[Harm], environment: dict[str, str]) -> None:
     import torch
+    from matplotlib.figure import Figure
 
     from ssld.__main__ import main
 
@@ -110,6 +113,8 @@ def _child(argv: list[str], said: str, harm: list[Harm], environment: dict[str, 
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (open(i, "w", buffering=1, closefd=False) for i in (1, 2))
     torch.set_num_threads(1)
+    if draw not in harm:
+        Figure.savefig = pictures.one_pixel  # type: ignore[assignment]
     for function in harm:
         function()
     code = main(argv)
@@ -117,6 +122,10 @@ def _child(argv: list[str], said: str, harm: list[Harm], environment: dict[str, 
     for child in psutil.Process().children():  # multiprocessing's own clean-up is left out
         child.kill()
     os._exit(code)
+
+
+def draw() -> None:
+    """No harm: the plots of this run's reports are drawn, other runs have a pixel for each."""
 
 
 def _wrap(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

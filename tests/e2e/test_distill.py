@@ -140,7 +140,7 @@ def manifest(folder: Path, target: Path, labels: list) -> Path:
     return target
 
 
-def test_labels_are_never_read(colours, teacher_file, tmp_path):
+def test_labels_are_never_read(colours, teacher_file, real_pictures, tmp_path):
     trained = []
     for name, labels in (("true", [0, 1, 2]), ("poison", [2, 2, 0, 1])):
         source = manifest(colours / "train", tmp_path / f"{name}.parquet", labels)
@@ -271,7 +271,7 @@ def test_not_finite_names_term_step_and_samples(colours, teacher_file, tmp_path,
     assert not (tmp_path / "run/student").exists()
 
 
-def test_supervised_twin_and_evaluate(colours, tmp_path, capsys):
+def test_supervised_twin_and_evaluate(colours, real_pictures, tmp_path, capsys):
     out = tmp_path / "run"
     changes = {
         "teacher.checkpoint": None,

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssld.__main__ import main
+
 STEPS = 50
 ACCELERATE = ["accelerate.commands.launch", "--cpu", "--mixed_precision", "no"]
 LAUNCHERS = {
-    "one": [sys.executable, "-m", "ssld.distill"],
     "accelerate": [
         sys.executable, "-m", *ACCELERATE, "--num_processes", "2", "--num_machines", "1",
         "--dynamo_backend", "no", "-m", "ssld.distill",
@@ -27,7 +28,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(launcher: str, colours: Path, teacher_file: Path, out: Path, student: str) -> None:
+def words(colours: Path, teacher_file: Path, out: Path, student: str) -> list[str]:
     settings = {
         "out": out,
         "steps": STEPS,
@@ -44,12 +45,7 @@ def launch(launcher: str, colours: Path, teacher_file: Path, out: Path, student:
         "schedule.lr": 0.1,
         "trackers": "[]",
     }
-    words = [f"--{key}={value}" for key, value in settings.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*LAUNCHERS[launcher], *words], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    return [f"--{key}={value}" for key, value in settings.items()]
 
 
 def lines(out: Path, kind: str) -> list[dict]:
@@ -58,9 +54,21 @@ def lines(out: Path, kind: str) -> list[dict]:
 
 
 def compared(launcher, student, colours, teacher_file, folder) -> tuple[list, list]:
+    """A run of one process, of this one, and one of two: their folders and losses."""
     outs = [folder / "one", folder / "two"]
-    for name, out in zip(("one", launcher), outs, strict=True):
-        launch(name, colours, teacher_file, out, student)
+    one, two = (words(colours, teacher_file, out, student) for out in outs)
+    with (folder / "said").open("w+") as said:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            [*LAUNCHERS[launcher], *two], stdout=subprocess.DEVNULL, stderr=said, env=environment
+        ) as launched:
+            try:
+                assert main(["distill", *one]) == 0
+                code = launched.wait(timeout=300)
+            finally:
+                launched.kill()
+        said.seek(0)
+        assert code == 0, said.read()[-3000:]
     assert json.loads((outs[1] / "run.json").read_text())["processes"] == 2
     losses = [[line["loss"] for line in lines(out, "train")] for out in outs]
     assert len(losses[0]) == len(losses[1]) == STEPS
@@ -98,10 +106,10 @@ def test_a_batch_that_does_not_divide_is_refused(colours, teacher_file, tmp_path
     assert not (tmp_path / "o").exists()
 
 
-def test_a_launcher_that_disagrees_is_refused(colours, teacher_file, tmp_path):
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
-    command = [*LAUNCHERS["one"], "--out", str(tmp_path / "o"), "--steps", "1"]
+def test_a_launcher_that_disagrees_is_refused(colours, teacher_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    command = ["distill", "--out", str(tmp_path / "o"), "--steps", "1"]
     command += ["--student.arch", "test_resnet", "--teacher.checkpoint", str(teacher_file)]
     command += ["--data.unlabeled", str(colours / "unlabeled")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 2 and "launcher says mixed precision bf16" in done.stderr
+    assert main(command) == 2
+    assert "launcher says mixed precision bf16" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from sabotage import at_call, at_step, sigkill
 def undisturbed(case) -> dict[str, Any]:
     """The run that nothing happens to."""
     run = case()
-    code, said = run.start()
+    code, said = run.start(sabotage.draw)
     assert code == 0, said
     found = run.outcome()
     assert [x["step"] for x in found["lines"] if x["kind"] == "train"] == list(range(2, 25, 2))
@@ -77,7 +77,7 @@ TASKS = {
 def test_sigkill_with_all_that_is_random(case, command):
     changes = {"command": command, **ALL_THAT_IS_RANDOM, **TASKS[command]}
     whole, killed = case(**changes), case(**changes)
-    code, said = whole.start()
+    code, said = whole.start(sabotage.draw)
     assert code == 0, said
     assert killed.start(partial(at_step, 7, sigkill))[0] == -signal.SIGKILL
     assert killed.resume(partial(at_step, 17, sigkill))[0] == -signal.SIGKILL
@@ -110,8 +110,8 @@ INSTANTS = {
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_sigkill_at(case, undisturbed, instant):
     target, call, after = INSTANTS[instant]
-    run = case()
-    code, said = run.start(partial(at_call, target, call, sigkill, after))
+    run, pictures = case(), [sabotage.draw] if "report" in instant else []
+    code, said = run.start(partial(at_call, target, call, sigkill, after), *pictures)
     assert code == -signal.SIGKILL, said
     code, said = run.resume()
     assert code == 0, said
@@ -129,7 +129,8 @@ def test_sigkill_within_a_line(case, undisturbed):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_first(case, undisturbed, number):
     run = case()
-    code, said = run.start(partial(at_step, 10, partial(sabotage.signal_group, number)))
+    harm = partial(at_step, 10, partial(sabotage.signal_group, number))
+    code, said = run.start(harm, sabotage.draw)
     assert code == TRY_AGAIN and "Traceback" not in said
     assert f"stopped: {number.name}: the checkpoint of step 12 is written; go on with" in said
     assert run.checkpoints()[-1] == "step-00000012" and (run.out / "report.html").is_file()
@@ -156,10 +157,20 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(case, undisturbed, damage):
+@pytest.fixture(scope="module")
+def killed_at_15(case) -> Path:
+    """The folder of a run that was killed before step 15."""
     run = case()
     assert run.start(partial(at_step, 15, sigkill))[0] == -signal.SIGKILL
+    return run.out
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    case, undisturbed, killed_at_15, damage
+):
+    run = case()
+    shutil.copytree(killed_at_15, run.out)
     names = run.checkpoints()
     damage(run.out / "checkpoints" / names[-1] / "optimizer.pt")
     code, said = run.resume()
@@ -186,9 +197,9 @@ def signal_self(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_all_checkpoints_damaged_is_refused_and_nothing_is_lost(case):
+def test_all_checkpoints_damaged_is_refused_and_nothing_is_lost(case, killed_at_15):
     run = case()
-    assert run.start(partial(at_step, 15, sigkill))[0] == -signal.SIGKILL
+    shutil.copytree(killed_at_15, run.out)
     for name in run.checkpoints():
         (run.out / "checkpoints" / name / "manifest.json").write_text("{}")
     before = (run.out / "metrics.jsonl").read_text()
@@ -233,7 +244,7 @@ def test_a_full_disk(case, undisturbed, colours, teacher_file, tmp_path, when):
     full.said = tmp_path / "said.txt"
     mount = partial(sabotage.small_disk, str(disk), 64 * 2**20, str(rescued))
     fill = partial(at_call, DISK_FULL[when], 2, partial(sabotage.fill, str(disk)))
-    code, said = full.start(mount, fill)
+    code, said = full.start(mount, fill, *([sabotage.draw] if "report" in when else []))
     if code == 77:
         pytest.skip("mounting needs user namespaces; the quota above is the same fault")
     assert code == MEND and "Traceback" not in said
@@ -322,7 +333,7 @@ def test_a_loss_that_is_not_finite(case, undisturbed):
 
 def test_a_clock_that_goes_backwards(case, undisturbed):
     run = case()
-    assert run.start(sabotage.clock_goes_backwards)[0] == 0
+    assert run.start(sabotage.clock_goes_backwards, sabotage.draw)[0] == 0
     assert_same(run.outcome(), undisturbed)
     raw = map(json.loads, (run.out / "metrics.jsonl").read_text().splitlines())
     assert all(x["seconds"] > 0 and x["images_per_second"] > 0 for x in raw if x["kind"] == "train")

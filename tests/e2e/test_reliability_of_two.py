@@ -25,7 +25,7 @@ def both(run: Case, *words: str, harm=((), ())) -> list[sabotage.Started]:
 @pytest.fixture(scope="module")
 def undisturbed_pair(case) -> dict[str, Any]:
     run = case()
-    started = both(run)
+    started = both(run, harm=[[sabotage.draw]] * 2)
     assert [p.process.exitcode for p in started] == [0, 0], started[0].words + started[1].words
     return run.outcome()
 
