@@ -104,6 +104,10 @@ def _check(config: CurateConfig, stage: str | None) -> None:
             "teacher.arch is missing: name a timm classifier, or give teacher.checkpoint; without "
             "one `ssld curate duplicates` finds near-duplicates, but nothing can be selected"
         )
+    if config.engine == "ray" and stage != "report":
+        from ssld.curate.on_ray import require_ray
+
+        require_ray()
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")

@@ -27,8 +27,8 @@ CONTRAST_THRESHOLD = 0.01
 """OpenCV's SIFT has .04, which leaves smooth pictures bare; the strongest are taken anyway."""
 DESCRIPTOR_SCALE = 512
 """Length of a quantised descriptor: the largest entry of a RootSIFT vector is mostly below .5."""
-THUMBNAIL_PX = 64
-"""Longer side of the small picture."""
+THUMBNAIL_PX = 128
+"""Longer side of the small picture: fine enough to tell a shirt from another on the same table."""
 
 
 @dataclass(frozen=True)

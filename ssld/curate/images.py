@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from ssld.data.sources import Address, Source, open_source
 from ssld.data.storage import is_remote
 from ssld.errors import InputError
 
-Thing = TypeVar("Thing")
+Pieced = TypeVar("Pieced", range, list, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class ImageSet:
             for first in range(int(self._ends[number]), int(self._ends[number + 1]), size)
         ]
         return [Shard(i, *cut) for i, cut in enumerate(cuts)]
+
+    def by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
+        """Rising `rows`, int64, shard by shard; shards without any are left out."""
+        ends = np.searchsorted(rows, [shard.last for shard in self.shards])
+        for number in np.flatnonzero(np.diff(ends, prepend=0)).tolist():
+            begin = ends[number - 1] if number else 0
+            yield self.shards[number], rows[begin : ends[number]]
 
     @cached_property
     def _prefixes(self) -> list[str]:
@@ -131,6 +138,6 @@ def key(*things: object) -> str:
     return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
 
 
-def batched(things: Sequence[Thing], size: int) -> list[Sequence[Thing]]:
+def batched(things: Pieced, size: int) -> list[Pieced]:
     """Pieces of at most `size`."""
     return [things[i : i + size] for i in range(0, len(things), size)]

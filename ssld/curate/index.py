@@ -87,7 +87,11 @@ class Index:
     def read(self, columns: list[str]) -> Iterator[tuple[Shard, pa.Table]]:
         """Each shard's rows."""
         for shard in self.images.shards:
-            yield shard, pq.read_table(self.path(shard), columns=columns)
+            yield shard, self.table(shard, columns)
+
+    def table(self, shard: Shard, columns: list[str]) -> pa.Table:
+        """The rows of one shard."""
+        return pq.read_table(self.path(shard), columns=columns)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the whole set."""
@@ -105,8 +109,13 @@ class Index:
 
 def heads(hashes: pa.ChunkedArray) -> np.ndarray:
     """uint64 [n]: the first 8 bytes of each sha256, 0 for null."""
-    whole = b"".join((x or b"\0" * 32)[:8] for x in hashes.to_pylist())
-    return np.frombuffer(whole, ">u8").astype(np.uint64)
+    parts = [np.empty(0, np.uint64)]
+    for chunk in hashes.chunks:
+        raw = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, 32)
+        raw = np.ascontiguousarray(raw[chunk.offset : chunk.offset + len(chunk), :8])
+        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+        parts.append(np.where(valid, raw.view(">u8")[:, 0].astype(np.uint64), 0))
+    return np.concatenate(parts)
 
 
 def build(work: Work, images: ImageSet) -> Index:

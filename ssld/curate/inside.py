@@ -28,6 +28,7 @@ from ssld.curate.index import Index
 from ssld.curate.matching import RULE_VERSION, compare, verdicts
 from ssld.curate.protected import ProtectedSet
 from ssld.curate.scored import Scores
+from ssld.curate.shortlist import nearest
 from ssld.curate.work import Part, Work
 
 ALIKE = 0.5
@@ -78,7 +79,7 @@ class Inside:
 
     def __init__(self, work: Work, examination: Examination, scores: Scores) -> None:
         self.work, self.gallery, self.scores = work, examination.gallery, scores
-        self.whiten = ProtectedSet(examination.ready.folder)._by_teacher.apply
+        self.whiten = ProtectedSet(examination.ready.folder).whiten
         name = key(examination.ready.key, RULE_VERSION, scores.keys)
         self.folder = work.out / "work" / "inside" / name
         self._vectors: dict[int, np.ndarray] = {}
@@ -104,16 +105,13 @@ class Inside:
 
     def _candidates(self, kept: np.ndarray) -> Pairs:
         """Pairs of kept images that are alike and have not been looked at."""
-        import faiss
-
         self._embed(kept)
         vectors = np.stack([self._vectors[row] for row in kept.tolist()])
         asking = [i for i, row in enumerate(kept.tolist()) if row not in self._asked]
         if not asking:
             return []
         count = min(NEIGHBOURS + 1, len(kept))
-        metric = faiss.METRIC_INNER_PRODUCT
-        cosines, others = faiss.knn(vectors[asking], vectors, count, metric=metric)
+        cosines, others = nearest(vectors[asking], vectors, count)
         pairs: Pairs = []
         for i, near, near_cosines in zip(asking, others.tolist(), cosines.tolist(), strict=True):
             alike = [(j, c) for j, c in zip(near, near_cosines, strict=True) if c >= ALIKE]
@@ -128,11 +126,9 @@ class Inside:
 
     def _embed(self, kept: np.ndarray) -> None:
         rows = np.array(sorted(set(kept.tolist()) - self._vectors.keys()), np.int64)
-        for shard in self.gallery.images.shards:
-            here = rows[(rows >= shard.first) & (rows < shard.last)]
-            if len(here):
-                found = self.whiten(self.scores.embeddings(shard)[here - shard.first])
-                self._vectors |= dict(zip(here.tolist(), found, strict=True))
+        for shard, here in self.gallery.images.by_shard(rows):
+            found = self.whiten(self.scores.embeddings(shard)[here - shard.first])
+            self._vectors |= dict(zip(here.tolist(), found, strict=True))
 
     def _match(self, pairs: Pairs) -> None:
         size = self.work.config.shard_size
@@ -196,8 +192,6 @@ class Inside:
 
 def _reads(index: Index, rows: np.ndarray) -> dict[int, Read]:
     found = {}
-    for shard in index.images.shards:
-        here = rows[(rows >= shard.first) & (rows < shard.last)].tolist()
-        if here:
-            found |= dict(zip(here, reads(index, shard, here), strict=True))
+    for shard, here in index.images.by_shard(rows):
+        found |= dict(zip(here.tolist(), reads(index, shard, here), strict=True))
     return found

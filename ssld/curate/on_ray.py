@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 ITEMS_PER_CPU = 8
 """Items of a window, a dataset of its own, for each CPU of the cluster: about 16 seconds of work of
 64 images each. That is long against the .2 seconds that a dataset takes to start, and short enough
-for all that is under way to fit the driver's memory: 64 kB an item to send, 130 MB with 256 CPUs.
+for all that is under way to fit the driver's memory: 64 kB an item to send, 270 MB with 256 CPUs.
 14 M images at once would be 14 GB."""
 WINDOWS = 2
 """Under way at once: while one ends with some CPUs idle, the next has work for them."""
@@ -51,12 +52,15 @@ def require_ray() -> None:
     """Refuse, before any work begins, what this engine cannot do.
 
     Raises:
-        InputError: ray is not installed, or launched processes would start a cluster each.
+        InputError: ray is not installed, no cluster answers where one should, or launched
+            processes would start a cluster each.
     """
     if importlib.util.find_spec("ray") is None:
         raise InputError("engine is ray but ray is not installed: pip install 'ssld[ray]'")
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched > 1 and not _cluster_runs():
+    if _address():
+        _refuse_silent(_address())
+    elif launched > 1:
         raise InputError(
             f"engine is ray, {launched} processes were launched and no Ray cluster runs, so that "
             "each would start one: run `ray start --head` first or set RAY_ADDRESS"
@@ -182,8 +186,8 @@ def _unwarned() -> Iterator[None]:
 
 
 def _connect(ray: Any, workers: int) -> None:
-    where: dict[str, Any] = {}
-    if not _cluster_runs():
+    where: dict[str, Any] = {"address": _address()}
+    if not where["address"]:
         where = {"address": "local", "num_cpus": max(1, workers), "include_dashboard": False}
     sigterm = signal.getsignal(signal.SIGTERM)  # Ray sets its own
     try:
@@ -195,8 +199,23 @@ def _connect(ray: Any, workers: int) -> None:
             signal.signal(signal.SIGTERM, sigterm)
 
 
-def _cluster_runs() -> bool:
-    """As `ray.init` finds one: named, or begun by `ray start` on this machine."""
+def _address() -> str:
+    """Where a cluster runs: as RAY_ADDRESS says, or `ray start` on this machine; else empty."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named not in ("", "auto"):
+        return named
     folder = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
     started = Path(folder, "ray", "ray_current_cluster")
-    return bool(os.environ.get("RAY_ADDRESS")) or started.is_file()
+    return started.read_text().strip() if started.is_file() else ""
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"engine is ray but no cluster answers at {address} ({error}): start it, or unset "
+            "RAY_ADDRESS and run `ray stop`"
+        ) from error

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ssld.curate.index import Index
+from ssld.curate.index import Index, heads
 
 HASHES = {"sha256": "bytes", "pixel_sha256": "pixels"}
 """Column of the index -> what it says is equal."""
 
 
+@functools.lru_cache(4)  # of finished indexes, which several stages ask about
 def same(index: Index, other: Index) -> dict[int, tuple[int, str]]:
     """Row of `index` -> (row of `other`, bytes or pixels), for images that are in both."""
     found: dict[int, tuple[int, str]] = {}
     for name, what in HASHES.items():
-        known = other.column(name).combine_chunks()
+        known = other.column(name)
+        ties = heads(known)
+        order = np.argsort(ties, kind="stable")
+        ties = ties[order]
         for shard, table in index.read([name]):
-            column = table[name]
-            at = pc.index_in(column, value_set=known)  # type: ignore[attr-defined]
-            both = at.is_valid().to_numpy() & column.is_valid().to_numpy()  # null is no hash
-            for i in np.flatnonzero(both).tolist():
-                found.setdefault(shard.first + i, (at[i].as_py(), what))
+            mine = heads(table[name])
+            at = np.minimum(np.searchsorted(ties, mine), len(ties) - 1)
+            for i in np.flatnonzero((ties[at] == mine) & (mine != 0)).tolist():
+                row = int(order[at[i]])
+                if known[row].as_py() == table[name][i].as_py():
+                    found.setdefault(shard.first + i, (row, what))
     return dict(sorted(found.items()))
 
 
@@ -37,10 +42,10 @@ def copies(index: Index) -> dict[int, int]:
     pixels = index.ties("pixel_sha256")
     _, group, size = np.unique(pixels, return_inverse=True, return_counts=True)
     repeated = np.flatnonzero((size[group] > 1) & (pixels != 0))
-    names = _at(index, repeated, ["sha256", "sample_id"])
-    groups: dict[int, list[tuple[bytes, str, int]]] = {}
-    for row, (sha256, sample_id) in zip(repeated.tolist(), names, strict=True):
-        groups.setdefault(int(group[row]), []).append((sha256, sample_id, row))
+    values = _at(index, repeated, ["pixel_sha256", "sha256", "sample_id"])
+    groups: dict[bytes, list[tuple[bytes, str, int]]] = {}
+    for row, (picture, sha256, sample_id) in zip(repeated.tolist(), values, strict=True):
+        groups.setdefault(picture, []).append((sha256, sample_id, row))
     found = {}
     for members in groups.values():
         first, *others = sorted(members)
@@ -59,13 +64,11 @@ def with_keys(index: Index, keys: set[str], key_of: Callable[[str], str]) -> lis
 
 
 def _at(index: Index, rows: np.ndarray, columns: list[str]) -> list[tuple]:
-    """The values of `columns` at sorted rows."""
+    """The values of `columns` at rising rows."""
     found: list[tuple] = []
-    for shard, table in index.read(columns):
-        here = rows[(rows >= shard.first) & (rows < shard.last)] - shard.first
-        if len(here):
-            part = table.take(pa.array(here))
-            found += zip(*(part[name].to_pylist() for name in columns), strict=True)
+    for shard, here in index.images.by_shard(rows):
+        part = index.table(shard, columns).take(pa.array(here - shard.first))
+        found += zip(*(part[name].to_pylist() for name in columns), strict=True)
     return found
 
 

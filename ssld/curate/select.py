@@ -151,11 +151,11 @@ def selected_tables(gallery: Index, outcome: Outcome) -> Iterator[pa.Table]:
     """Rows of SELECTED by class and rank."""
     chosen = outcome.selection
     columns = ["sample_id", "path", "offset", "size", "location", "sha256"]
-    parts, order = [], np.argsort(chosen.row)
+    parts = [gallery.table(gallery.images.shards[0], columns).slice(0, 0)]
+    order = np.argsort(chosen.row)
     rows = chosen.row[order]
-    for shard, table in gallery.read(columns):
-        here = rows[(rows >= shard.first) & (rows < shard.last)] - shard.first
-        parts.append(table.take(pa.array(here)))
+    for shard, here in gallery.images.by_shard(rows):
+        parts.append(gallery.table(shard, columns).take(pa.array(here - shard.first)))
     table = pa.concat_tables(parts)
     for name, values in (
         ("class", chosen.cls[order]),

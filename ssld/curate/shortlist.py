@@ -153,7 +153,7 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def search(queries: np.ndarray, vectors: np.ndarray, per_image: int, count: int) -> np.ndarray:
-    """The images with the best view each, exactly, on a GPU if faiss sees one.
+    """The images with the best view each.
 
     Args:
         queries: float32 [b, d].
@@ -162,21 +162,30 @@ def search(queries: np.ndarray, vectors: np.ndarray, per_image: int, count: int)
     Returns:
         int64 [b, min(count, n)], best first, ties to the lower number.
     """
-    import faiss  # here, because importing it takes 200 MB of every worker that does
-
     images = len(vectors) // per_image
     count = min(count, images)
     # So deep that no image's views can push another of the best `count` images out.
     depth = min(len(vectors), count * per_image)
-    queries = np.ascontiguousarray(queries, np.float32)
-    metric = faiss.METRIC_INNER_PRODUCT
-    if faiss.get_num_gpus() and depth <= MAX_GPU_DEPTH:
-        scores, rows = faiss.knn_gpu(_gpu(), queries, vectors, depth, metric=metric)
-    else:
-        scores, rows = faiss.knn(queries, vectors, depth, metric=metric)
+    scores, rows = nearest(queries, vectors, depth)
     return np.stack(
         [_distinct(s, r // per_image, count) for s, r in zip(scores, rows, strict=True)]
     )
+
+
+def nearest(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest cosines, float32 [b, count], and whose they are, int64 [b, count]; exactly, on a
+    GPU if faiss sees one.
+
+    Args:
+        queries: float32 [b, d].
+        vectors: float32 [n, d], n >= count.
+    """
+    import faiss  # here, because importing it takes 200 MB of every worker that does
+
+    queries, metric = np.ascontiguousarray(queries, np.float32), faiss.METRIC_INNER_PRODUCT
+    if faiss.get_num_gpus() and count <= MAX_GPU_DEPTH:
+        return faiss.knn_gpu(_gpu(), queries, vectors, count, metric=metric)
+    return faiss.knn(queries, vectors, count, metric=metric)
 
 
 @functools.cache

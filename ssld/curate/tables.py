@@ -52,7 +52,7 @@ SCORES = pa.schema(
 )
 
 _MATCH = [
-    ("cosine", pa.float32()),  # of whitened teacher features; of VLAD vectors without a teacher
+    ("cosine", pa.float32()),  # of whitened teacher features; without a teacher share of votes
     ("inliers", pa.int32()),
     ("mirrored", pa.bool_()),
     ("affine", pa.list_(pa.float32(), 6)),  # null where none was found; see matching.py

@@ -94,7 +94,7 @@ def test_edited_copies_are_found(pictures, edit: str, mirrored: bool):
     found = compare(features_of(np.ascontiguousarray(pixels)), pictures)
     assert judged(found[0])
     assert found[0].mirrored == mirrored
-    assert found[0].ncc is not None and found[0].ncc > 0.8
+    assert found[0].ncc is not None and found[0].ncc > 0.6
     assert not any(judged(match) for match in found[1:])
 
 
@@ -168,36 +168,88 @@ def test_one_place_counts_once():
     assert compare(lookalike(points), [lookalike(points)])[0].inliers == 7
 
 
-def test_correlation_is_pearsons_of_the_overlap():
+def thumbnails(*pictures: np.ndarray) -> list[Features]:
+    none = np.zeros((0, 2)), np.zeros((0, 128))
+    return [
+        Features(*none, picture, (picture.shape[1] * 2, picture.shape[0] * 2))
+        for picture in pictures
+    ]
+
+
+def naive_correlation(left: np.ndarray, right: np.ndarray) -> float:
+    """Window by window, of pictures that cover each other."""
+    left, right = ((p.astype(np.float64) - p.mean()) / p.std() for p in (left, right))
+    half, found = matching.WINDOW_PX // 2, []
+    for y in range(left.shape[0]):
+        for x in range(left.shape[1]):
+            place = slice(max(0, y - half), y + half + 1), slice(max(0, x - half), x + half + 1)
+            a, b = left[place], right[place]
+            if max(a.var(), b.var()) > matching.STRUCTURE:
+                power = np.sqrt((a.var() + matching.NOISE) * (b.var() + matching.NOISE))
+                found.append(((a - a.mean()) * (b - b.mean())).mean() / power)
+    return float(np.mean(found))
+
+
+def test_correlation_is_that_of_a_naive_loop():
     rng = np.random.default_rng(3)
-    left, right = rng.integers(0, 256, (2, 48, 64)).astype(np.uint8)
-    here, there = (
-        Features(np.zeros((0, 2)), np.zeros((0, 128)), t, (256, 192)) for t in (left, right)
-    )
+    left = rng.integers(0, 256, (48, 64)).astype(np.uint8)
+    right = (left // 2 + rng.integers(0, 100, left.shape)).astype(np.uint8)
+    right[:, 40:] = 77  # nothing is there
+    here, there = thumbnails(left, right)
     same = np.array([[1.0, 0, 0], [0, 1, 0]])
-    shift = np.array([[1.0, 0, 40], [0, 1, -20]])  # 10 and -5 px of the thumbnail
-    flat = Features(here.points, here.descriptors, np.full_like(left, 5), (256, 192))
-    assert correlation(here, there, same, False) == pytest.approx(
-        np.corrcoef(left.ravel(), right.ravel())[0, 1], abs=1e-4
-    )
-    assert correlation(here, there, shift, False) == pytest.approx(
-        np.corrcoef(left[5:, :-10].ravel(), right[:-5, 10:].ravel())[0, 1], abs=1e-4
-    )
-    assert correlation(here, there, same, True) == pytest.approx(
-        np.corrcoef(left[:, ::-1].ravel(), right.ravel())[0, 1], abs=1e-4
-    )
+    shift = np.array([[1.0, 0, 20], [0, 1, -10]])  # 10 and -5 px of the thumbnail
+    expected = naive_correlation(left, right)
+    assert correlation(here, there, same, False) == pytest.approx(expected, abs=1e-4)
+    expected = naive_correlation(left[5:, :-10], right[:-5, 10:])
+    assert correlation(here, there, shift, False) == pytest.approx(expected, abs=1e-4)
+    expected = naive_correlation(left[:, ::-1], right)
+    assert correlation(here, there, same, True) == pytest.approx(expected, abs=1e-4)
+
+
+def test_correlation_of_too_little():
+    picture = np.random.default_rng(4).integers(0, 256, (48, 64)).astype(np.uint8)
+    here, flat = thumbnails(picture, np.full_like(picture, 5))
+    same = np.array([[1.0, 0, 0], [0, 1, 0]])
     assert correlation(here, flat, same, False) is None
-    assert correlation(here, there, np.array([[1.0, 0, 250], [0, 1, 0]]), False) is None
+    assert correlation(flat, here, same, True) is None
+    assert correlation(here, here, np.array([[1.0, 0, 126], [0, 1, 0]]), False) is None
+
+
+def test_correlation_does_not_mind_contrast_or_size():
+    grey = cv2.cvtColor(picture(6), cv2.COLOR_RGB2GRAY)
+    whole = cv2.resize(grey, (128, 96), interpolation=cv2.INTER_AREA)
+    faded = (whole // 4 + 100).astype(np.uint8)
+    coarse = cv2.resize(grey, (32, 24), interpolation=cv2.INTER_AREA)
+    first, second, third = thumbnails(whole, faded, coarse)
+    same = np.array([[1.0, 0, 0], [0, 1, 0]])
+    larger = np.array([[4.0, 0, 1.5], [0, 4, 1.5]])  # frames are twice the thumbnails
+    assert correlation(second, first, same, False) > 0.9
+    assert correlation(third, first, larger, False) > 0.7
+    assert correlation(first, third, np.linalg.inv(np.vstack([larger, [0, 0, 1]]))[:2], False) > 0.7
+
+
+def test_the_same_table_is_not_the_same_picture():
+    """Two things on one patterned cloth: enough inliers, and pixels that disagree."""
+    rng = np.random.default_rng(7)
+    cloth = cv2.resize(rng.integers(90, 160, (40, 52, 3)).astype(np.uint8), (260, 200))
+    one, two = cloth.copy(), cloth.copy()
+    one[20:180, 30:230], two[20:180, 30:230] = (
+        picture(8)[20:180, 30:230],
+        picture(9)[20:180, 30:230],
+    )
+    match = compare(features_of(one), [features_of(two)])[0]
+    assert match.inliers >= matching.MIN_INLIERS
+    assert match.ncc is not None and match.ncc < matching.MIN_NCC
 
 
 def test_verdicts():
     rows = [  # inliers, ncc, cosine, structureless: copy, similar view
-        (15, np.nan, 0, False, True, True),
-        (14, 0.69, 1, False, False, True),
-        (14, np.nan, 1, False, False, True),
+        (30, np.nan, 0, False, True, True),
+        (29, 0.49, 1, False, False, True),
+        (29, np.nan, 1, False, False, True),
         (8, 0.0, 0, False, False, True),
-        (7, 0.69, 1, False, False, False),
-        (5, 0.7, 0, False, True, True),
+        (7, 0.49, 1, False, False, False),
+        (5, 0.5, 0, False, True, True),
         (4, 1.0, 1, False, False, False),
         (40, 1.0, 0.89, True, False, False),
         (0, np.nan, 0.9, True, True, True),

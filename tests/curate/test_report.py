@@ -57,8 +57,18 @@ def measured(gallery: str, protected: str, **more) -> dict:
     return pair(gallery, protected, match.inliers, match.ncc, **found, **more)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def thresholds():
+    """Those that the numbers of this file are written for."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(matching, "SURE_INLIERS", 15)
+    patch.setattr(matching, "MIN_NCC", 0.7)
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="module")
-def pairs() -> list[dict]:
+def pairs(thresholds) -> list[dict]:
     return [
         measured("/g/copy.png", "/p/0.png"),
         measured("/g/mirrored.png", "/p/0.png"),

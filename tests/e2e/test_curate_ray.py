@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,7 +172,13 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
 def test_launched_processes_would_start_a_cluster_each(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match="2 processes were launched and no Ray cluster runs"):
         require_ray()
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    require_ray()
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray/ray_current_cluster").write_text(address)
+        require_ray()
+    with pytest.raises(InputError, match=f"no cluster answers at {address}"):
+        require_ray()
