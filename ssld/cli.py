@@ -56,7 +56,8 @@ def command(
         print(f"{'stopped' if stopped else 'error'}{where}: {_sentence(error)}", file=sys.stderr)
         return EXIT_TRY_AGAIN if stopped else EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: go on with --resume", file=sys.stderr)
+        said = "interrupted: the same command goes on, a training run with --resume"
+        print(said, file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

@@ -12,6 +12,7 @@ then asks for no more of `duplicates` than it needs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections import Counter
@@ -52,7 +53,6 @@ def curate(config: CurateConfig, stage: str | None = None) -> None:
         InputError: bad settings, sources or weights; an empty protected set; too many unreadable
             files; a full disk. Tables written so far stay valid.
     """
-    from ssld.curate import duplicates, index, manifest
     from ssld.curate.images import ImageSet
     from ssld.curate.work import Work
 
@@ -67,23 +67,34 @@ def curate(config: CurateConfig, stage: str | None = None) -> None:
         if given
     }
     scorer = _scorer(work, sets.get("labeled")) if config.has_teacher and stage != "index" else None
-    _open(work)
-    if stage is None:
-        from ssld.curate.projection import project
+    excluded = _excluded(config) if stage in (None, "select") else set()
+    with _open(work):
+        _run(work, stage, sets, scorer, excluded)
 
+
+def _run(
+    work: Work,
+    stage: str | None,
+    sets: dict[str, ImageSet],
+    scorer: Scorer | None,
+    excluded: set[str],
+) -> None:
+    from ssld.curate import duplicates, index, manifest
+    from ssld.curate.projection import project
+
+    if stage in (None, "duplicates"):
         project(work, sets, scorer)
     indexes = {name: index.build(work, images) for name, images in sets.items()}
-    gallery, protected, labeled = (indexes.get(name) for name in paths)
-    assert gallery and protected
+    gallery, protected, labeled = indexes["gallery"], indexes["protected"], indexes.get("labeled")
     if stage == "index":
-        return manifest.write_on_main(work, indexes, None, {})
+        return manifest.write_on_main(work, indexes, None, {}, ())
     scores, views = None, []
     if scorer:
         from ssld.curate.score import embed_protected, score
 
         scores = score(work, scorer, gallery)
         if stage == "score":
-            return manifest.write_on_main(work, indexes, scorer, {})
+            return manifest.write_on_main(work, indexes, scorer, {}, ())
         views = embed_protected(work, scorer, protected)
     ready = duplicates.prepare(work, protected, scorer.key if scorer else None, views)
     examination = duplicates.Examination(work, gallery, protected, scores, ready)
@@ -91,9 +102,9 @@ def curate(config: CurateConfig, stage: str | None = None) -> None:
         examination.examine(np.arange(len(gallery.images)))
         facts = _write_pairs(work, examination)[1]
         facts = {**manifest.examined(examination, labeled), **facts}
-        return manifest.write_on_main(work, indexes, scorer, facts)
+        return manifest.write_on_main(work, indexes, scorer, facts, ("pairs",))
     assert scorer and scores
-    _select(work, indexes, examination, scores, scorer)
+    _select(work, indexes, examination, scores, scorer, excluded)
     if stage is None:
         _report(work)
 
@@ -126,21 +137,57 @@ def _is_curation(out: Path) -> bool:
     return "gallery" in (yaml.safe_load(config.read_text()) or {})
 
 
-def _open(work: Work) -> None:
-    """Make the folder, the first thing that is written."""
+@contextlib.contextmanager
+def _open(work: Work) -> Iterator[None]:
+    """The folder, the first thing that is written, for one command at a time.
+
+    Raises:
+        InputError: it cannot be made, or another command is at work in it.
+    """
+    from filelock import FileLock, Timeout
+
     from ssld.curate.manifest import settings
     from ssld.run.folder import cannot_write, write_atomically
 
-    if work.main:
-        try:
-            work.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(work.out, error) from error
-        for left_by_a_kill in [*work.out.rglob(".*.parquet.*"), *work.out.rglob(".*.npy.*")]:
-            left_by_a_kill.unlink(missing_ok=True)
-        text = yaml.safe_dump(settings(work), sort_keys=False)
-        write_atomically(work.out / "config.yaml", text)
-    work.processes.wait()
+    with contextlib.ExitStack() as held:
+        if work.main:
+            try:
+                work.out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(work.out / ".lock", timeout=0))
+            except Timeout as error:
+                raise InputError(
+                    f"out {work.out}: another command is at work there; wait for its end"
+                ) from error
+            except OSError as error:
+                raise cannot_write(work.out, error) from error
+            for left_by_a_kill in [*work.out.rglob(".*.parquet.*"), *work.out.rglob(".*.npy.*")]:
+                left_by_a_kill.unlink(missing_ok=True)
+            text = yaml.safe_dump(settings(work), sort_keys=False)
+            write_atomically(work.out / "config.yaml", text)
+        work.processes.wait()
+        yield
+
+
+def _excluded(config: CurateConfig) -> set[str]:
+    """Keys of all images of the sources, and lines of the text files, of select.exclude_keys.
+
+    Raises:
+        InputError: one cannot be opened.
+    """
+    from ssld.data.sources import key, open_source
+
+    keys: set[str] = set()
+    for path in config.select.exclude_keys:
+        if path.endswith(".txt"):
+            try:
+                lines = Path(path).read_text(encoding="utf-8").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"select.exclude_keys {path}: cannot be read ({error})") from error
+            keys |= {line.strip() for line in lines if line.strip()}
+        else:
+            source = open_source(path)
+            keys |= {key(source.sample_id(i)) for i in range(len(source))}
+    return keys
 
 
 def _scorer(work: Work, labeled: ImageSet | None) -> Scorer:
@@ -157,12 +204,13 @@ def _select(
     examination: Examination,
     scores: Scores,
     scorer: Scorer,
+    excluded: set[str],
 ) -> None:
     from ssld.curate import manifest, tables
     from ssld.curate.select import dropped_tables, select, selected_tables
 
     gallery, labeled = indexes["gallery"], indexes.get("labeled")
-    outcome = select(work, examination, scores, labeled, scorer.num_classes)
+    outcome = select(work, examination, scores, labeled, scorer.num_classes, excluded)
     because, facts = _write_pairs(work, examination)
     if work.main:
         write = functools.partial(_write, work)
@@ -171,8 +219,7 @@ def _select(
         write("dropped", dropped_tables(gallery, scores, outcome, because), tables.DROPPED)
         facts |= manifest.selected(outcome, work.config.select.k)
         facts = {**manifest.examined(examination, labeled), **facts}
-        manifest.write(work, indexes, scorer, facts)
-    work.processes.wait()
+    manifest.write_on_main(work, indexes, scorer, facts, manifest.TABLES)
     kept = len(outcome.selection.row)
     work.say(f"{work.out}/selected.parquet: {kept:,} of {len(gallery.images):,} images")
 

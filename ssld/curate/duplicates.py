@@ -33,6 +33,7 @@ from ssld.curate.work import Part, Work
 from ssld.data.decode import Unreadable
 from ssld.data.sources import Address, read_address
 from ssld.errors import InputError
+from ssld.run.folder import cannot_write
 
 EXAMINED = pa.schema(
     [
@@ -122,8 +123,11 @@ def prepare(work: Work, protected: Index, scorer_key: str | None, views: list[Pa
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         found = _protected_features(work, protected, set(rows.tolist()))
-        ProtectedSet.build(temporary, found, _embeddings(views, rows))
-        temporary.replace(folder)
+        try:
+            ProtectedSet.build(temporary, found, _embeddings(views, rows))
+            temporary.replace(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
     work.processes.wait()
     return Prepared(folder, name, rows, np.array(ProtectedSet(folder).structureless))
 
@@ -185,6 +189,9 @@ class Examination:
         self.overrides = _overrides(work, gallery, protected)
         for row, (number, _) in self.exact.items():
             self.leaked[row] = self.overrides.get((row, number), True)
+        self._named = _with_twins(gallery, [row for (row, _), bad in self.overrides.items() if bad])
+        self.unseen = [*self.exact, *self._named]
+        """Rows that leak without having been looked at, unless an override says other."""
         self._readable = gallery.readable()
         self._known: set[Path] = set()
         self._load()
@@ -243,9 +250,7 @@ class Examination:
                     rows = table["row"].to_numpy()
                     self.examined[rows] = True
                     self.leaked[rows[self._duplicate(table)]] = True
-        for (row, _), duplicate in self.overrides.items():
-            if duplicate:  # the user may know of more than was examined
-                self.leaked[row] = True
+        self.leaked[self._named] = True
         self.work.processes.wait()  # or another process's next part would be read here
 
     def _duplicate(self, table: pa.Table) -> np.ndarray:
@@ -254,7 +259,8 @@ class Examination:
         found = verdicts(
             table["inliers"].to_numpy(),
             exact_decimals(table["ncc"]),
-            exact_decimals(table["cosine"]),
+            # A share of votes says nothing of pictures that have hardly any.
+            exact_decimals(table["cosine"]) if self.scores else np.zeros(len(table)),
             self.ready.structureless[number],
             self.work.config.duplicates.policy,
         )
@@ -375,6 +381,15 @@ def _overrides(work: Work, gallery: Index, protected: Index) -> dict[tuple[int, 
             f"{path}: {len(said) - len(found)} line(s) name images that are not there any more"
         )
     return found
+
+
+def _with_twins(gallery: Index, rows: list[int]) -> list[int]:
+    """Rows and all others that are the same picture: what one of them leaks, all leak."""
+    if not rows:
+        return []
+    stands_for = overlap.copies(gallery)
+    groups = {stands_for.get(row, row) for row in rows}
+    return sorted(groups | {row for row, first in stands_for.items() if first in groups})
 
 
 def _rows_of(index: Index, names: set[str]) -> dict[str, int]:

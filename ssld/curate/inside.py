@@ -105,6 +105,8 @@ class Inside:
 
     def _candidates(self, kept: np.ndarray) -> Pairs:
         """Pairs of kept images that are alike and have not been looked at."""
+        if not len(kept):
+            return []
         self._embed(kept)
         vectors = np.stack([self._vectors[row] for row in kept.tolist()])
         asking = [i for i, row in enumerate(kept.tolist()) if row not in self._asked]

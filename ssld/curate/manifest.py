@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +28,9 @@ if TYPE_CHECKING:  # torch is not needed to curate without a teacher
 MANY_HITS = 50
 """A protected image with so many near-duplicates is more likely a logo, a blank page or lettering
 than a photograph that was copied so often: reported, for the user to look at."""
+DECIDING = ("opencv-python", "faiss-gpu", "pyarrow")
+"""Libraries that verdicts and tables hang on besides."""
+TABLES = ("pairs", "inside", "selected", "dropped")
 NO_RESULT = ("workers", "engine", "shard_size", "out")
 """Settings that change no result."""
 
@@ -34,33 +41,61 @@ def settings(work: Work) -> dict[str, Any]:
 
 
 def write_on_main(
-    work: Work, sets: dict[str, Index], scorer: Scorer | None, facts: dict[str, Any]
+    work: Work,
+    sets: dict[str, Index],
+    scorer: Scorer | None,
+    facts: dict[str, Any],
+    written: Sequence[str],
 ) -> None:
-    """`write` on one of the processes, while the others wait."""
-    if work.main:
-        write(work, sets, scorer, facts)
-    work.processes.wait()
+    """Write manifest.json on one of the processes, while the others wait.
 
-
-def write(work: Work, sets: dict[str, Index], scorer: Scorer | None, facts: dict[str, Any]) -> None:
-    """Write manifest.json.
+    Facts of other stages stay where settings and sets are what they were; where they are not, the
+    tables that other stages once wrote fit no more and are removed: nothing is lost but the last
+    step, `work/` keeps what was looked at.
 
     Args:
         facts: counts, achieved_k, leakage, warnings: what stages found out.
+        written: tables that fit.
     """
+    if work.main:
+        manifest = _manifest(work, sets, scorer)
+        before = _before(work.out)
+        if all(before.get(name) == manifest[name] for name in ("settings_sha256", "sets")):
+            kept = {name: before[name] for name in ("teacher", "label_names")} if not scorer else {}
+            manifest = before | manifest | kept
+        else:
+            _remove(work, [f"{x}.parquet" for x in TABLES if x not in written] + ["report.html"])
+        text = json.dumps(manifest | facts, indent=1) + "\n"
+        write_atomically(work.out / "manifest.json", text)
+    work.processes.wait()
+
+
+def _manifest(work: Work, sets: dict[str, Index], scorer: Scorer | None) -> dict[str, Any]:
     chosen = settings(work)
     deciding = {name: value for name, value in chosen.items() if name not in NO_RESULT}
-    manifest = {
+    return {
         "settings_sha256": hashlib.sha256(json.dumps(deciding).encode()).hexdigest(),
         "settings": {name: value for name, value in chosen.items() if name != "out"},
         "rule": RULE_VERSION,
-        "versions": versions(),
+        "versions": versions() | {name: version(name) for name in DECIDING},
         "sets": {name: _facts(index) for name, index in sets.items()},
         "teacher": _teacher(scorer),
         "label_names": scorer.label_names if scorer else None,
-        **facts,
     }
-    write_atomically(work.out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _before(out: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    return {}
+
+
+def _remove(work: Work, names: list[str]) -> None:
+    stale = [name for name in names if (work.out / name).is_file()]
+    for name in stale:
+        (work.out / name).unlink()
+    if stale:
+        work.say(f"{work.out}: removed what was made with other settings or images: {stale}")
 
 
 def _facts(index: Index) -> dict[str, Any]:

@@ -26,8 +26,8 @@ CANDIDATES = 15
 
 
 def project(work: Work, sets: dict[str, ImageSet], scorer: Scorer | None) -> dict[str, float]:
-    """Hours of each stage at the most, printed and logged; `duplicates` for all of the gallery, of
-    which `select` usually needs a part."""
+    """Hours of each stage, printed and logged; `duplicates` for all of the gallery, of which
+    `select` usually needs a part. Starting workers takes some seconds more."""
     gallery, protected = sets["gallery"], sets["protected"]
     data = _sample(gallery)
     if not data or not work.main:
@@ -56,7 +56,7 @@ def project(work: Work, sets: dict[str, ImageSet], scorer: Scorer | None) -> dic
         hours["score"] = _score_hours(work, scorer, data, len(gallery), len(protected))
     work.log(stage="projected", hours={name: round(x, 6) for name, x in hours.items()})
     said = ", ".join(f"{name} {_span(x)}" for name, x in hours.items())
-    work.say(f"projected for {len(gallery):,} images: {said} (duplicates at most)")
+    work.say(f"projected for {len(gallery):,} images: {said} (duplicates: if all are looked at)")
     return hours
 
 

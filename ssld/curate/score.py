@@ -6,6 +6,7 @@ that a centre crop would have cut away, and the same pass gives the score (SSLD 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,8 +208,15 @@ def embed_protected(work: Work, scorer: Scorer, index: Index) -> list[Path]:
     todo = [(shard, path) for shard, path in todo if not path.is_file()]
     with work.bar("embed protected", sum(len(shard.rows) for shard, _ in todo)) as bar:
         for shard, path in todo:
+            begun = time.monotonic()
             _embed_shard(scorer, images, shard, path, ProtectedView(size))
             bar.update(len(shard.rows))
+            work.log(
+                stage="score protected",
+                part=str(path.relative_to(work.out)),
+                images=len(shard.rows),
+                seconds=round(time.monotonic() - begun, 3),
+            )
     work.processes.wait()
     return paths
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,6 @@ from ssld.curate.selection import select as select_greedily
 from ssld.curate.topk import Entries, TopK
 from ssld.curate.work import Work
 from ssld.data.sources import key as key_of
-from ssld.data.sources import open_source
-from ssld.errors import InputError
 
 KEPT = "kept"
 
@@ -44,12 +41,21 @@ class Outcome:
 
 
 def select(
-    work: Work, examination: Examination, scores: Scores, labeled: Index | None, num_classes: int
+    work: Work,
+    examination: Examination,
+    scores: Scores,
+    labeled: Index | None,
+    num_classes: int,
+    excluded: set[str],
 ) -> Outcome:
-    """Decide, examining no more than is needed; every process comes to the same decision."""
+    """Decide, examining no more than is needed; every process comes to the same decision.
+
+    Args:
+        excluded: keys of select.exclude_keys.
+    """
     gallery = examination.gallery
     ties = gallery.ties()
-    fate, other = _without_looking(work, examination, labeled)
+    fate, other = _without_looking(examination, labeled, excluded)
     _drop_unsure(fate, scores, work.config.select.min_score)
 
     def best(depth: int) -> tuple[Entries, np.ndarray]:
@@ -70,7 +76,7 @@ def select(
 
 
 def _without_looking(
-    work: Work, examination: Examination, labeled: Index | None
+    examination: Examination, labeled: Index | None, excluded: set[str]
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Fates by reading and hashes alone; the first reason of REASONS that holds counts."""
     gallery, other = examination.gallery, {}
@@ -79,8 +85,7 @@ def _without_looking(
     fate[list(copies)] = "copy"
     names = overlap.locations(gallery, np.unique(list(copies.values())).astype(np.int64))
     other |= {row: names[first] for row, first in copies.items()}
-    keys = _excluded_keys(work.config.select.exclude_keys)
-    fate[overlap.with_keys(gallery, keys, key_of)] = "excluded_key"
+    fate[overlap.with_keys(gallery, excluded, key_of)] = "excluded_key"
     if labeled:
         twins = overlap.same(gallery, labeled)
         names = overlap.locations(
@@ -88,33 +93,13 @@ def _without_looking(
         )
         fate[list(twins)] = "labeled"
         other |= {row: names[twin] for row, (twin, _) in twins.items()}
-    fate[[row for row in examination.exact if examination.leaked[row]]] = "protected"
+    fate[[row for row in examination.unseen if examination.leaked[row]]] = "protected"
     for shard, table in gallery.read(["reason"]):
         for i, reason in enumerate(table["reason"].to_pylist()):
             if reason is not None:
                 fate[shard.first + i] = "unreadable"
                 other[shard.first + i] = reason
     return fate, other
-
-
-def _excluded_keys(named: str | list[str]) -> set[str]:
-    """Keys of all images of sources, and lines of text files.
-
-    Raises:
-        InputError: neither can be opened.
-    """
-    keys: set[str] = set()
-    for path in named:
-        if path.endswith(".txt"):
-            try:
-                lines = Path(path).read_text(encoding="utf-8").split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"select.exclude_keys {path}: cannot be read ({error})") from error
-            keys |= {line.strip() for line in lines if line.strip()}
-        else:
-            source = open_source(path)
-            keys |= {key_of(source.sample_id(i)) for i in range(len(source))}
-    return keys
 
 
 def _drop_unsure(fate: np.ndarray, scores: Scores, least: float) -> None:

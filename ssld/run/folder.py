@@ -62,8 +62,8 @@ def cannot_write(path: Path, error: Exception) -> InputError:
     """What to say when `path` cannot be written."""
     said = " ".join((getattr(error, "strerror", None) or str(error)).split())
     return InputError(
-        f"{path} cannot be written ({said}); free space or mend the folder, then, if this is a "
-        "run, go on with --resume"
+        f"{path} cannot be written ({said}); free space or mend the folder, then go on with the "
+        "same command, a training run with --resume"
     )
 
 

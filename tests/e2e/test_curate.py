@@ -14,6 +14,7 @@ import sabotage
 import timm
 import yaml
 from curation import names, table
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from ssld.__main__ import main
@@ -219,7 +220,7 @@ def test_a_full_disk_leaves_valid_tables(world, teacher_file, tmp_path):
     )  # fmt: skip
     code, said = sabotage.run(["curate", "select", *settings], tmp_path / "said.txt", [full])
     assert code == 2 and "cannot be written (File too large)" in said
-    assert not [path for path in out.rglob(".*") if path.is_file()]
+    assert [path.name for path in out.rglob(".*") if path.is_file()] == [".lock"]
     for path in out.rglob("*.parquet"):
         curation.pq.read_table(path)
     assert main(["curate", "select", *settings]) == 0
@@ -270,3 +271,56 @@ def test_a_changed_image_is_indexed_and_judged_anew(teacher_file, tmp_path):
     curation.save(curation.ImageOps.mirror(curation.picture(2)), world.folder("gallery/new02.jpg"))
     assert main(["curate", "select", *settings]) == 0
     assert "new02.jpg" not in names(table(tmp_path / "out", "selected"), "location")
+
+
+def test_nothing_left_to_select_is_an_empty_table(world, teacher_file, tmp_path):
+    """The gallery is the protected set itself, under other names."""
+    gallery = tmp_path / "gallery"
+    shutil.copytree(world.folder("protected"), gallery)
+    settings = world.settings(tmp_path / "out", teacher_file, gallery=gallery)
+    assert main(["curate", *settings]) == 0
+    assert table(tmp_path / "out", "selected") == []
+    assert {row["reason"] for row in table(tmp_path / "out", "dropped")} == {"protected"}
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_an_override_holds_for_the_same_picture_under_another_name(world, teacher_file, tmp_path):
+    out = tmp_path / "out"
+    settings = world.settings(out, teacher_file)
+    assert main(["curate", "index", *settings]) == 0
+    line = {
+        "gallery": str(world.folder("gallery") / "twin of new00.jpg"),
+        "protected": str(world.folder("protected") / "v4.jpg"),
+        "verdict": "duplicate",
+    }
+    (out / "overrides.jsonl").write_text(json.dumps(line) + "\n")
+    assert main(["curate", "select", *settings]) == 0
+    assert names(table(out, "selected"), "location") == world.others - {"new00.jpg"}
+
+
+def test_tables_that_fit_no_more_are_removed_and_facts_that_fit_are_kept(
+    world, curated, teacher_file, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    shutil.copytree(curated, out)
+    before = json.loads((out / "manifest.json").read_text())
+    assert main(["curate", "duplicates", *world.settings(out, teacher_file)]) == 0
+    after = json.loads((out / "manifest.json").read_text())
+    assert after["achieved_k"] == before["achieved_k"] and (out / "selected.parquet").is_file()
+    other = world.settings(out, teacher_file, gallery=world.folder("labeled"))
+    assert main(["curate", "index", *other]) == 0
+    assert not [*out.glob("*.parquet")] and "removed what was made" in capsys.readouterr().out
+
+
+def test_one_command_at_a_time(world, curated, teacher_file, capsys):
+    with FileLock(curated / ".lock"):
+        said = bad(["select", *world.settings(curated, teacher_file)], capsys)
+    assert "another command is at work there" in said
+
+
+def test_a_missing_list_of_keys_is_noticed_before_anything_is_written(
+    world, teacher_file, tmp_path, capsys
+):
+    missing = {"select.exclude_keys": tmp_path / "keys.txt"}
+    said = bad(world.settings(tmp_path / "out", teacher_file, **missing), capsys)
+    assert "keys.txt: cannot be read" in said and not (tmp_path / "out").exists()
