@@ -179,12 +179,14 @@ def _mutual(squares: np.ndarray) -> np.ndarray:
     """The accepted pairs of one image: squared distances [n, m] -> int [k, 2]."""
     rows = np.arange(len(squares))
     nearest = squares.argmin(axis=1)
-    mutual = squares.argmin(axis=0)[nearest] == rows
     best = squares[rows, nearest]
-    rest = squares[mutual]
-    rest[np.arange(len(rest)), nearest[mutual]] = np.inf
-    distinct = best[mutual] < RATIO**2 * rest.min(axis=1)
-    return np.stack([rows[mutual][distinct], nearest[mutual][distinct]], axis=1)
+    squares[rows, nearest] = np.inf
+    second = squares.min(axis=1)
+    squares[rows, nearest] = best
+    passed = np.flatnonzero(best < RATIO**2 * second)  # few, where nothing is in common
+    chosen = nearest[passed]
+    mutual = squares[:, chosen].argmin(axis=0) == passed
+    return np.stack([passed[mutual], chosen[mutual]], axis=1)
 
 
 def _fit(
