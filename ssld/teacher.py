@@ -100,25 +100,31 @@ def _use_batch_statistics(network: Network) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
+def open_one(config: TeacherConfig) -> Network:
+    """The network of one teacher's settings.
+
+    Raises:
+        InputError: weights that are missing or do not fit.
+    """
+    return open_network(
+        "teacher",
+        arch=config.arch,
+        args=config.args,
+        pretrained=config.checkpoint is None,
+        checkpoint=config.checkpoint,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+    )
+
+
 def open_teacher(configs: Sequence[TeacherConfig], precision: str) -> tuple[Teacher, str]:
     """Load the teachers; returns them with their sha256, taken before batch norm is changed.
 
     Raises:
         InputError: weights that are missing or do not fit.
     """
-    networks = [
-        open_network(
-            "teacher",
-            arch=config.arch,
-            args=config.args,
-            pretrained=config.checkpoint is None,
-            checkpoint=config.checkpoint,
-            input_size=config.input_size,
-            mean=config.mean,
-            std=config.std,
-        )
-        for config in configs
-    ]
+    networks = [open_one(config) for config in configs]
     digests = [network.sha256() for network in networks]
     resolved = [dataclasses.replace(c, dtype=c.dtype or precision) for c in configs]
     digest = (

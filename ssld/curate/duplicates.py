@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from ssld.curate.features import Features, features
 from ssld.curate.images import Shard, batched, key
 from ssld.curate.index import Index
 from ssld.curate.matching import DECIMALS, RULE_VERSION, verdicts
+from ssld.curate.overrides import read_overrides, with_twins
 from ssld.curate.protected import Pair, ProtectedSet
 from ssld.curate.scored import Scores
 from ssld.curate.shortlist import Shortlist
@@ -186,10 +186,10 @@ class Examination:
         self.exact = overlap.same(gallery, protected)
         self.examined = np.zeros(len(gallery.images), bool)
         self.leaked = np.zeros(len(gallery.images), bool)
-        self.overrides = _overrides(work, gallery, protected)
+        self.overrides = read_overrides(work, gallery, protected)
         for row, (number, _) in self.exact.items():
             self.leaked[row] = self.overrides.get((row, number), True)
-        self._named = _with_twins(gallery, [row for (row, _), bad in self.overrides.items() if bad])
+        self._named = with_twins(gallery, [row for (row, _), bad in self.overrides.items() if bad])
         self.unseen = [*self.exact, *self._named]
         """Rows that leak without having been looked at, unless an override says other."""
         self._readable = gallery.readable()
@@ -281,7 +281,7 @@ class Examination:
             table = table.filter(pa.array(table["protected"].to_numpy() >= 0))
             whole = pa.concat_tables([self._examined(table), self._unexamined(shard, table)])
             whole = whole.sort_by([("row", "ascending"), ("number", "ascending")])
-            names = pq.read_table(self.gallery.path(shard), columns=["location"])["location"]
+            names = self.gallery.table(shard, ["location"])["location"]
             columns = {
                 **{name: whole[name] for name in whole.column_names},
                 "gallery": names.take(pa.array(whole["row"].to_numpy() - shard.first)),
@@ -348,54 +348,3 @@ def _examined_table(rows: list[int], pairs: list[Pair]) -> pa.Table:
         for i in sorted(without)
     ]
     return pa.Table.from_pylist(values, EXAMINED)
-
-
-def _overrides(work: Work, gallery: Index, protected: Index) -> dict[tuple[int, int], bool]:
-    """overrides.jsonl of the report: (gallery row, protected row) -> is a duplicate.
-
-    Raises:
-        InputError: a line that is not one of the report's.
-    """
-    path = work.out / "overrides.jsonl"
-    if not path.is_file():
-        return {}
-    said: dict[tuple[str, str], bool] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            said[row["gallery"], row["protected"]] = {"duplicate": True, "clear": False}[
-                row["verdict"]
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} line {number}: not an override as the report exports them; mend or delete "
-                "the line"
-            ) from error
-    rows, others = (
-        _rows_of(index, {names[side] for names in said})
-        for side, index in enumerate((gallery, protected))
-    )
-    found = {(rows[a], others[b]): x for (a, b), x in said.items() if a in rows and b in others}
-    if len(found) < len(said):
-        work.say(
-            f"{path}: {len(said) - len(found)} line(s) name images that are not there any more"
-        )
-    return found
-
-
-def _with_twins(gallery: Index, rows: list[int]) -> list[int]:
-    """Rows and all others that are the same picture: what one of them leaks, all leak."""
-    if not rows:
-        return []
-    stands_for = overlap.copies(gallery)
-    groups = {stands_for.get(row, row) for row in rows}
-    return sorted(groups | {row for row, first in stands_for.items() if first in groups})
-
-
-def _rows_of(index: Index, names: set[str]) -> dict[str, int]:
-    found = {}
-    for shard, table in index.read(["location"]):
-        for i, name in enumerate(table["location"].to_pylist()):
-            if name in names:
-                found[name] = shard.first + i
-    return found

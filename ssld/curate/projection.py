@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,12 @@ from ssld.curate.features import Features, features
 from ssld.curate.images import ImageSet
 from ssld.curate.index import measure
 from ssld.curate.matching import compare
-from ssld.curate.score import Scorer
 from ssld.curate.work import Work
 from ssld.data.decode import Unreadable
 from ssld.data.sources import read_address
-from ssld.data.views import SquashView
+
+if TYPE_CHECKING:  # torch takes longer to import than a small gallery to curate without a teacher
+    from ssld.curate.score import Scorer
 
 SAMPLE = 24
 """Images that are tried."""
@@ -66,6 +67,7 @@ def _score_hours(
     import torch
 
     from ssld.curate.shortlist import VIEWS
+    from ssld.data.views import SquashView
 
     view = SquashView(scorer.network.input_size)
     images = torch.stack([view(x) for x in data])

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ssld.curate import tables
-from ssld.curate.config import CurateConfig
 from ssld.curate.images import ImageSet, Shard, batched, key
 from ssld.curate.index import Index
 from ssld.curate.scored import Scores
@@ -27,10 +26,10 @@ from ssld.data.loading import Batch, View, batches_of
 from ssld.data.views import EvalView, SquashView
 from ssld.errors import InputError
 from ssld.evaluate import accuracy
-from ssld.network import Network, open_network
+from ssld.network import Network
 from ssld.run.batches import Unreadables, eval_batches
 from ssld.run.verify import VERIFY_IMAGES, judge, teacher_labels, unknown_labels
-from ssld.teacher import autocast
+from ssld.teacher import autocast, open_one
 
 VERSION = 1
 STEP = 2.0**-20
@@ -47,7 +46,7 @@ class Scorer:
 
     def __init__(self, work: Work, labeled: ImageSet | None) -> None:
         config = work.config
-        self.work, self.network = work, _open(config)
+        self.work, self.network = work, open_one(config.teacher)
         self.precision = config.teacher.dtype or config.precision
         _check_classes(self.network, labeled)
         self.num_classes = self.network.num_classes
@@ -80,20 +79,6 @@ class Scorer:
 
         pin = self.work.processes.device.type == "cuda"
         return batches_of(images.sources, view, rows, workers=self.work.config.workers, pin=pin)
-
-
-def _open(config: CurateConfig) -> Network:
-    teacher = config.teacher
-    return open_network(
-        "teacher",
-        arch=teacher.arch,
-        args=teacher.args,
-        pretrained=teacher.checkpoint is None,
-        checkpoint=teacher.checkpoint,
-        input_size=teacher.input_size,
-        mean=teacher.mean,
-        std=teacher.std,
-    )
 
 
 def _check_classes(network: Network, labeled: ImageSet | None) -> None:
