@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssld.errors import InputError, Interrupted
-from ssld.run.launcher import start_asked_for_processes
+from ssld.run.launcher import leave_processes, start_asked_for_processes
 
 Config = TypeVar("Config")
 
@@ -30,12 +31,14 @@ def command(
     argv: Sequence[str] | None = None,
     *,
     launched: bool = False,
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> int:
     """Parse `argv` into `config_class` and do `work` with it.
 
     Args:
         argv: by default what this process was given, which also means that it was `launched`: as a
             module of its own, by accelerate or torchrun perhaps.
+        defaults: see `parse`.
 
     Returns the exit code: what `work` returns, else 0; 2 for what must be mended (one sentence on
     stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by a
@@ -43,10 +46,12 @@ def command(
     """
     try:
         _listen_to_sigterm()
-        config = parse(prog, config_class, argv)
+        config = parse(prog, config_class, argv, defaults=defaults)
         if argv is None or launched:
             start_asked_for_processes()
-        return work(config) or 0
+        code = work(config) or 0
+        leave_processes()
+        return code
     except (InputError, Interrupted, OSError) as error:
         if os.environ.get("SSLD_DEBUG") == "1":
             raise
@@ -71,8 +76,19 @@ def _listen_to_sigterm() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(
+    prog: str,
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    settings: tuple[str, dict[str, Any]] | None = None,
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Config:
     """Fill `config_class` from `--config F.yaml` and `--a.b value` overrides.
+
+    Args:
+        settings: as a `--config` would say them, and where they stand.
+        defaults: what is given, {full name: value} -> what holds where nothing is given, nested.
 
     Raises:
         InputError: an unknown key (naming the nearest known one) or a value that is not allowed.
@@ -85,13 +101,22 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = No
     parser.add_class_arguments(config_class)
     argv = _with_values(list(sys.argv[1:] if argv is None else argv), config_class)
     known = [str(a.dest) for a in parser._actions if a.dest not in ("help", "print_config")]
-    for file in _config_files(argv):
-        _check_keys(file, known)
+    layers = [(f"{file}", read_settings(file)) for file in _config_files(argv)]
+    layers = [settings, *layers] if settings else layers
+    for where, tree in layers:
+        for key, _ in _flat(tree, known):
+            if key not in known:
+                raise InputError(f"{where}: {_nearest(key, known)}")
+    if settings:
+        argv = ["--config", json.dumps(settings[1]), *argv]
+    if defaults:
+        given = {key: value for _, tree in layers for key, value in _flat(tree, known)}
+        argv = ["--config", json.dumps(defaults(given | dict(_named_in(argv)))), *argv]
     try:
-        settings = parser.instantiate(parser.parse_args(argv))
+        found = parser.instantiate(parser.parse_args(argv))
     except (ArgumentError, ValueError, TypeError) as error:
         raise InputError(_plain(_sentence(error), known)) from error
-    values = vars(settings)
+    values = vars(found)
     values.pop("config", None)
     try:
         return config_class(**values)
@@ -100,13 +125,23 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str] | None = No
 
 
 def _config_files(argv: list[str]) -> list[Path]:
-    pairs = zip(argv, [*argv[1:], ""], strict=False)
-    named = [(a.partition("="), following) for a, following in pairs]
-    return [Path(value or following) for (name, _, value), following in named if name == "--config"]
+    return [Path(value) for name, value in _named_in(argv) if name == "config"]
 
 
-def _check_keys(file: Path, known: list[str]) -> None:
-    """Complain about unknown keys of a recipe by their full name, and about what is no YAML."""
+def _named_in(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Name and value of every `--name value` and `--name=value`."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            yield name.removeprefix("--"), value if equals else following
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """What a YAML file says.
+
+    Raises:
+        InputError: there is none, or it is not YAML, or no settings.
+    """
     import yaml
 
     try:
@@ -117,19 +152,18 @@ def _check_keys(file: Path, known: list[str]) -> None:
         raise InputError(f"--config {file} is not valid YAML: {_sentence(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {file} holds no settings; give `name: value` lines")
-    for key in _settings_in(content, known):
-        if key not in known:
-            raise InputError(f"{file}: {_nearest(key, known)}")
+    return content
 
 
-def _settings_in(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[str]:
+def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in a tree by their full names, known or not."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         group = any(other.startswith(f"{key}.") for other in known)
         if group and isinstance(value, dict):
-            yield from _settings_in(value, known, f"{key}.")
+            yield from _flat(value, known, f"{key}.")
         else:
-            yield key
+            yield key, value
 
 
 def _sentence(error: BaseException) -> str:

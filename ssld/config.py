@@ -83,6 +83,8 @@ class DataConfig:
     """Labeled sources (T). Distillation never reads their labels for training."""
     unlabeled: str | list[str] = field(default_factory=list)
     """Unlabeled sources (U)."""
+    unlabeled_share: float = 1.0
+    """Share of each unlabeled source to train on; a smaller share is part of a larger one."""
     val: str | list[str] = field(default_factory=list)
     """Held-out sources for evaluation, never trained on."""
     holdout: int = 1000
@@ -101,6 +103,10 @@ class DataConfig:
             object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
         require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
         require(self.holdout >= 0, f"data.holdout is {self.holdout}: give 0 or more")
+        require(
+            0 < self.unlabeled_share <= 1,
+            f"data.unlabeled_share is {self.unlabeled_share}: give a share above 0, at most 1",
+        )
         require(
             0 <= self.max_unreadable <= 1,
             f"data.max_unreadable is {self.max_unreadable}: give a share between 0 and 1",
@@ -166,10 +172,8 @@ class LossConfig:
     """Factor on the loss."""
 
     def __post_init__(self) -> None:
-        require(
-            self.temperature > 0, f"loss.temperature is {self.temperature}: give a number above 0"
-        )
-        require(self.weight > 0, f"loss.weight is {self.weight}: give a number above 0")
+        require(self.temperature > 0, f"loss.temperature is {self.temperature}: give one above 0")
+        require(self.weight > 0, f"loss.weight is {self.weight}: give one above 0")
 
 
 @dataclass(frozen=True)
@@ -188,10 +192,7 @@ class OptimizerConfig:
     """Further arguments of the optimizer."""
 
     def __post_init__(self) -> None:
-        require(
-            self.weight_decay >= 0,
-            f"optimizer.weight_decay is {self.weight_decay}: give 0 or more",
-        )
+        require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}: give >= 0")
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"schedule.lr is {self.lr}: give a number above 0")
-        require(
-            self.warmup_epochs >= 0,
-            f"schedule.warmup_epochs is {self.warmup_epochs}: give 0 or more",
-        )
+        require(self.warmup_epochs >= 0, "schedule.warmup_epochs must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -360,10 +358,15 @@ class DistillConfig(RunConfig):
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teachers: list[TeacherConfig] = field(default_factory=list)
     """Several teachers, averaged in probability space, instead of `teacher`."""
+    teacher_view: Literal["same", "other"] = "same"
+    """same: the teacher sees the student's very view. other: another one of the same image."""
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
         single = bool(self.teacher.arch or self.teacher.checkpoint)
         require(
             single != bool(self.teachers),

@@ -31,7 +31,7 @@ class Distillation:
     """The student's task: predict what the teacher predicts.
 
     Args:
-        teacher: frozen; sees the very views that the student sees.
+        teacher: frozen; sees the very views that the student sees, or `batch.other_images`.
         loss: which divergence, at which temperature.
     """
 
@@ -48,7 +48,8 @@ class Distillation:
         from ssld.divergence import training_divergence
 
         loss = self.loss
-        targets = self.teacher(batch.images, loss.temperature)  # log-probabilities [b, classes]
+        seen = batch.images if batch.other_images is None else batch.other_images
+        targets = self.teacher(seen, loss.temperature)  # log-probabilities [b, classes]
         logits = student(batch.images)  # [b, classes]
         distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)
         return {"divergence": loss.weight * distance}

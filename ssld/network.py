@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,28 @@ class Network(nn.Module):
             "_shift", -torch.tensor(self.mean) / torch.tensor(self.std), persistent=False
         )
 
+        self._trained: list[str] | None = None
+
     @property
     def num_classes(self) -> int:
         return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    def freeze_but(self, names: Sequence[str]) -> None:
+        """Train nothing but these modules of the model; the others stay in eval mode for good,
+        batch statistics and dropout included."""
+        self._trained = list(names)
+        self.requires_grad_(False)
+        for name in names:
+            self.model.get_submodule(name).requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Network:
+        if self._trained is None:
+            return super().train(mode)
+        super().train(False)
+        for name in self._trained:  # by name: synchronised batch norm replaces modules
+            self.model.get_submodule(name).train(mode)
+        return self
 
     def preprocess(self, images: Tensor) -> Tensor:
         """[b, h, w, 3] uint8 -> [b, 3, input_size, input_size] float32, normalised.

@@ -20,13 +20,20 @@ class Supervision:
     """The student's task: predict the human label; cross-entropy, with label smoothing
     (Szegedy et al. 2016, section 7), mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019)."""
 
-    def __init__(self, config: SupervisedConfig, num_classes: int) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
         from torchvision.transforms import v2
 
-        self.label_smoothing = config.label_smoothing
+        self.label_smoothing = label_smoothing
         mixes = [
             transform(alpha=alpha, num_classes=num_classes)
-            for transform, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+            for transform, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
             if alpha > 0
         ]
         self.mix = v2.RandomChoice(mixes) if mixes else None
@@ -70,7 +77,13 @@ def supervised(config: SupervisedConfig) -> None:
     student = setup.open_student(None, None)
     setup.describe({"student": student})
     run = setup.start(student)
-    train(run, Supervision(config, student.num_classes), student)
+    task = Supervision(
+        student.num_classes,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+    )
+    train(run, task, student)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import multiprocessing
 import signal
@@ -53,16 +54,22 @@ class Batch:
     ids: list[str]
     unreadable: list[tuple[int, str, str, str]]
     """Source number, sample id, location and reason of each unreadable image."""
+    other_images: Tensor | None = None
+    """Another view of each image, uint8 [b, size, size, 3], where it was asked for."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each of its tensors replaced."""
+        return dataclasses.replace(
+            self,
+            images=function(self.images),
+            weight=function(self.weight),
+            labels=function(self.labels),
+            other_images=None if self.other_images is None else function(self.other_images),
+        )
 
     def pin_memory(self) -> Batch:
         """Called by the loader: page-locked memory is copied to a GPU without waiting."""
-        return Batch(
-            self.images.pin_memory(),
-            self.weight.pin_memory(),
-            self.labels.pin_memory(),
-            self.ids,
-            self.unreadable,
-        )
+        return self.map(Tensor.pin_memory)
 
 
 class LabelIndex:
@@ -98,10 +105,17 @@ class LabelIndex:
 
 
 class _Batches(Dataset):
-    def __init__(self, sources: Sequence[Source], view: View, labels: LabelIndex | None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        view: View,
+        labels: LabelIndex | None,
+        other_view: bool = False,
+    ) -> None:
         self.sources = sources
         self.view = view
         self.labels = labels
+        self.other_view = other_view
 
     def __getitem__(self, rows: Rows) -> Batch | InputError:
         # Raised in a worker, the one sentence would arrive inside a traceback.
@@ -113,6 +127,7 @@ class _Batches(Dataset):
     def load(self, rows: Rows) -> Batch:
         size: int = self.view.size  # type: ignore[attr-defined]
         images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
+        others = torch.full_like(images, GREY) if self.other_view else None
         weight, labels = torch.ones(len(rows)), torch.full((len(rows),), -1)
         ids, unreadable = [], []
         for i, (source_number, index, view_number) in enumerate(rows.tolist()):
@@ -122,12 +137,15 @@ class _Batches(Dataset):
             if self.labels is not None:
                 labels[i] = self.labels(source.label(index))
             try:
-                images[i] = self.view(source.read(index), sample_id, view_number)
+                data = source.read(index)
+                images[i] = self.view(data, sample_id, view_number)
+                if others is not None:  # the views below 0 are never a student's
+                    others[i] = self.view(data, sample_id, -1 - view_number)
             except (OSError, Unreadable) as error:
                 images[i], weight[i] = GREY, 0.0
                 reason = " ".join(str(error).split())
                 unreadable.append((source_number, sample_id, source.location(index), reason))
-        return Batch(images, weight, labels, ids, unreadable)
+        return Batch(images, weight, labels, ids, unreadable, others)
 
 
 def train_batches(
@@ -144,10 +162,12 @@ def train_batches(
     workers: int,
     pin: bool,
     label_index: LabelIndex | None,
+    other_view: bool = False,
 ) -> Iterator[Batch]:
     """This process's part of steps [first_step, last_step), `accumulate` batches a step.
 
     Args:
+        other_view: with a second view of each image.
         batch_size: samples of one step over all processes; processes take interleaved positions.
     """
     part = batch_size // accumulate
@@ -157,7 +177,7 @@ def train_batches(
             for start in range(step * batch_size, (step + 1) * batch_size, part):
                 yield order.draw(start, start + part)[rank::world]
 
-    return _load(_Batches(sources, view, label_index), rows, workers, pin)
+    return _load(_Batches(sources, view, label_index, other_view), rows, workers, pin)
 
 
 def eval_batches(

@@ -1,9 +1,10 @@
-"""A part of a source: what is held out of training, or the rest."""
+"""A part of a source: what is held out of training, the rest, or a share of it."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ssld.data.sampling import permutation
 from ssld.data.sources import Address, Source
 
 LARGEST_SHARE = 20
@@ -74,3 +75,15 @@ def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Sou
         kept.append(Part(source, chosen, keep=False))
         held.append(Part(source, chosen, keep=True))
     return kept, held
+
+
+def share_of(sources: list[Source], share: float) -> list[Source]:
+    """That share of each source, at random, the same for every seed and part of any larger one."""
+    if share == 1:
+        return sources
+    found: list[Source] = []
+    for source in sources:
+        order = permutation(len(source), "share")
+        chosen = np.sort(order[: max(1, round(share * len(source)))])
+        found.append(Part(source, chosen, keep=True))
+    return found

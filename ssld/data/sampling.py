@@ -44,7 +44,7 @@ class Order:
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._cached:
             rows = np.concatenate([self._from_source(i, epoch) for i in range(len(self.sizes))])
-            mixed = rows[_permutation(len(rows), f"{self.seed}/epoch/{epoch}")]
+            mixed = rows[permutation(len(rows), f"{self.seed}/epoch/{epoch}")]
             self._cached = {k: v for k, v in self._cached.items() if k == epoch - 1}
             self._cached[epoch] = mixed
         return self._cached[epoch]
@@ -56,7 +56,7 @@ class Order:
         while start < stop:
             cycle, offset = divmod(start, size)
             taken = min(stop - start, size - offset)
-            order = _permutation(size, f"{self.seed}/source/{source}/{cycle}")
+            order = permutation(size, f"{self.seed}/source/{source}/{cycle}")
             rows = np.empty((taken, 3), np.int64)
             rows[:, 0], rows[:, 1], rows[:, 2] = source, order[offset : offset + taken], cycle
             parts.append(rows)
@@ -77,7 +77,8 @@ def _shares(sizes: list[int], fractions: list[float] | None) -> list[int]:
     return counts
 
 
-def _permutation(size: int, key: str) -> np.ndarray:
+def permutation(size: int, key: str) -> np.ndarray:
+    """int64 [size], a function of its arguments alone."""
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return generator.permutation(size)

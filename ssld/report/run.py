@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssld.network import Network
-from ssld.report import page
+from ssld.report import page, resolutions
 from ssld.report.views import views_as_seen
 from ssld.run.folder import versions
 from ssld.run.setup import Run
@@ -48,6 +50,7 @@ def write_report(run: Run, student: Network, tally: Tally | None) -> None:
             "supervised training; the curve derives it from this split.",
         ),
         _predictions(run, tally),
+        *_resolutions(out),
         _rows("Views", [page.picture(*panel) for panel in views_as_seen(run, student)]),
         "<h2>Networks and data</h2>",
         page.table(_facts(run.facts)),
@@ -56,6 +59,13 @@ def write_report(run: Run, student: Network, tally: Tally | None) -> None:
         page.table(sorted(versions().items())),
     ]
     page.write_page(out / "report.html", title, body)
+
+
+def _resolutions(out: Path) -> list[str]:
+    """What a resolution fix found, where this run is a finished one."""
+    path = out / "resolutions.json"
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return ["<h2>Resolution</h2>", *resolutions.figures(table)] if "after" in table else []
 
 
 def _rows(title: str, figures: list[str], note: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -104,12 +103,7 @@ class Unreadables:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy what the networks need; overlaps with compute when memory is pinned."""
-    return dataclasses.replace(
-        batch,
-        images=batch.images.to(device, non_blocking=True),
-        weight=batch.weight.to(device, non_blocking=True),
-        labels=batch.labels.to(device, non_blocking=True),
-    )
+    return batch.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def eval_batches(

@@ -124,12 +124,12 @@ def changed_settings(previous: Path, config: RunConfig, *, given: bool = False) 
     if not previous.is_file():
         return []
     try:
-        old, new = flat(dict(yaml.safe_load(previous.read_text()))), flat(_plain(config))
+        old, new = flat(dict(yaml.safe_load(previous.read_text()))), flat(plain(config))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"{previous} is damaged ({' '.join(str(error).split())})") from error
     known = old.keys() | new.keys()
     for name in config.allow_changes:
-        if not any(_under(key, [name]) for key in known):
+        if not any(under(key, [name]) for key in known):
             nearest = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise InputError(f"allow_changes names {name!r}, which is no setting{hint}")
@@ -138,10 +138,10 @@ def changed_settings(previous: Path, config: RunConfig, *, given: bool = False) 
         key: f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in sorted(known)
         if old.get(key, absent) != new.get(key, absent)
-        and not _under(key, HARMLESS)
+        and not under(key, HARMLESS)
         and not (given and new.get(key) is None)
     }
-    keys = [key for key in changed if not _under(key, config.allow_changes)]
+    keys = [key for key in changed if not under(key, config.allow_changes)]
     if keys:
         more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
         raise InputError(
@@ -176,7 +176,7 @@ class RunFolder:
         for line in changed:
             print(f"resuming with changed settings: {line}")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(previous, yaml.safe_dump(_plain(config), sort_keys=False))
+        write_atomically(previous, yaml.safe_dump(plain(config), sort_keys=False))
         (self.path / "checkpoints").mkdir(exist_ok=True)
         run = {
             **facts,
@@ -247,13 +247,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """As YAML and JSON know it: lists for tuples."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {**plain, "resume": False, "overwrite": False, "allow_changes": []}
+def plain(config: RunConfig) -> dict[str, Any]:
+    """As YAML and JSON know it: lists for tuples; without what is of one start alone."""
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {**settings, "resume": False, "overwrite": False, "allow_changes": []}
 
 
-def _under(key: str, names: Sequence[str]) -> bool:
+def under(key: str, names: Sequence[str]) -> bool:
     """Whether `key` is one of the settings or in one of the groups."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 

@@ -143,7 +143,8 @@ class Judge:
                 f"report:  {run.folder.path / 'report.html'}"
             )
         run.accelerator.wait_for_everyone()
-        run.accelerator.end_training()
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
 
     def _take_best(self, trainer: Trainer) -> dict:
         """Load the best checkpoint's network where that was not the last step's."""

@@ -34,6 +34,14 @@ def start_asked_for_processes() -> None:
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", module.name, *sys.argv[1:]])
 
 
+def leave_processes() -> None:
+    """End the process group, where there is one; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available():
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def _asked_for() -> int | None:
     """--num_processes of the `accelerate launch` that started this process."""
     import psutil

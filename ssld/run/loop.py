@@ -17,6 +17,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from ssld.config import DistillConfig
 from ssld.data.loading import Batch, lost_worker, train_batches
 from ssld.errors import Interrupted
 from ssld.network import Network
@@ -163,6 +164,7 @@ class Trainer:
                     "evaluation_pending": self.evaluation_pending,
                     "scaler": scaler.state_dict() if scaler else None,
                     "teacher_sha256": run.facts.get("teacher_sha256"),
+                    "start_sha256": run.facts.get("start_sha256"),
                     "data_sha256": run.facts["data_sha256"],
                     "val_sha256": run.facts["val_sha256"],
                     "unreadable": sorted(self.unreadables.entries.values()),
@@ -194,8 +196,11 @@ class Trainer:
         run.accelerator.wait_for_everyone()
 
 
-def train(run: Run, task: Task, student: Network) -> None:
+def train(run: Run, task: Task, student: Network) -> Tally | None:
     """Train `student` for `run.total_steps`, then export it and write the report.
+
+    Returns:
+        the last evaluation, where there was one.
 
     Raises:
         InputError: too many unreadable images, a loss that is not finite, a full disk.
@@ -210,6 +215,7 @@ def train(run: Run, task: Task, student: Network) -> None:
         with progress, Preemption() as stop:
             _loop(trainer, progress, judge, stop)
         judge.finish(trainer)
+        return judge.tally
     except RuntimeError as error:
         raise _lost_process(error) or error from error
 
@@ -230,6 +236,7 @@ def batches_of(run: Run, first_step: int, last_step: int) -> Iterator[Batch]:
         workers=config.data.workers,
         pin=run.accelerator.device.type == "cuda",
         label_index=run.train_labels,
+        other_view=isinstance(config, DistillConfig) and config.teacher_view == "other",
     )
 
 

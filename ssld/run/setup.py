@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ssld.config import DistillConfig, RunConfig
-from ssld.data.loading import LabelIndex
-from ssld.data.part import hold_out
+from ssld.data.loading import LabelIndex, View
+from ssld.data.part import hold_out, share_of
 from ssld.data.sampling import Order
 from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
@@ -26,6 +26,7 @@ from ssld.run.folder import RunFolder
 from ssld.run.optimizer import build_optimizer
 from ssld.run.timing import peak_flops
 from ssld.run.topology import check_launcher, open_accelerator
+from ssld.stage_config import FinetuneConfig
 from ssld.teacher import Teacher
 
 
@@ -39,7 +40,7 @@ class Run:
     sources: list[Source]
     val: list[Source]
     order: Order
-    view: TrainView
+    view: View
     eval_view: EvalView
     train_labels: LabelIndex | None
     val_labels: LabelIndex | None
@@ -102,8 +103,16 @@ class Setup:
                 f"times accumulate ({config.accumulate})"
             )
         self._hold_out()
-        self.sources = [*self.labeled, *self.unlabeled]
-        self.order = Order([len(s) for s in self.sources], config.data.fractions, config.seed)
+        self.unlabeled = share_of(self.unlabeled, config.data.unlabeled_share)
+        # A second stage has unlabeled sources only for what it holds out of them.
+        trained = [] if isinstance(config, FinetuneConfig) else self.unlabeled
+        self.sources = [*self.labeled, *trained]
+        fractions = config.data.fractions
+        self.order = Order(
+            [len(s) for s in self.sources],
+            fractions[: len(self.sources)] if fractions else None,
+            config.seed,
+        )
         self.facts: dict[str, Any] = {"flops_per_image": 0.0}
 
     def _hold_out(self) -> None:
@@ -160,7 +169,8 @@ class Setup:
             input_size=self.config.augment.size,
         )
         build_optimizer(network, self.config.optimizer)  # refuse it before anything is written
-        if label_names or (names and len(names) == wanted):
+        own_order = num_classes is None and network.label_names  # of a classifier that is kept
+        if not own_order and (label_names or (names and len(names) == wanted)):
             network.label_names = label_names or names
         self.config = dataclasses.replace(
             self.config,
@@ -205,8 +215,13 @@ class Setup:
         *,
         teacher: Teacher | None = None,
         teacher_sha256: str | None = None,
+        view: View | None = None,
     ) -> Run:
-        """Create the run folder, the first thing that is written."""
+        """Create the run folder, the first thing that is written.
+
+        Args:
+            view: how training images are made, by default as `augment` says.
+        """
         config = self.config
         steps_per_epoch = self.order.samples_per_epoch / config.batch_size
         total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
@@ -226,8 +241,8 @@ class Setup:
         }
         previous = self._previous_checkpoint(config)
         own_labels = teacher is None
-        train_labels = self._labels(self.labeled, student) if own_labels else None
-        val_labels = self._labels(self.val, student) if self.val else None
+        train_labels = self._labels(self.labeled, student, own_labels) if own_labels else None
+        val_labels = self._labels(self.val, student, own_labels) if self.val else None
         if own_labels:
             _require_labels(self.labeled)
         if config.checkpoint.best == "top1" and not _any_label(self.val, val_labels):
@@ -252,7 +267,7 @@ class Setup:
             sources=self.sources,
             val=self.val,
             order=self.order,
-            view=TrainView(config.augment, student.input_size, config.seed),
+            view=view or TrainView(config.augment, student.input_size, config.seed),
             eval_view=eval_view,
             train_labels=train_labels,
             val_labels=val_labels,
@@ -286,6 +301,7 @@ class Setup:
         state = checkpoint.read_state(previous)
         for key, group, what in (
             ("teacher_sha256", "teacher", "teacher"),
+            ("start_sha256", "run", "student in `run` to start from"),
             ("data_sha256", "data", "set of images"),
             ("val_sha256", "data", "set of held-out images"),
         ):
@@ -298,8 +314,8 @@ class Setup:
                 )
         return previous
 
-    def _labels(self, sources: list[Source], student: Network) -> LabelIndex:
-        if self.config.data.unlabeled or isinstance(self.config, DistillConfig):
+    def _labels(self, sources: list[Source], student: Network, strict: bool) -> LabelIndex:
+        if not strict:
             names = class_names(sources)
             fits = student.label_names or len(names or ()) == student.num_classes
             if names and not fits:  # other classes than the student's: they count in no accuracy
