@@ -96,7 +96,9 @@ def parse(
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(config_class)
     argv = _with_values(list(sys.argv[1:] if argv is None else argv), config_class)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ssld.run.setup import Run
 
 TABLE = "resolutions.json"
-SHOWN = ("top1", "top5", "agreement1", "divergence")
 
 
 def fix(config: FixConfig) -> None:
@@ -120,8 +119,7 @@ def sweep(run: Run, task: Task, network: Network, sizes: Sequence[int]) -> list[
                 f"({' '.join(str(error).split())[:200]}); leave that size out"
             ) from error
         tally.reduce(run.accelerator, cut_short=False)
-        metrics = tally.metrics()
-        rows.append({"size": size, **{name: metrics[name] for name in SHOWN if name in metrics}})
+        rows.append({"size": size, **tally.metrics()})
     return rows
 
 

@@ -177,10 +177,16 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     lines = read_lines(run / "metrics.jsonl")
     evaluation = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
+    if facts.get("resolution"):  # another size than the one that was evaluated in training
+        evaluation = {**facts["resolution"]["metrics"], "verdict": evaluation.get("verdict")}
     if any(isinstance(x, float) and not math.isfinite(x) for x in evaluation.values()):
         raise InputError(f"{run}: the student of step {step} diverged; publish another run")
+    stages = list(_stages(recipe, facts))
+    taught = [stage for stage in stages if _is_taught(stage[1])]
     found: dict[str, Any] = {
-        "kind": "distilled" if "teacher" in recipe else "supervised",
+        "kind": "distilled" if taught else "supervised",
+        "stages": [_command(settings) for settings, _ in reversed(stages)],
+        "labels_read": len(taught) < len(stages),
         "steps": facts["steps"],
         "reached": max((x["step"] for x in lines), default=step),
         "finished": facts.get("exported") is not None,
@@ -188,17 +194,17 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
         "recipe": without_secrets(recipe),
     }
     inherited = []
-    if "teacher" in recipe:
-        found["teacher"] = teacher = _teacher(recipe, facts, about)
-        inherited = [(f"the teacher {x['name']}", x["license"]) for x in teacher["networks"]]
-    student = recipe["student"]
+    for settings, of_stage in reversed(taught):
+        found["teacher"] = teacher = _teacher(settings, of_stage, about)
+        inherited += [(f"the teacher {x['name']}", x["license"]) for x in teacher["networks"]]
+    student = stages[-1][0]["student"]
     if student.get("pretrained") or student.get("checkpoint"):
         start = weights(student.get("arch"), student.get("checkpoint"), "from a local file")
         inherited.append((f"the initial weights {start['name']}", start["license"]))
     inherited.append(("the training data", about.data_license))
     return {
         **found,
-        "license": combine(about.license, inherited),
+        "license": combine(about.license, list(dict.fromkeys(inherited))),
         "data": {
             "sha256": facts["data_sha256"],
             "val_sha256": facts["val_sha256"],
@@ -210,12 +216,34 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     }
 
 
+Settings = dict[str, Any]
+
+
+def _stages(recipe: Settings, facts: dict[str, Any]) -> Iterator[tuple[Settings, dict[str, Any]]]:
+    """Settings and facts of a run, of the one that it went on from, and so on."""
+    yield recipe, facts
+    start = facts.get("started_from")
+    if start:
+        yield from _stages(start["settings"], {**start["facts"], **start})
+
+
+def _is_taught(facts: dict[str, Any]) -> bool:
+    return "teacher" in facts or "teacher 0" in facts
+
+
+def _command(recipe: Settings) -> str:
+    """The command that a run's settings are those of."""
+    if "resolutions" in recipe:
+        return "fix"
+    return "finetune" if "run" in recipe else "distill" if "teacher" in recipe else "supervised"
+
+
 def _metrics(
     recipe: dict[str, Any], facts: dict[str, Any], line: dict[str, Any], about: About, model: str
 ) -> Iterator[dict[str, Any]]:
     """The evaluation of the exported weights, of their average where the run kept one."""
     val = without_secrets(recipe["data"]["val"])
-    again = f"ssld {'distill' if 'teacher' in recipe else 'supervised'} --config {RECIPE}"
+    again = f"ssld {_command(recipe)} --config {RECIPE}"
     where = shlex.quote(val[0] if len(val) == 1 else json.dumps(val))
     evaluate = f"ssld evaluate --model {model} --data {where}"
     for name in METRICS:

@@ -26,12 +26,12 @@ class FinetuneConfig(DistillConfig):
     words it. By default as in `run`: the teacher after a distillation."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require(bool(self.run), "run is missing: name the run folder to go on from")
         require(
             bool(self.data.labeled),
             "data.labeled is empty: this stage trains on the labeled set only; name its sources",
         )
+        super().__post_init__()
         require(
             not (self.data.unlabeled and (self.data.val or not self.data.holdout)),
             "data.unlabeled is given but this stage trains on data.labeled only: leave it out",

@@ -242,14 +242,17 @@ def _summary(facts: Facts) -> str:
         said += f", {float(facts['macs_m']):,.0f} M multiply-adds at {size} px"
     teacher = prose((facts.get("teacher") or {}).get("name") or "another network", 256)
     made = {
-        "distilled": f", distilled without labels from {teacher} by ssld.",
+        "distilled": f", distilled without labels from {teacher} by ssld"
+        f"{', then trained on with human labels' if facts.get('labels_read') else ''}.",
         "supervised": ", trained with human labels by ssld.",
         "converted": ", converted to timm from weights that others published.",
     }
     said += made.get(facts.get("kind", ""), ", exported as a timm folder.")
     if facts.get("steps"):
         step, steps = int(facts["step"]), int(facts["steps"])
-        said += f" These are the weights of step {step:,} of {steps:,}."
+        stages = [prose(stage, 32) for stage in facts.get("stages") or []]
+        stages = f" of the last of {', '.join(stages)}" if len(stages) > 1 else ""
+        said += f" These are the weights of step {step:,} of {steps:,}{stages}."
         if not facts.get("finished"):
             said += f" **The run is not finished: it had reached step {int(facts['reached']):,}.**"
     return said
@@ -323,10 +326,8 @@ def _intended_use(facts: Facts) -> Iterator[str]:
         "harm unless someone checks it."
     )
     if facts.get("teacher"):
-        said += (
-            " It was taught by another network and repeats that network's mistakes and biases; "
-            "no human label corrected them."
-        )
+        said += " It was taught by another network and repeats that network's mistakes and biases"
+        said += "." if facts.get("labels_read") else "; no human label corrected them."
     yield said
 
 
