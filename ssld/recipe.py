@@ -179,48 +179,47 @@ def recipe(config: RecipeConfig) -> None:
         InputError: a setting that is not allowed; a complete stage whose settings changed.
         Interrupted: see `ssld.run.loop.train`; the same command goes on.
     """
-    from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
     from ssld.report.recipe import write_report
+    from ssld.run.topology import open_processes
 
     found = open_recipe(
         config.file, cli.read_settings(Path(config.file)), config.out, config.overrides
     )
-    overwrite = config.overwrite
+    main = open_processes().is_main_process
     before: tuple[dict[str, Any], bool] | None = None
     for stage in found.stages:
         settings = found.config(stage, *(before or (None, False)))
-        state = _decide(found, stage, settings, overwrite)
-        if state == "complete":
-            if PartialState().is_main_process:
-                print(f"{stage}: complete and unchanged, skipped", flush=True)
-        else:
-            if PartialState().is_main_process:
-                print(f"{stage}: {state} in {found.folder(stage)}", flush=True)
+        state = _decide(found, stage, settings, config.overwrite)
+        if main:
+            skipped = state == "complete"
+            said = "complete and unchanged, skipped" if skipped else f"{state} in"
+            print(f"{stage}: {said} {'' if skipped else found.folder(stage)}".rstrip(), flush=True)
+        if state != "complete":
             redo = state == "anew"
             STAGES[stage][1](replace(settings, resume=not redo, overwrite=redo))
             AcceleratorState._reset_state()  # the next stage may have another precision
         start = open_start(str(found.folder(stage)))
         before = start.settings, start.taught
-    if PartialState().is_main_process:
+    if main:
         write_report(found.out, found.stages)
         print(f"report over all stages: {found.out / 'report.html'}")
 
 
 def _decide(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> str:
     """complete, going on, from the start, or anew: the main process looks, all hear of it."""
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    from ssld.run.topology import open_processes
+
     found: list[Any] = [None, None]
-    if PartialState().is_main_process:
+    if open_processes().is_main_process:
         try:
             found[0] = _look(recipe, stage, config, overwrite)
         except InputError as error:
             found[1] = str(error)
-    if PartialState().num_processes > 1:
-        broadcast_object_list(found)
+    broadcast_object_list(found)
     if found[1]:
         raise InputError(found[1])
     return found[0]

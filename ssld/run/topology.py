@@ -6,7 +6,7 @@ import os
 import warnings
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import ProjectConfiguration
 
 from ssld.config import RunConfig
@@ -38,16 +38,23 @@ def check_launcher(config: RunConfig) -> None:
             raise InputError(f"the launcher asks for {name}: ssld runs on plain data parallelism")
 
 
+def _on_cpu() -> bool:
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return asked or not torch.cuda.is_available()
+
+
+def open_processes() -> PartialState:
+    """The processes of this command, before any of its runs has opened them."""
+    return PartialState(cpu=_on_cpu())
+
+
 def open_accelerator(config: RunConfig) -> Accelerator:
     """accelerate supplies topology, reduction and trackers; every setting is ours.
 
     Raises:
         InputError: a precision or tracker that is not to be had here.
     """
-    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-    )
+    cpu = _on_cpu()
     if cpu and config.precision == "fp16":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
     # accelerate 1.15 hands on what torch 2.14 renames.

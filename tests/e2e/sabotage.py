@@ -36,6 +36,7 @@ PRELOADED += ["sklearn.preprocessing", "matplotlib.backends.backend_agg", "jsona
 PRELOADED += ["ssld.curate.score", "ssld.curate.inside", "ssld.curate.select", "faiss"]
 PRELOADED += ["ssld.curate.projection", "ssld.report.curation"]
 PRELOADED += ["docstring_parser", "torch.utils.flop_counter", "ssld.divergence"]
+PRELOADED += ["ssld.recipe", "ssld.report.recipe"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 SECONDS = 120
 """After which a process counts as hanging."""

@@ -1,0 +1,216 @@
+"""`ssld recipe`: three stages in one command, whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sabotage
+import torch
+import yaml
+from case import lines
+from sabotage import kill_after, sigkill
+from safetensors.torch import load_file
+from stages import first_stage
+
+from ssld.__main__ import main
+
+STAGES = ("distill", "finetune", "fix")
+
+
+@pytest.fixture
+def recipe(colours, teacher_file, tmp_path):
+    """Writes a recipe of a few seconds; returns its file."""
+
+    def write(**sections: Any) -> Path:
+        tree = {
+            "out": str(tmp_path / "out"),
+            "distill": {**first_stage(colours, teacher_file), "trackers": [], "ema.decay": 0.9},
+            "finetune": {"steps": 6},
+            "fix": {"steps": 4, "schedule": {"lr": 1.0}, "resolutions": [24, 32]},
+            **sections,
+        }
+        file = tmp_path / "F.yaml"
+        file.write_text(yaml.safe_dump({k: v for k, v in tree.items() if v != "absent"},
+                                       sort_keys=False))  # fmt: skip
+        return file
+
+    return write
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """All that must not depend on what happened on the way."""
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        found[f"{stage} weights"] = load_file(out / stage / "student/model.safetensors")
+        found[f"{stage} config"] = json.loads((out / stage / "student/config.json").read_text())
+        found[f"{stage} lines"] = lines(out / stage)
+        found[f"{stage} settings"] = (out / stage / "config.yaml").read_text()
+    found["resolutions"] = json.loads((out / "fix/resolutions.json").read_text())
+    return found
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any], out_a: Path, out_b: Path) -> None:
+    for key in a:
+        if key.endswith("weights"):
+            assert all(torch.equal(a[key][name], b[key][name]) for name in b[key]), key
+        elif key.endswith("settings"):
+            assert a[key].replace(str(out_a), "") == b[key].replace(str(out_b), ""), key
+        else:
+            assert a[key] == b[key], key
+
+
+def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, real_pictures) -> None:
+    file, out = recipe(), tmp_path / "out"
+    assert main(["recipe", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert [f"{stage}: from the start" in said for stage in STAGES] == [True] * 3
+    runs = [yaml.safe_load((out / stage / "config.yaml").read_text()) for stage in STAGES]
+    assert [run.get("run") for run in runs[1:]] == [str(out / "distill"), str(out / "finetune")]
+    rates = [run["schedule"]["lr"] for run in runs]
+    assert rates == [1.0, pytest.approx(0.01), 1.0]
+    page = (out / "report.html").read_text()
+    for stage in STAGES:
+        assert f'<a href="{stage}/report.html">' in page
+    best = json.loads((out / "fix/resolutions.json").read_text())
+    row = next(x for x in best["after"] if x["size"] == best["chosen"])
+    assert f"{row['top1']:.1%}" in page and f"exported at {best['chosen']} px" in page
+    before = outcome(out)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/student/*")}
+    assert main(["recipe", str(file)]) == 0
+    assert capsys.readouterr().out.count("complete and unchanged, skipped") == 3
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/student/*")}
+    assert_same(outcome(out), before, out, out)
+
+
+def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path) -> None:
+    file = recipe()
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    said = tmp_path / "said.txt"
+    code, words = sabotage.run(["recipe", str(file), f"--out={whole}"], said)
+    assert code == 0, words
+    draw, kills = random.Random(3), 0
+    for _ in range(60):
+        harm = [partial(kill_after, "ssld.recipe:recipe", draw.uniform(0.3, 3.0))]
+        code, words = sabotage.run(["recipe", str(file), f"--out={cut}"], said, harm)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, words
+        kills += 1
+    assert code == 0 and kills >= 2
+    assert_same(outcome(cut), outcome(whole), cut, whole)
+
+
+@pytest.mark.parametrize(
+    "instant",
+    [
+        ("ssld.fix:sweep", 2),  # the fix is trained, its sizes are not evaluated
+        ("ssld.run.export:export", 1),  # they are, but the best is not exported
+        ("ssld.recipe:write_atomically", 2),  # a stage is done, the next is not noted
+    ],
+)
+def test_sigkill_at_chosen_instants(recipe, tmp_path, instant, undisturbed) -> None:
+    file, out, said = recipe(), tmp_path / "out", tmp_path / "said.txt"
+    harm = [partial(sabotage.at_call, *instant, sigkill)]
+    assert sabotage.run(["recipe", str(file)], said, harm)[0] == -signal.SIGKILL
+    code, words = sabotage.run(["recipe", str(file)], said)
+    assert code == 0, words
+    assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(colours, teacher_file, tmp_path_factory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write = recipe.__wrapped__(colours, teacher_file, folder)  # type: ignore[attr-defined]
+    code, words = sabotage.run(["recipe", str(write())], folder / "said.txt")
+    assert code == 0, words
+    return outcome(folder / "out"), folder / "out"
+
+
+def test_two_processes_run_all_stages(recipe, tmp_path) -> None:
+    file, out = recipe(), tmp_path / "out"
+    started = sabotage.ranks(["recipe", str(file)], tmp_path / "said.txt")
+    assert [process.end() for process in started] == [0, 0], started[0].words + started[1].words
+    assert started[0].words.count("from the start in") == 3
+    for stage in STAGES:
+        assert json.loads((out / stage / "run.json").read_text())["processes"] == 2
+    again = sabotage.ranks(["recipe", str(file)], tmp_path / "said.txt")
+    assert [process.end() for process in again] == [0, 0]
+    assert again[0].words.count("complete and unchanged, skipped") == 3
+
+
+def test_sigterm_stops_with_75_and_the_same_command_goes_on(recipe, tmp_path, undisturbed) -> None:
+    file, out, said = recipe(), tmp_path / "out", tmp_path / "said.txt"
+    stop = partial(sabotage.signal_group, signal.SIGTERM)
+    harm = [partial(sabotage.at_step, 5, stop)]
+    code, words = sabotage.run(["recipe", str(file)], said, harm)
+    assert code == 75 and "go on" in words
+    assert sabotage.run(["recipe", str(file)], said)[0] == 0
+    assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
+
+
+def test_a_changed_stage_is_refused_then_redone_with_what_follows(recipe, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["recipe", str(recipe())]) == 0
+    before = outcome(out)
+    changed = str(recipe(finetune={"steps": 6, "schedule": {"lr": 0.5}}))
+    capsys.readouterr()
+    assert main(["recipe", changed]) == 2
+    error = capsys.readouterr().err
+    assert "finetune was made with other settings: schedule.lr was 0.01 and is 0.5" in error
+    assert "--overwrite" in error and error.count("\n") == 1
+    assert_same(outcome(out), before, out, out)  # nothing was touched
+    assert main(["recipe", changed, "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    assert "distill: complete and unchanged" in said
+    assert "finetune: anew" in said and "fix: anew" in said
+    after = outcome(out)
+    same = all(torch.equal(after["distill weights"][k], v)
+               for k, v in before["distill weights"].items())  # fmt: skip
+    assert same and after["finetune lines"] != before["finetune lines"]
+
+
+def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> None:
+    words = ["--schedule.lr=0.5", "--finetune.targets", "human", "--out", str(tmp_path / "there")]
+    assert main(["recipe", str(recipe(fix="absent")), *words]) == 0
+    runs = [yaml.safe_load((tmp_path / "there" / stage / "config.yaml").read_text())
+            for stage in ("distill", "finetune")]  # fmt: skip
+    assert [run["schedule"]["lr"] for run in runs] == [0.5, pytest.approx(0.005)]
+    assert runs[1]["targets"] == "human" and "targets" not in runs[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "words", "said"),
+    [
+        ({"polish": {}}, [], "'polish' is no stage"),
+        ({"distill": "absent"}, [], "the stages are finetune, fix; give distill"),
+        ({"out": "absent"}, [], "out is missing"),
+        ({"finetune": 3}, [], "finetune is 3; give `name: value` lines"),
+        ({"finetune": {"run": "x"}}, [], "finetune: run is the recipe's to decide"),
+        ({"finetune": {"epoch": 3}}, [], "finetune: unknown setting 'epoch'; did you mean"),
+        ({"fix": {"train": "all"}}, [], "fix: train is 'all'"),
+        ({"fix": "absent"}, ["--fix.steps=1"], "the recipe has no stage fix"),
+        ({}, ["--finetune.schedule.lr=-1"], "schedule.lr is -1"),
+    ],
+)
+def test_bad_recipes_are_refused_before_the_first_stage(
+    recipe, tmp_path, capsys, sections, words, said
+) -> None:
+    assert main(["recipe", str(recipe(**sections)), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_recipe_is_one_sentence(capsys, tmp_path) -> None:
+    assert main(["recipe"]) == 2
+    assert "ssld recipe F.yaml" in capsys.readouterr().err
+    assert main(["recipe", str(tmp_path / "none.yaml")]) == 2
+    assert re.search("none.yaml'?: no such file", capsys.readouterr().err)
