@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssld import cli
@@ -123,11 +122,15 @@ def sweep(run: Run, task: Task, network: Network, sizes: Sequence[int]) -> list[
     return rows
 
 
-def chosen(rows: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """The metric that decides (accuracy where there are labels) and the best row by it; of equal
-    ones the smallest."""
-    metric = "top1" if "top1" in rows[0] else "agreement1"
-    return metric, max(rows, key=lambda row: (row[metric], -row["size"]))
+def chosen(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> tuple[str, str, dict[str, Any]]:
+    """The metric that decides (accuracy where there are labels), whether the best row by it is one
+    `before` or `after` the fix, and that row; of equal ones the one after, at the smallest size."""
+    metric = "top1" if "top1" in after[0] else "agreement1"
+    rows = [("before", row) for row in before] + [("after", row) for row in after]
+    moment, best = max(rows, key=lambda x: (x[1][metric], x[0] == "after", -x[1]["size"]))
+    return metric, moment, best
 
 
 def _known(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
@@ -151,32 +154,34 @@ def _write(run: Run, table: dict[str, Any]) -> None:
 
 
 def _export(
-    run: Run,
-    network: Network,
-    tally: Any,
-    before: list[dict[str, Any]],
-    after: list[dict[str, Any]],
+    run: Run, fixed: Network, tally: Any, before: list[dict[str, Any]], after: list[dict[str, Any]]
 ) -> None:
-    """Write table, exported configuration and report."""
+    """Write table, exported configuration and report. Where the fix was for nothing, the student is
+    exported as it came."""
+    from ssld.network import open_network
     from ssld.report.run import write_report
     from ssld.run.export import export
     from ssld.text_table import text_table
 
-    metric, best = chosen(after)
+    metric, moment, best = chosen(before, after)
     table = json.loads((run.folder.path / TABLE).read_text(encoding="utf-8"))
-    _write(run, {**table, "chosen": best["size"], "metric": metric, "after": after})
+    found = {"chosen": best["size"], "classifier": moment, "metric": metric}
+    _write(run, {**table, **found, "after": after})
     if not run.accelerator.is_main_process:
         return
+    start = run.config.run  # type: ignore[attr-defined]
+    network = fixed if moment == "after" else open_network("student", arch=None, checkpoint=start)
     network.input_size = best["size"]
     facts = json.loads((run.folder.path / "run.json").read_text(encoding="utf-8"))
-    export(network, Path(run.folder.path) / "student", facts["exported"]["step"])
-    run.folder.record("resolution", {"chosen": best["size"], "metrics": best})
-    write_report(run, network, tally)
+    export(network, run.folder.path / "student", facts["exported"]["step"])
+    run.folder.record("resolution", {**found, "metrics": best})
+    write_report(run, network.to(run.accelerator.device), tally)
     rows = [
-        [f"{a['size']} px", f"{b[metric]:.2%}", f"{a[metric]:.2%}", "*" * (a is best)]
+        [f"{a['size']} px", *(f"{x[metric]:.2%}{' *' * (x is best)}" for x in (b, a))]
         for b, a in zip(before, after, strict=True)
     ]
-    print(text_table(["at", f"{metric} before", "after", "exported"], rows))
+    print(text_table(["at", f"{metric} before", "after"], rows))
+    print("* exported" if moment == "after" else "* exported, the classifier as it came")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ own; nothing is trained here.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -197,8 +198,7 @@ def recipe(config: RecipeConfig) -> None:
             said = "complete and unchanged, skipped" if skipped else f"{state} in"
             print(f"{stage}: {said} {'' if skipped else found.folder(stage)}".rstrip(), flush=True)
         if state != "complete":
-            redo = state == "anew"
-            STAGES[stage][1](replace(settings, resume=not redo, overwrite=redo))
+            STAGES[stage][1](replace(settings, resume=True))
             AcceleratorState._reset_state()  # the next stage may have another precision
         start = open_start(str(found.folder(stage)))
         before = start.settings, start.taught
@@ -243,6 +243,11 @@ def _look(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> str
                 f"{folder} was made with other settings: {'; '.join(changed[:4])}; set them back, "
                 "use another `out`, or redo it and what follows with --overwrite"
             )
+        if changed:  # gone before its new settings are noted, or a kill would pass it for them
+            old = folder.with_name(f".{stage}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.replace(old)
+            shutil.rmtree(old, ignore_errors=True)
         state = "anew" if changed else "complete" if _is_complete(folder, stage) else "going on"
     if state != "complete":
         recipe.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def write_report(out: Path, stages: Sequence[str]) -> None:
         f"<h1>{html.escape(out.resolve().name)}</h1>",
         f'<p class="lead">{html.escape(_headline(seen))}</p>',
         '<p class="note">Each stage at the step whose student it exported, on held-out images; the '
-        "resolution fix at the size that it chose.</p>",
+        "resolution fix at the size that it chose, its curves at the one that it trains at.</p>",
         page.table([_row(out, stage, *found) for stage, found in seen.items()], HEAD),
         f"<p>{' · '.join(_link(stage) for stage in stages)}</p>",
         "<h2>Held-out images, stage after stage</h2>",
@@ -52,9 +52,11 @@ def _read(folder: Path) -> Seen:
 
 def at_export(facts: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The metrics of the exported student, after a fix those at the size that it chose."""
+    if facts.get("resolution"):
+        return facts["resolution"]["metrics"]
     step = facts["exported"]["step"]
     line = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
-    return {**line, **(facts.get("resolution") or {}).get("metrics", {})}
+    return line
 
 
 def _headline(seen: dict[str, Seen]) -> str:
@@ -92,8 +94,8 @@ def _curves(seen: dict[str, Seen]) -> list[str]:
     for key, title in COLUMNS.items():
         series, offset = {}, 0
         for stage, (facts, lines) in seen.items():
-            points = [(offset + x["step"], x[key]) for x in lines if x.get(key) is not None]
-            series[stage] = points
+            seen_here = [x for x in lines if x["kind"] == "eval" and x.get(key) is not None]
+            series[stage] = [(offset + x["step"], x[key]) for x in seen_here]
             offset += facts["steps"]
         if any(series.values()):
             found.append(page.curves(title, series))

@@ -16,24 +16,23 @@ def figures(table: dict[str, Any]) -> list[str]:
         table: what a fix's resolutions.json holds, finished.
     """
     metric, name = table["metric"], NAMES[table["metric"]]
-    best = table["chosen"]
-    series = {
-        moment: [(row["size"], row[metric]) for row in table[moment]]
-        for moment in ("before", "after")
-    }
+    best, moments = table["chosen"], ("before", "after")
+    series = {moment: [(row["size"], row[metric]) for row in table[moment]] for moment in moments}
     rows = [
-        [f"{a['size']} px{', exported' if a['size'] == best else ''}"]
-        + [f"{row[key]:.2%}" if key in row else "–" for key in NAMES for row in (b, a)]
+        [f"{a['size']} px"] + [f"{row[key]:.2%}" if key in row else "–" for key in NAMES
+                               for row in (b, a)]
         for b, a in zip(table["before"], table["after"], strict=True)
-    ]
-    head = [f"{NAMES[key]} {moment}" for key in NAMES for moment in ("before", "after")]
+    ]  # fmt: skip
+    head = [f"{NAMES[key]} {moment}" for key in NAMES for moment in moments]
+    fixed = table["classifier"] == "after"
     note = (
-        f'<p class="note">Trained at {table["trained_at"]} px, its classifier fixed at '
-        f"{table['fixed_at']} px, exported at {best} px, the best by {name} afterwards.</p>"
+        f"Trained at {table['trained_at']} px, its classifier fixed at {table['fixed_at']} px. "
+        f"Exported at {best} px, the best by {name}, "
+        f"{'after the fix' if fixed else 'as it came: the fix brought nothing'}."
     )
     curve = page.curves(f"{name} over test size", series, xlabel="px")
     return [
-        note,
+        f'<p class="note">{note}</p>',
         page.table(rows, ["held-out images at", *head]),
         f'<div class="row">{curve}</div>',
     ]

@@ -79,8 +79,8 @@ def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, real_pic
     for stage in STAGES:
         assert f'<a href="{stage}/report.html">' in page
     best = json.loads((out / "fix/resolutions.json").read_text())
-    row = next(x for x in best["after"] if x["size"] == best["chosen"])
-    assert f"{row['top1']:.1%}" in page and f"exported at {best['chosen']} px" in page
+    row = next(x for x in best[best["classifier"]] if x["size"] == best["chosen"])
+    assert f"{row['top1']:.1%}" in page and f"Exported at {best['chosen']} px" in page
     before = outcome(out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/student/*")}
     assert main(["recipe", str(file)]) == 0
@@ -166,10 +166,13 @@ def test_a_changed_stage_is_refused_then_redone_with_what_follows(recipe, tmp_pa
     assert "finetune was made with other settings: schedule.lr was 0.01 and is 0.5" in error
     assert "--overwrite" in error and error.count("\n") == 1
     assert_same(outcome(out), before, out, out)  # nothing was touched
+    harm = [partial(sabotage.at_call, "ssld.recipe:write_atomically", 1, sigkill)]
+    killed = sabotage.run(["recipe", changed, "--overwrite"], tmp_path / "said.txt", harm)
+    assert killed[0] == -signal.SIGKILL  # nothing old may pass for the new
     assert main(["recipe", changed, "--overwrite"]) == 0
     said = capsys.readouterr().out
     assert "distill: complete and unchanged" in said
-    assert "finetune: anew" in said and "fix: anew" in said
+    assert "finetune: from the start" in said and "fix: anew" in said
     after = outcome(out)
     same = all(torch.equal(after["distill weights"][k], v)
                for k, v in before["distill weights"].items())  # fmt: skip

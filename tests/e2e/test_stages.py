@@ -203,7 +203,7 @@ def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_p
     assert [row["size"] for row in found["before"]] == [24, 32, 44, 48]  # 44: where it was fixed
     assert (found["trained_at"], found["fixed_at"], found["metric"]) == (32, 44, "top1")
     best = max(found["after"], key=lambda row: (row["top1"], -row["size"]))
-    assert found["chosen"] == best["size"]
+    assert (found["chosen"], found["classifier"]) == (best["size"], "after")
     exported = timm.create_model(f"local-dir:{tmp_path / 'fix/student'}", pretrained=True)
     assert exported.pretrained_cfg["input_size"] == (3, best["size"], best["size"])
     for moment, run in (("before", distilled), ("after", tmp_path / "fix")):
@@ -213,6 +213,19 @@ def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_p
         row = next(row for row in found[moment] if row["size"] == 48)
         assert row["top1"] == pytest.approx(json.loads(out.read_text())["top1"])
     assert "Resolution</h2>" in (tmp_path / "fix/report.html").read_text()
+
+
+def test_a_fix_for_nothing_exports_the_student_as_it_came(distilled, tmp_path, capsys) -> None:
+    """At a rate that destroys the classifier."""
+    rest = ("--schedule.lr=1e4", "--resolutions=[32]", "--ema.decay=0")
+    assert fix(distilled, tmp_path / "fix", *rest) == 0
+    assert "the classifier as it came" in capsys.readouterr().out
+    a, b = (load_file(x / "student/model.safetensors") for x in (distilled, tmp_path / "fix"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    found = table(tmp_path / "fix")
+    assert (
+        found["classifier"] == "before" and found["after"][0]["top1"] < found["before"][0]["top1"]
+    )
 
 
 def test_views_of_a_fix_are_those_of_an_evaluation(distilled, tmp_path, monkeypatch) -> None:

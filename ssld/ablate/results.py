@@ -1,0 +1,158 @@
+"""Run folders -> the tidy table: results.csv and results.parquet, a row per cell and stage.
+
+The columns are those of the axes, then `COLUMNS`. Shares are between 0 and 1. All but the last two
+columns, which a clock decides, are the same bytes whatever happened on the way.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssld.ablate.grid import Ablation, Axis, Cell, Value
+from ssld.ablate.state import Row
+from ssld.errors import InputError
+from ssld.run.folder import read_lines, write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EVALUATED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear")
+"""On held-out images at the exported step."""
+COLUMNS = {
+    "stage": "string",
+    "status": "string",  # done, failed or pending
+    **dict.fromkeys(EVALUATED, "double"),
+    "exported_step": "int64",
+    "steps": "int64",
+    "epochs": "double",
+    "images": "int64",  # to train on
+    "teacher_top1": "double",
+    "resolution": "int64",  # px, as the stage `fix` chose it
+    "run": "string",  # folder, seen from the table
+    "train_seconds": "double",
+    "images_per_second": "double",  # median of the lines of metrics.jsonl
+}
+
+
+def read_cell(ablation: Ablation, cell: Cell) -> list[Row]:
+    """What its finished stages say, by the names of `COLUMNS`; one row each.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    folder = ablation.folder(cell)
+    rows = []
+    for stage in ablation.stages:
+        try:
+            row = read_stage(folder / stage)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{folder / stage} is damaged ({type(error).__name__}: {error}); remove it"
+            ) from error
+        if row:
+            run = (folder / stage).relative_to(ablation.out).as_posix()
+            rows.append({"stage": stage, "status": "done", **row, "run": run})
+    return rows
+
+
+def read_stage(folder: Path) -> Row:
+    """What the run folder of a stage says; nothing where it is not finished."""
+    file = folder / "run.json"
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not facts.get("resolution" if folder.name == "fix" else "exported"):
+        return {}
+    lines, step = read_lines(folder / "metrics.jsonl"), facts["exported"]["step"]
+    train = [line for line in lines if line["kind"] == "train"]
+    at_step = [line for line in lines if line["kind"] == "eval" and line["step"] == step]
+    evaluated = at_step[-1] if at_step else {}
+    speeds = [line["images_per_second"] for line in train]
+    teacher = facts.get("teacher_top1")
+    row = {key: evaluated.get(key) for key in EVALUATED}
+    row |= {"exported_step": step, "steps": facts.get("steps")}
+    row["epochs"] = lines[-1]["epoch"] if lines else None
+    row["images"] = sum((facts.get("images") or {}).values()) or None
+    row["teacher_top1"] = teacher["hits"] / teacher["images"] if teacher else None
+    if "resolution" in facts:
+        row |= _at_resolution(facts["resolution"])
+    row["train_seconds"] = round(sum(line["seconds"] for line in train), 3)
+    row["images_per_second"] = statistics.median(speeds) if speeds else None
+    return row
+
+
+def _at_resolution(found: dict[str, Any]) -> Row:
+    """The student of `ssld fix` is for the resolution chosen, and worth what it is there."""
+    seen = {key: found["metrics"].get(key) for key in EVALUATED}
+    return {"resolution": found["chosen"], **seen}
+
+
+def tidy(
+    ablation: Ablation, results: Mapping[str, Sequence[Row]], failed: Mapping[str, str]
+) -> list[Row]:
+    """A row for each cell and stage.
+
+    Args:
+        results: rows of `read_cell`, by the cell's name.
+        failed: why, by the cell's name.
+    """
+    rows = []
+    for cell in ablation.cells:
+        known = {row["stage"]: row for row in results.get(cell.name, ())}
+        for stage in ablation.stages:
+            status = "failed" if cell.name in failed else "pending"
+            row = dict.fromkeys(COLUMNS) | {"stage": stage, "status": status}
+            row |= known.get(stage, {})
+            places = {column(axis): plain(axis, cell.values[axis.name]) for axis in ablation.axes}
+            rows.append(places | {key: row[key] for key in COLUMNS})
+    return rows
+
+
+def column(axis: Axis) -> str:
+    """Of an axis; `epochs`, say, is also what a stage took."""
+    return f"grid.{axis.name}" if axis.name in COLUMNS else axis.name
+
+
+def plain(axis: Axis, one: Value) -> Any:
+    """A number on an axis of numbers, else text."""
+    if not axis.numeric:
+        return one.text
+    return one.value if axis.whole else float(one.value)
+
+
+def schema(ablation: Ablation) -> pa.Schema:
+    import pyarrow as pa
+
+    fields = []
+    for axis in ablation.axes:
+        kind = ("int64" if axis.whole else "double") if axis.numeric else "string"
+        fields.append((column(axis), kind))
+    return pa.schema([(name, pa.type_for_alias(x)) for name, x in [*fields, *COLUMNS.items()]])
+
+
+def write_results(ablation: Ablation, rows: Sequence[Row]) -> None:
+    """Both files, each in one step."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = schema(ablation)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns.names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(ablation.out / "results.csv", text.getvalue())
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), columns), table)
+    replace_bytes(ablation.out / "results.parquet", table.getvalue())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """As `write_atomically`; such a file can be made again, so the disk is not waited for."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,126 @@
+"""What is on the disk of a cell: the recipe it was started with, and whether it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssld.ablate.grid import Ablation, Cell, show
+from ssld.errors import InputError
+from ssld.run.folder import HARMLESS, flat, under, write_atomically
+
+RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
+Row = dict[str, Any]
+
+
+def check_out(out: Path) -> None:
+    """It must be new, empty, or that of an ablation.
+
+    Raises:
+        InputError: it is not.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a folder")
+    if out.is_dir() and not (out / MARK).is_file():
+        left = {path.name for path in out.iterdir()} - {f".{MARK}.tmp", ".lock"}
+        if left:
+            raise InputError(
+                f"out {out} is not empty and not the folder of an ablation: give another folder"
+            )
+
+
+def done_rows(folder: Path, cell: Cell) -> list[Row] | None:
+    """Its results, if it is done and its recipe is still the same."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        if done["recipe"] == _digest(cell.recipe):
+            return list(done["rows"])
+    return None
+
+
+def write_done(folder: Path, cell: Cell, rows: Sequence[Row]) -> None:
+    done = {"recipe": _digest(cell.recipe), "rows": list(rows)}
+    write_atomically(folder / DONE, json.dumps(done, indent=1) + "\n")
+
+
+def _digest(recipe: dict[str, Any]) -> str:
+    """The order of stages matters, that of settings does not."""
+    stages = [(stage, _essence(settings)) for stage, settings in recipe.items()]
+    return hashlib.sha256(json.dumps(stages, sort_keys=True).encode()).hexdigest()
+
+
+def _essence(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides the result, by full name."""
+    return {key: value for key, value in flat(settings).items() if not under(key, HARMLESS)}
+
+
+def changed(folder: Path, cell: Cell) -> tuple[list[str], str]:
+    """The stages that were begun with other settings, and those after them; and in words what
+    differs. A stage that was added, left out or never begun is no change."""
+    before = _recipe_of(folder)
+    pairs = zip(before.items(), cell.recipe.items(), strict=False)
+    for i, ((stage, old), (name, new)) in enumerate(pairs):
+        begun = [x for x in list(before)[i:] if (folder / x).exists()]
+        if begun and name != stage:
+            return begun, f"stage {i + 1} was {stage} and is {name}"
+        if begun and _essence(old) != _essence(new):
+            return begun, _difference(stage, _essence(old), _essence(new))
+    return [], ""
+
+
+def _difference(stage: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    keys = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
+    said = [f"{stage}.{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys[:4]]
+    return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    return show(settings[key]) if key in settings else "not given"
+
+
+def _recipe_of(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder / RECIPE} is damaged ({' '.join(str(error).split())}); remove {folder}"
+        ) from error
+
+
+def check_unchanged(ablation: Ablation) -> None:
+    """
+    Raises:
+        InputError: a cell was begun with other settings.
+    """
+    found = [(cell, changed(ablation.folder(cell), cell)[1]) for cell in ablation.cells]
+    found = [(cell, words) for cell, words in found if words]
+    if found:
+        cell, words = found[0]
+        more = f", and so were {len(found) - 1} more" if len(found) > 1 else ""
+        raise InputError(
+            f"{ablation.folder(cell)} was made with other settings ({words}){more}: set them back, "
+            "give another --out, or --overwrite to start the changed stages anew"
+        )
+
+
+def prepare(folder: Path, cell: Cell) -> None:
+    """Make its folder and write its recipe. Stages that have changed are removed first: a kill in
+    between leaves nothing of them under a new recipe."""
+    for stage in changed(folder, cell)[0]:
+        shutil.rmtree(folder / f".{stage}.old", ignore_errors=True)
+        (folder / stage).rename(folder / f".{stage}.old")
+    for left in folder.glob(".*.old"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if _recipe_of(folder) != cell.recipe:
+        text = yaml.safe_dump(cell.recipe, sort_keys=False, allow_unicode=True)
+        write_atomically(folder / RECIPE, text)

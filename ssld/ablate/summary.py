@@ -1,0 +1,136 @@
+"""Mean and deviation over the seeds, and table.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ssld.ablate.grid import SEED, Ablation, Cell
+from ssld.ablate.state import Row
+from ssld.text_table import ABSENT
+
+METRICS = {"top1": "top-1", "agreement1": "agreement@1"}
+Place = tuple[str, ...]
+"""A value on each axis but that of the seeds, as text."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of the same cell under several seeds."""
+
+    points: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.points)
+
+    @property
+    def deviation(self) -> float | None:
+        """Of a sample, that is with n - 1; None with one seed."""
+        return statistics.stdev(self.points) if len(self.points) > 1 else None
+
+    def percent(self) -> str:
+        if not self.points:
+            return ABSENT
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        return f"{100 * self.mean:.2f}{spread}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An ablation's results."""
+
+    ablation: Ablation
+    rows: dict[tuple[str, str], Row]
+    """Of `results.tidy`, by cell and stage."""
+    failed: Mapping[str, str]
+    """Why, by the cell's name."""
+
+    @property
+    def places(self) -> dict[Place, list[Cell]]:
+        """The cells of each combination of the axes, that of the seeds left out."""
+        found: dict[Place, list[Cell]] = {}
+        for cell in self.ablation.cells:
+            found.setdefault(cell.others(SEED), []).append(cell)
+        return found
+
+    def value(self, cell: Cell, stage: str, metric: str) -> float | None:
+        return self.rows[cell.name, stage][metric]
+
+    def spread(self, cells: Sequence[Cell], stage: str, metric: str) -> Spread:
+        values = (self.value(cell, stage, metric) for cell in cells)
+        return Spread(tuple(x for x in values if x is not None))
+
+    def measured(self) -> list[tuple[str, str]]:
+        """(stage, metric) of what some cell has."""
+        have = {(stage, x) for (_, stage), row in self.rows.items() for x in METRICS if x in row}
+        pairs = [(stage, metric) for stage in self.ablation.stages for metric in METRICS]
+        return [(s, m) for s, m in pairs if (s, m) in have and self._known(s, m)]
+
+    def _known(self, stage: str, metric: str) -> bool:
+        return any(self.value(cell, stage, metric) is not None for cell in self.ablation.cells)
+
+    def done(self, cell: Cell) -> bool:
+        stages = self.ablation.stages
+        return all(self.rows[cell.name, stage]["status"] == "done" for stage in stages)
+
+    def several_teachers(self) -> bool:
+        """Whether more than one is known by its accuracy."""
+        return len({row["teacher_top1"] for row in self.rows.values()} - {None}) > 1
+
+
+def summarise(ablation: Ablation, rows: Sequence[Row], failed: Mapping[str, str]) -> Summary:
+    places = [(cell.name, stage) for cell in ablation.cells for stage in ablation.stages]
+    return Summary(ablation, dict(zip(places, rows, strict=True)), failed)
+
+
+def table(found: Summary) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: a combination of the axes each, its means, and how many seeds are done."""
+    ablation, measured, several = found.ablation, found.measured(), found.several_teachers()
+    head = [axis.name for axis in ablation.compared] or ["all"]
+    head += ["teacher top-1"] if several else []
+    head += [f"{stage} {METRICS[metric]}" for stage, metric in measured]
+    rows = []
+    for place, cells in found.places.items():
+        row = list(place) or [""]
+        if several:
+            known = found.spread(cells, ablation.stages[0], "teacher_top1").points
+            row.append(Spread(known[:1]).percent())  # seeds do not change it
+        row += [found.spread(cells, stage, metric).percent() for stage, metric in measured]
+        finished = sum(map(found.done, cells))
+        rows.append([*row, f"{finished}" if finished == len(cells) else f"{finished}/{len(cells)}"])
+    return [*head, "seeds" if has_seeds(ablation) else "cells"], rows
+
+
+def has_seeds(ablation: Ablation) -> bool:
+    return any(axis.name == SEED for axis in ablation.axes)
+
+
+def explained(found: Summary) -> str:
+    """What the numbers are, in a sentence or two."""
+    cells, seeds = found.ablation.cells, has_seeds(found.ablation)
+    said = f"{sum(map(found.done, cells))} of {len(cells)} cells done. "
+    said += "Percent of the held-out images"
+    said += ", mean ± standard deviation (of a sample) over seeds. " if seeds else ". "
+    if any(metric == "agreement1" for _, metric in found.measured()):
+        said += "agreement@1 is with a cell's own teacher"
+        said += ", which is not the same in all rows." if found.several_teachers() else "."
+    if "fix" in found.ablation.stages:
+        said += " After fix: at the resolution that these very images chose."
+    return said.strip().replace(".  ", ". ")
+
+
+def markdown(found: Summary) -> str:
+    """table.md"""
+    head, rows = table(found)
+    lines = [f"# {found.ablation.file}", "", explained(found), ""]
+    lines += [_line(head), "|" + "---|" * len(head), *map(_line, rows)]
+    if found.failed:
+        lines += ["", "Failed:", ""]
+        lines += [f"- `{name}`: {why}" for name, why in found.failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
