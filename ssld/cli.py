@@ -14,6 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from ssld.errors import InputError, Interrupted
 from ssld.run.launcher import leave_processes, start_asked_for_processes
 
@@ -144,17 +146,36 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is not YAML, or no settings.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), SettingsLoader)
     except FileNotFoundError as error:
-        raise InputError(f"--config {str(file)!r}: no such file; give a YAML recipe") from error
+        raise InputError(f"{str(file)!r}: no such file; give a YAML recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {file} is not valid YAML: {_sentence(error)}") from error
+        raise InputError(f"{file} is not valid YAML: {_sentence(error)}") from error
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"--config {file} holds no settings; give `name: value` lines")
+        raise InputError(f"{file} holds no settings; give `name: value` lines")
     return content
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML as people write it: 1e-5 is a number; a key is the text that was typed (`off`, `0`), and
+    is there once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            line = node.start_mark.line + 1
+            raise InputError(f"{twice[0]!r} is there twice in the lines from {line} on; give one")
+        self.flatten_mapping(node)
+        pairs = ((key.value, self.construct_object(x, deep=True)) for key, x in node.value)
+        return dict(pairs)
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

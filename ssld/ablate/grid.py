@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ssld import cli
 from ssld.errors import InputError
 from ssld.run.folder import flat
 
@@ -25,7 +26,6 @@ LENGTHS = {"epochs": "steps", "steps": "epochs"}
 """Each is given instead of the other."""
 Settings = dict[tuple[str, str], Any]
 """{(stage, dotted name): value}"""
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 NAME_LENGTH = 180
 
 
@@ -117,7 +117,7 @@ def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
         InputError: no such file, no YAML; a key that is unknown, or missing; an axis that is empty,
             names something twice, or sets what another one does.
     """
-    tree = _load(path)
+    tree = cli.read_settings(Path(path))
     known = ("out", *FIRST, *LATER, "grid")
     for key in tree:
         if key not in known:
@@ -311,7 +311,7 @@ def _overrides(
 
 def _parsed(text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, cli.SettingsLoader)
     except (yaml.YAMLError, ValueError):
         return text
 
@@ -319,34 +319,3 @@ def _parsed(text: str) -> Any:
 def _hint(key: str, known: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}"
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give a YAML recipe with a `grid`") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} holds no settings; give a recipe and its `grid`")
-    return tree
-
-
-class _Loader(yaml.SafeLoader):
-    """1e-5 is a number; a key is the text that was typed (`off`, `0`), and is there once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            line = node.start_mark.line + 1
-            raise InputError(f"{twice[0]!r} is there twice in the lines from {line} on; give one")
-        self.flatten_mapping(node)
-        pairs = ((key.value, self.construct_object(x, deep=True)) for key, x in node.value)
-        return dict(pairs)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))

@@ -19,7 +19,10 @@ from sabotage import kill_after, sigkill
 from safetensors.torch import load_file
 from stages import first_stage
 
+from ssld import cli
 from ssld.__main__ import main
+from ssld.recipe import open_recipe
+from ssld.run.folder import plain
 
 STAGES = ("distill", "finetune", "fix")
 
@@ -210,6 +213,15 @@ def test_bad_recipes_are_refused_before_the_first_stage(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_as_people_write_them(recipe, tmp_path) -> None:
+    file = recipe()
+    file.write_text(file.read_text().replace("finetune:\n", "finetune:\n  schedule: {lr: 1e-5}\n"))
+    tree = cli.read_settings(file)
+    found = open_recipe(str(file), tree, None, [])
+    first = found.config("distill", None, False)
+    assert found.config("finetune", plain(first), True).schedule.lr == 1e-5
 
 
 def test_no_recipe_is_one_sentence(capsys, tmp_path) -> None:
