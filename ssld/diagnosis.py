@@ -38,7 +38,8 @@ def causes(
         initial: its parameters before the first step, on the CPU.
         batches: held-out images on the student's device, with labels where there are any.
     """
-    found = _frozen(student, initial) + _dead(student, batches[0])
+    found = [] if student.frozen_on_purpose else _frozen(student, initial)
+    found += _dead(student, batches[0])
     found += _teacher(teacher, batches)
     found += _learning_rate(student, initial, batches[0], teacher, stuck=bool(found))
     return found[:SHOWN] or [

@@ -91,24 +91,14 @@ def sweep(run: Run, task: Task, network: Network, sizes: Sequence[int]) -> list[
     import torch
 
     from ssld.data.views import EvalView
-    from ssld.run.batches import Unreadables, eval_batches
+    from ssld.run.loop import held_out_batches
 
     network.to(run.accelerator.device).eval()
     rows = []
     for size in sizes:
         network.input_size = size
-        batches = eval_batches(
-            run.val,
-            EvalView(size, network.crop_pct, network.interpolation),
-            batch_size=max(1, run.config.batch_size // run.world),
-            workers=run.config.data.workers,
-            device=run.accelerator.device,
-            unreadables=Unreadables(run.val, run.config.data.max_unreadable),
-            label_index=run.val_labels,
-            rank=run.rank,
-            world=run.world,
-            description=f"evaluate at {size} px",
-        )
+        view = EvalView(size, network.crop_pct, network.interpolation)
+        batches = held_out_batches(run, view, f"evaluate at {size} px")
         try:
             with torch.inference_mode(), run.accelerator.autocast():
                 tally = task.evaluate(network, batches)

@@ -73,6 +73,11 @@ class Network(nn.Module):
             self.model.get_submodule(name).requires_grad_(True)
         self.train(self.training)
 
+    @property
+    def frozen_on_purpose(self) -> bool:
+        """Whether `freeze_but` was called."""
+        return self._trained is not None
+
     def train(self, mode: bool = True) -> Network:
         if self._trained is None:
             return super().train(mode)

@@ -147,6 +147,13 @@ def test_layers_that_are_switched_off_are_frozen():
     assert said.startswith(f"frozen layers: {len(off)} of {total} ") and off[0] in said
 
 
+def test_what_a_fix_freezes_is_no_cause():
+    network, initial = student()
+    network.freeze_but(["fc"])
+    move(network, names=lambda n: n.startswith("fc"))
+    assert all("frozen" not in said for said in diagnose(network, initial, teacher()))
+
+
 def test_layers_that_did_not_move_are_frozen():
     network, initial = student()
     move(network, names=lambda n: not n.startswith("layer2"))

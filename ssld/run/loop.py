@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ssld.config import DistillConfig
 from ssld.data.loading import Batch, lost_worker, train_batches
+from ssld.data.views import EvalView
 from ssld.errors import Interrupted
 from ssld.network import Network
 from ssld.run import checkpoint
@@ -127,18 +128,7 @@ class Trainer:
         """The held-out images over all processes; None when a signal cut it short."""
         run = self.run
         network = self.result.eval()
-        batches = eval_batches(
-            run.val,
-            run.eval_view,
-            batch_size=max(1, run.config.batch_size // run.world),
-            workers=run.config.data.workers,
-            device=run.accelerator.device,
-            unreadables=Unreadables(run.val, run.config.data.max_unreadable),
-            label_index=run.val_labels,
-            rank=run.rank,
-            world=run.world,
-            description="evaluate",
-        )
+        batches = held_out_batches(run, run.eval_view, "evaluate")
         with torch.inference_mode(), run.accelerator.autocast():
             tally = self.task.evaluate(network, _until(stop, batches))
         return tally if tally.reduce(run.accelerator, stop.asked) else None
@@ -237,6 +227,22 @@ def batches_of(run: Run, first_step: int, last_step: int) -> Iterator[Batch]:
         pin=run.accelerator.device.type == "cuda",
         label_index=run.train_labels,
         other_view=isinstance(config, DistillConfig) and config.teacher_view == "other",
+    )
+
+
+def held_out_batches(run: Run, view: EvalView, description: str) -> Iterator[Batch]:
+    """This process's held-out images, each once over all processes."""
+    return eval_batches(
+        run.val,
+        view,
+        batch_size=max(1, run.config.batch_size // run.world),
+        workers=run.config.data.workers,
+        device=run.accelerator.device,
+        unreadables=Unreadables(run.val, run.config.data.max_unreadable),
+        label_index=run.val_labels,
+        rank=run.rank,
+        world=run.world,
+        description=description,
     )
 
 

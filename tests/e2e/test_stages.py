@@ -275,6 +275,7 @@ def test_frozen_parts_stay_in_eval_mode() -> None:
     network = open_network("student", arch="test_resnet", num_classes=3)
     network.freeze_but(["fc"])
     network.train()
+    assert network.frozen_on_purpose
     training = {name for name, module in network.named_modules() if module.training}
     assert training == {"model.fc"}
     assert {n for n, p in network.named_parameters() if p.requires_grad} == {
