@@ -101,7 +101,12 @@ class Recipe:
             return settings_after(stage, before, taught, run, given)  # type: ignore[arg-type]
 
         where = f"{self.file}, {stage}"
-        settings = (where, self.settings[stage])
+        given = {word.partition("=")[0] for word in words}
+        # A length on the command line takes the place of the file's.
+        longer = {"--steps": "epochs", "--epochs": "steps"}
+        dropped = {other for name, other in longer.items() if name in given}
+        tree = {key: x for key, x in self.settings[stage].items() if key not in dropped}
+        settings = (where, tree)
         try:
             return cli.parse(
                 f"ssld {stage}", STAGES[stage][0], words, settings=settings, defaults=defaults

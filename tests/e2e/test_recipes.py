@@ -35,7 +35,6 @@ TABLE_2 = [
 LARGE = ("hrnet", "se-hrnet", "resnet")
 SMALL_RUN = {
     "steps": 2,
-    "epochs": "null",
     "batch_size": 4,
     "precision": "fp32",  # bfloat16 takes seconds more on a CPU
     "augment.size": 64,
@@ -213,7 +212,7 @@ def test_two_steps_of_the_real_student(file, pictures, tmp_path):
     ids=["real student", "with the fix"],
 )
 def test_all_stages_one_after_another(name, changes, pictures, tmp_path):
-    file, second = CONFIGS_DIR / f"{name}.yaml", {"finetune.steps": 2, "finetune.epochs": "null"}
+    file, second = CONFIGS_DIR / f"{name}.yaml", {"finetune.steps": 2}
     given = words({**SMALL_RUN, **pictures, **second, **changes})
     assert main(["recipe", str(file), "--out", str(tmp_path), *given]) == 0
     stages = [stage for stage in content(file) if stage != "out"]
