@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import re
@@ -12,12 +13,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from ssld.errors import InputError, Interrupted
 from ssld.run.launcher import leave_processes, start_asked_for_processes
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 Config = TypeVar("Config")
 
@@ -95,14 +99,9 @@ def parse(
     Raises:
         InputError: an unknown key (naming the nearest known one) or a value that is not allowed.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
-    parser.add_class_arguments(config_class)
+    parser = _parser(prog, config_class)
     argv = _with_values(list(sys.argv[1:] if argv is None else argv), config_class)
     known = [str(a.dest) for a in parser._actions if a.dest not in ("help", "print_config")]
     layers = [(f"{file}", read_settings(file)) for file in _config_files(argv)]
@@ -126,6 +125,19 @@ def parse(
         return config_class(**values)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+@functools.cache  # a recipe and a grid of them parse many times, at a fifth of a second each
+def _parser(prog: str, config_class: type) -> ArgumentParser:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    parser.add_class_arguments(config_class)
+    return parser
 
 
 def _config_files(argv: list[str]) -> list[Path]:
