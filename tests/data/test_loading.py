@@ -72,6 +72,26 @@ def test_workers_processes_and_accumulation_give_the_same_bytes(colours):
         assert stream(colours, **changes) == expected
 
 
+def test_another_view_of_each_image_changes_nothing_about_the_first(colours):
+    sources = [open_source(str(colours / "train"))]
+    order, view = Order([len(sources[0])], None, 0), TrainView(AugmentConfig(), 16, 0)
+
+    def batches(**changes):
+        given = dict(batch_size=12, rank=0, world=1, first_step=0, last_step=6, accumulate=1,
+                     workers=0, pin=False, label_index=None) | changes  # fmt: skip
+        return list(train_batches(sources, order, view, **given))
+
+    plain, both = batches(), batches(other_view=True)
+    assert all(batch.other_images is None for batch in plain)
+    for a, b, c in zip(plain, both, batches(other_view=True, workers=2), strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(b.images, c.images)
+        assert torch.equal(b.other_images, c.other_images)
+    # Six epochs of views: none of the student's is ever shown to the teacher.
+    seen = {image.numpy().tobytes() for batch in both for image in batch.images}
+    others = {image.numpy().tobytes() for batch in both for image in batch.other_images}
+    assert len(seen) == len(others) == 72 and not seen & others
+
+
 def test_resuming_is_an_index(colours):
     assert stream(colours, first=1, last=3) == stream(colours)[12:]
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ssld.data.part import Part, hold_out
+from ssld.data.part import Part, hold_out, share_of
 
 
 class Numbers:
@@ -144,3 +144,21 @@ def test_a_part_pickles_and_millions_are_not_listed():
 def test_many_small_sources_have_their_share():
     kept, held = hold_out([Numbers(100, f"s{i}") for i in range(1000)], 100)
     assert sum(map(len, held)) == 100 and sum(map(len, kept)) == 99_900
+
+
+def test_a_share_is_part_of_every_larger_one():
+    before: set[int] = set()
+    for share in (0.001, 0.1, 0.25, 0.5, 0.99, 1.0):
+        found = numbers(share_of([Numbers(1000)], share)[0])
+        assert found == sorted(set(found)) and len(found) == max(1, 1000 * share)
+        assert before < set(found)
+        before = set(found)
+
+
+def test_a_share_is_taken_of_each_source_and_at_random():
+    large, small = share_of([Numbers(1000), Numbers(3)], 0.1)
+    assert (len(large), len(small)) == (100, 1)
+    gaps = np.diff(numbers(large))
+    assert gaps.max() > 20 and gaps.min() == 1  # not every tenth, not the first hundred
+    sources = [Numbers(5)]
+    assert share_of(sources, 1.0) is sources

@@ -150,6 +150,39 @@ def test_labels_are_never_read(colours, teacher_file, real_pictures, tmp_path):
     assert same(*trained)
 
 
+@pytest.fixture
+def shown(monkeypatch) -> list[torch.Tensor]:
+    """What the teacher is shown, batch after batch."""
+    from ssld.teacher import Teacher
+
+    seen, forward = [], Teacher.forward
+
+    def note(teacher, images, temperature=1.0):
+        seen.append(images.clone())
+        return forward(teacher, images, temperature)
+
+    monkeypatch.setattr(Teacher, "forward", note)
+    return seen
+
+
+def test_the_teacher_can_see_another_view(colours, teacher_file, tmp_path, shown):
+    noted = {}
+    for name in ("same", "other"):
+        shown.clear()
+        changes = {"teacher_view": name, "data.val": "[]", "data.holdout": 0, "steps": 2}
+        assert run(colours, teacher_file, tmp_path / name, **changes) == 0
+        noted[name] = [images for images in shown if len(images) == 8]  # of training
+    assert len(noted["same"]) == len(noted["other"]) == 2
+    assert not any(map(torch.equal, noted["same"], noted["other"]))
+    assert not same(weights(tmp_path / "same"), weights(tmp_path / "other"))
+
+
+def test_a_share_of_the_unlabeled_images(colours, teacher_file, tmp_path):
+    assert run(colours, teacher_file, tmp_path / "half", **{"data.unlabeled_share": 0.5}) == 0
+    facts = json.loads((tmp_path / "half" / "run.json").read_text())
+    assert facts["images"] == {str(colours / "train"): 36, str(colours / "unlabeled"): 30}
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_loader_workers_do_not_matter(colours, teacher_file, finished, tmp_path, workers):
     assert run(colours, teacher_file, tmp_path / "run", **{"data.workers": workers}) == 0
