@@ -229,6 +229,7 @@ def _check(
         unreadables=Unreadables(sources, 1.0),
         label_index=None if unlabeled else teacher_labels(sources, teacher),
         limit=limit,
+        mixed=teacher.needs_mixed_batches,
         description="teacher",
     )
     check = check_teacher(network, batches, teacher.configs[number].dtype or "fp32")

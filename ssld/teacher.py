@@ -58,6 +58,12 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @property
+    def needs_mixed_batches(self) -> bool:
+        """Whether its predictions depend on what else is in a batch: one of a single class, as a
+        folder's order gives, has statistics that it has never seen."""
+        return any(config.batch_norm == "batch" for config in self.configs)
+
     def train(self, mode: bool = True) -> Teacher:
         """A teacher stays in eval mode whatever is asked for."""
         return super().train(False)

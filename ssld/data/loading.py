@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssld.data.decode import Unreadable
-from ssld.data.sampling import Order
+from ssld.data.sampling import Order, permutation
 from ssld.data.sources import Source
 from ssld.errors import InputError, Interrupted
 
@@ -191,13 +191,20 @@ def eval_batches(
     pin: bool,
     label_index: LabelIndex | None,
     limit: int | None = None,
+    mixed: bool = False,
 ) -> Iterator[Batch]:
-    """Every image exactly once over all processes, or an evenly spread sample of `limit`."""
+    """Every image exactly once over all processes, or an evenly spread sample of `limit`.
+
+    Args:
+        mixed: not in the sources' order, which may be by class.
+    """
     sizes = [len(source) for source in sources]
     total, ends = sum(sizes), np.cumsum(sizes)
     chosen = np.arange(total)
     if limit is not None and limit < total:
         chosen = np.arange(limit) * total // limit
+    if mixed:
+        chosen = chosen[permutation(len(chosen), "mixed")]
     chosen = chosen[rank::world]
 
     def rows() -> Iterator[Rows]:

@@ -118,9 +118,11 @@ def eval_batches(
     rank: int = 0,
     world: int = 1,
     limit: int | None = None,
+    mixed: bool = False,
     description: str | None = None,
 ) -> Iterator[Batch]:
-    """Every image once over all processes, with a progress bar on the first."""
+    """Every image once over all processes, with a progress bar on the first; see
+    `ssld.data.loading.eval_batches`."""
     images = min(sum(map(len, sources)), limit or sys.maxsize)
     batches = loading.eval_batches(
         list(sources),
@@ -132,6 +134,7 @@ def eval_batches(
         pin=device.type == "cuda",
         label_index=label_index,
         limit=limit,
+        mixed=mixed,
     )
     with tqdm(
         total=images,

@@ -124,6 +124,7 @@ class Judge:
             unreadables=Unreadables(run.val, 1.0),
             label_index=run.val_labels,
             limit=DIAGNOSED,
+            mixed=run.teacher is not None and run.teacher.needs_mixed_batches,
         )
         student = trainer.student.eval()
         return causes(student, self.initial, list(batches), run.teacher)

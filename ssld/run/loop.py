@@ -242,6 +242,7 @@ def held_out_batches(run: Run, view: EvalView, description: str) -> Iterator[Bat
         label_index=run.val_labels,
         rank=run.rank,
         world=run.world,
+        mixed=run.teacher is not None and run.teacher.needs_mixed_batches,
         description=description,
     )
 

@@ -69,6 +69,7 @@ def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, i
         rank=setup.rank,
         world=setup.world,
         limit=VERIFY_IMAGES,
+        mixed=teacher.needs_mixed_batches,
         description="verify teacher",
     )
     tally = accuracy(teacher, batches)  # type: ignore[arg-type]

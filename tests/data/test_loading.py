@@ -111,6 +111,26 @@ def test_evaluation_sees_every_image_once(colours):
         assert all(label == (index(n.split("/")[0]) if "/" in n else -1) for n, label in seen)
 
 
+def test_mixed_evaluation_sees_the_same_images_not_by_class(colours):
+    source = [open_source(str(colours / "train"))]
+    index, view = LabelIndex(["blue", "green", "red"], 3), EvalView(16, 0.9, "bilinear")
+
+    def labels(world: int, **changes) -> list[list[tuple[str, int]]]:
+        return [
+            list(zip(batch.ids, batch.labels.tolist(), strict=True))
+            for rank in range(world)
+            for batch in eval_batches(source, view, batch_size=12 // world, rank=rank, world=world,
+                                      workers=0, pin=False, label_index=index, **changes)
+        ]  # fmt: skip
+
+    plain, mixed = labels(1), labels(1, mixed=True)
+    assert (
+        sorted(sum(plain, [])) == sorted(sum(mixed, [])) == sorted(sum(labels(2, mixed=True), []))
+    )
+    assert [len({label for _, label in batch}) for batch in plain] == [1, 1, 1]
+    assert all(len({label for _, label in batch}) == 3 for batch in mixed)
+
+
 def test_unreadable_weighs_nothing_and_is_named(tmp_path, colours):
     good = next((colours / "unlabeled").iterdir())
     (tmp_path / "a.png").write_bytes(good.read_bytes())
