@@ -200,6 +200,9 @@ def summary(run: SeenRun) -> dict[str, Any]:
         finite = filter(math.isfinite, run.values("eval", key))
         found[f"{key}_best"] = better(finite, default=None) if better else None
         found[f"{key}_last"] = last("eval", key)
+    for key, value in (run.facts.get("resolution") or {}).get("metrics", {}).items():
+        if key in EVALUATED:  # as it was exported, at another size than in training
+            found[f"{key}_best"] = found[f"{key}_last"] = value
     found["entropy_student"] = last("eval", "entropy_student")
     for key in ("images_per_second", "data_wait_percent"):
         values = run.values("train", key)

@@ -15,7 +15,9 @@ own; nothing is trained here.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -26,10 +28,16 @@ from typing import Any
 from ssld import cli
 from ssld.config import DistillConfig, RunConfig, SupervisedConfig, require
 from ssld.distill import distill
-from ssld.errors import InputError
+from ssld.errors import InputError, Interrupted
 from ssld.finetune import finetune
 from ssld.fix import fix
-from ssld.run.folder import HARMLESS, flat, plain, under, write_atomically
+from ssld.recipe_folder import StagePlace, locked
+from ssld.run.folder import (
+    HARMLESS,
+    flat,
+    plain,
+    under,
+)
 from ssld.stage import open_start, settings_after
 from ssld.stage_config import FinetuneConfig, FixConfig
 from ssld.supervised import supervised
@@ -42,13 +50,17 @@ STAGES: dict[str, tuple[type[RunConfig], Callable[[Any], None]]] = {
 }
 FIRST = ("distill", "supervised")
 ORDERS = (["finetune"], ["fix"], ["finetune", "fix"], [])
-STATE = "recipe.json"
-"""What every stage was last started with, before anything was resolved, and from which student."""
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """`ssld recipe F.yaml`: the stages of a recipe, one after the other."""
+    """`ssld recipe F.yaml`: distill, finetune and fix, one after the other.
+
+    F.yaml has `out` and a section per stage: distill (or supervised), then finetune, fix or both,
+    each with settings of that command; what a later one does not say is as in the stage before.
+    Options that are none of these below are settings of the first stage (`--data.labeled DIR`), or
+    of the stage that they name (`--finetune.epochs 10`). The same command goes on where it stopped.
+    """
 
     file: str = ""
     """The recipe; the first word of the command."""
@@ -75,28 +87,22 @@ class Recipe:
     overrides: dict[str, list[str]]
     """Of each stage, as words of a command line."""
 
-    def folder(self, stage: str) -> Path:
-        return self.out / stage
-
-    def config(self, stage: str, before: dict[str, Any] | None, taught: bool) -> RunConfig:
+    def config(self, stage: str, before: dict[str, Any], taught: bool) -> RunConfig:
         """The settings of a stage.
 
         Args:
-            before: those of the stage before, None for the first.
+            before: those of the stage before, empty for the first.
             taught: whether that one has a teacher.
 
         Raises:
             InputError: an unknown key or a value that is not allowed.
         """
-        folder = self.folder(stage)
-        words = [*self.overrides[stage], "--out", str(folder)]
-        run = None
-        if before is not None:
-            run = str(self.folder(self.stages[self.stages.index(stage) - 1]))
-            words += ["--run", run]
+        words = [*self.overrides[stage], "--out", str(self.out / stage)]
+        run = str(self.out / self.stages[self.stages.index(stage) - 1])
+        words += ["--run", run] if before else []
 
         def defaults(given: dict[str, Any]) -> dict[str, Any]:
-            if before is None or run is None:
+            if not before:
                 return {}
             return settings_after(stage, before, taught, run, given)  # type: ignore[arg-type]
 
@@ -130,6 +136,8 @@ def open_recipe(
     """
     stages = [name for name in tree if name != "out"]
     unknown = [name for name in stages if name not in STAGES]
+    if unknown == ["grid"]:
+        raise InputError(f"{file} has a grid: it is for `ssld ablate`")
     if unknown:
         raise InputError(
             f"{file}: {unknown[0]!r} is no stage; give sections {', '.join(STAGES)}, and `out`"
@@ -170,46 +178,86 @@ def _overrides(stages: list[str], words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def check(recipe: Recipe) -> None:
-    """Parse every stage as far as it is known before the stages before it have run."""
-    before, taught = None, False
+    """Parse every stage, and look for its files, as far as that can be done before the stages
+    before it have run.
+
+    Raises:
+        InputError: what would be found days later.
+    """
+    before: dict[str, Any] = {}
+    taught = False
     for stage in recipe.stages:
         config = recipe.config(stage, before, taught)
+        _check_paths(f"{recipe.file}, {stage}", config)
+        StagePlace(recipe.out, stage).check()
         before = plain(config)
         taught = isinstance(config, DistillConfig) and before.get("targets") != "human"
+
+
+def _check_paths(where: str, config: RunConfig) -> None:
+    """What is a plain local path must be there."""
+    named = [(f"data.{name}", path) for name in ("labeled", "unlabeled", "val")
+             for path in getattr(config.data, name)]  # fmt: skip
+    if isinstance(config, DistillConfig):
+        named += [("teacher.checkpoint", x.checkpoint) for x in [config.teacher, *config.teachers]]
+    if not isinstance(config, FinetuneConfig):
+        named.append(("student.checkpoint", config.student.checkpoint))
+    for name, path in named:
+        if path and not re.search(r"://|[{*]", path) and not Path(path).exists():
+            raise InputError(f"{where}: {name} {path}: no such file or folder")
 
 
 def recipe(config: RecipeConfig) -> None:
     """Run what is not complete, then write one report over all stages.
 
     Raises:
-        InputError: a setting that is not allowed; a complete stage whose settings changed.
+        InputError: a setting that is not allowed; a stage whose settings changed; another recipe at
+            work in the same folder.
         Interrupted: see `ssld.run.loop.train`; the same command goes on.
     """
+    from ssld.run.topology import open_processes
+
+    tree = cli.read_settings(Path(config.file))
+    found = open_recipe(config.file, tree, config.out, config.overrides)
+    main = open_processes().is_main_process
+    with locked(found.out) if main else contextlib.nullcontext():
+        try:
+            _run(found, config.overwrite, main)
+        except Interrupted as error:
+            said = str(error).replace("go on with --resume", "the same command goes on")
+            raise Interrupted(said) from error
+
+
+def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
     from accelerate.state import AcceleratorState
 
     from ssld.report.recipe import write_report
-    from ssld.run.topology import open_processes
 
-    found = open_recipe(
-        config.file, cli.read_settings(Path(config.file)), config.out, config.overrides
-    )
-    main = open_processes().is_main_process
-    before: tuple[dict[str, Any], bool] | None = None
-    for stage in found.stages:
-        settings = found.config(stage, *(before or (None, False)))
-        state = _decide(found, stage, settings, config.overwrite)
+    before: tuple[dict[str, Any], bool] = ({}, False)
+    for stage in recipe.stages:
+        settings = recipe.config(stage, *before)
+        state = _decide(recipe, stage, settings, overwrite)
+        place = StagePlace(recipe.out, stage)
         if main:
             skipped = state == "complete"
-            said = "complete and unchanged, skipped" if skipped else f"{state} in"
-            print(f"{stage}: {said} {'' if skipped else found.folder(stage)}".rstrip(), flush=True)
+            said = "complete and unchanged, skipped" if skipped else f"{state} in {place.folder}"
+            print(f"{stage}: {said}", flush=True)
         if state != "complete":
-            STAGES[stage][1](replace(settings, resume=True))
+            moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
+            try:
+                STAGES[stage][1](replace(settings, resume=True, allow_changes=moved))
+            except InputError:
+                if main and not place.begun:  # refused: nothing of the old is lost
+                    place.put_back()
+                raise
             AcceleratorState._reset_state()  # the next stage may have another precision
-        start = open_start(str(found.folder(stage)))
+        if main:
+            shutil.rmtree(place.aside, ignore_errors=True)
+        start = open_start(str(place.folder))
         before = start.settings, start.taught
     if main:
-        write_report(found.out, found.stages)
-        print(f"report over all stages: {found.out / 'report.html'}")
+        write_report(recipe.out, recipe.stages)
+        print(f"report over all stages: {recipe.out / 'report.html'}")
 
 
 def _decide(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> str:
@@ -221,7 +269,7 @@ def _decide(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> s
     found: list[Any] = [None, None]
     if open_processes().is_main_process:
         try:
-            found[0] = _look(recipe, stage, config, overwrite)
+            found[0] = _look(StagePlace(recipe.out, stage), config, overwrite)
         except InputError as error:
             found[1] = str(error)
     broadcast_object_list(found)
@@ -230,50 +278,46 @@ def _decide(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> s
     return found[0]
 
 
-def _look(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> str:
-    folder, path = recipe.folder(stage), recipe.out / STATE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _look(place: StagePlace, config: RunConfig, overwrite: bool) -> str:
     asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
     if isinstance(config, FinetuneConfig):
+        asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
         asked["start_sha256"] = open_start(config.run).student_sha256()
-    last, state = known.get(stage), "from the start"
-    if (folder / "config.yaml").is_file():
-        changed = [
-            f"{key} was {(last or {}).get(key)!r} and is {asked.get(key)!r}"
-            for key in sorted(asked.keys() | (last or {}).keys())
-            if (last or {}).get(key) != asked.get(key)
-        ]
+    if place.aside.is_dir() and not place.begun:  # killed before the new one began
+        place.put_back()
+    state = "from the start"
+    if place.begun:
+        changed = place.changes(asked)
         if changed and not overwrite:
             raise InputError(
-                f"{folder} was made with other settings: {'; '.join(changed[:4])}; set them back, "
-                "use another `out`, or redo it and what follows with --overwrite"
+                f"{place.folder} was made with other settings: {changed}; set them back, use "
+                "another `out`, or redo it and what follows with --overwrite"
             )
-        if changed:  # gone before its new settings are noted, or a kill would pass it for them
-            old = folder.with_name(f".{stage}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.replace(old)
-            shutil.rmtree(old, ignore_errors=True)
-        state = "anew" if changed else "complete" if _is_complete(folder, stage) else "going on"
+        if changed:
+            place.put_aside()
+        state = "anew" if changed else "complete" if place.complete else "going on"
     if state != "complete":
-        recipe.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({**known, stage: asked}, indent=2) + "\n")
+        place.note(asked)
     return state
-
-
-def _is_complete(folder: Path, stage: str) -> bool:
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return bool(facts.get("resolution" if stage == "fix" else "exported"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    file = words.pop(0) if words and not words[0].startswith("-") else ""
-    own, rest = [], []
-    for i, word in enumerate(words):
-        name = word.partition("=")[0]
-        follows = i > 0 and words[i - 1] == "--out"
-        (own if follows or name in ("--out", "--overwrite", "--help", "-h") else rest).append(word)
-    settings = ["--file", file, *own, "--overrides", json.dumps(rest)]
+    own: list[str] = []
+    rest: list[str] = []
+    file = ""
+    while words:
+        word = words.pop(0)
+        if word == "--out" and words:
+            own += [word, words.pop(0)]
+        elif word.partition("=")[0] in ("--out", "--overwrite", "--help", "-h"):
+            own.append(word)
+        elif not file and not rest and not word.startswith("-"):
+            file = word
+        else:
+            rest.append(word)
+    settings = [*(["--file", file] if file else []), *own]
+    settings += ["--overrides", json.dumps(rest)] if rest else []
     return cli.command("ssld recipe", RecipeConfig, recipe, settings, launched=argv is None)
 
 

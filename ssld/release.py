@@ -178,7 +178,8 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     lines = read_lines(run / "metrics.jsonl")
     evaluation = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
     if facts.get("resolution"):  # another size than the one that was evaluated in training
-        evaluation = {**facts["resolution"]["metrics"], "verdict": evaluation.get("verdict")}
+        chosen = "the size was chosen on these very images, so the numbers are a little too good"
+        evaluation = {**facts["resolution"]["metrics"], "verdict": chosen}
     if any(isinstance(x, float) and not math.isfinite(x) for x in evaluation.values()):
         raise InputError(f"{run}: the student of step {step} diverged; publish another run")
     stages = list(_stages(recipe, facts))
@@ -186,6 +187,7 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     found: dict[str, Any] = {
         "kind": "distilled" if taught else "supervised",
         "stages": [_command(settings) for settings, _ in reversed(stages)],
+        "earlier_recipes": [without_secrets(settings) for settings, _ in reversed(stages[1:])],
         "labels_read": len(taught) < len(stages),
         "steps": facts["steps"],
         "reached": max((x["step"] for x in lines), default=step),
@@ -208,7 +210,7 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
         "data": {
             "sha256": facts["data_sha256"],
             "val_sha256": facts["val_sha256"],
-            "sources": _sources(facts["images"]),
+            "sources": _sources({k: v for _, x in stages for k, v in x.get("images", {}).items()}),
             "held_out": _sources(facts.get("held_out") or {}),
         },
         "versions": facts["versions"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -36,6 +35,9 @@ FIX_SIZE = 10 / 7
 """224 to 320 px, as Fix_ResNet50_vd_ssld_v2 (PaddleClas)."""
 
 
+MADE_AGAIN = "the command of that run, with --resume, writes it anew from its checkpoints"
+
+
 @dataclass(frozen=True)
 class Start:
     """The finished run that a stage goes on from."""
@@ -54,8 +56,22 @@ class Start:
         return self.facts["exported"]
 
     def student_sha256(self) -> str:
-        with (Path(self.run) / "student" / "model.safetensors").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """
+        Raises:
+            InputError: its weights are gone, or not those that the run exported.
+        """
+        from ssld.run.export import weights_sha256
+
+        student = Path(self.run) / "student"
+        try:
+            found = weights_sha256(student)
+        except OSError as error:
+            raise InputError(
+                f"{student} has no model.safetensors ({error.strerror}): {MADE_AGAIN}"
+            ) from error
+        if found != self.exported.get("sha256", found):  # older runs do not say
+            raise InputError(f"{student}/model.safetensors is damaged: {MADE_AGAIN}")
+        return found
 
 
 def open_start(run: str) -> Start:
@@ -88,11 +104,6 @@ def inherited(stage: Stage) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not run:
             return {}  # the configuration says that it is missing
         start = open_start(str(run))
-        if stage == "finetune" and not (start.taught or "run" in start.settings):
-            raise InputError(
-                f"run {run} was trained by ssld supervised: the second stage goes on from a "
-                "distillation"
-            )
         return settings_after(stage, start.settings, start.taught, str(run), given)
 
     return defaults
@@ -107,6 +118,10 @@ def settings_after(
         taught: whether that run had a teacher.
         given: what the user says, by full name; decides between epochs and steps.
     """
+    if stage == "finetune" and not (taught or "run" in settings):
+        raise InputError(
+            f"run {run} is one of ssld supervised: the second stage goes on from a distillation"
+        )
     known = {field.name for field in fields(CONFIGS[stage])}
     found = {k: v for k, v in settings.items() if k in known and k not in OWN}
     found["targets"] = given.get("targets") or ("teacher" if taught else "human")
@@ -163,6 +178,7 @@ def prepare(
     for line in differences(start, config):
         setup.accelerator.print(line)
     setup.facts |= {"started_from": lineage(start), "start_sha256": start.student_sha256()}
+    _warn_of_seen_images(setup, start)
     if config.targets == "human":
         student = setup.open_student(None, None)
         setup.describe({"student": student})
@@ -174,14 +190,31 @@ def prepare(
     return setup, student, teacher, digest, Distillation(teacher, config.loss)
 
 
+FEW = 100
+"""Held-out images below which one of them is more than a point."""
+
+
+def _warn_of_seen_images(setup: Setup, start: Start) -> None:
+    from ssld.run.setup import fingerprint
+
+    count = sum(map(len, setup.val))
+    if setup.held_out and fingerprint(setup.val) != start.facts["val_sha256"]:
+        setup.accelerator.print(
+            f"warning: data.val is empty, and the {count} images held out were trained on in "
+            f"{start.run}: evaluations are too good"
+        )
+    elif 0 < count < FEW:
+        setup.accelerator.print(f"warning: only {count} held-out images decide what is best")
+
+
 def lineage(start: Start) -> dict[str, Any]:
     """What run.json says of the start: enough to know where weights come from without it."""
-    roles = {k: v for k, v in start.facts.items() if k.startswith("teacher")}
+    kept = {k: v for k, v in start.facts.items() if k.startswith("teacher") or k == "images"}
     return {
         "run": start.run,
         "exported": start.exported,
         "settings": start.settings,
-        "facts": {"steps": start.facts["steps"], **roles},
+        "facts": {"steps": start.facts["steps"], **kept},
         "started_from": start.facts.get("started_from"),
     }
 
@@ -195,10 +228,14 @@ def differences(start: Start, config: FinetuneConfig) -> list[str]:
     lines = [f"goes on from {start.run} (step {exported['step']:,}{reached}), as there but for"]
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
-        # Resolved from the weights when the run starts, or of this run alone.
+        # Resolved from the weights when the run starts, of this run alone, or not known there.
         if old == new or key.partition(".")[0] in OWN or key.startswith("student.a"):
+            continue
+        if key not in before:
             continue
         if fixed and key.startswith("augment.") and key != "augment.size":
             continue
         lines.append(f"  {key}: {old!r} -> {new!r}")
+    if config.data.unlabeled:
+        lines.append("  data.unlabeled: held-out images only, not trained on")
     return [*lines, "  views as for an evaluation"] if fixed else lines

@@ -39,6 +39,7 @@ def write_report(run: Run, student: Network, tally: Tally | None) -> None:
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(_headline(run, train))}</p>',
         _verdict(evaluations),
+        *_resolutions(out),
         _rows("Held-out images", _progress_curves(evaluations)),
         _rows("Training", _training_curves(train)),
         _rows(
@@ -50,7 +51,6 @@ def write_report(run: Run, student: Network, tally: Tally | None) -> None:
             "supervised training; the curve derives it from this split.",
         ),
         _predictions(run, tally),
-        *_resolutions(out),
         _rows("Views", [page.picture(*panel) for panel in views_as_seen(run, student)]),
         "<h2>Networks and data</h2>",
         page.table(_facts(run.facts)),

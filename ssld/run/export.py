@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from ssld.run.folder import cannot_write, replace_folder
 from zoo.release import save_weights
 
 
-def export(network: Network, folder: Path, step: int) -> None:
+def export(network: Network, folder: Path, step: int) -> str:
     """Write `config.json` (architecture, arguments, preprocessing, label names) and
-    `model.safetensors`, replacing what was there in one step.
+    `model.safetensors`, replacing what was there in one step; returns the sha256 of the weights.
 
     Raises:
         InputError: it cannot be written; what was there is untouched.
@@ -25,10 +26,18 @@ def export(network: Network, folder: Path, step: int) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(network, temporary, step)
+        digest = weights_sha256(temporary)
         replace_folder(temporary, folder)
+        return digest
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise cannot_write(folder, error) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Digest of an exported folder's weights file."""
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_exported(folder: Path, step: int, network: Network) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ssld.config import RunConfig
 from ssld.errors import InputError
@@ -37,6 +38,9 @@ HARMLESS = (
     "data.workers",
 )
 """Settings that may differ on resume because they do not change the result."""
+
+
+TEMPORARY, LOCK = ".config.yaml.tmp", ".lock"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -87,7 +91,7 @@ def check_out(config: RunConfig) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
     # A run that was killed while it wrote its settings has written nothing yet.
-    if out.is_dir() and any(path.name != ".config.yaml.tmp" for path in out.iterdir()):
+    if out.is_dir() and any(path.name not in (TEMPORARY, LOCK) for path in out.iterdir()):
         if not (config.resume or config.overwrite):
             raise InputError(
                 f"out {out} is not empty: give --resume to go on, --overwrite to start anew, "
@@ -158,6 +162,31 @@ class RunFolder:
     def __init__(self, path: Path, main: bool) -> None:
         self.path = path
         self.main = main
+        self.lock: FileLock | None = None
+
+    def take(self) -> None:
+        """Make the folder; from now on until `leave` it is this run's alone.
+
+        Raises:
+            InputError: another run is at work in it, a job that was queued twice perhaps.
+        """
+        if not self.main:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.path / LOCK)
+        try:
+            # Some network file systems know no locks.
+            with contextlib.suppress(NotImplementedError):
+                self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"out {self.path}: another run is at work in it; wait for its end, or stop it"
+            ) from error
+
+    def leave(self) -> None:
+        """Let others into the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
     def open(self, config: RunConfig, facts: dict[str, Any]) -> None:
         """Create the folder, or go on in it.
@@ -169,13 +198,14 @@ class RunFolder:
         changed = changed_settings(previous, config) if config.resume else []
         if not self.main:
             return
-        if config.overwrite and self.path.is_dir():
+        self.take()
+        if config.overwrite:
             # config.yaml last: it is what makes this a run folder that may be overwritten.
             for path in sorted(self.path.iterdir(), key=lambda p: p == previous):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         for line in changed:
             print(f"resuming with changed settings: {line}")
-        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(previous, yaml.safe_dump(plain(config), sort_keys=False))
         (self.path / "checkpoints").mkdir(exist_ok=True)
         run = {

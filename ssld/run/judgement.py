@@ -136,8 +136,8 @@ class Judge:
             self.tally = trainer.evaluate(Preemption())
         if run.accelerator.is_main_process:
             exported = self._take_best(trainer)
-            run.folder.record("exported", exported)
-            export(trainer.result, run.folder.path / "student", exported["step"])
+            digest = export(trainer.result, run.folder.path / "student", exported["step"])
+            run.folder.record("exported", {**exported, "sha256": digest})
             self.report(trainer)
             run.accelerator.print(
                 f"student: {run.folder.path / 'student'} (step {exported['step']})\n"

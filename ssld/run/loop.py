@@ -196,18 +196,20 @@ def train(run: Run, task: Task, student: Network) -> Tally | None:
         InputError: too many unreadable images, a loss that is not finite, a full disk.
         Interrupted: a signal asked for an end and a checkpoint is written; a process was lost.
     """
-    judge = Judge(run, student)
-    trainer = Trainer(run, task, student)
-    if run.config.resume:
-        trainer.restore()
-    progress = Progress(run, trainer.step, trainer.unreadables)
     try:
+        judge = Judge(run, student)
+        trainer = Trainer(run, task, student)
+        if run.config.resume:
+            trainer.restore()
+        progress = Progress(run, trainer.step, trainer.unreadables)
         with progress, Preemption() as stop:
             _loop(trainer, progress, judge, stop)
         judge.finish(trainer)
         return judge.tally
     except RuntimeError as error:
         raise _lost_process(error) or error from error
+    finally:
+        run.folder.leave()
 
 
 def batches_of(run: Run, first_step: int, last_step: int) -> Iterator[Batch]:

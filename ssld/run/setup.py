@@ -229,8 +229,8 @@ class Setup:
             config = _resolved(config, teacher)
         self.facts |= {
             "teacher_sha256": teacher_sha256,
-            "data_sha256": _fingerprint(self.sources),
-            "val_sha256": _fingerprint(self.val),
+            "data_sha256": fingerprint(self.sources),
+            "val_sha256": fingerprint(self.val),
             "images": {s.path: len(s) for s in self.sources},
             "processes": self.world,
             "device": str(self.device),
@@ -354,7 +354,7 @@ def _require_labels(sources: list[Source]) -> None:
             )
 
 
-def _fingerprint(sources: list[Source]) -> str:
+def fingerprint(sources: list[Source]) -> str:
     """sha256 of all names and, where they are known, sizes."""
     digest = hashlib.sha256()
     for source in sources:

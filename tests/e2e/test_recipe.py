@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import sabotage
 import torch
 import yaml
 from case import lines
+from filelock import FileLock
 from sabotage import kill_after, sigkill
 from safetensors.torch import load_file
 from stages import first_stage
@@ -64,9 +66,15 @@ def assert_same(a: dict[str, Any], b: dict[str, Any], out_a: Path, out_b: Path) 
         if key.endswith("weights"):
             assert all(torch.equal(a[key][name], b[key][name]) for name in b[key]), key
         elif key.endswith("settings"):
-            assert a[key].replace(str(out_a), "") == b[key].replace(str(out_b), ""), key
+            assert _placeless(a[key], out_a, out_b) == _placeless(b[key], out_a, out_b), key
         else:
             assert a[key] == b[key], key
+
+
+def _placeless(text: str, *places: Path) -> str:
+    for place in places:
+        text = text.replace(str(place), "")
+    return text
 
 
 def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, real_pictures) -> None:
@@ -115,7 +123,7 @@ def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path) -> None:
     [
         ("ssld.fix:sweep", 2),  # the fix is trained, its sizes are not evaluated
         ("ssld.run.export:export", 1),  # they are, but the best is not exported
-        ("ssld.recipe:write_atomically", 2),  # a stage is done, the next is not noted
+        ("ssld.recipe_folder:StagePlace.note", 2),  # a stage is done, the next is not noted
     ],
 )
 def test_sigkill_at_chosen_instants(recipe, tmp_path, instant, undisturbed) -> None:
@@ -153,7 +161,7 @@ def test_sigterm_stops_with_75_and_the_same_command_goes_on(recipe, tmp_path, un
     stop = partial(sabotage.signal_group, signal.SIGTERM)
     harm = [partial(sabotage.at_step, 5, stop)]
     code, words = sabotage.run(["recipe", str(file)], said, harm)
-    assert code == 75 and "go on" in words
+    assert code == 75 and "the same command goes on" in words and "--resume" not in words
     assert sabotage.run(["recipe", str(file)], said)[0] == 0
     assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
 
@@ -169,17 +177,111 @@ def test_a_changed_stage_is_refused_then_redone_with_what_follows(recipe, tmp_pa
     assert "finetune was made with other settings: schedule.lr was 0.01 and is 0.5" in error
     assert "--overwrite" in error and error.count("\n") == 1
     assert_same(outcome(out), before, out, out)  # nothing was touched
-    harm = [partial(sabotage.at_call, "ssld.recipe:write_atomically", 1, sigkill)]
+    harm = [partial(sabotage.at_call, "ssld.recipe_folder:StagePlace.note", 1, sigkill)]
     killed = sabotage.run(["recipe", changed, "--overwrite"], tmp_path / "said.txt", harm)
     assert killed[0] == -signal.SIGKILL  # nothing old may pass for the new
     assert main(["recipe", changed, "--overwrite"]) == 0
     said = capsys.readouterr().out
     assert "distill: complete and unchanged" in said
-    assert "finetune: from the start" in said and "fix: anew" in said
+    assert "finetune: anew" in said and "fix: anew" in said
+    assert not list(out.glob(".*.old"))
     after = outcome(out)
     same = all(torch.equal(after["distill weights"][k], v)
                for k, v in before["distill weights"].items())  # fmt: skip
     assert same and after["finetune lines"] != before["finetune lines"]
+
+
+@pytest.fixture
+def done(recipe, undisturbed, tmp_path) -> tuple[Path, Path]:
+    """A recipe's file, and its finished folder, which was made elsewhere and moved here."""
+    shutil.copytree(undisturbed[1], tmp_path / "out")
+    return recipe(), tmp_path / "out"
+
+
+def all_skipped(file: Path, capsys) -> None:
+    capsys.readouterr()
+    assert main(["recipe", str(file)]) == 0
+    assert capsys.readouterr().out.count("complete and unchanged, skipped") == 3
+
+
+def test_a_folder_that_was_moved_is_still_complete(done, capsys, monkeypatch) -> None:
+    file, out = done
+    all_skipped(file, capsys)
+    monkeypatch.chdir(out.parent)
+    assert main(["recipe", str(file), "--out", "out"]) == 0
+    assert capsys.readouterr().out.count("complete and unchanged, skipped") == 3
+
+
+def test_overwriting_with_bad_settings_loses_nothing(done, tmp_path, capsys) -> None:
+    file, out = done
+    (tmp_path / "empty").mkdir()
+    before = outcome(out)
+    for changes in ("--data.labeled=nowhere", f"--data.labeled={tmp_path / 'empty'}"):
+        assert main(["recipe", str(file), "--overwrite", changes]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert_same(outcome(out), before, out, out)
+    all_skipped(file, capsys)
+
+
+def test_killed_before_the_new_one_begins_the_old_one_is_still_there(done, capsys) -> None:
+    file, out = done
+    harm = [partial(sabotage.at_call, "ssld.run.folder:RunFolder.open", 1, sigkill)]
+    words = ["recipe", str(file), "--overwrite", "--schedule.lr=0.5"]
+    assert sabotage.run(words, out.parent / "said.txt", harm)[0] == -signal.SIGKILL
+    assert not (out / "distill").exists()
+    all_skipped(file, capsys)
+
+
+def test_killed_between_the_first_two_files_of_a_run(done, undisturbed) -> None:
+    file, out = done
+    shutil.rmtree(out / "fix")
+    (out / "fix").mkdir()
+    shutil.copy(undisturbed[1] / "fix/config.yaml", out / "fix")
+    assert main(["recipe", str(file)]) == 0
+    assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
+
+
+@pytest.mark.parametrize("harm", ["gone", "short"])
+def test_a_damaged_student_is_made_again_from_its_checkpoint(
+    done, undisturbed, capsys, harm
+) -> None:
+    file, out = done
+    weights = out / "distill/student/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    if harm == "gone":
+        shutil.rmtree(weights.parent)
+    assert main(["recipe", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "distill: going on" in said and said.count("complete and unchanged") == 2
+    assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("recipe.json", "recipe.json is damaged"),
+        ("finetune/run.json", "run.json is damaged"),
+        ("distill/config.yaml", "is not a run folder (no config.yaml): move it away"),
+    ],
+)
+def test_damaged_files_are_one_sentence(done, capsys, file, said) -> None:
+    path = done[1] / file
+    path.unlink() if path.suffix == ".yaml" else path.write_text("{")
+    assert main(["recipe", str(done[0])]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1, error
+
+
+def test_one_command_at_a_time(done, capsys) -> None:
+    file, out = done
+    with FileLock(out / ".lock"):
+        assert main(["recipe", str(file)]) == 2
+    assert "another command is at work there" in capsys.readouterr().err
+    with FileLock(out / "distill/.lock"):
+        words = ["distill", f"--config={out / 'distill/config.yaml'}", f"--out={out / 'distill'}"]
+        assert main([*words, "--resume"]) == 2
+    assert "another run is at work in it" in capsys.readouterr().err
+    all_skipped(file, capsys)
 
 
 def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> None:
@@ -195,6 +297,12 @@ def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> N
 @pytest.mark.parametrize(
     ("sections", "words", "said"),
     [
+        ({"grid": {"seed": [1]}}, [], "it is for `ssld ablate`"),
+        (
+            {"finetune": {"data": {"labeled": "no/where"}}},
+            [],
+            "finetune: data.labeled no/where: no",
+        ),
         ({"polish": {}}, [], "'polish' is no stage"),
         ({"distill": "absent"}, [], "the stages are finetune, fix; give distill"),
         ({"out": "absent"}, [], "out is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -166,6 +167,11 @@ def test_resume_refuses_another_student_to_start_from(
     data[-1] ^= 1
     file.write_bytes(bytes(data))
     assert finetune(start, tmp_path / "two", "--steps=4", "--resume") == 2
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    facts = json.loads((start / "run.json").read_text())
+    facts["exported"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (start / "run.json").write_text(json.dumps(facts))
+    assert finetune(start, tmp_path / "two", "--steps=4", "--resume") == 2
     assert "another student in `run` to start from" in capsys.readouterr().err
 
 
@@ -177,28 +183,31 @@ def table(out: Path) -> dict[str, Any]:
     return json.loads((out / "resolutions.json").read_text())
 
 
+def moved(run: Path, out: Path) -> set[str]:
+    """What six steps of a fix have changed of the student."""
+    a = load_file(run / "student/model.safetensors")
+    b = load_file(out / "checkpoints/step-00000006/student.safetensors")
+    return {key for key in a if not torch.equal(a[key], b[key])}
+
+
 def test_a_fix_trains_the_classifier_only(distilled, tmp_path) -> None:
     assert fix(distilled, tmp_path / "fix", "--resolutions=[24,32,40]") == 0
-    a, b = (load_file(x / "student/model.safetensors") for x in (distilled, tmp_path / "fix"))
-    moved = {key for key in a if not torch.equal(a[key], b[key])}
-    assert moved == {"fc.weight", "fc.bias"}
+    assert moved(distilled, tmp_path / "fix") == {"fc.weight", "fc.bias"}
 
 
 def test_a_fix_can_train_the_last_norm_too(distilled, tmp_path) -> None:
     rest = ("--train=classifier_and_norm", "--resolutions=[32]")
     assert fix(distilled, tmp_path / "fix", *rest) == 0
-    a, b = (load_file(x / "student/model.safetensors") for x in (distilled, tmp_path / "fix"))
-    moved = {key.rpartition(".")[0] for key in a if not torch.equal(a[key], b[key])}
-    assert len(moved) == 2 and "fc" in moved
-    norm = next(iter(moved - {"fc"}))
-    last = [key for key in moved if key != "fc"][0]
-    assert f"{norm}.running_mean" in b and last.startswith("layer4")
+    names = moved(distilled, tmp_path / "fix")
+    (norm,) = {name.rpartition(".")[0] for name in names} - {"fc"}
+    assert norm.startswith("layer4") and f"{norm}.running_mean" in names
 
 
 def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_path) -> None:
     """The numbers are those that `ssld evaluate` finds at the same sizes."""
     sizes = [24, 32, 48]
-    assert fix(distilled, tmp_path / "fix", f"--resolutions={sizes}") == 0
+    rest = (f"--resolutions={sizes}", "--checkpoint.best=top1")
+    assert fix(distilled, tmp_path / "fix", *rest) == 0
     found = table(tmp_path / "fix")
     assert [row["size"] for row in found["before"]] == [24, 32, 44, 48]  # 44: where it was fixed
     assert (found["trained_at"], found["fixed_at"], found["metric"]) == (32, 44, "top1")

@@ -1,0 +1,142 @@
+"""What is on the disk of a recipe: its stages, and what each was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssld.errors import InputError
+from ssld.run.folder import LOCK, TEMPORARY, cannot_write, write_atomically
+from ssld.stage import open_start
+
+STATE = "recipe.json"
+"""What every stage was last started with, before anything was resolved, and from which student."""
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """What is on the disk of a stage.
+
+    A stage that is done anew is put aside until the new one is complete, with what it was asked for
+    inside: at any instant it is known which of the two a folder is.
+    """
+
+    out: Path
+    stage: str
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.stage
+
+    @property
+    def aside(self) -> Path:
+        return self.out / f".{self.stage}.old"
+
+    @property
+    def begun(self) -> bool:
+        return (self.folder / "config.yaml").is_file()
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is finished and its student is what it exported."""
+        facts = _read_json(self.folder / "run.json")
+        if not facts.get("resolution" if self.stage == "fix" else "exported"):
+            return False
+        try:
+            open_start(str(self.folder)).student_sha256()
+        except InputError:
+            return False  # going on writes it again
+        return True
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: a folder that no stage has made is in its place.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"out {self.out} is a file: give a folder")
+        there = self.folder.is_dir() and {path.name for path in self.folder.iterdir()}
+        if self.folder.is_file() or (there and not there <= {TEMPORARY, LOCK}):
+            if not self.begun:
+                raise InputError(
+                    f"{self.folder} is not a run folder (no config.yaml): move it away, or give "
+                    "another `out`"
+                )
+
+    def note(self, asked: dict[str, Any]) -> None:
+        """Keep what the stage is asked for, before anything is resolved."""
+        known = _read_json(self.out / STATE)
+        write_atomically(
+            self.out / STATE, json.dumps({**known, self.stage: asked}, indent=2) + "\n"
+        )
+
+    def changes(self, asked: dict[str, Any]) -> str:
+        """What is not as it was asked for, in words; empty where nothing is."""
+        known = _read_json(self.out / STATE).get(self.stage)
+        if known is None:
+            return f"{STATE} does not know with which"
+        keys = [k for k in sorted({*known, *asked}) if known.get(k) != asked.get(k)]
+        if keys == ["start_sha256"]:
+            return "the student that it went on from is another one now"
+        said = [f"{key} was {known.get(key)!r} and is {asked.get(key)!r}" for key in keys[:4]]
+        return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+    def put_aside(self) -> None:
+        if self.aside.is_dir():  # the last one that was complete
+            shutil.rmtree(self.folder)
+            return
+        known = _read_json(self.out / STATE).get(self.stage)
+        write_atomically(self.folder / STATE, json.dumps(known) + "\n")
+        self.folder.replace(self.aside)
+
+    def put_back(self) -> None:
+        if not self.aside.is_dir():
+            return
+        known = _read_json(self.aside / STATE)
+        if known:
+            self.note(known)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.aside.replace(self.folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")) or {})
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({said}): move {path.parent} away") from error
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make `out`, for one command at a time.
+
+    Raises:
+        InputError: it cannot be made, or another command is at work in it.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NotImplementedError):  # some network file systems
+                held.enter_context(FileLock(out / ".lock", timeout=0))
+        except Timeout as error:
+            raise InputError(
+                f"out {out}: another command is at work there; wait for its end"
+            ) from error
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        yield
