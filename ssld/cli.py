@@ -38,6 +38,7 @@ def command(
     *,
     launched: bool = False,
     defaults: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    section: str | None = None,
 ) -> int:
     """Parse `argv` into `config_class` and do `work` with it.
 
@@ -45,6 +46,7 @@ def command(
         argv: by default what this process was given, which also means that it was `launched`: as a
             module of its own, by accelerate or torchrun perhaps.
         defaults: see `parse`.
+        section: where the first word is no option, it is a recipe, of which this section is meant.
 
     Returns the exit code: what `work` returns, else 0; 2 for what must be mended (one sentence on
     stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by a
@@ -52,7 +54,10 @@ def command(
     """
     try:
         _listen_to_sigterm()
-        config = parse(prog, config_class, argv, defaults=defaults)
+        words, settings = list(sys.argv[1:] if argv is None else argv), None
+        if section and words and not words[0].startswith("-"):
+            settings, words = _section(words[0], section), words[1:]
+        config = parse(prog, config_class, words, settings=settings, defaults=defaults)
         if argv is None or launched:
             start_asked_for_processes()
         code = work(config) or 0
@@ -70,6 +75,14 @@ def command(
         said = "interrupted: the same command goes on, a training run with --resume"
         print(said, file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _section(file: str, section: str) -> tuple[str, dict[str, Any]]:
+    """The settings of one stage of a recipe, as `parse` wants them."""
+    tree = read_settings(Path(file))
+    if not isinstance(tree.get(section), dict):
+        raise InputError(f"{file} has no section {section}: give a recipe, or settings by --config")
+    return f"{file}, {section}", {"out": f"{tree.get('out', 'runs')}/{section}", **tree[section]}
 
 
 def _listen_to_sigterm() -> None:

@@ -65,8 +65,8 @@ class BenchConfig(DistillConfig):
 class PlanConfig(BenchConfig):
     """`ssld plan`: is everything right, and what will it cost?
 
-    Takes the settings of `ssld distill`; writes nothing into `out`. Exit code 1 when it finds a
-    problem.
+    Takes the settings of `ssld distill`, or a recipe as its first word; writes nothing into `out`.
+    Exit code 1 when it finds a problem.
     """
 
     price_per_hour: float | None = None

@@ -300,7 +300,7 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.command("ssld plan", PlanConfig, plan, argv)
+    return cli.command("ssld plan", PlanConfig, plan, argv, section="distill")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class Ledger:
             rows, failure = [], failure or str(error)
         if failure:
             self.failed[cell.name] = failure
+            unsure = state.unsure(self.ablation.folder(cell), cell)
+            rows = [row for row in rows if row["stage"] not in unsure]
         else:
             state.write_done(self.ablation.folder(cell), cell, rows)
         self.results[cell.name] = rows
@@ -109,6 +111,13 @@ def _run(
     ablation, waiting = ledger.ablation, ledger.waiting
     kept, total = len(ablation.cells) - len(waiting), len(ablation.cells)
     print(f"{total} cells{f', {kept} of them done before' if kept else ''}", flush=True)
+    strays = state.strays(ablation)
+    if strays:
+        print(
+            f"{strays} more in {ablation.out / 'cells'} {'are' if strays > 1 else 'is'} not on the "
+            "grid (any more): kept there, left out of the tables",
+            flush=True,
+        )
 
     def command(cell: Cell) -> tuple[Path, list[str]]:
         folder = ablation.folder(cell)

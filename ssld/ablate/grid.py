@@ -52,10 +52,6 @@ class Axis:
         return all(is_number(one.value) for one in self.values)
 
     @property
-    def short(self) -> str:
-        return self.name.rpartition(".")[2]
-
-    @property
     def whole(self) -> bool:
         return all(isinstance(one.value, int) for one in self.values)
 
@@ -83,6 +79,10 @@ class Ablation:
     stages: list[str]
     axes: list[Axis]
     cells: list[Cell]
+
+    @property
+    def title(self) -> str:
+        return Path(self.file).stem
 
     @property
     def compared(self) -> list[Axis]:
@@ -154,9 +154,9 @@ def _cells(path: str, stages: list[str], base: Settings, axes: list[Axis]) -> It
 
 
 def _short(names: list[str]) -> list[str]:
-    """The last part of each that no other has."""
-    leaves = [name.rpartition(".")[2] for name in names]
-    return [x if leaves.count(x) == 1 else name for x, name in zip(leaves, names, strict=True)]
+    """The last two parts of each, as one says little (`loss.name`); all if another has these."""
+    ends = [".".join(name.split(".")[-2:]) for name in names]
+    return [x if ends.count(x) == 1 else name for x, name in zip(ends, names, strict=True)]
 
 
 def file_name(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ from ssld.errors import InputError
 from ssld.run.folder import HARMLESS, flat, under, write_atomically
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
+BEFORE = "recipe.before.yaml"
+"""What RECIPE was before `overwrite`, until the cell is done: its recipe may refuse the new settings
+and keep what is there, so that stages may be of the one or of the other."""
 Row = dict[str, Any]
 
 
@@ -38,6 +40,8 @@ def check_out(out: Path) -> None:
 
 def done_rows(folder: Path, cell: Cell) -> list[Row] | None:
     """Its results, if it is done and its recipe is still the same."""
+    if (folder / BEFORE).exists():
+        return None  # its stages may be of another recipe by now
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
         if done["recipe"] == _digest(cell.recipe):
@@ -48,6 +52,7 @@ def done_rows(folder: Path, cell: Cell) -> list[Row] | None:
 def write_done(folder: Path, cell: Cell, rows: Sequence[Row]) -> None:
     done = {"recipe": _digest(cell.recipe), "rows": list(rows)}
     write_atomically(folder / DONE, json.dumps(done, indent=1) + "\n")
+    (folder / BEFORE).unlink(missing_ok=True)
 
 
 def _digest(recipe: dict[str, Any]) -> str:
@@ -64,7 +69,18 @@ def _essence(settings: dict[str, Any]) -> dict[str, Any]:
 def changed(folder: Path, cell: Cell) -> tuple[list[str], str]:
     """The stages that were begun with other settings, and those after them; and in words what
     differs. A stage that was added, left out or never begun is no change."""
-    before = _recipe_of(folder)
+    stages, words = _since(folder, _recipe_of(folder, RECIPE), cell)
+    if stages and (folder / BEFORE).exists() and not unsure(folder, cell):
+        return [], ""
+    return stages, words
+
+
+def unsure(folder: Path, cell: Cell) -> list[str]:
+    """The stages that may still be of the recipe from before `overwrite`."""
+    return _since(folder, _recipe_of(folder, BEFORE), cell)[0]
+
+
+def _since(folder: Path, before: dict[str, Any], cell: Cell) -> tuple[list[str], str]:
     pairs = zip(before.items(), cell.recipe.items(), strict=False)
     for i, ((stage, old), (name, new)) in enumerate(pairs):
         begun = [x for x in list(before)[i:] if (folder / x).exists()]
@@ -85,14 +101,14 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return show(settings[key]) if key in settings else "not given"
 
 
-def _recipe_of(folder: Path) -> dict[str, Any]:
+def _recipe_of(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return dict(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+        return dict(yaml.safe_load((folder / name).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise InputError(
-            f"{folder / RECIPE} is damaged ({' '.join(str(error).split())}); remove {folder}"
+            f"{folder / name} is damaged ({' '.join(str(error).split())}); remove {folder}"
         ) from error
 
 
@@ -113,14 +129,22 @@ def check_unchanged(ablation: Ablation) -> None:
 
 
 def prepare(folder: Path, cell: Cell) -> None:
-    """Make its folder and write its recipe. Stages that have changed are removed first: a kill in
-    between leaves nothing of them under a new recipe."""
-    for stage in changed(folder, cell)[0]:
-        shutil.rmtree(folder / f".{stage}.old", ignore_errors=True)
-        (folder / stage).rename(folder / f".{stage}.old")
-    for left in folder.glob(".*.old"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Make its folder and write its recipe. What stages have changed is left to `ssld recipe`, which
+    gives nothing up before it has looked at the new settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    if _recipe_of(folder) != cell.recipe:
-        text = yaml.safe_dump(cell.recipe, sort_keys=False, allow_unicode=True)
-        write_atomically(folder / RECIPE, text)
+    before = _recipe_of(folder, RECIPE)
+    if _since(folder, before, cell)[0] and not (folder / BEFORE).exists():
+        _write(folder / BEFORE, before)
+    if before != cell.recipe:
+        _write(folder / RECIPE, cell.recipe)
+
+
+def _write(path: Path, recipe: dict[str, Any]) -> None:
+    write_atomically(path, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+
+
+def strays(ablation: Ablation) -> int:
+    """How many cells have a folder and are not on the grid."""
+    names = {cell.name for cell in ablation.cells}
+    found = (ablation.out / "cells").glob(f"*/{RECIPE}")
+    return sum(path.parent.name not in names for path in found)

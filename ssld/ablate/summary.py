@@ -124,7 +124,12 @@ def explained(found: Summary) -> str:
 def markdown(found: Summary) -> str:
     """table.md"""
     head, rows = table(found)
-    lines = [f"# {found.ablation.file}", "", explained(found), ""]
+    lines = [
+        f"# {found.ablation.title}",
+        "",
+        f"From `{found.ablation.file}`. {explained(found)}",
+        "",
+    ]
     lines += [_line(head), "|" + "---|" * len(head), *map(_line, rows)]
     if found.failed:
         lines += ["", "Failed:", ""]

@@ -69,11 +69,12 @@ def write_report(found: Summary) -> None:
                 f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
             )
     body = [
-        f"<style>{STYLE}</style><h1>Ablation: {html.escape(ablation.file)}</h1>",
-        f'<p class="note">{html.escape(explained(found))}</p>{_table(found)}{_failed(found)}',
+        f"<style>{STYLE}</style><h1>Ablation: {html.escape(ablation.title)}</h1>",
+        f'<p class="note">From <code>{html.escape(ablation.file)}</code>. '
+        f"{html.escape(explained(found))}</p>{_table(found)}{_failed(found)}",
         f'<div class="plots">{"".join(figures)}</div>',
     ]
-    page.write_page(ablation.out / "report.html", f"Ablation: {ablation.file}", body)
+    page.write_page(ablation.out / "report.html", f"Ablation: {ablation.title}", body)
 
 
 def draw(found: Summary, axis: Axis) -> Figure:
@@ -82,7 +83,7 @@ def draw(found: Summary, axis: Axis) -> Figure:
     stages = [stage for stage, x in found.measured() if x == metric]
     lines, title = _lines(found, axis, stages, metric)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    plot = page.axes(figure, axis.short)
+    plot = page.axes(figure, axis.name)
     plot.set_ylabel(f"{METRICS[metric]} on held-out images, %")
     joined = _scale(plot, axis)
     if lines:
@@ -131,7 +132,7 @@ def _lines(found: Summary, axis: Axis, stages: list[str], metric: str) -> tuple[
     others = [x for x in found.ablation.compared if x is not axis and len(x.values) > 1]
     for cell in found.ablation.cells:
         groups.setdefault(tuple(cell.values[x.name].text for x in others), []).append(cell)
-    title, several = ", ".join(x.short for x in others), len(groups) > MOST_LINES
+    title, several = ",\n".join(x.name for x in others), len(groups) > MOST_LINES
     if several:
         title = f"mean over {title}"
         groups = {(f"{len(groups)} combinations",): found.ablation.cells}

@@ -323,6 +323,17 @@ def test_bad_recipes_are_refused_before_the_first_stage(
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_takes_a_recipe(recipe, tmp_path, capsys) -> None:
+    assert main(["plan", str(recipe()), "--seconds=0.1", f"--json={tmp_path / 'plan.json'}"]) in (
+        0,
+        1,
+    )
+    assert "12 steps of 8" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert main(["plan", str(recipe(distill="absent"))]) == 2
+    assert "has no section distill" in capsys.readouterr().err
+
+
 def test_numbers_as_people_write_them(recipe, tmp_path) -> None:
     file = recipe()
     file.write_text(file.read_text().replace("finetune:\n", "finetune:\n  schedule: {lr: 1e-5}\n"))
