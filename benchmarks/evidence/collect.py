@@ -58,12 +58,15 @@ def sizes_of(name: str, file: Path) -> list[dict[str, object]]:
 
 
 def read(file: Path) -> Rows:
+    """Empty where the ablation was not run."""
+    if not file.is_file():
+        return []
     with file.open(newline="") as source:
         return list(csv.DictReader(source))
 
 
 def values(rows: Rows, column: str = "top1", **where: str) -> list[float]:
-    """Percent, one for each seed; a key `a__b` stands for the column `a.b`, `a_b` for `a b`."""
+    """Percent, one for each seed."""
     found = [row for row in rows if all(row[key] == x for key, x in where.items())]
     return [100 * float(row[column]) for row in found if row[column]]
 
@@ -96,6 +99,7 @@ def panel(axes: Axes, title: str, ylabel: str = "top-1, %") -> None:
 
 def bars(axes: Axes, named: dict[str, tuple[list[float], str]]) -> None:
     """Mean as a bar, deviation as a whisker, every seed as a dot."""
+    named = {label: (found, colour) for label, (found, colour) in named.items() if found}
     for i, (found, colour) in enumerate(named.values()):
         mean = statistics.mean(found)
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
@@ -109,6 +113,7 @@ def bars(axes: Axes, named: dict[str, tuple[list[float], str]]) -> None:
 
 
 def line(axes: Axes, label: str, points: dict[float, list[float]], colour: str, style: str) -> None:
+    points = {x: found for x, found in points.items() if found}  # the others are not run yet
     x = list(points)
     mean = [statistics.mean(found) for found in points.values()]
     spread = [statistics.stdev(f) if len(f) > 1 else 0.0 for f in points.values()]
@@ -127,8 +132,8 @@ def draw_unlabeled(out: Path, data: Callable[[str], Rows]) -> None:
     best = max((values(clean, **{"schedule.lr": lr}) for lr in rates), key=statistics.mean)
     found = {"labels of T": (best, ORANGE)}
     rows = data("unlabeled")
-    for place in dict.fromkeys(row["images"] for row in rows):
-        found[place] = values(rows, images=place), BLUE
+    for place in dict.fromkeys(row["grid.images"] for row in rows):
+        found[place] = values(rows, **{"grid.images": place}), BLUE
     bars(left, found)
     panel(left, "CIFAR-100: 1,000 labels against no label")
     rows = data("clothing-supervised")
@@ -149,7 +154,7 @@ def draw_noise(out: Path, data: Callable[[str], Rows]) -> None:
     axes = figure.subplots()
     supervised, free = data("supervised"), data("label-noise")
     free = free + [
-        {**r, "wrong labels": "0 %"} for r in data("unlabeled") if r["images"] == "T alone"
+        {**r, "wrong labels": "0 %"} for r in data("unlabeled") if r["grid.images"] == "T alone"
     ]
     shares = {0: "0 %", 20: "20 %", 40: "40 %"}
     for rate, style in (("0.1", "dotted"), ("0.4", "solid"), ("0.8", "dashed")):
@@ -173,8 +178,13 @@ def draw_settings(out: Path, data: Callable[[str], Rows]) -> None:
     places = sorted({int(row["grid.steps"]) for row in rows})
     for stage, style in (("distill", "solid"), ("finetune", "dashed")):
         points = {x: values(rows, stage=stage, **{"grid.steps": str(x)}) for x in places}
-        line(steps, "after the second stage" if style == "dashed" else "distilled", points,
+        line(steps, "T + U, second stage" if style == "dashed" else "T + U", points,
              BLUE if style == "solid" else GREEN, style)  # fmt: skip
+    alone = values(data("unlabeled"), **{"grid.images": "T alone"})
+    line(steps, "T alone", {700: alone, 2800: values(data("longer-t"))}, PURPLE, "solid")
+    clean = values(data("supervised"), **{"wrong labels": "0 %", "schedule.lr": "0.4"})
+    longer = values(data("longer-supervised"))
+    line(steps, "labels of T", {700: clean, 2800: longer}, ORANGE, "solid")
     steps.set_xscale("log", base=2)
     steps.set_xticks(places, [str(x) for x in places])
     steps.set_xlabel("steps of 64 images")
@@ -185,6 +195,7 @@ def draw_settings(out: Path, data: Callable[[str], Rows]) -> None:
     names = dict.fromkeys(row[column] for row in rows)
     line(decay, "", {float(x): values(rows, **{column: x}) for x in names}, BLUE, "solid")
     decay.set_xscale("log")
+    decay.set_ylim(15, 30)
     decay.set_xlabel("weight decay")
     panel(decay, "Weight decay")
     rows = data("teacher-accuracy")
@@ -200,21 +211,20 @@ def draw_settings(out: Path, data: Callable[[str], Rows]) -> None:
 
 def draw_resolution(out: Path) -> None:
     rows = read(out / "resolutions.csv")
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    cells = {
-        "clothing-recipe": ("distilled, second stage, fix", "targets=teacher"),
-        "clothing-supervised": ("trained on labels, fix", "lr=0.4"),
-    }
-    plots = figure.subplots(1, 2, sharey=False)
-    for axes, (name, (title, part)) in zip(plots, cells.items(), strict=True):
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    panels = (
+        ("clothing-recipe", "targets=teacher", 64, "trained at 64 px: classifier"),
+        ("clothing-fix", "train=classifier,", 96, "trained at 96 px: classifier"),
+        ("clothing-fix", "train=classifier_and_norm,", 96, "96 px: classifier and last norm"),
+    )
+    for axes, (name, part, trained_at, title) in zip(figure.subplots(1, 3), panels, strict=True):
         mine = [row for row in rows if row["ablation"] == name and part in row["cell"]]
         sizes = sorted({int(row["size"]) for row in mine})
         for moment, colour in (("before", BLUE), ("after", GREEN)):
             points = {float(x): values(mine, moment=moment, size=str(x)) for x in sizes}
             line(axes, f"{moment} the fix", points, colour, "solid")
-        axes.axvline(64, color="#6e7781", lw=1, ls="dotted")
-        axes.annotate("trained at", (64, axes.get_ylim()[0]), (3, 4), fontsize=8,
-                      textcoords="offset points", color="#6e7781")  # fmt: skip
+        axes.axvline(trained_at, color="#6e7781", lw=1, ls="dotted")
+        axes.set_xticks(sizes)
         axes.set_xlabel("test size, px")
         axes.legend(frameon=False, fontsize=8)
         panel(axes, title)
@@ -260,7 +270,7 @@ def main() -> None:
     two, fixed = [*taught, ("finetune", "top1")], [("fix", "top1")]
     for name, axes, columns in (
         ("supervised", ["wrong labels", "schedule.lr"], [("supervised", "top1")]),
-        ("unlabeled", ["images"], taught),
+        ("unlabeled", ["grid.images"], taught),
         ("longer-supervised", [], [("supervised", "top1")]),
         ("longer-t", [], taught),
         ("label-noise", ["wrong labels"], taught),
@@ -272,6 +282,7 @@ def main() -> None:
         ("clothing-supervised", ["schedule.lr"], [("supervised", "top1"), *fixed]),
         ("clothing-t", [], taught),
         ("clothing-recipe", ["finetune.targets"], [*two, *fixed]),
+        ("clothing-fix", ["fix.train"], [*taught, *fixed]),
     ):
         if (given.out / f"{name}.csv").is_file():
             print(f"\n### {name}")
@@ -281,6 +292,15 @@ def main() -> None:
     draw_settings(given.out, data)
     draw_resolution(given.out)
     draw_sees(given.out, data)
+    sizes = read(given.out / "resolutions.csv")
+    print("\n### resolutions\n\n| ablation | cell | moment | px | top-1 |\n|---|---|---|---|---|")
+    places = dict.fromkeys(
+        (r["ablation"], r["cell"].rpartition(",seed")[0], r["moment"], r["size"]) for r in sizes
+    )
+    for name, cell, moment, size in places:
+        one = [r for r in sizes if r["ablation"] == name and r["cell"].startswith(f"{cell},seed")]
+        print(f"| {name} | {cell} | {moment} | {size} | "
+              f"{told(values(one, moment=moment, size=size))} |")  # fmt: skip
 
 
 if __name__ == "__main__":

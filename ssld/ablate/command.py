@@ -13,7 +13,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from ssld.ablate import grid, pool, results, state, summary
 from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import Ablation, Cell
 from ssld.errors import InputError, Interrupted
-from ssld.run.folder import cannot_write, write_atomically
+from ssld.recipe_folder import locked
+from ssld.run.folder import write_atomically
 from ssld.run.preemption import Preemption
 
 FAILED = 1
@@ -92,7 +93,7 @@ def ablate(config: AblateConfig) -> int:
         state.check_unchanged(ablation)
     _check_recipes(ablation)
     devices = pool.find_devices(config.devices)
-    with Preemption() as preemption, _locked(ablation.out):
+    with Preemption() as preemption, locked(ablation.out):
         _note(ablation, config)
         ledger = Ledger(ablation)
         _run(ledger, devices, preemption, config.overwrite)
@@ -190,28 +191,6 @@ def _note(ablation: Ablation, config: AblateConfig) -> None:
     given = "".join(f"#   --{word}\n" for word in config.overrides)
     head = f"# ssld ablate {config.file}\n{given}\n"
     write_atomically(ablation.out / state.MARK, head + text)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Make the folder, the first thing that is written; it is for one command at a time.
-
-    Raises:
-        InputError: it cannot be made, or another command is at work in it.
-    """
-    from filelock import FileLock, Timeout
-
-    with contextlib.ExitStack() as held:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(out / ".lock", timeout=0))
-        except Timeout as error:
-            raise InputError(
-                f"out {out}: another command is at work there; wait for its end"
-            ) from error
-        except OSError as error:
-            raise cannot_write(out, error) from error
-        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,8 +17,8 @@ from ssld.run.folder import HARMLESS, flat, under, write_atomically
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
 BEFORE = "recipe.before.yaml"
-"""What RECIPE was before `overwrite`, until the cell is done: its recipe may refuse the new settings
-and keep what is there, so that stages may be of the one or of the other."""
+"""What RECIPE was before `overwrite`, until the cell is done: where new settings are refused, old
+stages stay, so that they may be of the one or of the other."""
 Row = dict[str, Any]
 
 
@@ -129,8 +129,8 @@ def check_unchanged(ablation: Ablation) -> None:
 
 
 def prepare(folder: Path, cell: Cell) -> None:
-    """Make its folder and write its recipe. What stages have changed is left to `ssld recipe`, which
-    gives nothing up before it has looked at the new settings."""
+    """Make its folder and write its recipe. Changed stages are left to `ssld recipe`, which gives
+    nothing up before the new settings have proved to be good."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _recipe_of(folder, RECIPE)
     if _since(folder, before, cell)[0] and not (folder / BEFORE).exists():

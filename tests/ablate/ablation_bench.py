@@ -18,6 +18,8 @@ from ssld.ablate import grid
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_recipe.py"))]
 STAGE = {"steps": 4, "student": {"arch": "test_resnet"}, "teacher.checkpoint": "t.safetensors"}
 STAGE |= {"data": {"labeled": ["images"]}}
+NAMED = ("images", "t.safetensors")
+"""What STAGE names."""
 GRID = {"optimizer.weight_decay": [1e-5, 1e-4], "seed": [0, 1]}
 CLOCK = ("train_seconds", "images_per_second")
 SECONDS = 20

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from ablation_bench import FAKE, Bench
+from ablation_bench import FAKE, NAMED, Bench
 from matplotlib.figure import Figure
 
 from ssld.ablate import command, pool
@@ -14,6 +16,9 @@ CHECK = command._check_recipes
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> Bench:
     found = Bench(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in NAMED:
+        Path(name).touch()
     monkeypatch.setattr(pool, "COMMAND", FAKE)
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("FAKE_RECIPE", str(found.asked))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -41,10 +42,22 @@ def wait(path: Path) -> None:
         time.sleep(0.01)
 
 
+def essence(settings: dict) -> str:
+    """Without `data.workers`, which changes no result."""
+    data = {k: v for k, v in (settings.get("data") or {}).items() if k != "workers"}
+    return json.dumps({**settings, "data": data})
+
+
 def write(folder: Path, stage: str, recipe: dict) -> None:
-    """A finished run whose numbers depend on all settings."""
+    """A finished run whose numbers depend on all settings; one of other settings is redone."""
+    if folder.exists() and (folder / "settings").read_text() != essence(recipe[stage]):
+        if "--overwrite" not in sys.argv:
+            print("error: made with other settings")
+            sys.exit(2)
+        shutil.rmtree(folder)
     numbers = random.Random(json.dumps([stage, recipe]))
     folder.mkdir(exist_ok=True)
+    (folder / "settings").write_text(essence(recipe[stage]))
     train = {"kind": "train", "step": 4, "epoch": 2.0, "seconds": time.monotonic()}
     evaluated = {"kind": "eval", "step": 2, "epoch": 1.0}
     evaluated |= {x: numbers.random() for x in ("top1", "agreement1", "divergence", "knn")}

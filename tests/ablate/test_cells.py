@@ -28,14 +28,18 @@ def test_finished_cells_are_kept_when_the_grid_grows(bench, capsys):
     assert bench.run("--data.workers", "0") == 0
     assert len(bench.started()) == 9
     assert bench.run("--data.workers", "1") == 0 and not bench.starts()  # changes no result
+    assert "not on the grid" not in capsys.readouterr().out
     bench.write({**GRID, "seed": [1]}, finetune={})
     assert bench.run() == 0 and len(bench.table()) == 4 and not bench.starts()
+    said = f"7 more in {bench.out / 'cells'} are not on the grid (any more): kept there, left out"
+    assert said in capsys.readouterr().out
+    assert len(list((bench.out / "cells").iterdir())) == 9
 
 
 def test_a_changed_recipe_is_refused_or_started_anew(bench, capsys):
     bench.write(finetune={})
     assert bench.run() == 0
-    kept = bench.out / "cells" / "weight_decay=1e-5,seed=0" / "distill" / "weights"
+    kept = bench.out / "cells" / "optimizer.weight_decay=1e-5,seed=0" / "distill" / "weights"
     kept.touch()
     bench.starts()
     bench.write(finetune={"epochs": 3})
@@ -49,12 +53,34 @@ def test_a_changed_recipe_is_refused_or_started_anew(bench, capsys):
     assert kept.exists()  # only what has changed
     bench.write(distill={**STAGE, "batch_size": 8}, finetune={"epochs": 3})
     assert bench.run() == 2 and bench.run("--overwrite") == 0
-    assert not kept.exists() and not list(bench.out.rglob("*.old"))
+    assert not kept.exists()
+    assert bench.run() == 0
+
+
+def test_settings_that_are_refused_cost_nothing(bench):
+    bench.write({"seed": [0]}, finetune={})
+    assert bench.run() == 0
+    before, kept = without_clock(bench.table()), bench.out / "cells" / "seed=0" / "distill" / "kept"
+    kept.touch()
+    bench.write({"seed": [0]}, distill={**STAGE, "batch_size": 8}, finetune={})
+    bench.ask("seed=0", "fails-distill")
+    for words in (["--overwrite"], []):
+        assert bench.run(*words) == 1 and kept.exists()
+        assert [row["status"] for row in bench.table()] == ["failed"] * 2  # not what was before
+        assert {row["top1"] for row in bench.table()} == {""}
+    (bench.asked / "seed=0.fails-distill").unlink()
+    bench.write({"seed": [0]}, finetune={})
+    assert bench.run() == 0 and kept.exists()  # set back
+    assert without_clock(bench.table()) == before
+    bench.starts()
+    assert bench.run() == 0 and not bench.starts()
+    bench.write({"seed": [0]}, distill={**STAGE, "batch_size": 8}, finetune={})
+    assert bench.run() == 2 and bench.run("--overwrite") == 0 and not kept.exists()
 
 
 def test_a_failing_cell_does_not_stop_the_others(bench, capsys):
     bench.write(finetune={})
-    name = "weight_decay=1e-5,seed=1"
+    name = "optimizer.weight_decay=1e-5,seed=1"
     bench.ask(name, "fails-finetune")
     assert bench.run() == 1
     said = capsys.readouterr()
@@ -86,7 +112,7 @@ def test_a_recipe_that_ends_without_a_stage_has_failed(bench, capsys, monkeypatc
 
 
 def test_cells_that_are_stopped_from_outside_have_another_try(bench, capsys):
-    killed, stopped = "weight_decay=1e-5,seed=0", "weight_decay=1e-4,seed=1"
+    killed, stopped = "optimizer.weight_decay=1e-5,seed=0", "optimizer.weight_decay=1e-4,seed=1"
     bench.ask(killed, "dies")
     bench.ask(stopped, "again")
     assert bench.run() == 1
@@ -155,7 +181,7 @@ def test_cells_side_by_side_share_the_cores(bench, monkeypatch):
     parts = [pool.Device({"OMP_NUM_THREADS": "3"}, part) for part in shared]
     monkeypatch.setattr(pool, "find_devices", lambda number: parts[:number])
     for decay, seed in itertools.product(("1e-5", "1e-4"), (0, 1)):  # each waits for its neighbour
-        names = [f"weight_decay={decay},seed={x}" for x in (seed, 1 - seed)]
+        names = [f"optimizer.weight_decay={decay},seed={x}" for x in (seed, 1 - seed)]
         bench.ask(names[0], "meets", f"{names[1]}.begun")
     assert bench.run("--devices", "2") == 0
     starts = sorted(bench.starts(), key=lambda start: start["cell"])
@@ -193,5 +219,5 @@ def test_the_command_does_not_import_torch(bench):
     subprocess.run(words, check=True, capture_output=True)
     page = (bench.out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "http" not in page
-    assert page.count('href="cells/weight_decay%3D1e-5%2Cseed%3D0/cell.log"') == 1
+    assert page.count('href="cells/optimizer.weight_decay%3D1e-5%2Cseed%3D0/cell.log"') == 1
     assert (bench.out / "plots" / "optimizer.weight_decay.png").read_bytes()[:4] == b"\x89PNG"

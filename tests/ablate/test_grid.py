@@ -18,7 +18,7 @@ def test_every_combination_in_the_order_of_the_file(bench):
     lists = {"loss.temperature": [1, 4.0], "finetune.targets": ["teacher", "human"]}
     bench.write({**lists, "teacher": teachers, "seed": [3]}, finetune={"epochs": 2})
     found = cells(bench)
-    names = ["temperature", "targets", "teacher", "seed"]
+    names = ["loss.temperature", "finetune.targets", "teacher", "seed"]
     values = itertools.product("14", ["teacher", "human"], ["r50", "r101"], "3")
     expected = [
         ",".join(f"{name}={x}" for name, x in zip(names, place, strict=True)) for place in values
@@ -75,8 +75,8 @@ def test_yaml_as_people_write_it(bench):
     bench.file.write_text(text + "  optimizer.weight_decay: [0, 1e-5]\n")
     found = cells(bench)
     assert [cell.name for cell in found][:2] == [
-        "aa=off,weight_decay=0",
-        "aa=off,weight_decay=1e-5",
+        "aa=off,optimizer.weight_decay=0",
+        "aa=off,optimizer.weight_decay=1e-5",
     ]
     assert found[3].recipe["distill"]["optimizer"]["weight_decay"] == 1e-5
     assert found[3].recipe["distill"]["augment"]["flip"] == 0.1

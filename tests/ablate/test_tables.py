@@ -33,7 +33,7 @@ def test_tables(bench, capsys):
     expected = {"status": "done", "exported_step": 2, "steps": 4, "epochs": 2.0, "images": 36}
     expected |= {"teacher_top1": 0.75, "images_per_second": 20.0, "top5": None, "resolution": None}
     assert {key: first[key] for key in expected} == expected
-    assert first["run"] == "cells/weight_decay=1e-5,seed=0/distill" and first["top1"] < 1
+    assert first["run"] == "cells/optimizer.weight_decay=1e-5,seed=0/distill" and first["top1"] < 1
     fixed = parquet.to_pylist()[2]
     assert (fixed["resolution"], fixed["top1"], fixed["knn"]) == (40, 0.5, None)
     top1 = 100 * np.array([float(row["top1"]) for row in rows if row["stage"] == "finetune"])
@@ -45,6 +45,9 @@ def test_tables(bench, capsys):
     ):
         assert row[0] == f"| {decay}" and row[3] == f"{value:.2f} ± {a:.2f}" and row[-1] == f"{b} |"
     assert "4 of 4 cells done" in capsys.readouterr().out
+    assert lines_of(bench)[0] == "# F" and lines_of(bench)[2].startswith(f"From `{bench.file}`. ")
+    page = (bench.out / "report.html").read_text()
+    assert "<h1>Ablation: F</h1>" in page and f"From <code>{bench.file}</code>" in page
 
 
 def test_axes_named_as_columns_and_no_seed(bench):
@@ -57,12 +60,11 @@ def test_axes_named_as_columns_and_no_seed(bench):
     assert "| 1 |" in lines_of(bench)[-1]
 
 
-def made(axes: dict[str, Any], top1: Any, folder: Path) -> summary.Summary:
+def made(axes: dict[str, Any], top1: Any, folder: Path, **more: Any) -> summary.Summary:
     """A summary of cells whose accuracy is a function of their values."""
     file = folder / "made.yaml"
-    file.write_text(
-        yaml.safe_dump({"out": str(folder), "distill": {}, "grid": axes}, sort_keys=False)
-    )
+    tree = {"out": str(folder), "distill": {}, **more, "grid": axes}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
     ablation = grid.read(str(file), None, [])
     found = {}
     for cell in ablation.cells:
@@ -92,6 +94,19 @@ def test_what_is_drawn(tmp_path):
     named = report.draw(found, mode).axes[0]
     assert named.get_xscale() == "linear"
     assert [x.get_text() for x in named.get_xticklabels()] == ["a", "b"]
+
+
+def test_axes_have_their_full_names(tmp_path):
+    axes = {"loss.name": ["js", "kl"], "schedule.lr": [1, 2], "finetune.schedule.lr": [1, 2]}
+    found = made(axes, lambda **_: 0.5, tmp_path, finetune={})
+    figure = report.draw(found, found.ablation.axes[0])
+    assert figure.axes[0].get_xlabel() == "loss.name"
+    title = figure.legends[0].get_title().get_text()
+    assert title == "schedule.lr,\nfinetune.schedule.lr"
+    head = summary.table(found)[0]
+    assert head[:3] == ["loss.name", "schedule.lr", "finetune.schedule.lr"]
+    cell = found.ablation.cells[0].name
+    assert cell == "loss.name=js,schedule.lr=1,finetune.schedule.lr=1"
 
 
 def test_many_lines_become_their_mean_of_what_is_complete(tmp_path):

@@ -7,6 +7,7 @@ a few small pictures; only the big teachers are replaced.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -167,13 +168,14 @@ def test_the_reference_s_rates_are_those_of_its_table():
 
 
 @pytest.fixture(scope="module")
-def pictures(colours, teacher_file) -> dict[str, Any]:
-    return {
+def pictures(colours, teacher_file) -> Iterator[dict[str, Any]]:
+    yield {
         "teacher.checkpoint": teacher_file,
         "data.labeled": colours / "train",
         "data.unlabeled": colours / "unlabeled",
         "data.val": colours / "val",
     }
+    _built.cache_clear()  # half a gigabyte
 
 
 @lru_cache(maxsize=1)
@@ -229,7 +231,9 @@ def test_two_steps_of_the_real_student(file, pictures, tmp_path, monkeypatch):
     ],
     ids=["real student", "with the fix"],
 )
-def test_all_stages_one_after_another(name, changes, pictures, tmp_path):
+def test_all_stages_one_after_another(name, changes, pictures, tmp_path, monkeypatch):
+    for module in ("report.run", "run.judgement"):  # a report of each run takes long
+        monkeypatch.setattr(f"ssld.{module}.write_report", lambda *_: None)
     file, second = CONFIGS_DIR / f"{name}.yaml", {"finetune.steps": 2}
     given = words({**SMALL_RUN, **pictures, **second, **changes})
     assert main(["recipe", str(file), "--out", str(tmp_path), *given]) == 0
