@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssld.__main__ import main
+from zoo.release import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,9 @@ def test_the_best_checkpoint_is_kept_and_exported(command, tmp_path):
     values = {line["step"]: line["divergence"] for line in metrics(out, "eval")}
     best = min(values, key=lambda step: (values[step], -step))
     exported = json.loads((out / "run.json").read_text())["exported"]
+    digest = exported.pop("sha256")
     assert exported == {"step": best, "metric": "divergence", "value": values[best]}
+    assert sha256_of(out / "student/model.safetensors") == digest
     kept = {path.name for path in (out / "checkpoints").iterdir()}
     assert kept == {f"step-{step:08d}" for step in (best, 40)}
     state = load_file(out / f"checkpoints/step-{best:08d}/student.safetensors")
