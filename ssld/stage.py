@@ -26,15 +26,11 @@ OWN = ("run", "targets", "train", "resolutions", "out", "resume", "overwrite", "
 """Settings that are of one run and no other's."""
 SLOWER = 0.01
 """Learning rate of the second stage over the first's: .016 / 1.6, .0054 / .54, .004 / .4 in the
-reference's table (docs of PaddleClas; facts on the reference implementation, section 3)."""
+reference's table (PaddleClas, docs on knowledge distillation)."""
 FINETUNE_EPOCHS = 30.0
 """SSLD section 4.2."""
 FIX_EPOCHS, FIX_LR = 11.0, 0.0005
 """FixResNet-50 CutMix: 11 epochs, 0.001 at batch 64 x 8 (facebookresearch/FixRes, README.md)."""
-FIX_SIZE = 10 / 7
-"""224 to 320 px, as Fix_ResNet50_vd_ssld_v2 (PaddleClas)."""
-
-
 MADE_AGAIN = "the command of that run, with --resume, writes it anew from its checkpoints"
 
 
@@ -137,6 +133,7 @@ def settings_after(
     if stage == "fix":
         found["schedule"]["lr"] = FIX_LR
         size = settings["augment"]["size"]
+        # 224 -> 320 px, as Fix_ResNet50_vd_ssld_v2 (PaddleClas).
         found["augment"] = {"size": size and resolutions_from(size)[4]}
         found.pop("teacher_view", None)
     return found

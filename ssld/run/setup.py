@@ -107,11 +107,9 @@ class Setup:
         # A second stage has unlabeled sources only for what it holds out of them.
         trained = [] if isinstance(config, FinetuneConfig) else self.unlabeled
         self.sources = [*self.labeled, *trained]
-        fractions = config.data.fractions
+        fractions = (config.data.fractions or [])[: len(self.sources)]
         self.order = Order(
-            [len(s) for s in self.sources],
-            fractions[: len(self.sources)] if fractions else None,
-            config.seed,
+            [len(s) for s in self.sources], fractions if sum(fractions) else None, config.seed
         )
         self.facts: dict[str, Any] = {"flops_per_image": 0.0}
 

@@ -120,7 +120,8 @@ def test_teacher_targets_do_not_read_the_labels(distilled, colours, tmp_path) ->
 
 
 def test_held_out_images_stay_those_of_the_first_stage(colours, teacher_file, tmp_path) -> None:
-    settings = first_stage(colours, teacher_file, **{"data.val": [], "steps": 4})
+    changes = {"data.val": [], "steps": 4, "data.fractions": [0.0, 1.0]}
+    settings = first_stage(colours, teacher_file, **changes)
     assert main(["distill", *words({**settings, "out": str(tmp_path / "one")})]) == 0
     assert finetune(tmp_path / "one", tmp_path / "two", "--steps=2") == 0
     one, two = (json.loads((tmp_path / x / "run.json").read_text()) for x in ("one", "two"))
