@@ -200,9 +200,12 @@ def summary(run: SeenRun) -> dict[str, Any]:
         finite = filter(math.isfinite, run.values("eval", key))
         found[f"{key}_best"] = better(finite, default=None) if better else None
         found[f"{key}_last"] = last("eval", key)
-    for key, value in (run.facts.get("resolution") or {}).get("metrics", {}).items():
-        if key in EVALUATED:  # as it was exported, at another size than in training
-            found[f"{key}_best"] = found[f"{key}_last"] = value
+    resolution = run.facts.get("resolution")
+    if resolution:  # what it exported was evaluated at another size than in training
+        for key in EVALUATED:
+            found[f"{key}_best"] = found[f"{key}_last"] = resolution["metrics"].get(key)
+        came = "as it came" if resolution["classifier"] == "before" else "fixed"
+        found["verdict"] = f"exported for {resolution['chosen']} px, its classifier {came}"
     found["entropy_student"] = last("eval", "entropy_student")
     for key in ("images_per_second", "data_wait_percent"):
         values = run.values("train", key)

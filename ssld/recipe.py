@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -203,8 +202,12 @@ def _check_paths(where: str, config: RunConfig) -> None:
     if not isinstance(config, FinetuneConfig):
         named.append(("student.checkpoint", config.student.checkpoint))
     for name, path in named:
-        if path and not re.search(r"://|[{*]", path) and not Path(path).exists():
+        if not path or re.search(r"://|[{*]", path):
+            continue
+        if not Path(path).exists():
             raise InputError(f"{where}: {name} {path}: no such file or folder")
+        if Path(path).is_dir() and not any(Path(path).iterdir()):
+            raise InputError(f"{where}: {name} {path} is an empty folder")
 
 
 def recipe(config: RecipeConfig) -> None:
@@ -252,7 +255,7 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
                 raise
             AcceleratorState._reset_state()  # the next stage may have another precision
         if main:
-            shutil.rmtree(place.aside, ignore_errors=True)
+            place.forget_asides()
         start = open_start(str(place.folder))
         before = start.settings, start.taught
     if main:
@@ -283,7 +286,7 @@ def _look(place: StagePlace, config: RunConfig, overwrite: bool) -> str:
     if isinstance(config, FinetuneConfig):
         asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
         asked["start_sha256"] = open_start(config.run).student_sha256()
-    if place.aside.is_dir() and not place.begun:  # killed before the new one began
+    if not place.begun:  # killed before the new one began
         place.put_back()
     state = "from the start"
     if place.begun:
@@ -293,6 +296,8 @@ def _look(place: StagePlace, config: RunConfig, overwrite: bool) -> str:
                 f"{place.folder} was made with other settings: {changed}; set them back, use "
                 "another `out`, or redo it and what follows with --overwrite"
             )
+        if changed and place.put_back(asked):  # it is the one that was asked for before
+            changed = ""
         if changed:
             place.put_aside()
         state = "anew" if changed else "complete" if place.complete else "going on"

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from ssld.errors import InputError
-from ssld.run.folder import LOCK, TEMPORARY, cannot_write, write_atomically
+from ssld.run.folder import LOCK, TEMPORARY, cannot_write, flat, write_atomically
 from ssld.stage import open_start
 
 STATE = "recipe.json"
@@ -36,8 +37,9 @@ class StagePlace:
         return self.out / self.stage
 
     @property
-    def aside(self) -> Path:
-        return self.out / f".{self.stage}.old"
+    def asides(self) -> list[Path]:
+        """What was put aside, oldest first."""
+        return sorted(self.out.glob(f".{self.stage}.old-*"))
 
     @property
     def begun(self) -> bool:
@@ -80,30 +82,48 @@ class StagePlace:
     def changes(self, asked: dict[str, Any]) -> str:
         """What is not as it was asked for, in words; empty where nothing is."""
         known = _read_json(self.out / STATE).get(self.stage)
-        if known is None:
-            return f"{STATE} does not know with which"
+        if known is None:  # the file is gone: by what the run resolved
+            known = self._resolved()
+            asked = {key: value for key, value in asked.items() if value is not None}
+            known = {key: known.get(key) for key in asked}
         keys = [k for k in sorted({*known, *asked}) if known.get(k) != asked.get(k)]
         if keys == ["start_sha256"]:
             return "the student that it went on from is another one now"
         said = [f"{key} was {known.get(key)!r} and is {asked.get(key)!r}" for key in keys[:4]]
         return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
-    def put_aside(self) -> None:
-        if self.aside.is_dir():  # the last one that was complete
-            shutil.rmtree(self.folder)
-            return
-        known = _read_json(self.out / STATE).get(self.stage)
-        write_atomically(self.folder / STATE, json.dumps(known) + "\n")
-        self.folder.replace(self.aside)
+    def _resolved(self) -> dict[str, Any]:
+        settings = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        return {**flat(settings), **_read_json(self.folder / "run.json")}
 
-    def put_back(self) -> None:
-        if not self.aside.is_dir():
-            return
-        known = _read_json(self.aside / STATE)
-        if known:
+    def put_aside(self) -> None:
+        """Nothing of it is lost until the new one is complete."""
+        known = _read_json(self.out / STATE).get(self.stage) or self._resolved()
+        write_atomically(self.folder / STATE, json.dumps(known) + "\n")
+        self.folder.replace(self.out / f".{self.stage}.old-{len(self.asides):03d}")
+
+    def put_back(self, asked: dict[str, Any] | None = None) -> bool:
+        """Take the last one that was put aside in the place of what is not begun, or the one that
+        was `asked` for; False where there is none."""
+        for aside in reversed(self.asides):
+            known = _read_json(aside / STATE)
+            if asked is not None and known != asked:
+                continue
+            if self.begun:
+                self.put_aside()
             self.note(known)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.aside.replace(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            aside.replace(self.folder)
+            return True
+        return False
+
+    def forget_asides(self) -> None:
+        for aside in self.asides:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_state(found: dict[str, Any]) -> bool:
+    return all(isinstance(asked, dict) for asked in found.values())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -113,12 +133,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         InputError: it is damaged.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")) or {})
+        found = dict(json.loads(path.read_text(encoding="utf-8")) or {})
+        if path.name == STATE and path.parent.name[:1] != "." and not _is_state(found):
+            raise ValueError("not what a recipe writes")
+        return found
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:
         said = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged ({said}): move {path.parent} away") from error
+        advice = "delete it" if path.name == STATE else f"move {path.parent} away"
+        raise InputError(f"{path} is damaged ({said}): {advice}") from error
 
 
 @contextlib.contextmanager

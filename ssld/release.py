@@ -178,7 +178,9 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     lines = read_lines(run / "metrics.jsonl")
     evaluation = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
     if facts.get("resolution"):  # another size than the one that was evaluated in training
-        chosen = "the size was chosen on these very images, so the numbers are a little too good"
+        chosen = "size chosen on these very images, so the numbers are a little too good"
+        if facts["resolution"]["classifier"] == "before":
+            chosen += "; the fix brought nothing, the weights are as they came"
         evaluation = {**facts["resolution"]["metrics"], "verdict": chosen}
     if any(isinstance(x, float) and not math.isfinite(x) for x in evaluation.values()):
         raise InputError(f"{run}: the student of step {step} diverged; publish another run")
@@ -218,10 +220,9 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     }
 
 
-Settings = dict[str, Any]
-
-
-def _stages(recipe: Settings, facts: dict[str, Any]) -> Iterator[tuple[Settings, dict[str, Any]]]:
+def _stages(
+    recipe: dict[str, Any], facts: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Settings and facts of a run, of the one that it went on from, and so on."""
     yield recipe, facts
     start = facts.get("started_from")
@@ -233,7 +234,7 @@ def _is_taught(facts: dict[str, Any]) -> bool:
     return "teacher" in facts or "teacher 0" in facts
 
 
-def _command(recipe: Settings) -> str:
+def _command(recipe: dict[str, Any]) -> str:
     """The command that a run's settings are those of."""
     if "resolutions" in recipe:
         return "fix"

@@ -200,7 +200,9 @@ def _warn_of_seen_images(setup: Setup, start: Start) -> None:
             f"warning: data.val is empty, and the {count} images held out were trained on in "
             f"{start.run}: evaluations are too good"
         )
-    elif 0 < count < FEW:
+    if set(map(str, setup.config.data.val)) & set(map(str, setup.config.data.labeled)):
+        setup.accelerator.print("warning: data.val is trained on: evaluations are too good")
+    if 0 < count < FEW:
         setup.accelerator.print(f"warning: only {count} held-out images decide what is best")
 
 

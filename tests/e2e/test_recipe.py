@@ -184,7 +184,7 @@ def test_a_changed_stage_is_refused_then_redone_with_what_follows(recipe, tmp_pa
     said = capsys.readouterr().out
     assert "distill: complete and unchanged" in said
     assert "finetune: anew" in said and "fix: anew" in said
-    assert not list(out.glob(".*.old"))
+    assert not list(out.glob(".*.old-*"))
     after = outcome(out)
     same = all(torch.equal(after["distill weights"][k], v)
                for k, v in before["distill weights"].items())  # fmt: skip
@@ -232,6 +232,34 @@ def test_killed_before_the_new_one_begins_the_old_one_is_still_there(done, capsy
     all_skipped(file, capsys)
 
 
+def test_a_redo_that_was_killed_is_not_lost_to_a_typo_nor_the_old_one_to_the_redo(
+    done, tmp_path, capsys
+) -> None:
+    file, out = done
+    before = outcome(out)
+    redo = ["recipe", str(file), "--overwrite", "--schedule.lr=0.5"]
+    harm = [partial(sabotage.at_step, 9, sigkill)]
+    assert sabotage.run(redo, tmp_path / "said.txt", harm)[0] == -signal.SIGKILL
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "no image.txt").touch()
+    assert main([*redo, f"--data.unlabeled={tmp_path / 'broken'}"]) == 2
+    half = yaml.safe_load((out / "distill/config.yaml").read_text())
+    assert half["schedule"]["lr"] == 0.5 and list((out / "distill/checkpoints").iterdir())
+    assert main(["recipe", str(file)]) == 2
+    assert "schedule.lr was 0.5 and is 1.0" in capsys.readouterr().err
+    assert main(["recipe", str(file), "--overwrite"]) == 0  # back to what was there
+    assert capsys.readouterr().out.count("complete and unchanged, skipped") == 3
+    assert_same(outcome(out), before, out, out)
+
+
+def test_without_recipe_json_the_runs_say_what_they_are(done, capsys) -> None:
+    file, out = done
+    (out / "recipe.json").unlink()
+    all_skipped(file, capsys)
+    assert main(["recipe", str(file), "--schedule.lr=0.5"]) == 2
+    assert "schedule.lr was 1.0 and is 0.5" in capsys.readouterr().err
+
+
 def test_killed_between_the_first_two_files_of_a_run(done, undisturbed) -> None:
     file, out = done
     shutil.rmtree(out / "fix")
@@ -266,10 +294,11 @@ def test_a_damaged_student_is_made_again_from_its_checkpoint(
 )
 def test_damaged_files_are_one_sentence(done, capsys, file, said) -> None:
     path = done[1] / file
-    path.unlink() if path.suffix == ".yaml" else path.write_text("{")
-    assert main(["recipe", str(done[0])]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1, error
+    for content in ("{", '{"distill": 3}') if file == "recipe.json" else ("{",):
+        path.unlink() if path.suffix == ".yaml" else path.write_text(content)
+        assert main(["recipe", str(done[0])]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, error
 
 
 def test_one_command_at_a_time(done, capsys) -> None:
