@@ -20,6 +20,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from ssld.report.page import COLOURS
 
@@ -87,6 +88,16 @@ def table(rows: Rows, axes: Sequence[str], columns: Sequence[tuple[str, str]]) -
         where = dict(zip(axes, place, strict=True))
         cells = [values(rows, metric, stage=stage, **where) for stage, metric in columns]
         print("| " + " | ".join([*place, *map(told, cells), str(len(cells[0]))]) + " |")
+
+
+def paired(rows: Rows, name: str, here: dict[str, str], there: dict[str, str]) -> None:
+    """Print the difference of two places, seed by seed, with its 95 % interval (Student's t)."""
+    gaps = [a - b for a, b in zip(values(rows, **here), values(rows, **there), strict=True)]
+    if len(gaps) < 2:
+        return
+    half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    mean = statistics.mean(gaps)
+    print(f"{name}: {mean:+.2f} [{mean - half:+.2f} to {mean + half:+.2f}], {len(gaps)} seeds")
 
 
 def panel(axes: Axes, title: str, ylabel: str = "top-1, %") -> None:
@@ -287,6 +298,14 @@ def main() -> None:
         if (given.out / f"{name}.csv").is_file():
             print(f"\n### {name}")
             table(data(name), axes, columns)
+    print("\n### teacher-sees, differences\n")
+    rows, norm, view = data("teacher-sees"), "teacher.batch_norm", "teacher_view"
+    for x in ("same", "other"):
+        paired(rows, f"batch - eval statistics, {x} view", {norm: "batch", view: x},
+               {norm: "eval", view: x})  # fmt: skip
+    for x in ("eval", "batch"):
+        paired(rows, f"same - other view, {x} statistics", {norm: x, view: "same"},
+               {norm: x, view: "other"})  # fmt: skip
     draw_unlabeled(given.out, data)
     draw_noise(given.out, data)
     draw_settings(given.out, data)
