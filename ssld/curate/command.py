@@ -26,6 +26,7 @@ import yaml
 from ssld import cli
 from ssld.curate.config import CurateConfig, ExplainConfig
 from ssld.errors import InputError
+from ssld.run.folder import LOCK, TEMPORARY
 
 if TYPE_CHECKING:  # none of it is needed for --help
     import pyarrow as pa
@@ -133,7 +134,7 @@ def _check(config: CurateConfig, stage: str | None) -> None:
 def _is_curation(out: Path) -> bool:
     config = out / "config.yaml"
     if not config.is_file():
-        return not any(path.name != ".config.yaml.tmp" for path in out.iterdir())
+        return not any(path.name not in (TEMPORARY, LOCK) for path in out.iterdir())
     return "gallery" in (yaml.safe_load(config.read_text()) or {})
 
 

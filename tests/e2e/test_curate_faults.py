@@ -43,6 +43,19 @@ def undisturbed(world, teacher_file) -> dict[str, tuple[Path, float]]:
     return found
 
 
+def test_killed_between_the_lock_and_the_settings(world, undisturbed, teacher_file, tmp_path):
+    out = tmp_path / "out"
+    harm = functools.partial(
+        sabotage.at_call, "ssld.run.folder:write_atomically", 1, sabotage.sigkill
+    )
+    argv = ["curate", "index", *world.settings(out, teacher_file)]
+    assert sabotage.run(argv, tmp_path / "said.txt", [harm])[0] == -9
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    code, said = sabotage.run(argv, tmp_path / "said.txt")
+    assert code == 0, said
+    assert outcome(out) == outcome(undisturbed["index"][0])
+
+
 def outcome(folder: Path) -> dict[str, bytes]:
     """All that a curation is judged by."""
     found = curation.tables(folder)
