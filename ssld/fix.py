@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ssld.network import Network
     from ssld.run.loop import Task
     from ssld.run.setup import Run
+    from ssld.tally import Tally
 
 TABLE = "resolutions.json"
 
@@ -52,11 +53,12 @@ def fix(config: FixConfig) -> None:
     trained_at = int(start.settings["augment"]["size"])
     sizes = sorted({*(config.resolutions or resolutions_from(trained_at)), student.input_size})
     before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes)
-    _write(run, {"trained_at": trained_at, "fixed_at": student.input_size, "before": before})
+    table = {"trained_at": trained_at, "fixed_at": student.input_size, "before": before}
+    _write(run, table)
     tally = train(run, task, student)
     fixed = open_network("student", arch=None, checkpoint=config.out).to(setup.device)
     after = sweep(run, task, fixed, sizes)
-    _export(run, fixed, tally, before, after)
+    _export(run, fixed, tally, {**table, "after": after})
 
 
 def trained_parts(network: Network, train: str) -> list[str]:
@@ -148,9 +150,7 @@ def _write(run: Run, table: dict[str, Any]) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _export(
-    run: Run, fixed: Network, tally: Any, before: list[dict[str, Any]], after: list[dict[str, Any]]
-) -> None:
+def _export(run: Run, fixed: Network, tally: Tally | None, table: dict[str, Any]) -> None:
     """Write table, exported configuration and report. Where the fix was for nothing, the student is
     exported as it came."""
     from ssld.network import open_network
@@ -158,10 +158,10 @@ def _export(
     from ssld.run.export import export
     from ssld.text_table import text_table
 
+    before, after = table["before"], table["after"]
     metric, moment, best = chosen(before, after, run.best_by)
-    table = json.loads((run.folder.path / TABLE).read_text(encoding="utf-8"))
     found = {"chosen": best["size"], "classifier": moment, "metric": metric}
-    _write(run, {**table, **found, "after": after})
+    _write(run, {**table, **found})
     if not run.accelerator.is_main_process:
         return
     facts = json.loads((run.folder.path / "run.json").read_text(encoding="utf-8"))

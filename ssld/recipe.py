@@ -30,13 +30,8 @@ from ssld.distill import distill
 from ssld.errors import InputError, Interrupted
 from ssld.finetune import finetune
 from ssld.fix import fix
-from ssld.recipe_folder import StagePlace, locked
-from ssld.run.folder import (
-    HARMLESS,
-    flat,
-    plain,
-    under,
-)
+from ssld.recipe_folder import StagePlace
+from ssld.run.folder import HARMLESS, flat, locked, plain, under
 from ssld.stage import open_start, settings_after
 from ssld.stage_config import FinetuneConfig, FixConfig
 from ssld.supervised import supervised

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ssld.errors import InputError
-from ssld.run.folder import LOCK, TEMPORARY, cannot_write, flat, write_atomically
+from ssld.run.folder import LOCK, TEMPORARY, flat, write_atomically
 from ssld.stage import open_start
 
 STATE = "recipe.json"
@@ -143,24 +140,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         said = " ".join(str(error).split())
         advice = "delete it" if path.name == STATE else f"move {path.parent} away"
         raise InputError(f"{path} is damaged ({said}): {advice}") from error
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Make `out`, for one command at a time.
-
-    Raises:
-        InputError: it cannot be made, or another command is at work in it.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(NotImplementedError):  # some network file systems
-                held.enter_context(FileLock(out / ".lock", timeout=0))
-        except Timeout as error:
-            raise InputError(
-                f"out {out}: another command is at work there; wait for its end"
-            ) from error
-        except OSError as error:
-            raise cannot_write(out, error) from error
-        yield

@@ -24,8 +24,7 @@ from ssld.ablate import grid, pool, results, state, summary
 from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import Ablation, Cell
 from ssld.errors import InputError, Interrupted
-from ssld.recipe_folder import locked
-from ssld.run.folder import write_atomically
+from ssld.run.folder import locked, write_atomically
 from ssld.run.preemption import Preemption
 
 FAILED = 1

@@ -26,7 +26,7 @@ import yaml
 from ssld import cli
 from ssld.curate.config import CurateConfig, ExplainConfig
 from ssld.errors import InputError
-from ssld.run.folder import LOCK, TEMPORARY
+from ssld.run.folder import LOCK, TEMPORARY, locked, write_atomically
 
 if TYPE_CHECKING:  # none of it is needed for --help
     import pyarrow as pa
@@ -145,22 +145,10 @@ def _open(work: Work) -> Iterator[None]:
     Raises:
         InputError: it cannot be made, or another command is at work in it.
     """
-    from filelock import FileLock, Timeout
-
     from ssld.curate.manifest import settings
-    from ssld.run.folder import cannot_write, write_atomically
 
-    with contextlib.ExitStack() as held:
+    with locked(work.out) if work.main else contextlib.nullcontext():
         if work.main:
-            try:
-                work.out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(work.out / ".lock", timeout=0))
-            except Timeout as error:
-                raise InputError(
-                    f"out {work.out}: another command is at work there; wait for its end"
-                ) from error
-            except OSError as error:
-                raise cannot_write(work.out, error) from error
             for left_by_a_kill in [*work.out.rglob(".*.parquet.*"), *work.out.rglob(".*.npy.*")]:
                 left_by_a_kill.unlink(missing_ok=True)
             text = yaml.safe_dump(settings(work), sort_keys=False)

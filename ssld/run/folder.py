@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,27 @@ def cannot_write(path: Path, error: Exception) -> InputError:
         f"{path} cannot be written ({said}); free space or mend the folder, then go on with the "
         "same command, a training run with --resume"
     )
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make `out`, for one command at a time.
+
+    Raises:
+        InputError: it cannot be made, or another command is at work in it.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NotImplementedError):  # some network file systems
+                held.enter_context(FileLock(out / LOCK, timeout=0))
+        except Timeout as error:
+            raise InputError(
+                f"out {out}: another command is at work there; wait for its end"
+            ) from error
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        yield
 
 
 def replace_folder(new: Path, old: Path) -> None:

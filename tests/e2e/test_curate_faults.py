@@ -46,7 +46,7 @@ def undisturbed(world, teacher_file) -> dict[str, tuple[Path, float]]:
 def test_killed_between_the_lock_and_the_settings(world, undisturbed, teacher_file, tmp_path):
     out = tmp_path / "out"
     harm = functools.partial(
-        sabotage.at_call, "ssld.run.folder:write_atomically", 1, sabotage.sigkill
+        sabotage.at_call, "ssld.curate.command:write_atomically", 1, sabotage.sigkill
     )
     argv = ["curate", "index", *world.settings(out, teacher_file)]
     assert sabotage.run(argv, tmp_path / "said.txt", [harm])[0] == -9
