@@ -92,11 +92,9 @@ class Bench:
             supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
             split (percent of a step, as in metrics.jsonl).
         """
-        from ssld.run.loop import batches_of
-
         run, clock, labels = self.run, self.progress.clock, HardLabels()
         rates: dict[str, Any] = {}
-        loader = batches_of(run, 0, 10**9)  # without end
+        loader = self.distillation.train_batches(run, 0, 10**9)  # without end
         rates["loader"] = _rate(run, lambda: next(loader), seconds)
         memory = itertools.cycle([next(loader)])
         rates["teacher"] = _rate(run, self._teach(next(memory)), seconds)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssld.config import DistillConfig, Precision, Triple, require
+from ssld.config import DistillConfig, Triple
+from ssld.loop_config import Precision, require
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Every setting of a training run, as frozen dataclasses: the only truth about settings. Those of
-the commands that look at runs and models are in `ssld/command_config.py`.
+"""Every setting of a distillation or supervised run, as frozen dataclasses: the only truth about
+settings. What all runs share is in `ssld/loop_config.py`, the settings of the commands that look at
+runs and models are in `ssld/command_config.py`.
 
 Recipes (`configs/*.yaml`) and `--a.b value` overrides fill them (`ssld/cli.py`); the resolved
 values are written into each run folder as `config.yaml`. This file imports neither torch nor timm,
@@ -11,15 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ssld.loop_config import (
+    CheckpointConfig,
+    LoaderConfig,
+    LoopConfig,
+    Precision,
+    require,
+)
+
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-Precision = Literal["fp32", "bf16", "fp16"]
 Triple = tuple[float, float, float]
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise ValueError with `message` unless something holds."""
-    if not holds:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(LoaderConfig):
     """Where images come from. A source is a folder of images, a Parquet manifest or tar shards."""
 
     labeled: str | list[str] = field(default_factory=list)
@@ -92,24 +94,16 @@ class DataConfig:
     any; at most a twentieth of them. 0 trains on all and goes without a verdict."""
     fractions: list[float] | None = None
     """Share of the samples drawn from each source, labeled first; by default by size."""
-    workers: int = 4
-    """Loader processes per training process; 0 loads in the training process itself."""
-    max_unreadable: float = 0.1
-    """Stop when more than this share of a source's files cannot be read."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("labeled", "unlabeled", "val"):
             value = getattr(self, name)
             object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
-        require(self.workers >= 0, f"data.workers is {self.workers}: give 0 or more")
         require(self.holdout >= 0, f"data.holdout is {self.holdout}: give 0 or more")
         require(
             0 < self.unlabeled_share <= 1,
             f"data.unlabeled_share is {self.unlabeled_share}: give a share above 0, at most 1",
-        )
-        require(
-            0 <= self.max_unreadable <= 1,
-            f"data.max_unreadable is {self.max_unreadable}: give a share between 0 and 1",
         )
         if self.fractions is not None:
             sources = len(self.labeled) + len(self.unlabeled)
@@ -177,77 +171,6 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """SSLD section 4.2: SGD, momentum 0.9."""
-
-    name: str = "momentum"
-    """Any timm optimizer; `momentum` is SGD without, `sgd` with Nesterov's momentum."""
-    momentum: float = 0.9
-    """Momentum, where the optimizer has one."""
-    weight_decay: float = 4e-5
-    """L2 factor (SSLD section 4.2: 4e-5 for large, 1e-5 for small students)."""
-    no_decay: Literal["none", "norm", "norm_and_bias"] = "none"
-    """What is exempt from decay: nothing, norm scales and shifts, or these and every bias."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the optimizer."""
-
-    def __post_init__(self) -> None:
-        require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}: give >= 0")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Learning rate: linear warm-up from 0, then a cosine to 0, set anew at every step."""
-
-    lr: float = 0.1
-    """Peak learning rate per 256 samples; scaled by `batch_size` / 256."""
-    warmup_epochs: float = 5.0
-    """Length of the warm-up, at most a tenth of the run."""
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, f"schedule.lr is {self.lr}: give a number above 0")
-        require(self.warmup_epochs >= 0, "schedule.warmup_epochs must be 0 or more")
-
-
-@dataclass(frozen=True)
-class EmaConfig:
-    """Exponential moving average of the student's weights; when on, it is what is exported."""
-
-    decay: float = 0.0
-    """Share of the old average kept at each step, 0.9999 say; 0 keeps no average. Early on it is
-    1 - (1 + step) ** (-2/3) (timm's ModelEmaV3), or the average would remember the first weights.
-    """
-
-    def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, f"ema.decay is {self.decay}: give 0 <= decay < 1")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When training state is saved.
-
-    It is with the first line of metrics.jsonl (`log_every_steps`) at which one of these is due, at
-    the end, and on SIGTERM or SIGINT.
-    """
-
-    every_steps: int = 1000
-    """Steps between checkpoints."""
-    every_minutes: float = 30.0
-    """Minutes between checkpoints."""
-    keep: int = 2
-    """How many of the latest are kept; the best is kept besides."""
-    best: Literal["agreement1", "agreement5", "divergence", "top1", "last"] = "agreement1"
-    """The metric on held-out images by which the checkpoint is chosen that `student/` holds;
-    supervised training takes top1 for agreement1. last: whatever came last."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.every_steps > 0 and self.every_minutes > 0 and self.keep > 0,
-            "checkpoint.every_steps, every_minutes and keep must be above 0",
-        )
-
-
-@dataclass(frozen=True)
 class ProbeConfig:
     """What the student's frozen features are worth, where labels exist.
 
@@ -270,77 +193,30 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """What every training command shares."""
+class ClassifierCheckpointConfig(CheckpointConfig):
+    """When training state is saved, and which is the best.
 
-    out: str
-    """Run folder; must be new or empty unless --resume or --overwrite is given."""
-    seed: int = 0
-    """Decides initial weights, order and views."""
-    epochs: float | None = None
-    """Length of the run in passes over the data; give this or `steps`."""
-    steps: int | None = None
-    """Length of the run in optimizer steps; give this or `epochs`."""
-    batch_size: int = 256
-    """Images per optimizer step over all processes."""
-    accumulate: int = 1
-    """Forward and backward passes per optimizer step."""
-    precision: Precision = "fp32"
-    """Number format of the student's forward pass."""
-    compile: bool = False
-    """torch.compile for the networks."""
-    channels_last: bool = False
-    """Store images and weights channels last (faster on GPUs with tensor cores)."""
-    sync_batch_norm: bool = True
-    """Batch-norm statistics over all processes, so that their number does not matter."""
-    log_every_steps: int = 10
-    """Steps between lines of metrics.jsonl; a signal is obeyed at the next one."""
-    evaluate_every_epochs: float = 1.0
-    """Epochs between evaluations on held-out images."""
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """accelerate trackers that also receive the metrics."""
-    resume: bool = False
-    """Go on from the last checkpoint in `out`."""
-    overwrite: bool = False
-    """Delete what is in `out` first."""
-    allow_changes: str | list[str] = field(default_factory=list)
-    """Settings (`schedule.lr`), groups of them (`data`) or `teacher` that may differ on resume."""
+    It is with the first line of metrics.jsonl (`log_every_steps`) at which one of these is due, at
+    the end, and on SIGTERM or SIGINT.
+    """
+
+    best: Literal["agreement1", "agreement5", "divergence", "top1", "last"] = "agreement1"
+    """The metric on held-out images by which the checkpoint is chosen that `student/` holds;
+    supervised training takes top1 for agreement1. last: whatever came last."""
+
+
+@dataclass(frozen=True)
+class RunConfig(LoopConfig):
+    """What the training commands of classifiers share."""
+
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: ClassifierCheckpointConfig = field(default_factory=ClassifierCheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        allowed = self.allow_changes
-        object.__setattr__(
-            self, "allow_changes", [allowed] if isinstance(allowed, str) else allowed
-        )
-        require(
-            (self.epochs is None) != (self.steps is None),
-            f"epochs is {self.epochs} and steps is {self.steps}: give exactly one of them",
-        )
-        require(
-            (self.epochs is None or self.epochs > 0) and (self.steps is None or self.steps > 0),
-            "epochs and steps must be above 0",
-        )
-        require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
-        require(
-            self.accumulate > 0 and self.batch_size % self.accumulate == 0,
-            f"accumulate is {self.accumulate}: give a number that divides batch_size "
-            f"({self.batch_size})",
-        )
-        require(self.log_every_steps > 0, "log_every_steps must be above 0")
-        require(
-            self.checkpoint.every_steps >= self.log_every_steps,
-            f"checkpoint.every_steps is {self.checkpoint.every_steps}: give at least "
-            f"log_every_steps ({self.log_every_steps}), checkpoints are written with log lines",
-        )
-        require(self.evaluate_every_epochs > 0, "evaluate_every_epochs must be above 0")
-        require(not (self.resume and self.overwrite), "give --resume or --overwrite, not both")
+        super().__post_init__()
         require(
             bool(self.student.arch or self.student.checkpoint),
             "student.arch is missing: name a timm architecture, for example resnet50d",

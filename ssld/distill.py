@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ssld import cli
+from ssld.classification import Classification
 from ssld.config import DistillConfig, LossConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help must not
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help must not
     from ssld.teacher import Teacher
 
 
-class Distillation:
+class Distillation(Classification):
     """The student's task: predict what the teacher predicts.
 
     Args:

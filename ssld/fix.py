@@ -20,9 +20,10 @@ from ssld.stage import inherited, open_start, prepare, resolutions_from
 from ssld.stage_config import FixConfig
 
 if TYPE_CHECKING:
+    from ssld.distill import Distillation
     from ssld.network import Network
-    from ssld.run.loop import Task
-    from ssld.run.setup import Run
+    from ssld.run.setup import ClassifierRun
+    from ssld.supervised import Supervision
     from ssld.tally import Tally
 
 TABLE = "resolutions.json"
@@ -88,19 +89,20 @@ def trained_parts(network: Network, train: str) -> list[str]:
     return [classifier, called[-1]]
 
 
-def sweep(run: Run, task: Task, network: Network, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def sweep(
+    run: ClassifierRun, task: Distillation | Supervision, network: Network, sizes: Sequence[int]
+) -> list[dict[str, Any]]:
     """The metrics of the held-out images at each size; changes `network.input_size`."""
     import torch
 
     from ssld.data.views import EvalView
-    from ssld.run.loop import held_out_batches
 
     network.to(run.accelerator.device).eval()
     rows = []
     for size in sizes:
         network.input_size = size
         view = EvalView(size, network.crop_pct, network.interpolation)
-        batches = held_out_batches(run, view, f"evaluate at {size} px")
+        batches = task.held_out(run, view, f"evaluate at {size} px")
         try:
             with torch.inference_mode(), run.accelerator.autocast():
                 tally = task.evaluate(network, batches)
@@ -130,7 +132,7 @@ def chosen(
     return metric, moment, best
 
 
-def _known(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
+def _known(run: ClassifierRun, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
     """What a stopped run had evaluated before its first step, the same on all processes."""
     from accelerate.utils import broadcast_object_list
 
@@ -142,7 +144,7 @@ def _known(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
     return broadcast_object_list(found)[0]
 
 
-def _write(run: Run, table: dict[str, Any]) -> None:
+def _write(run: ClassifierRun, table: dict[str, Any]) -> None:
     from ssld.run.folder import write_atomically
 
     if run.accelerator.is_main_process:
@@ -150,7 +152,7 @@ def _write(run: Run, table: dict[str, Any]) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _export(run: Run, fixed: Network, tally: Tally | None, table: dict[str, Any]) -> None:
+def _export(run: ClassifierRun, fixed: Network, tally: Tally | None, table: dict[str, Any]) -> None:
     """Write table, exported configuration and report. Where the fix was for nothing, the student is
     exported as it came."""
     from ssld.network import open_network

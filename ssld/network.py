@@ -25,7 +25,42 @@ from torch.nn import functional as F
 from ssld.errors import InputError
 
 
-class Network(nn.Module):
+class ImageModel(nn.Module):
+    """A model and how it wants pixels normalised; `model` is what is saved and exported.
+
+    Args:
+        mean, std: normalisation of pixel values in [0, 1].
+        label_names: of its classes, in order, where they are known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        label_names: Sequence[str] | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = tuple(float(x) for x in mean)
+        self.std = tuple(float(x) for x in std)
+        self.label_names = list(label_names) if label_names else None
+        self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std)), persistent=False)
+        self.register_buffer(
+            "_shift", -torch.tensor(self.mean) / torch.tensor(self.std), persistent=False
+        )
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """[b, 3, h, w] in 0..255 -> float32, of zero mean and unit deviation where trained."""
+        return pixels * self._scale.view(1, 3, 1, 1) + self._shift.view(1, 3, 1, 1)  # type: ignore[operator]
+
+    def lr_scales(self) -> dict[str, float]:
+        """{parameter name: factor on its learning rate}; 1 where it is not named."""
+        return {}
+
+
+class Network(ImageModel):
     """Images in, logits out.
 
     Args:
@@ -42,22 +77,16 @@ class Network(nn.Module):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
-        super().__init__()
         cfg: dict[str, Any] = dict(model.pretrained_cfg or {})  # type: ignore[arg-type]
-        self.model = model
+        super().__init__(
+            model,
+            mean=mean or cfg.get("mean", IMAGENET_DEFAULT_MEAN),
+            std=std or cfg.get("std", IMAGENET_DEFAULT_STD),
+            label_names=cfg.get("label_names"),
+        )
         self.input_size = int(input_size or cfg.get("input_size", (3, 224, 224))[-1])
-        self.mean = tuple(float(x) for x in mean or cfg.get("mean", IMAGENET_DEFAULT_MEAN))
-        self.std = tuple(float(x) for x in std or cfg.get("std", IMAGENET_DEFAULT_STD))
         self.crop_pct = float(cfg.get("crop_pct") or 0.875)
         self.interpolation = str(cfg.get("interpolation") or "bilinear")
-        self.label_names: list[str] | None = (
-            list(cfg["label_names"]) if cfg.get("label_names") else None
-        )
-        self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std)), persistent=False)
-        self.register_buffer(
-            "_shift", -torch.tensor(self.mean) / torch.tensor(self.std), persistent=False
-        )
-
         self._trained: list[str] | None = None
 
     @property
@@ -95,7 +124,7 @@ class Network(nn.Module):
         if x.shape[-2:] != (self.input_size, self.input_size):
             size = (self.input_size, self.input_size)
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        return x * self._scale.view(1, 3, 1, 1) + self._shift.view(1, 3, 1, 1)  # type: ignore[operator]
+        return self.normalise(x)
 
     def forward(self, images: Tensor) -> Tensor:
         """[b, h, w, 3] uint8 -> [b, classes] logits."""

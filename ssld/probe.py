@@ -17,7 +17,7 @@ from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.network import Network
 from ssld.run.batches import Unreadables, class_names, eval_batches
-from ssld.run.setup import Run
+from ssld.run.setup import ClassifierRun
 
 TEMPERATURE = 0.07
 """Of the neighbours' votes (Wu et al. 2018, section 3.4; DINO's default)."""
@@ -67,7 +67,7 @@ def scores(train: Features, test: Features, neighbours: int) -> dict[str, float]
         }
 
 
-def probe(run: Run, network: Network) -> dict[str, float]:
+def probe(run: ClassifierRun, network: Network) -> dict[str, float]:
     """Scores of a network in eval mode: learned on `data.labeled`, tested on held-out images.
 
     Returns:
@@ -87,7 +87,11 @@ def probe(run: Run, network: Network) -> dict[str, float]:
 
 
 def _gathered(
-    run: Run, network: Network, sources: list[Source], index: LabelIndex, config: ProbeConfig
+    run: ClassifierRun,
+    network: Network,
+    sources: list[Source],
+    index: LabelIndex,
+    config: ProbeConfig,
 ) -> Features:
     batches = eval_batches(
         sources,

@@ -15,9 +15,10 @@ from ssld.run.folder import flat, plain
 from ssld.stage_config import FinetuneConfig, FixConfig
 
 if TYPE_CHECKING:
+    from ssld.distill import Distillation
     from ssld.network import Network
-    from ssld.run.loop import Task
     from ssld.run.setup import Setup
+    from ssld.supervised import Supervision
     from ssld.teacher import Teacher
 
 Stage = Literal["finetune", "fix"]
@@ -156,7 +157,7 @@ def resolutions_from(size: int) -> list[int]:
 
 def prepare(
     config: FinetuneConfig, start: Start
-) -> tuple[Setup, Network, Teacher | None, str | None, Task]:
+) -> tuple[Setup, Network, Teacher | None, str | None, Distillation | Supervision]:
     """Open everything that a stage needs, and say what it goes on from and what differs.
 
     Returns:
@@ -192,7 +193,7 @@ FEW = 100
 
 
 def _warn_of_seen_images(setup: Setup, start: Start) -> None:
-    from ssld.run.setup import fingerprint
+    from ssld.run.start import fingerprint
 
     count = sum(map(len, setup.val))
     if setup.held_out and fingerprint(setup.val) != start.facts["val_sha256"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssld.config import AugmentConfig, DistillConfig, require
+from ssld.config import AugmentConfig, DistillConfig
+from ssld.loop_config import require
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ssld import cli
+from ssld.classification import Classification
 from ssld.config import SupervisedConfig
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ssld.tally import Tally
 
 
-class Supervision:
+class Supervision(Classification):
     """The student's task: predict the human label; cross-entropy, with label smoothing
     (Szegedy et al. 2016, section 7), mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from ssld.config import require
+from ssld.loop_config import require
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssld.config import Precision, TeacherConfig, require
+from ssld.config import TeacherConfig
+from ssld.loop_config import Precision, require
 
 Policy = Literal["copy", "similar_view"]
 

@@ -31,7 +31,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         Unreadable: not an image.
     """
     height, width = _stored_size(data)
-    return (width, height) if _orientation(data) >= 5 else (height, width)
+    return (width, height) if orientation_of(data) >= 5 else (height, width)
 
 
 def decode(data: bytes, reduce: int = 1) -> np.ndarray:
@@ -48,7 +48,7 @@ def decode(data: bytes, reduce: int = 1) -> np.ndarray:
         pixels = _decode_jpeg(data, reduce)
     else:
         pixels = _decode_any(data)
-    return _upright(pixels, _orientation(data))
+    return _upright(pixels, orientation_of(data))
 
 
 def _stored_size(data: bytes) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def _reason(data: bytes, error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _orientation(data: bytes) -> int:
+def orientation_of(data: bytes) -> int:
     """EXIF orientation 1 to 8; 1 where there is none."""
     if b"Exif\0\0" not in data[:65536] and data[:2] == b"\xff\xd8":
         return 1

@@ -43,7 +43,7 @@ class TrainView:
         Raises:
             Unreadable: `data` is not an image.
         """
-        key = _key(self.seed, sample_id, view)
+        key = key_of(self.seed, sample_id, view)
         draw = random.Random(key)
         height, width = image_size(data)
         box = crop_box(draw, height, width, self.augment.scale, self.augment.ratio)
@@ -178,6 +178,7 @@ def _policy(augment: AugmentConfig) -> torch.nn.Module | None:
     return v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)
 
 
-def _key(seed: int, sample_id: str, view: int) -> int:
+def key_of(seed: int, sample_id: str, view: int) -> int:
+    """What decides a view, 63 bits."""
     digest = hashlib.blake2b(f"{seed}/{sample_id}/{view}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

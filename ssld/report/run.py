@@ -11,20 +11,25 @@ import numpy as np
 
 from ssld.network import Network
 from ssld.report import page, resolutions
+from ssld.report.training import (
+    Lines,
+    headline,
+    plots_of,
+    section,
+    thinned,
+    time_curves,
+    training_curves,
+)
 from ssld.report.views import views_as_seen
 from ssld.run.folder import versions
-from ssld.run.setup import Run
-from ssld.run.timing import SECTIONS
+from ssld.run.setup import ClassifierRun
 from ssld.tally import BINS, Tally
 
 WORST = 16
 """Classes that are named in the plot of agreement by class."""
-SHOWN = 1000
-"""Points of a curve."""
-Lines = list[dict[str, Any]]
 
 
-def write_report(run: Run, student: Network, tally: Tally | None) -> None:
+def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> None:
     """Write `report.html` into the run folder, from its files and the last evaluation.
 
     Args:
@@ -32,26 +37,26 @@ def write_report(run: Run, student: Network, tally: Tally | None) -> None:
         tally: of the last evaluation, where there was one.
     """
     lines, out = run.folder.lines(), run.folder.path
-    train = _thinned([line for line in lines if line["kind"] == "train"])
+    train = thinned([line for line in lines if line["kind"] == "train"])
     evaluations = [line for line in lines if line["kind"] == "eval"]
     title = out.resolve().name
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(_headline(run, train))}</p>',
+        f'<p class="lead">{html.escape(headline(run, train))}</p>',
         _verdict(evaluations),
         *_resolutions(out),
-        _rows("Held-out images", _progress_curves(evaluations)),
-        _rows("Training", _training_curves(train)),
-        _rows(
+        section("Held-out images", _progress_curves(evaluations)),
+        section("Training", training_curves(train)),
+        section(
             "Where a step's time goes",
-            _time_curves(train),
+            time_curves(train),
             "On the main process. Reduction is the part that the backward pass does not hide; "
             "utilisation (MFU) is against a large matrix product on this device "
             f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s). `ssld bench` measures the ratio to "
             "supervised training; the curve derives it from this split.",
         ),
         _predictions(run, tally),
-        _rows("Views", [page.picture(*panel) for panel in views_as_seen(run, student)]),
+        section("Views", [page.picture(*panel) for panel in views_as_seen(run, student)]),
         "<h2>Networks and data</h2>",
         page.table(_facts(run.facts)),
         f"<h2>Settings</h2><pre>{html.escape((out / 'config.yaml').read_text())}</pre>",
@@ -68,39 +73,6 @@ def _resolutions(out: Path) -> list[str]:
     return ["<h2>Resolution</h2>", *resolutions.figures(table)] if "after" in table else []
 
 
-def _rows(title: str, figures: list[str], note: str = "") -> str:
-    if not figures:
-        return ""
-    said = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f'<h2>{html.escape(title)}</h2>{said}<div class="row">{"".join(figures)}</div>'
-
-
-def _thinned(train: Lines) -> Lines:
-    """At most `SHOWN` lines: a plot has no more room. Each is a mean over neighbours, at the step
-    of the last of them."""
-    size = -(-len(train) // SHOWN)
-    if size < 2:
-        return train
-    groups = [train[i : i + size] for i in range(0, len(train), size)]
-    exact = ("kind", "step", "epoch", "unreadable")
-    return [
-        {k: v if k in exact else float(np.mean([line[k] for line in group if k in line]))
-         for k, v in group[-1].items()}
-        for group in groups
-    ]  # fmt: skip
-
-
-def _headline(run: Run, train: Lines) -> str:
-    if not train:
-        return "No step has been logged yet."
-    last = train[-1]
-    said = f"After {last['step']:,} of {run.total_steps:,} steps ({last['epoch']:.1f} epochs) the "
-    said += f"loss is {last['loss']:.4f}"
-    if last["unreadable"]:
-        said += f"; {last['unreadable']} images could not be read (unreadable.jsonl)"
-    return said + "."
-
-
 def _verdict(evaluations: Lines) -> str:
     if not evaluations:
         return '<p class="verdict">No verdict: no evaluation yet.</p>'
@@ -112,23 +84,6 @@ def _verdict(evaluations: Lines) -> str:
     )
     sentence = html.escape(said[:1].upper() + said[1:])
     return f'<p class="verdict {kind}">{sentence}.</p>'
-
-
-def _series(lines: Lines, names: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
-    """{key of a line: label} -> {label: [(step, value)]}."""
-    return {
-        label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        for key, label in names.items()
-    }
-
-
-def _plots(lines: Lines, plots: list[tuple[str, dict[str, str], dict[str, Any]]]) -> list[str]:
-    found = []
-    for title, names, limits in plots:
-        series = _series(lines, names)
-        if any(series.values()):
-            found.append(page.curves(title, series, **limits))
-    return found
 
 
 def _progress_curves(evaluations: Lines) -> list[str]:
@@ -155,49 +110,10 @@ def _progress_curves(evaluations: Lines) -> list[str]:
             share,
         ),
     ]
-    return _plots(evaluations, plots)
+    return plots_of(evaluations, plots)
 
 
-def _training_curves(train: Lines) -> list[str]:
-    known = {"kind", "step", "epoch", "loss", "lr", "unreadable", "images_per_second"}
-    known |= {"images_per_second_per_device", "seconds", "supervised_ratio"}
-    first = train[0] if train else {}
-    terms = {k: k for k in first if k not in known and not k.endswith("_percent")}
-    return _plots(train, [("loss terms", terms, {}), ("learning rate", {"lr": "lr"}, {"low": 0})])
-
-
-def _time_curves(train: Lines) -> list[str]:
-    if not train:
-        return []
-    figure = page.new_figure()
-    plot = page.axes(figure, "step")
-    names = [*SECTIONS, "other"]
-    shares = [[line[f"{name}_percent"] for line in train] for name in names]
-    labels = [name.replace("_", " ") for name in names]
-    steps = [line["step"] for line in train]
-    if len(train) == 1:  # an area needs two points
-        steps, shares = [0, steps[0]], [[x[0], x[0]] for x in shares]
-    plot.stackplot(steps, shares, labels=labels, colors=page.COLOURS, alpha=0.85)
-    plot.set_ylim(0, 100)
-    plot.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    split = page.drawn("share of a step, %", figure)
-    speed = {"images_per_second_per_device": "per device"}
-    used = {"mfu_percent": "MFU, %"}
-    ratio = {"supervised_ratio": "distillation : supervised"}
-    return [
-        split,
-        *_plots(
-            train,
-            [
-                ("images per second and device", speed, {"low": 0}),
-                ("model FLOPs utilisation, %", used, {"low": 0}),
-                ("speed as a share of supervised training's", ratio, {"low": 0, "high": 1}),
-            ],
-        ),
-    ]
-
-
-def _predictions(run: Run, tally: Tally | None) -> str:
+def _predictions(run: ClassifierRun, tally: Tally | None) -> str:
     if tally is None:
         return ""
     names = _names(run, tally)
@@ -225,10 +141,10 @@ def _predictions(run: Run, tally: Tally | None) -> str:
         if cards
         else ""
     )
-    return _rows("Classes and confidence", figures) + disagreement
+    return section("Classes and confidence", figures) + disagreement
 
 
-def _names(run: Run, tally: Tally) -> list[str]:
+def _names(run: ClassifierRun, tally: Tally) -> list[str]:
     labels = run.val_labels.numbers if run.val_labels is not None else None
     names = run.teacher.label_names if run.teacher is not None else None
     names = names or (list(labels) if labels else None)

@@ -8,12 +8,12 @@ import torch
 from ssld.data.loading import train_batches
 from ssld.network import Network
 from ssld.report.page import grid
-from ssld.run.setup import Run
+from ssld.run.setup import ClassifierRun
 
 SHOWN = 16
 
 
-def views_as_seen(run: Run, student: Network) -> list[tuple[str, np.ndarray]]:
+def views_as_seen(run: ClassifierRun, student: Network) -> list[tuple[str, np.ndarray]]:
     """(caption, uint8 picture [h, w, 3]) of the same views: raw, then each network's input, whose
     range -2.5..2.5 is shown as black..white, so that a wrong normalisation shows as a tint."""
     batches = train_batches(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ssld.data import loading
@@ -19,6 +21,36 @@ from ssld.run.folder import write_atomically
 
 Entry = tuple[int, str, str, str]
 """Source number, sample id, location and reason of an unreadable image."""
+Moved = TypeVar("Moved", bound="AnyBatch")
+
+
+class Images(Protocol):
+    """What a run must know of a source; see `ssld.data.sources.Source`."""
+
+    path: str
+
+    def __len__(self) -> int: ...
+
+    def sample_id(self, i: int) -> str: ...
+
+    def size(self, i: int) -> int | None: ...
+
+
+class AnyBatch(Protocol):
+    """What a run must know of a batch; see `ssld.data.loading.Batch`."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def unreadable(self) -> list[Entry]: ...
+
+    def map(self: Moved, function: Callable[[Tensor], Tensor]) -> Moved:
+        """The same batch with each of its tensors replaced."""
+        ...
 
 
 class Unreadables:
@@ -29,7 +61,7 @@ class Unreadables:
         log: JSON-lines file that names each one, or None.
     """
 
-    def __init__(self, sources: Sequence[Source], limit: float, log: Path | None = None) -> None:
+    def __init__(self, sources: Sequence[Images], limit: float, log: Path | None = None) -> None:
         self.sources = sources
         self.limit = limit
         self.log = log
@@ -43,7 +75,7 @@ class Unreadables:
         """How many different images could not be read so far, on all processes."""
         return len(self.entries)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: AnyBatch) -> None:
         """Note a batch's unreadable images.
 
         Raises:
@@ -101,7 +133,7 @@ class Unreadables:
             )
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Moved, device: torch.device) -> Moved:
     """Copy what the networks need; overlaps with compute when memory is pinned."""
     return batch.map(lambda tensor: tensor.to(device, non_blocking=True))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from timm.models._hub import save_config_for_hf
 
-from ssld.network import Network
+from ssld.network import ImageModel, Network
 from ssld.run import checkpoint
 from ssld.run.folder import cannot_write, replace_folder
 from zoo.release import save_weights
@@ -17,7 +18,17 @@ from zoo.release import save_weights
 
 def export(network: Network, folder: Path, step: int) -> str:
     """Write `config.json` (architecture, arguments, preprocessing, label names) and
-    `model.safetensors`, replacing what was there in one step; returns the sha256 of the weights.
+    `model.safetensors`; returns the sha256 of the weights.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+    """
+    return replace_export(folder, lambda temporary: _write(network, temporary, step))
+
+
+def replace_export(folder: Path, write: Callable[[Path], None]) -> str:
+    """Replace an exported folder in one step by what `write` puts into a new one, its weights as
+    `model.safetensors`; returns their sha256.
 
     Raises:
         InputError: it cannot be written; what was there is untouched.
@@ -25,7 +36,8 @@ def export(network: Network, folder: Path, step: int) -> str:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(network, temporary, step)
+        temporary.mkdir(parents=True)
+        write(temporary)
         digest = weights_sha256(temporary)
         replace_folder(temporary, folder)
         return digest
@@ -40,7 +52,7 @@ def weights_sha256(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_exported(folder: Path, step: int, network: Network) -> bool:
+def load_exported(folder: Path, step: int, network: ImageModel) -> bool:
     """Fill `network` from an export of that step; False where there is no such export."""
     try:
         with safe_open(folder / "model.safetensors", "pt") as file:
@@ -53,7 +65,6 @@ def load_exported(folder: Path, step: int, network: Network) -> bool:
 
 
 def _write(network: Network, folder: Path, step: int) -> None:
-    folder.mkdir(parents=True)
     size = network.input_size
     preprocessing = {
         "input_size": (3, size, size),

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ssld.config import RunConfig
 from ssld.errors import InputError
+from ssld.loop_config import LoopConfig
 
 HARMLESS = (
     "out",
@@ -43,16 +43,16 @@ HARMLESS = (
 TEMPORARY, LOCK = ".config.yaml.tmp", ".lock"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` with `text` in one step that survives a power cut.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` with `content` in one step that survives a power cut.
 
     Raises:
         InputError: it cannot be written; what was there is untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -102,7 +102,7 @@ def replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def check_out(config: RunConfig) -> None:
+def check_out(config: LoopConfig) -> None:
     """`out` must be usable before minutes are spent on loading; nothing is created here.
 
     Raises:
@@ -136,7 +136,7 @@ def check_out(config: RunConfig) -> None:
         changed_settings(out / "config.yaml", config, given=True)
 
 
-def changed_settings(previous: Path, config: RunConfig, *, given: bool = False) -> list[str]:
+def changed_settings(previous: Path, config: LoopConfig, *, given: bool = False) -> list[str]:
     """What differs from the settings that a run was started with, and is allowed to.
 
     Args:
@@ -209,7 +209,7 @@ class RunFolder:
         if self.lock is not None:
             self.lock.release()
 
-    def open(self, config: RunConfig, facts: dict[str, Any]) -> None:
+    def open(self, config: LoopConfig, facts: dict[str, Any]) -> None:
         """Create the folder, or go on in it.
 
         Raises:
@@ -298,7 +298,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def plain(config: RunConfig) -> dict[str, Any]:
+def plain(config: LoopConfig) -> dict[str, Any]:
     """As YAML and JSON know it: lists for tuples; without what is of one start alone."""
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
     return {**settings, "resume": False, "overwrite": False, "allow_changes": []}

@@ -1,9 +1,9 @@
 """The one training loop. A task says what a step's losses are; everything else is here.
 
-A task has `losses(student, batch) -> {term: float32 [b]}` and `evaluate(student, batches)`, which
-gives a `Tally`; see `ssld/distill.py`. Lines, evaluations and checkpoints happen only where a line
-of metrics.jsonl is due, so that a run that was killed and resumed has exactly the lines of one that
-was not.
+A task (`Task` below) has `losses(student, batch) -> {term: float32 [b]}` and
+`evaluate(student, batches)`; see `ssld/distill.py` or `downstream/detection/task.py`. Lines,
+evaluations and checkpoints happen only where a line of metrics.jsonl is due, so that a run that was
+killed and resumed has exactly the lines of one that was not.
 """
 
 from __future__ import annotations
@@ -11,38 +11,92 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ssld.config import DistillConfig
-from ssld.data.loading import Batch, lost_worker, train_batches
-from ssld.data.views import EvalView
+from ssld.data.workers import lost_worker
 from ssld.errors import Interrupted
-from ssld.network import Network
+from ssld.network import ImageModel
 from ssld.run import checkpoint
 from ssld.run.batch_norm import synchronise
-from ssld.run.batches import Unreadables, eval_batches, to_device
+from ssld.run.batches import AnyBatch, Unreadables, to_device
 from ssld.run.judgement import Judge
 from ssld.run.optimizer import build_optimizer, learning_rate
 from ssld.run.preemption import Preemption
 from ssld.run.progress import Progress
-from ssld.run.setup import Run
-from ssld.tally import Tally
+from ssld.run.start import Run
+
+
+class Score(Protocol):
+    """What an evaluation found; see `ssld.tally.Tally`."""
+
+    def reduce(self, accelerator: Any, cut_short: bool) -> bool:
+        """Add up over all processes; False when it was cut short on any of them."""
+        ...
+
+    def metrics(self) -> dict[str, float]: ...
 
 
 class Task(Protocol):
-    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]: ...
+    """What a run is for. `ssld/classification.py` has what classifiers share."""
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally: ...
+    exported: str
+    """Name of the folder in the run folder that the best network is exported to."""
+
+    def train_batches(self, run: Any, first_step: int, last_step: int) -> Iterator[Any]:
+        """This process's batches of steps [first_step, last_step)."""
+        ...
+
+    def held_out(self, run: Any) -> Iterator[Any]:
+        """This process's held-out images, each once over all processes."""
+        ...
+
+    def losses(self, student: Callable[..., Any], batch: Any, /) -> dict[str, Tensor]:
+        """{term: float32 [b]}; their sum is what is minimised."""
+        ...
+
+    def evaluate(self, student: Any, batches: Iterable[Any], /) -> Score: ...
+
+    def best_by(self, run: Any) -> str:
+        """The metric that decides which checkpoint is the best, or last."""
+        ...
+
+    def further_metrics(self, run: Any, network: Any, step: int) -> dict[str, float]: ...
+
+    def verdict(
+        self,
+        run: Any,
+        network: Any,
+        metrics: dict[str, float],
+        *,
+        step: int,
+        rate: float,
+        initial: dict[str, Tensor],
+    ) -> str: ...
+
+    def export(self, network: Any, folder: Path, step: int) -> str:
+        """Write the network as a user loads it; returns the sha256 of its weights."""
+        ...
+
+    def keep(self, run: Any, score: Any, step: int, best: bool) -> None:
+        """Write what an evaluation found beyond its metrics.
+
+        Args:
+            best: it is of the network that is exported.
+        """
+        ...
+
+    def write_report(self, run: Any, network: Any, score: Any) -> None: ...
 
 
 class Trainer:
     """The state of one run: networks, optimizer, step, and which checkpoint was the best."""
 
-    def __init__(self, run: Run, task: Task, student: Network) -> None:
+    def __init__(self, run: Run, task: Task, student: ImageModel) -> None:
         config, accelerator = run.config, run.accelerator
         self.run, self.task = run, task
         student.to(accelerator.device)
@@ -77,7 +131,7 @@ class Trainer:
         )
 
     @property
-    def result(self) -> Network:
+    def result(self) -> ImageModel:
         """The network that is evaluated and exported: the average where there is one."""
         return self.ema.module if self.ema else self.student
 
@@ -92,11 +146,11 @@ class Trainer:
             batch_size=run.config.batch_size,
         )
 
-    def train_step(self, batches: Iterator[Batch], progress: Progress) -> None:
+    def train_step(self, batches: Iterator[AnyBatch], progress: Progress) -> None:
         """One optimizer step on `accumulate` batches."""
         run, config, clock = self.run, self.run.config, progress.clock
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.rate() * group["lr_scale"]
         torch.manual_seed(_step_seed(config.seed, self.step, run.rank))
         self.model.train()
         for micro in range(config.accumulate):
@@ -115,6 +169,8 @@ class Trainer:
                     run.accelerator.backward(mean / config.accumulate)
             progress.add(self.step, terms, batch)
         with clock.section("optimizer"):
+            if config.optimizer.clip_norm:
+                run.accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
@@ -124,14 +180,14 @@ class Trainer:
     def _reduce_only(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.run.accelerator.no_sync(self.model)
 
-    def evaluate(self, stop: Preemption) -> Tally | None:
+    def evaluate(self, stop: Preemption) -> Score | None:
         """The held-out images over all processes; None when a signal cut it short."""
         run = self.run
         network = self.result.eval()
-        batches = held_out_batches(run, run.eval_view, "evaluate")
+        batches = self.task.held_out(run)
         with torch.inference_mode(), run.accelerator.autocast():
-            tally = self.task.evaluate(network, _until(stop, batches))
-        return tally if tally.reduce(run.accelerator, stop.asked) else None
+            score = self.task.evaluate(network, _until(stop, batches))
+        return score if score.reduce(run.accelerator, stop.asked) else None
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks of a checkpoint, by file name."""
@@ -157,6 +213,7 @@ class Trainer:
                     "start_sha256": run.facts.get("start_sha256"),
                     "data_sha256": run.facts["data_sha256"],
                     "val_sha256": run.facts["val_sha256"],
+                    "annotations_sha256": run.facts.get("annotations_sha256"),
                     "unreadable": sorted(self.unreadables.entries.values()),
                 },
                 keep=run.config.checkpoint.keep,
@@ -186,7 +243,7 @@ class Trainer:
         run.accelerator.wait_for_everyone()
 
 
-def train(run: Run, task: Task, student: Network) -> Tally | None:
+def train(run: Run, task: Task, student: ImageModel) -> Any:
     """Train `student` for `run.total_steps`, then export it and write the report.
 
     Returns:
@@ -197,7 +254,7 @@ def train(run: Run, task: Task, student: Network) -> Tally | None:
         Interrupted: a signal asked for an end and a checkpoint is written; a process was lost.
     """
     try:
-        judge = Judge(run, student)
+        judge = Judge(run, task, student)
         trainer = Trainer(run, task, student)
         if run.config.resume:
             trainer.restore()
@@ -205,53 +262,16 @@ def train(run: Run, task: Task, student: Network) -> Tally | None:
         with progress, Preemption() as stop:
             _loop(trainer, progress, judge, stop)
         judge.finish(trainer)
-        return judge.tally
+        return judge.score
     except RuntimeError as error:
         raise _lost_process(error) or error from error
     finally:
         run.folder.leave()
 
 
-def batches_of(run: Run, first_step: int, last_step: int) -> Iterator[Batch]:
-    """This process's batches of steps [first_step, last_step)."""
-    config = run.config
-    return train_batches(
-        run.sources,
-        run.order,
-        run.view,
-        batch_size=config.batch_size,
-        rank=run.rank,
-        world=run.world,
-        first_step=first_step,
-        last_step=last_step,
-        accumulate=config.accumulate,
-        workers=config.data.workers,
-        pin=run.accelerator.device.type == "cuda",
-        label_index=run.train_labels,
-        other_view=isinstance(config, DistillConfig) and config.teacher_view == "other",
-    )
-
-
-def held_out_batches(run: Run, view: EvalView, description: str) -> Iterator[Batch]:
-    """This process's held-out images, each once over all processes."""
-    return eval_batches(
-        run.val,
-        view,
-        batch_size=max(1, run.config.batch_size // run.world),
-        workers=run.config.data.workers,
-        device=run.accelerator.device,
-        unreadables=Unreadables(run.val, run.config.data.max_unreadable),
-        label_index=run.val_labels,
-        rank=run.rank,
-        world=run.world,
-        mixed=run.teacher is not None and run.teacher.needs_mixed_batches,
-        description=description,
-    )
-
-
 def _loop(trainer: Trainer, progress: Progress, judge: Judge, stop: Preemption) -> None:
     run, config = trainer.run, trainer.run.config
-    batches = batches_of(run, trainer.step, run.total_steps)
+    batches = trainer.task.train_batches(run, trainer.step, run.total_steps)
     if run.teacher is not None:
         progress.clock.time_calls("teacher", run.teacher)
     progress.clock.watch(trainer.model)
@@ -288,7 +308,7 @@ def _leave(trainer: Trainer, judge: Judge, stop: Preemption) -> None:
     )
 
 
-def _until(stop: Preemption, batches: Iterator[Batch]) -> Iterator[Batch]:
+def _until(stop: Preemption, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
     for batch in batches:
         if stop.asked:
             return

@@ -12,13 +12,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from ssld.data.loading import Batch
 from ssld.errors import InputError
-from ssld.run.batches import Unreadables
+from ssld.run.batches import AnyBatch, Unreadables
 from ssld.run.timing import StepClock
 
 if TYPE_CHECKING:
-    from ssld.run.setup import Run
+    from ssld.run.start import Run
 
 CLOCK_KEYS = {"seconds", "images_per_second", "images_per_second_per_device", "supervised_ratio"}
 
@@ -37,7 +36,7 @@ class Progress:
         self.unreadables = unreadables
         self.clock = StepClock(run.accelerator.device)
         self.steps_logged = first_step
-        self.kept: list[tuple[int, dict[str, Tensor], Batch]] = []
+        self.kept: list[tuple[int, dict[str, Tensor], AnyBatch]] = []
         self.started = self.saved = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -61,12 +60,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def wait_for(self, batches: Iterator[Batch]) -> Batch:
+    def wait_for(self, batches: Iterator[AnyBatch]) -> AnyBatch:
         """The next batch; the time it takes counts as waiting for data."""
         with self.clock.section("data_wait"):
             return next(batches)
 
-    def add(self, step: int, terms: dict[str, Tensor], batch: Batch) -> None:
+    def add(self, step: int, terms: dict[str, Tensor], batch: AnyBatch) -> None:
         """Keep one forward pass's losses, {term: [b]}, until the next line."""
         self.kept.append((step, {name: loss.detach() for name, loss in terms.items()}, batch))
 
@@ -149,7 +148,7 @@ class Progress:
         """Write the line of an evaluation."""
         epoch = round(step / self.run.steps_per_epoch, 4)
         self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics, "verdict": verdict})
-        names = ("top1", "agreement1", "divergence", "knn", "linear")
+        names = ("top1", "agreement1", "divergence", "knn", "linear", "ap", "ap50", "miou")
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         if self.run.accelerator.is_main_process:
             tqdm.write(f"step {step}: {shown}: {verdict}", file=sys.stdout)

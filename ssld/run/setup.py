@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ssld.config import DistillConfig, RunConfig
 from ssld.data.loading import LabelIndex, View
@@ -20,41 +15,27 @@ from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
 from ssld.errors import InputError
 from ssld.network import Network, open_network
-from ssld.run import checkpoint
 from ssld.run.batches import class_names, label_index
-from ssld.run.folder import RunFolder
 from ssld.run.optimizer import build_optimizer
-from ssld.run.timing import peak_flops
+from ssld.run.start import Run, require_divisible, start
 from ssld.run.topology import check_launcher, open_accelerator
 from ssld.stage_config import FinetuneConfig
 from ssld.teacher import Teacher
 
 
 @dataclasses.dataclass
-class Run:
-    """What the loop needs: resolved settings, process topology, data and the run folder."""
+class ClassifierRun(Run):
+    """A run that trains a classifier."""
 
     config: RunConfig
-    accelerator: Accelerator
-    folder: RunFolder
     sources: list[Source]
     val: list[Source]
-    order: Order
     view: View
     eval_view: EvalView
     train_labels: LabelIndex | None
     val_labels: LabelIndex | None
-    total_steps: int
-    facts: dict[str, Any]
-    teacher: Teacher | None
-    previous: Path | None
-    """The checkpoint to go on from."""
     labeled: list[Source]
     """Training images whose labels may be read for a probe, not for training."""
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.order.samples_per_epoch / self.config.batch_size
 
     @property
     def best_by(self) -> str:
@@ -62,23 +43,6 @@ class Run:
         best = self.config.checkpoint.best
         by_agreement = best in ("agreement1", "agreement5", "divergence")
         return "top1" if self.teacher is None and by_agreement else best
-
-    def line_due(self, step: int) -> bool:
-        """Everything beyond the step itself happens where a line of metrics.jsonl is due."""
-        return step % self.config.log_every_steps == 0 or step == self.total_steps
-
-    def due(self, step: int, every_steps: float) -> bool:
-        """Whether this line is the first since a multiple of `every_steps`, or the run's last."""
-        line = (step - 1) // self.config.log_every_steps * self.config.log_every_steps
-        return step == self.total_steps or int(step / every_steps) > int(line / every_steps)
-
-    @property
-    def rank(self) -> int:
-        return self.accelerator.process_index
-
-    @property
-    def world(self) -> int:
-        return self.accelerator.num_processes
 
 
 class Setup:
@@ -97,11 +61,7 @@ class Setup:
         self.accelerator = open_accelerator(config)
         self.device = self.accelerator.device
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        if config.batch_size % (self.world * config.accumulate):
-            raise InputError(
-                f"batch_size is {config.batch_size}: give a multiple of the {self.world} processes "
-                f"times accumulate ({config.accumulate})"
-            )
+        require_divisible(config, self.accelerator)
         self._hold_out()
         self.unlabeled = share_of(self.unlabeled, config.data.unlabeled_share)
         # A second stage has unlabeled sources only for what it holds out of them.
@@ -214,30 +174,15 @@ class Setup:
         teacher: Teacher | None = None,
         teacher_sha256: str | None = None,
         view: View | None = None,
-    ) -> Run:
+    ) -> ClassifierRun:
         """Create the run folder, the first thing that is written.
 
         Args:
             view: how training images are made, by default as `augment` says.
         """
         config = self.config
-        steps_per_epoch = self.order.samples_per_epoch / config.batch_size
-        total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
         if isinstance(config, DistillConfig) and teacher is not None:
             config = _resolved(config, teacher)
-        self.facts |= {
-            "teacher_sha256": teacher_sha256,
-            "data_sha256": fingerprint(self.sources),
-            "val_sha256": fingerprint(self.val),
-            "images": {s.path: len(s) for s in self.sources},
-            "processes": self.world,
-            "device": str(self.device),
-            "steps": total,
-            "peak_lr": config.schedule.lr * config.batch_size / 256,
-            "held_out": {s.path: len(s) for s in self.val} if self.held_out else None,
-            "peak_flops": peak_flops(self.device, config.precision),
-        }
-        previous = self._previous_checkpoint(config)
         own_labels = teacher is None
         train_labels = self._labels(self.labeled, student, own_labels) if own_labels else None
         val_labels = self._labels(self.val, student, own_labels) if self.val else None
@@ -248,69 +193,22 @@ class Setup:
                 "checkpoint.best is top1 but no held-out image has a label that the student knows: "
                 "give a labeled data.val, or another checkpoint.best"
             )
-        eval_view = EvalView(student.input_size, student.crop_pct, student.interpolation)
-        folder = RunFolder(Path(config.out), main=self.accelerator.is_main_process)
-        folder.open(config, self.facts)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.print(
-            f"{sum(map(len, self.sources)):,} images in {len(self.sources)} source(s), {total:,} "
-            f"steps of {config.batch_size} ({total / steps_per_epoch:.2f} epochs), peak learning "
-            f"rate {self.facts['peak_lr']:.4g} ({config.schedule.lr:g} per 256), {self.world} "
-            f"process(es) on {self.device.type}"
-        )
-        return Run(
-            config=config,
-            accelerator=self.accelerator,
-            folder=folder,
-            sources=self.sources,
-            val=self.val,
-            order=self.order,
+        self.facts |= {
+            "teacher_sha256": teacher_sha256,
+            "held_out": {s.path: len(s) for s in self.val} if self.held_out else None,
+        }
+        run = start(
+            config, self.accelerator, self.sources, self.val, self.order, self.facts,
+            teacher=teacher,
+        )  # fmt: skip
+        return ClassifierRun(
+            **vars(run),
             view=view or TrainView(config.augment, student.input_size, config.seed),
-            eval_view=eval_view,
+            eval_view=EvalView(student.input_size, student.crop_pct, student.interpolation),
             train_labels=train_labels,
             val_labels=val_labels,
-            total_steps=total,
-            facts=self.facts,
-            teacher=teacher,
-            previous=previous,
             labeled=self.labeled,
         )
-
-    def _previous_checkpoint(self, config: RunConfig) -> Path | None:
-        """The newest sound one where --resume is given, the same on all processes.
-
-        Raises:
-            InputError: it was made with another teacher or other images.
-        """
-        if not config.resume:
-            return None
-        found: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                found[0] = checkpoint.latest(Path(config.out) / "checkpoints")
-            except InputError as error:
-                found[1] = str(error)
-        previous, problem = broadcast_object_list(found)
-        if problem:
-            raise InputError(problem)
-        if previous is None:
-            self.accelerator.print(f"no checkpoint in {config.out} yet: from the start")
-            return None
-        state = checkpoint.read_state(previous)
-        for key, group, what in (
-            ("teacher_sha256", "teacher", "teacher"),
-            ("start_sha256", "run", "student in `run` to start from"),
-            ("data_sha256", "data", "set of images"),
-            ("val_sha256", "data", "set of held-out images"),
-        ):
-            was, now = state.get(key), self.facts.get(key)
-            if was != now and group not in config.allow_changes:
-                raise InputError(
-                    f"--resume in {config.out} with another {what} (sha256 was {str(was)[:12]}, is "
-                    f"{str(now)[:12]}); give the same one, use another `out`, or allow it with "
-                    f"--allow_changes '[\"{group}\"]'"
-                )
-        return previous
 
     def _labels(self, sources: list[Source], student: Network, strict: bool) -> LabelIndex:
         if not strict:
@@ -350,15 +248,6 @@ def _require_labels(sources: list[Source]) -> None:
                 f"data.labeled {source.path} has no labels; give one subfolder per class, or a "
                 "manifest or shards with labels"
             )
-
-
-def fingerprint(sources: list[Source]) -> str:
-    """sha256 of all names and, where they are known, sizes."""
-    digest = hashlib.sha256()
-    for source in sources:
-        for i in range(len(source)):
-            digest.update(f"{source.sample_id(i)}\0{source.size(i)}\0".encode())
-    return digest.hexdigest()
 
 
 def _resolved(config: DistillConfig, teacher: Teacher) -> DistillConfig:

@@ -43,12 +43,12 @@ class StepClock:
         yield
         self.spans.append((name, start, self._now()))
 
-    def timed(self, name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, with its calls timed."""
 
-        def call(x: Any) -> Any:
+        def call(*args: Any) -> Any:
             with self.section(name):
-                return function(x)
+                return function(*args)
 
         return call
 

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import ProjectConfiguration
 
-from ssld.config import RunConfig
 from ssld.errors import InputError
+from ssld.loop_config import LoopConfig
 
 
-def check_launcher(config: RunConfig) -> None:
+def check_launcher(config: LoopConfig) -> None:
     """Settings live in our configuration; a launcher file that disagrees is an error.
 
     Raises:
@@ -48,7 +48,7 @@ def open_processes() -> PartialState:
     return PartialState(cpu=_on_cpu())
 
 
-def open_accelerator(config: RunConfig) -> Accelerator:
+def open_accelerator(config: LoopConfig) -> Accelerator:
     """accelerate supplies topology, reduction and trackers; every setting is ours.
 
     Raises:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +175,34 @@ def test_loading_without_workers_leaves_the_random_state_alone(colours):
     before = torch.get_rng_state()
     stream(colours, last=1)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Stuck(EvalView):
+    """A view that no later image comes out of."""
+
+    def __call__(self, data, sample_id, view):
+        if sample_id.startswith("red"):
+            time.sleep(1000)
+        return super().__call__(data, sample_id, view)
+
+
+@pytest.mark.parametrize("kind", [EvalView, Stuck])
+def test_a_loader_that_is_left_alone_ends_at_once(colours, kind, monkeypatch):
+    def kill(process: BaseProcess) -> None:
+        os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.1)  # the signal of its end is here before anything waits for it
+
+    monkeypatch.setattr(BaseProcess, "kill", kill)
+    before, began = set(multiprocessing.active_children()), time.monotonic()
+    # In a cycle, as an error with its traceback is: the collector ends the queues' threads first.
+    left = [
+        eval_batches([open_source(str(colours / "train"))], kind(8, 1, "bilinear"), batch_size=4,
+                     rank=0, world=1, workers=2, pin=False, label_index=None)
+    ]  # fmt: skip
+    left.append(left)
+    next(left[0])
+    processes = set(multiprocessing.active_children()) - before
+    del left
+    gc.collect()  # torch's word that a process was killed would be a warning here
+    assert len(processes) == 2 and not any(process.is_alive() for process in processes)
+    assert time.monotonic() - began < 10  # torch alone needs 20 s

@@ -61,9 +61,9 @@ def test_pixels_equal_torchvisions_resized_crop(interpolation, antialias):
     mode = v2.InterpolationMode(interpolation)
     for view in range(10):
         got = make(png(pixels), "x", view)
-        from ssld.data.views import _key
+        from ssld.data.views import key_of
 
-        box = crop_box(random.Random(_key(0, "x", view)), 150, 200, augment.scale, augment.ratio)
+        box = crop_box(random.Random(key_of(0, "x", view)), 150, 200, augment.scale, augment.ratio)
         expected = tv.resized_crop(whole, *box, [40, 40], mode, antialias).permute(1, 2, 0)
         assert (got.int() - expected.int()).abs().max() <= 1
 

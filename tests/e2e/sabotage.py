@@ -116,6 +116,7 @@ def _child(argv: list[str], said: str, harm: list[Harm], environment: dict[str, 
     torch.set_num_threads(1)
     if draw not in harm:
         Figure.savefig = pictures.one_pixel  # type: ignore[assignment]
+        Figure.subplots = pictures.NoAxes()  # type: ignore[assignment]
     for function in harm:
         function()
     code = main(argv)
@@ -219,7 +220,7 @@ def hang_a_worker(once: str) -> None:
 
         return call
 
-    _wrap("ssld.data.loading:_begin_worker", wrapper)
+    _wrap("ssld.data.workers:_begin_worker", wrapper)
 
 
 def lose_a_batch(number: int) -> None:

@@ -25,7 +25,7 @@ from ssld.network import Network, open_network
 from ssld.recipe import FIRST, Recipe, open_recipe
 from ssld.run import setup as setup_of_runs
 from ssld.run.folder import plain
-from ssld.run.loop import Trainer, batches_of
+from ssld.run.loop import Trainer
 from ssld.run.progress import Progress
 from ssld.run.setup import Setup
 from ssld.teacher import open_teacher
@@ -206,7 +206,7 @@ def test_two_steps_of_the_real_student(file, pictures, tmp_path, monkeypatch):
     run = setup.start(student, teacher=teacher, teacher_sha256=digest)
     trainer = Trainer(run, Distillation(teacher, config.loss), student)
     before = [x.detach()[:1].clone() for x in student.parameters()]  # all of it takes long
-    batches = batches_of(run, 0, 2)
+    batches = trainer.task.train_batches(run, 0, 2)
     with Progress(run, 0, trainer.unreadables) as progress:
         for _ in range(2):
             trainer.train_step(batches, progress)

@@ -21,11 +21,14 @@ import sabotage
 from case import MEND, STEPS, TRY_AGAIN, Case, assert_same, lines
 from sabotage import at_call, at_step, sigkill
 
+WORKER = {"data.workers": 1}
+"""For what may meet a loader process."""
+
 
 @pytest.fixture(scope="module")
 def undisturbed(case) -> dict[str, Any]:
-    """The run that nothing happens to."""
-    run = case()
+    """The run that nothing happens to, with a loader process; most others have none."""
+    run = case(**WORKER)
     code, said = run.start(sabotage.draw)
     assert code == 0, said
     found = run.outcome()
@@ -46,7 +49,8 @@ def test_sigkill_at_20_random_steps(case, undisturbed):
     run, steps = case(), sorted(random.Random(0).choices(range(STEPS), k=20))
     for number, step in enumerate(steps):
         harm = partial(at_step, step, sigkill)
-        code, said = run.resume(harm) if number else run.start(harm)
+        workers = {"data.workers": number % 2}  # with and without a process that outlives it
+        code, said = run.resume(harm, **workers) if number else run.start(harm)
         assert code == -signal.SIGKILL, said
     assert run.resume()[0] == 0
     assert_same(run.outcome(), undisturbed)
@@ -76,7 +80,7 @@ TASKS = {
 @pytest.mark.parametrize("command", TASKS)
 def test_sigkill_with_all_that_is_random(case, command):
     changes = {"command": command, **ALL_THAT_IS_RANDOM, **TASKS[command]}
-    whole, killed = case(**changes), case(**changes)
+    whole, killed = case(**changes), case(**changes, **WORKER)
     code, said = whole.start(sabotage.draw)
     assert code == 0, said
     assert killed.start(partial(at_step, 7, sigkill))[0] == -signal.SIGKILL
@@ -100,10 +104,10 @@ INSTANTS = {
     "checkpoint: before the old ones go": ("ssld.run.checkpoint:_all", 3, False),
     "export: weights written": ("ssld.run.export:_write", 2, True),
     "export: before it is put in place": ("ssld.run.export:replace_folder", 2, False),
-    "before the first report": ("ssld.run.judgement:write_report", 1, False),
-    "after the first report": ("ssld.run.judgement:write_report", 1, True),
-    "before the last report": ("ssld.run.judgement:write_report", 2, False),
-    "after the last report": ("ssld.run.judgement:write_report", 2, True),
+    "before the first report": ("ssld.report.run:write_report", 1, False),
+    "after the first report": ("ssld.report.run:write_report", 1, True),
+    "before the last report": ("ssld.report.run:write_report", 2, False),
+    "after the last report": ("ssld.report.run:write_report", 2, True),
 }
 
 
@@ -128,7 +132,7 @@ def test_sigkill_within_a_line(case, undisturbed):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_first(case, undisturbed, number):
-    run = case()
+    run = case(**WORKER)
     harm = partial(at_step, 10, partial(sabotage.signal_group, number))
     code, said = run.start(harm, sabotage.draw)
     assert code == TRY_AGAIN and "Traceback" not in said
@@ -220,7 +224,7 @@ def test_a_signal_before_the_first_step(case, undisturbed):
 
 
 def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed):
-    run = case()
+    run = case(**WORKER)
     quota = partial(at_call, "ssld.run.loop:Trainer.save", 3, partial(sabotage.quota, 500_000))
     code, said = run.start(quota)
     assert code == MEND and "Traceback" not in said
@@ -232,15 +236,15 @@ def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed)
 DISK_FULL = {
     "in a checkpoint": "ssld.run.loop:Trainer.save",
     "at a line": "ssld.run.folder:RunFolder.log",
-    "in an export": "ssld.run.judgement:export",
-    "in the last report": "ssld.run.judgement:write_report",
+    "in an export": "ssld.run.export:export",
+    "in the last report": "ssld.report.run:write_report",
 }
 
 
 @pytest.mark.parametrize("when", DISK_FULL)
 def test_a_full_disk(case, undisturbed, colours, teacher_file, tmp_path, when):
     disk, rescued = tmp_path / "disk", tmp_path / "rescued"
-    full = Case(colours, teacher_file, disk)
+    full = Case(colours, teacher_file, disk, **(WORKER if when == "in a checkpoint" else {}))
     full.said = tmp_path / "said.txt"
     mount = partial(sabotage.small_disk, str(disk), 64 * 2**20, str(rescued))
     fill = partial(at_call, DISK_FULL[when], 2, partial(sabotage.fill, str(disk)))
@@ -285,7 +289,7 @@ def test_a_sample_that(case, colours, tmp_path, what):
     photos = tmp_path / "photos"
     shutil.copytree(colours / "unlabeled", photos)
     victims = sorted(photos.iterdir())[:3]
-    run = case(**{"data.unlabeled": photos, "data.workers": 0})
+    run = case(**{"data.unlabeled": photos})
     code, said = run.start(partial(at_step, 4, partial(harm_files, victims, what)))
     assert code == 0, said
     named = (run.out / "unreadable.jsonl").read_text()
@@ -303,7 +307,7 @@ def harm_files(paths: list[Path], what: str) -> None:
 
 @pytest.mark.parametrize("when", ["in a step", "while it hands a batch over"])
 def test_a_loader_worker_that_dies(case, undisturbed, when):
-    run = case()
+    run = case(**WORKER)
     harm = partial(at_step, 9, sabotage.kill_a_worker)
     if when != "in a step":
         harm = partial(sabotage.lose_a_batch, 9)
@@ -315,14 +319,14 @@ def test_a_loader_worker_that_dies(case, undisturbed, when):
 
 
 def test_a_loader_worker_that_never_begins(case, undisturbed, tmp_path):
-    run = case()
+    run = case(**WORKER)
     code, said = run.start(partial(sabotage.hang_a_worker, str(tmp_path / "hung")))
     assert code == 0 and said.count("a loader process hangs before it begins") == 1
     assert_same(run.outcome(), undisturbed)
 
 
 def test_a_loss_that_is_not_finite(case, undisturbed):
-    run = case()
+    run = case(**WORKER)
     code, said = run.start(partial(sabotage.poison, 13, 5))
     assert code == MEND and "Traceback" not in said
     assert "'divergence' is not finite at step 13 for the samples" in said

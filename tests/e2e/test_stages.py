@@ -243,7 +243,7 @@ def test_views_of_a_fix_are_those_of_an_evaluation(distilled, tmp_path, monkeypa
     from ssld.run import setup
 
     seen = []
-    monkeypatch.setattr(setup, "Run", _noting(setup.Run, seen))
+    monkeypatch.setattr(setup, "ClassifierRun", _noting(setup.ClassifierRun, seen))
     assert fix(distilled, tmp_path / "fix", "--resolutions=[32]") == 0
     assert isinstance(seen[0].view, EvalView) and seen[0].view.size == 44
 

@@ -1,0 +1,170 @@
+"""From checked settings, sources and a network to a run: the step at which something is written."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ssld.data.sampling import Order
+from ssld.errors import InputError
+from ssld.loop_config import LoopConfig
+from ssld.run import checkpoint
+from ssld.run.batches import Images
+from ssld.run.folder import RunFolder
+from ssld.run.timing import peak_flops
+
+if TYPE_CHECKING:
+    from ssld.teacher import Teacher
+
+
+@dataclass
+class Run:
+    """What the loop needs: resolved settings, process topology, data and the run folder."""
+
+    config: LoopConfig
+    accelerator: Accelerator
+    folder: RunFolder
+    sources: Sequence[Images]
+    val: Sequence[Images]
+    order: Order
+    total_steps: int
+    facts: dict[str, Any]
+    teacher: Teacher | None
+    previous: Path | None
+    """The checkpoint to go on from."""
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.order.samples_per_epoch / self.config.batch_size
+
+    def line_due(self, step: int) -> bool:
+        """Everything beyond the step itself happens where a line of metrics.jsonl is due."""
+        return step % self.config.log_every_steps == 0 or step == self.total_steps
+
+    def due(self, step: int, every_steps: float) -> bool:
+        """Whether this line is the first since a multiple of `every_steps`, or the run's last."""
+        line = (step - 1) // self.config.log_every_steps * self.config.log_every_steps
+        return step == self.total_steps or int(step / every_steps) > int(line / every_steps)
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+
+def start(
+    config: LoopConfig,
+    accelerator: Accelerator,
+    sources: Sequence[Images],
+    val: Sequence[Images],
+    order: Order,
+    facts: dict[str, Any],
+    *,
+    teacher: Teacher | None = None,
+) -> Run:
+    """Create the run folder, or go on in it.
+
+    Args:
+        facts: what run.json is to say of networks and data; what all runs say is added.
+
+    Raises:
+        InputError: the folder was made with other settings, images or networks.
+    """
+    world = accelerator.num_processes
+    steps_per_epoch = order.samples_per_epoch / config.batch_size
+    total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
+    facts |= {
+        "data_sha256": fingerprint(sources),
+        "val_sha256": fingerprint(val),
+        "images": {s.path: len(s) for s in sources},
+        "processes": world,
+        "device": str(accelerator.device),
+        "steps": total,
+        "peak_lr": config.schedule.lr * config.batch_size / 256,
+        "peak_flops": peak_flops(accelerator.device, config.precision),
+    }
+    previous = _previous_checkpoint(config, accelerator, facts)
+    folder = RunFolder(Path(config.out), main=accelerator.is_main_process)
+    folder.open(config, facts)
+    accelerator.wait_for_everyone()
+    accelerator.print(
+        f"{sum(map(len, sources)):,} images in {len(sources)} source(s), {total:,} "
+        f"steps of {config.batch_size} ({total / steps_per_epoch:.2f} epochs), peak learning "
+        f"rate {facts['peak_lr']:.4g} ({config.schedule.lr:g} per 256), {world} "
+        f"process(es) on {accelerator.device.type}"
+    )
+    return Run(
+        config, accelerator, folder, sources, val, order, total, facts, teacher, previous
+    )  # fmt: skip
+
+
+def require_divisible(config: LoopConfig, accelerator: Accelerator) -> None:
+    """
+    Raises:
+        InputError: the batch cannot be shared equally by processes and accumulation.
+    """
+    world = accelerator.num_processes
+    if config.batch_size % (world * config.accumulate):
+        raise InputError(
+            f"batch_size is {config.batch_size}: give a multiple of the {world} processes "
+            f"times accumulate ({config.accumulate})"
+        )
+
+
+def fingerprint(sources: Sequence[Images]) -> str:
+    """sha256 of all names and, where they are known, sizes."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for i in range(len(source)):
+            digest.update(f"{source.sample_id(i)}\0{source.size(i)}\0".encode())
+    return digest.hexdigest()
+
+
+def _previous_checkpoint(
+    config: LoopConfig, accelerator: Accelerator, facts: dict[str, Any]
+) -> Path | None:
+    """The newest sound one where --resume is given, the same on all processes.
+
+    Raises:
+        InputError: it was made with another teacher or other images.
+    """
+    if not config.resume:
+        return None
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = checkpoint.latest(Path(config.out) / "checkpoints")
+        except InputError as error:
+            found[1] = str(error)
+    previous, problem = broadcast_object_list(found)
+    if problem:
+        raise InputError(problem)
+    if previous is None:
+        accelerator.print(f"no checkpoint in {config.out} yet: from the start")
+        return None
+    state = checkpoint.read_state(previous)
+    for key, group, what in (
+        ("teacher_sha256", "teacher", "teacher"),
+        ("start_sha256", "run", "student in `run` to start from"),
+        ("data_sha256", "data", "set of images"),
+        ("val_sha256", "data", "set of held-out images"),
+        ("annotations_sha256", "data", "set of annotations"),
+    ):
+        was, now = state.get(key), facts.get(key)
+        if was != now and group not in config.allow_changes:
+            raise InputError(
+                f"--resume in {config.out} with another {what} (sha256 was {str(was)[:12]}, is "
+                f"{str(now)[:12]}); give the same one, use another `out`, or allow it with "
+                f"--allow_changes '[\"{group}\"]'"
+            )
+    return previous
