@@ -1,0 +1,280 @@
+"""Geometry and colour of an image with boxes, keypoints and masks, through torchvision's tv_tensors
+with these traps mended (torchvision 0.29):
+
+- its flip maps a keypoint x to W - 1 - x but a box to W - x, and a left eye stays a left eye;
+- its `RandomIoUCrop` divides by zero on images under 4 px, and leaves it to another transform to
+  remove boxes;
+- AutoAugment and RandAugment raise on boxes: none is offered;
+- keypoints that were not labeled (visibility 0) move like all others: here they stay at 0.
+
+Nothing here reads a global random state: what is drawn is drawn from the `draw` that is passed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+from torchvision.tv_tensors import BoundingBoxes, Image, KeyPoints, Mask
+
+MEAN_COLOUR = (124.0, 116.0, 104.0)
+"""ImageNet's mean in RGB, 0 to 255, around a zoomed-out image (Liu et al. 2016, SSD, section 3.6;
+yolov3_reader.yml)."""
+IGNORE = 255
+"""Of a mask, where there is no image."""
+
+OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)
+"""Least IoU of a crop with one of the boxes; None keeps the image (torchvision `RandomIoUCrop`;
+PaddleDetection `RandomCrop`; weiliu89/caffe `ssd_coco.py` has 0 as "no constraint")."""
+CROP_SCALE, CROP_ASPECT = (0.3, 1.0), (0.5, 2.0)
+"""Of each side, and width to height (same sources)."""
+TRIALS = 40
+"""torchvision `RandomIoUCrop`."""
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
+"""torchvision `RandomPhotometricDistort`: SSD's 32 of 255 and 18 of 360 degrees. Its swap of
+channels is left out, as `ssd_coco.py` has it at 0 and PaddleDetection off."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and what is drawn on it. All but `image` may be None or empty."""
+
+    image: Image
+    """uint8 [3, h, w]."""
+    boxes: BoundingBoxes
+    """float [n, 4], xyxy."""
+    labels: Tensor
+    """int64 [n]."""
+    weights: Tensor
+    """float32 [n]: the share of the box's own image in this one; 1 without mixup."""
+    keypoints: KeyPoints | None = None
+    """float [n, k, 2], continuous px: pixel i's centre is i + .5."""
+    visibility: Tensor | None = None
+    """float [n, k]: 0 where a keypoint is not labeled, which has x = y = 0."""
+    mask: Mask | None = None
+    """uint8 [h, w]."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in px."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+
+def make_sample(
+    image: Tensor,
+    xyxy: Tensor,
+    labels: Tensor,
+    keypoints: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Sample:
+    """
+    Args:
+        image: uint8 [3, h, w].
+        xyxy: float [n, 4] px.
+        labels: int64 [n].
+        keypoints: float [n, k, 3]: x, y, visibility.
+        mask: uint8 [h, w].
+    """
+    size = (image.shape[-2], image.shape[-1])
+    return Sample(
+        Image(image),
+        _boxes(xyxy, size),
+        labels,
+        torch.ones(len(labels)),
+        None if keypoints is None else _points(keypoints[..., :2], size),
+        None if keypoints is None else keypoints[..., 2],
+        None if mask is None else Mask(mask),
+    )
+
+
+def flip(sample: Sample, pairs: list[tuple[int, int]]) -> Sample:
+    """Mirror left and right; `pairs` of keypoints change places: a left eye becomes a right one."""
+    points, visibility = sample.keypoints, sample.visibility
+    if points is not None and visibility is not None:
+        order = list(range(points.shape[1]))
+        for a, b in pairs:
+            order[a], order[b] = b, a
+        mirrored = points.as_subclass(Tensor)[:, order].clone()
+        mirrored[..., 0] = sample.size[1] - mirrored[..., 0]
+        points, visibility = _points(mirrored, sample.size), visibility[:, order]
+    flipped = _apply(sample, tv.horizontal_flip)
+    return _at_zero(replace(flipped, keypoints=points, visibility=visibility))
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """To (height, width), bilinear with a low-pass filter; masks by the nearest pixel."""
+    return _at_zero(_apply(sample, lambda part: tv.resize(part, list(size), antialias=True)))
+
+
+def pad(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
+    """Onto a canvas of MEAN_COLOUR (masks: IGNORE) of `size` (height, width)."""
+    height, width = sample.size
+    padding = [left, top, size[1] - left - width, size[0] - top - height]
+
+    def transform(part: Any) -> Any:
+        return tv.pad(part, padding, fill=IGNORE if isinstance(part, Mask) else list(MEAN_COLOUR))
+
+    return _at_zero(_apply(sample, transform))
+
+
+def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
+    """Cut out `size` (height, width). Boxes whose centre is outside go (SSD section 2.2, "Data
+    augmentation"), the others are cut; keypoints outside become unlabeled."""
+    height, width = size
+    centre = (sample.boxes.as_subclass(Tensor)[:, :2] + sample.boxes.as_subclass(Tensor)[:, 2:]) / 2
+    low, high = centre.new_tensor([left, top]), centre.new_tensor([left + width, top + height])
+    inside = ((low < centre) & (centre < high)).all(1)
+    cut = _apply(sample, lambda part: tv.crop(part, top, left, height, width))
+    if cut.keypoints is not None and cut.visibility is not None:
+        points = cut.keypoints.as_subclass(Tensor)
+        limits = points.new_tensor([width, height])
+        visible = ((points >= 0) & (points <= limits)).all(-1)
+        cut = replace(cut, visibility=cut.visibility * visible)
+    return keep(_at_zero(cut), inside)
+
+
+def keep(sample: Sample, chosen: Tensor) -> Sample:
+    """Only some boxes, bool [n], with all that belongs to them."""
+    points = sample.keypoints
+    return replace(
+        sample,
+        boxes=_boxes(sample.boxes.as_subclass(Tensor)[chosen], sample.size),
+        labels=sample.labels[chosen],
+        weights=sample.weights[chosen],
+        keypoints=None
+        if points is None
+        else _points(points.as_subclass(Tensor)[chosen], sample.size),
+        visibility=None if sample.visibility is None else sample.visibility[chosen],
+    )
+
+
+def drop_small(sample: Sample, side: float = 1.0) -> Sample:
+    """Without boxes that have a side under `side` px: nothing to learn, NaN in some losses
+    (torchvision `SanitizeBoundingBoxes` has 1 px, too)."""
+    boxes = sample.boxes.as_subclass(Tensor)
+    return keep(sample, (boxes[:, 2:] - boxes[:, :2] >= side).all(1))
+
+
+def mix(first: Sample, second: Sample, ratio: float) -> Sample:
+    """Blend two images, `ratio` of the first, upper left corners together, on a black canvas that
+    holds both; the boxes of both stay (Zhang et al. 2019, "Bag of freebies for training object
+    detection", section 3.1; PaddleDetection `Mixup`, whose gt_score is `weights`)."""
+    size = (max(first.size[0], second.size[0]), max(first.size[1], second.size[1]))
+    blend = torch.zeros(3, *size)
+    boxes, points = [], []
+    for part, share in ((first, ratio), (second, 1 - ratio)):
+        height, width = part.size
+        blend[:, :height, :width] += share * part.image.as_subclass(Tensor)
+        boxes.append(part.boxes.as_subclass(Tensor))
+        if part.keypoints is not None:
+            points.append(part.keypoints.as_subclass(Tensor))
+    with_points = first.visibility is not None and second.visibility is not None
+    return Sample(
+        Image(blend.round().to(torch.uint8)),
+        _boxes(torch.cat(boxes), size),
+        torch.cat([first.labels, second.labels]),
+        torch.cat([first.weights * ratio, second.weights * (1 - ratio)]),
+        _points(torch.cat(points), size) if with_points else None,
+        torch.cat([first.visibility, second.visibility]) if with_points else None,  # type: ignore[list-item]
+    )
+
+
+def expand(sample: Sample, draw: random.Random, largest: float) -> Sample:
+    """Put the image somewhere on a canvas of 1 to `largest` times its sides, every other time (SSD
+    section 3.6; torchvision `RandomZoomOut`)."""
+    if draw.random() < 0.5:
+        return sample
+    ratio = draw.uniform(1, largest)
+    height, width = (int(side * ratio) for side in sample.size)
+    top = draw.randint(0, height - sample.size[0])
+    return pad(sample, top, draw.randint(0, width - sample.size[1]), (height, width))
+
+
+def crop_by_overlap(sample: Sample, draw: random.Random) -> Sample:
+    """Cut out a part that overlaps one of the boxes by a drawn IoU (SSD section 2.2); without boxes
+    the image stays."""
+    boxes = sample.boxes.as_subclass(Tensor).double().numpy()
+    window = crop_window(draw, sample.size, boxes) if len(boxes) else None
+    return sample if window is None else crop(sample, window[0], window[1], window[2:])
+
+
+def crop_window(
+    draw: random.Random, size: tuple[int, int], boxes: np.ndarray
+) -> tuple[int, int, int, int] | None:
+    """Top, left, height, width of SSD's crop, None to keep the image.
+
+    Args:
+        size: height and width in px.
+        boxes: float64 [n, 4], xyxy.
+    """
+    height, width = size
+    while (least := draw.choice(OVERLAPS)) is not None:
+        for _ in range(TRIALS):
+            w, h = int(width * draw.uniform(*CROP_SCALE)), int(height * draw.uniform(*CROP_SCALE))
+            if not (w and h and CROP_ASPECT[0] <= w / h <= CROP_ASPECT[1]):
+                continue
+            left, top = draw.randint(0, width - w), draw.randint(0, height - h)
+            window = np.array([left, top, left + w, top + h], np.float64)
+            centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+            inside = ((window[:2] < centre) & (centre < window[2:])).all(1)
+            if inside.any() and _overlap(boxes[inside], window).max() >= least:
+                return top, left, h, w
+    return None
+
+
+def _overlap(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """IoU of [n, 4] boxes with one, [n]."""
+    sides = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
+    both = sides.clip(min=0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return both / (areas + (window[2:] - window[:2]).prod() - both)
+
+
+def distort(sample: Sample, draw: random.Random, probability: float) -> Sample:
+    """SSD's photometric distortion: each with `probability`, contrast first or last."""
+    image = sample.image
+    steps: list[tuple[Callable[..., Any], tuple[float, float]]] = [
+        (tv.adjust_brightness, BRIGHTNESS),
+        (tv.adjust_saturation, SATURATION),
+        (tv.adjust_hue, HUE),
+    ]
+    steps.insert(draw.choice((1, 3)), (tv.adjust_contrast, CONTRAST))
+    for adjust, limits in steps:
+        if draw.random() < probability:
+            image = adjust(image, draw.uniform(*limits))
+    return replace(sample, image=Image(image))
+
+
+def _apply(sample: Sample, transform: Callable[[Any], Any]) -> Sample:
+    """One of torchvision's functionals on all that it moves."""
+    points, mask = sample.keypoints, sample.mask
+    return replace(
+        sample,
+        image=transform(sample.image),
+        boxes=transform(sample.boxes),
+        keypoints=None if points is None else transform(points),
+        mask=None if mask is None else transform(mask),
+    )
+
+
+def _boxes(values: Tensor, size: tuple[int, int]) -> BoundingBoxes:
+    return BoundingBoxes(values, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+
+
+def _points(values: Tensor, size: tuple[int, int]) -> KeyPoints:
+    return KeyPoints(values, canvas_size=size)  # type: ignore[call-overload]
+
+
+def _at_zero(sample: Sample) -> Sample:
+    """With the keypoints that are not labeled back at 0."""
+    if sample.keypoints is None or sample.visibility is None:
+        return sample
+    points = sample.keypoints.as_subclass(Tensor) * (sample.visibility > 0)[..., None]
+    return replace(sample, keypoints=_points(points, sample.size))
