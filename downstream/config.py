@@ -1,0 +1,59 @@
+"""What detection and segmentation have in common, as frozen dataclasses; neither torch nor timm is
+imported, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from downstream.backbone_config import BackboneConfig
+from ssld.loop_config import LoaderConfig, LoopConfig, require
+
+HELD_OUT = "held_out.npz"
+"""In a run folder: `ids`, and what the exported network made of each held-out image."""
+
+
+@dataclass(frozen=True)
+class AnnotatedConfig(LoaderConfig):
+    """Annotated images."""
+
+    train: str | list[str] = field(default_factory=list)
+    """Sources to train on."""
+    val: str | list[str] = field(default_factory=list)
+    """Held-out sources, never trained on."""
+    classes: list[str] | None = None
+    """Names of the classes in the network's order; by default those of the first training source.
+    Sources are matched by name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "val"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
+
+
+@dataclass(frozen=True)
+class DownstreamConfig(LoopConfig):
+    """A network on a backbone."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: AnnotatedConfig = field(default_factory=AnnotatedConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            bool(self.backbone.name or self.backbone.checkpoint),
+            "backbone.name is missing: --backbone resnet50d, or a run folder of ssld",
+        )
+        require(bool(self.data.train), "data.train is empty: name at least one source")
+        require(bool(self.data.val), "data.val is empty: name held-out images to evaluate on")
+
+
+def with_backbone_name(words: Sequence[str]) -> list[str]:
+    """A command's words with `--backbone NAME` as `--backbone.name NAME`."""
+    return [
+        f"--backbone.name{word.removeprefix('--backbone')}"
+        if word == "--backbone" or word.startswith("--backbone=")
+        else word
+        for word in words
+    ]

@@ -1,0 +1,1 @@
+"""Detectors over our backbones: networks, losses, decoding, evaluation, ONNX."""

@@ -1,0 +1,188 @@
+"""COCO's average precision of boxes, by faster-coco-eval, and the same on draws of images.
+
+The protocol is that of COCO's own evaluation, pycocotools/cocoeval.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from downstream.data.boxes import Boxes
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""Intersections over union from which on a detection is a hit."""
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""At which precision is read off."""
+MAX_DETECTIONS = 100
+"""Of an image and a class, the best; the rest is left out."""
+AREAS = ("all", "small", "medium", "large")
+"""Of the objects: up to 32², 96² px, and above."""
+DRAWN = 4_000_000
+"""Detections at a time in `bootstrap`, to save memory."""
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Boxes, float32 [k, 4] xyxy; scores, float32 [k]; labels, int64 [k]."""
+
+
+def evaluate(images: list[tuple[int, Boxes, Found]], num_classes: int) -> np.ndarray:
+    """Precision as faster-coco-eval has it, float64 [thresholds, recalls, classes, areas]."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for number, boxes, (predicted, scores, labels) in images:
+        fields = (xywh(boxes.xyxy), boxes.labels, boxes.crowd, boxes.areas)
+        for box, label, crowd, area in zip(*fields, strict=True):
+            facts = {"bbox": box, "iscrowd": int(crowd), "area": float(area)}
+            truth.append({**facts, "image_id": number, "category_id": int(label)})
+        for box, score, label in zip(xywh(predicted), scores, labels, strict=True):
+            facts = {"bbox": box, "score": float(score), "area": box[2] * box[3], "iscrowd": 0}
+            found.append({**facts, "image_id": number, "category_id": int(label)})
+    shape = (len(THRESHOLDS), len(RECALLS), num_classes, len(AREAS))
+    if not truth:
+        return np.full(shape, -1.0)
+    shared = {
+        "images": [{"id": number} for number, _, _ in images],
+        "categories": [{"id": label} for label in range(num_classes)],
+    }
+    both = []
+    for boxes in (truth, found):
+        for i, box in enumerate(boxes):
+            box["id"] = 1 + i  # 0 would mean that nothing matched
+        both.append(COCO({**shared, "annotations": boxes}))
+    evaluator = COCOeval_faster(both[0], both[1], "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval["precision"].reshape(*shape, -1)[..., -1]  # of up to 1, 10, 100
+
+
+def xywh(boxes: np.ndarray) -> list[list[float]]:
+    """In float64, where sum and difference of two float32 of an image's size are exact."""
+    corners = boxes.astype(np.float64)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+
+
+def matches(truth: Boxes, found: Found) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Class, scores and matches of each class that is predicted, best first."""
+    from faster_coco_eval import mask
+
+    boxes, scores, labels = found
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        best = own[np.argsort(-scores[own], kind="stable")[:MAX_DETECTIONS]]
+        there = np.flatnonzero(truth.labels == label)
+        crowd = truth.crowd[there]
+        match = np.zeros((len(best), len(THRESHOLDS)), np.int8)
+        if len(there):
+            overlap = mask.iou(xywh(boxes[best]), xywh(truth.xyxy[there]), crowd.tolist())
+            match = _assign(np.asarray(overlap), crowd)
+        yield int(label), scores[best], match
+
+
+def _assign(overlap: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Which detections hit, by pycocotools' evaluateImg: the best first, each takes the object that
+    it overlaps most of those that are left, the last of equals; one that has none may lie in a
+    crowd, which takes any number.
+
+    Args:
+        overlap: float64 [d, g]: intersection over union, with a crowd over the detection's area.
+        crowd: bool [g].
+
+    Returns:
+        int8 [d, thresholds]: 1 for a hit, 0 for a miss, -1 for a crowd's.
+    """
+    in_crowd = overlap[:, crowd].max(1, initial=0.0)[:, None] >= THRESHOLDS  # [d, thresholds]
+    match = -in_crowd.astype(np.int8)
+    objects = overlap[:, ~crowd]
+    left = np.ones((len(THRESHOLDS), objects.shape[1]), bool)
+    for i in np.flatnonzero(objects.max(1, initial=0.0) >= THRESHOLDS[0]):
+        within = np.where(left, objects[i], -1.0)  # [thresholds, objects]
+        taken = within.shape[1] - 1 - within[:, ::-1].argmax(1)
+        hits = np.flatnonzero(within.max(1) >= THRESHOLDS)
+        left[hits, taken[hits]] = False
+        match[i, hits] = 1
+    return match
+
+
+def bootstrap(matches: Mapping[str, np.ndarray], draws: np.ndarray) -> np.ndarray:
+    """COCO's `ap` on draws of images: on each image once it is that of `Detections.metrics`.
+
+    An image that is drawn twice counts as two. Detections of equal scores are in the order of the
+    images' numbers, whatever the order of the draw.
+
+    Args:
+        matches: of `Detections.matches`; other keys are left alone.
+        draws: int64 [r, k]: places in `Detections.images`.
+
+    Returns:
+        float64 [r], NaN for a draw without an object.
+    """
+    rows = max(1, DRAWN // max(1, len(matches["image"]), len(matches["objects"])))
+    parts = [_drawn(matches, draws[i : i + rows]) for i in range(0, len(draws), rows)]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _drawn(matches: Mapping[str, np.ndarray], draws: np.ndarray) -> np.ndarray:
+    truth = matches["objects"].astype(np.float64)  # [n, classes]
+    places = draws + len(truth) * np.arange(len(draws))[:, None]
+    times = np.bincount(places.ravel(), minlength=len(draws) * len(truth))
+    times = times.reshape(len(draws), len(truth))  # how often each image is in each draw
+    objects = times.astype(np.float64) @ truth  # [r, classes], whole numbers
+    total = np.zeros(len(draws))
+    for label in np.flatnonzero(objects.any(0)):
+        own = np.flatnonzero(matches["label"] == label)
+        own = own[np.argsort(-matches["score"][own], kind="stable")]
+        weight = times[:, matches["image"][own]]  # [r, d], best first
+        needed = _hits_needed(objects[:, label])
+        total += np.where(
+            objects[:, label] > 0, _of_class(weight, matches["match"][own], needed), 0
+        )
+    classes = (objects > 0).sum(1)
+    return np.divide(total, classes, out=np.full(len(draws), np.nan), where=classes > 0)
+
+
+def _hits_needed(objects: np.ndarray) -> np.ndarray:
+    """Number of objects, float64 [r] -> the fewest hits whose share of them is at each of
+    `RECALLS`, in floating point as pycocotools' searchsorted has it, int64 [r, recalls]."""
+    whole = np.maximum(objects, 1.0)[:, None]
+    hits = np.maximum(np.round(RECALLS * whole) - 1, 0)
+    for _ in range(2):
+        hits += hits / whole < RECALLS
+    return hits.astype(np.int64)
+
+
+def _of_class(weight: np.ndarray, match: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """AP of one class. Only hits are looked at: precision falls between them, recall does not rise.
+
+    Args:
+        weight: int64 [r, d]: how often each detection is in each draw, best detection first.
+        match: int8 [d, thresholds].
+        needed: int64 [r, recalls], of `_hits_needed`.
+
+    Returns:
+        float64 [r].
+    """
+    rows, total = np.arange(len(weight))[:, None], np.zeros(len(weight))
+    all_so_far = weight.cumsum(1)
+    for column in match.T:
+        at = np.flatnonzero(column == 1)
+        if not len(at):
+            continue
+        so_far, crowds = all_so_far[:, at], np.flatnonzero(column == -1)
+        if len(crowds):
+            left_out = np.pad(weight[:, crowds].cumsum(1), ((0, 0), (1, 0)))
+            so_far = so_far - left_out[:, np.searchsorted(crowds, at)]
+        hits = weight[:, at].cumsum(1)  # [r, h]
+        precision = hits / np.maximum(so_far, 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        beyond = 1 + max(hits[:, -1].max(), needed.max())  # puts the rows one after the other
+        where = np.searchsorted((hits + rows * beyond).ravel(), needed + rows * beyond)
+        where = where - rows * len(at)  # [r, recalls]
+        reached = where < len(at)
+        read_off = precision[rows, np.minimum(where, len(at) - 1)]
+        total += np.where(reached, read_off, 0.0).mean(1)
+    return total / match.shape[1]

@@ -1,0 +1,202 @@
+"""Detection as a task of the one loop (`ssld/run/loop.py`): a step's losses, and average precision
+on held-out images. What the losses are is in the detectors' own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+
+from downstream import trained
+from downstream.data.augment_config import BoxAugmentConfig
+from downstream.data.box_views import EvalBoxView, TrainBoxView
+from downstream.data.boxes import Boxes, BoxSource
+from downstream.detection.average_precision import Detections
+from downstream.detection.batches import BoxBatch, EvalBoxes, TrainBoxes
+from downstream.detection.config import DetectorConfig
+from downstream.detection.model import DetectionModel
+from downstream.drawing import SHEET_PX, draw_boxes, sheet
+from downstream.report import write_picture, write_report
+from downstream.task import AnnotatedTask, drawn_numbers, held_out, training, write_held_out
+from ssld.run.start import Run
+
+DRAWN_SCORE = 0.3
+"""Least score of a box that is drawn."""
+PREDICTIONS = "predictions.json"
+
+
+class Truth(Sequence[Boxes]):
+    """The boxes of all held-out images, by number, read when they are asked for."""
+
+    def __init__(self, sources: Sequence[BoxSource]) -> None:
+        self.sources = sources
+        self.places = [(source, i) for source in sources for i in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Boxes:  # type: ignore[override]
+        source, i = self.places[number]
+        return source.boxes(i)
+
+    def tally(self) -> Detections:
+        """An evaluation that has not begun. Several sources' ids may be equal: then images are
+        numbered from 1 on."""
+        ids = [source.image_ids[i] for source, i in self.places]
+        if len(set(ids)) < len(ids):
+            ids = list(range(1, len(ids) + 1))
+        first = self.sources[0]
+        return Detections(
+            self, first.class_names, image_ids=ids, category_ids=first.category_ids
+        )  # fmt: skip
+
+
+class DetectionScore:
+    """Average precision, and the images that are drawn.
+
+    Args:
+        truth: of all held-out images.
+    """
+
+    def __init__(self, truth: Truth) -> None:
+        self.truth = truth
+        self.detections = truth.tally()
+        self.wanted = set(drawn_numbers(len(truth)))
+        self.drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        """{image: truth and found, uint8 [h, w, 3] each}."""
+
+    def add(self, number: int, pixels: np.ndarray, found: dict[str, Tensor]) -> None:
+        """Count one image.
+
+        Args:
+            pixels: uint8 [h, w, 3], of any size.
+            found: "boxes" float [k, 4] xyxy in px of the image itself, "scores", "labels".
+        """
+        self.detections.add(number, found)
+        if number in self.wanted:
+            self.drawn[number] = self._draw(number, pixels, found)
+
+    def _draw(
+        self, number: int, pixels: np.ndarray, found: dict[str, Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        source, i = self.truth.places[number]
+        image = Image.fromarray(pixels)
+        image.thumbnail((2 * SHEET_PX, 2 * SHEET_PX))
+        shown, names = np.asarray(image), self.detections.class_names
+        height, width = source.image_size(i)
+        scale = np.array([shown.shape[1] / width, shown.shape[0] / height] * 2)
+        truth = self.truth[number]
+        sure = found["scores"] >= DRAWN_SCORE
+        boxes, scores, labels = (found[k][sure].cpu() for k in ("boxes", "scores", "labels"))
+        return (
+            draw_boxes(shown, truth.xyxy * scale, truth.labels.tolist(), names),
+            draw_boxes(shown, boxes.numpy() * scale, labels.tolist(), names, scores.tolist()),
+        )
+
+    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
+        """Collect the images of all processes; False when it was cut short on any of them."""
+        if accelerator.num_processes > 1:
+            self.drawn = dict(gather_object(list(self.drawn.items())))
+        return self.detections.reduce(accelerator, cut_short)
+
+    def metrics(self) -> dict[str, float]:
+        """See `Detections.metrics`."""
+        return self.detections.metrics()
+
+
+class DetectionTask(AnnotatedTask):
+    """Find boxes.
+
+    Args:
+        sources, val: to train on, and held out.
+        seed: the run's.
+    """
+
+    metric = "ap"
+
+    def __init__(
+        self,
+        sources: Sequence[BoxSource],
+        val: Sequence[BoxSource],
+        augment: BoxAugmentConfig,
+        detector: DetectorConfig,
+        seed: int,
+    ) -> None:
+        self.augment, self.detector = augment, detector
+        self.make_train = TrainBoxes(sources, TrainBoxView(augment, seed))
+        self.make_held_out = EvalBoxes(val, EvalBoxView(augment))
+        self.truth = Truth(val)
+
+    def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[BoxBatch]:
+        """This process's batches of steps [first_step, last_step)."""
+        return training(run, self.make_train, first_step, last_step)
+
+    def held_out(self, run: Run) -> Iterator[BoxBatch]:
+        """This process's held-out images, each once over all processes."""
+        return held_out(run, self.make_held_out)
+
+    def losses(self, detector: Callable[..., Any], batch: BoxBatch) -> dict[str, Tensor]:
+        """{term: float32 [b]}, each the same for all readable images: a detector's losses are of
+        the batch. An unreadable image is not shown to it."""
+        kept = batch.weight.nonzero()[:, 0].tolist() or list(range(len(batch.ids)))
+        targets = [batch.targets[i] for i in kept]
+        terms = detector(batch.images[kept], batch.sizes[kept], targets)
+        return {name: loss.float().expand(len(batch.ids)) for name, loss in terms.items()}
+
+    def evaluate(self, detector: DetectionModel, batches: Iterable[BoxBatch]) -> DetectionScore:
+        """What the detector finds in held-out images."""
+        score = DetectionScore(self.truth)
+        for batch in batches:
+            found = detector(batch.images, batch.sizes)
+            for i, number in enumerate(batch.numbers.tolist()):
+                if batch.weight[i] == 0:
+                    score.detections.leave_out(number)
+                    continue
+                scale = batch.scales[i].repeat(2).to(found[i]["boxes"])
+                height, width = batch.sizes[i].tolist()
+                score.add(
+                    number,
+                    batch.images[i, :height, :width].cpu().numpy(),
+                    {**found[i], "boxes": found[i]["boxes"] / scale},
+                )
+        return score
+
+    def export(self, network: DetectionModel, folder: Path, step: int) -> str:
+        """Write the detector; returns the sha256 of its weights."""
+        head, view = asdict(self.detector), asdict(self.augment)
+        return trained.save(network, folder, step, task="detection", head=head, view=view)
+
+    def keep(self, run: Run, score: DetectionScore, step: int, best: bool) -> None:
+        """The drawn images, and of the exported network what it found in each image."""
+        if score.drawn:
+            write_picture(run, step, sheet([pair for _, pair in sorted(score.drawn.items())]))
+        if best:
+            detections = score.detections
+            write_held_out(run, detections.matches(), detections.images)
+            detections.save(run.folder.path / PREDICTIONS)
+
+    def write_report(self, run: Run, network: DetectionModel, score: DetectionScore | None) -> None:
+        """Write report.html."""
+        names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+        sizes = {f"ap_{size}": size for size in ("small", "medium", "large")}
+        share = {"low": 0, "high": 1.02}
+        rows = [
+            [str(row["class"]), f"{row['objects']:,}", _share(row["ap"]), _share(row["ap50"])]
+            for row in (score.detections.by_class() if score else [])
+        ]
+        write_report(
+            run,
+            [("average precision", names, share), ("AP by size of the object", sizes, share)],
+            (rows, ("class", "objects", "AP", "AP50")),
+        )
+
+
+def _share(value: float | None) -> str:
+    return "no object" if value is None else f"{value:.3f}"

@@ -1,0 +1,249 @@
+"""`ssld predict RUN IMAGES --out DIR`: what a trained network says of images, drawn on them.
+
+DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes
+DIR/masks/NAME.png      of a segmenter: class numbers as grey values
+DIR/predictions.jsonl   one line an image: boxes, shares of classes, or best classes
+DIR/unreadable.jsonl    images that could not be read
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssld import cli
+from ssld.errors import InputError
+from ssld.loop_config import require
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ssld.data.sources import Source
+
+    Predictor = Callable[[np.ndarray, bytes], "Prediction"]
+    """(uint8 [h, w, 3], the encoded image) -> what is found."""
+
+BEST = 3
+"""Classes that are named for an image."""
+JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """`ssld predict RUN IMAGES --out DIR`: draw what a trained network finds in images."""
+
+    run: str = ""
+    """Run folder of a detector, segmenter or classifier, or its `model` or `student` folder; the
+    first word is taken for it."""
+    images: str = ""
+    """A folder of images, a manifest or tar shards; the second word is taken for it."""
+    out: str = ""
+    """Folder to write, new or empty."""
+    score: float = 0.3
+    """Least score of a box that is drawn."""
+    max_unreadable: float = 0.1
+    """Stop when more than this share of the files cannot be read."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.run and self.images and self.out),
+            "give a run, images and --out: ssld predict RUN IMAGES --out DIR",
+        )
+        require(0 <= self.score <= 1, f"score is {self.score}: give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image."""
+
+    drawn: np.ndarray
+    """uint8 [h, w, 3]."""
+    line: dict[str, Any]
+    mask: np.ndarray | None = None
+    """uint8 [h, w], of a segmenter."""
+
+
+def predict(config: PredictConfig) -> None:
+    """Draw every image.
+
+    Raises:
+        InputError: no such network or images, a folder in use, too many unreadable images.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from ssld.data.decode import Unreadable, decode
+    from ssld.data.sources import open_source
+
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out {out} is not empty: give another folder")
+    source = open_source(config.images)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = _open(config, device)
+    writer = _Writer(out, source, config.max_unreadable)
+    for i in tqdm(range(len(source)), unit="img", disable=not sys.stderr.isatty()):
+        try:
+            data = source.read(i)
+            pixels = decode(data)
+        except (OSError, Unreadable) as error:
+            writer.unreadable(i, error)
+            continue
+        with torch.inference_mode():
+            writer.write(i, predictor(pixels, data))
+    writer.finish()
+
+
+class _Writer:
+    def __init__(self, out: Path, source: Source, limit: float) -> None:
+        self.out, self.source, self.limit = out, source, limit
+        self.lines: list[str] = []
+        self.bad: list[str] = []
+        (out / "images").mkdir(parents=True, exist_ok=True)
+
+    def write(self, i: int, found: Prediction) -> None:
+        from PIL import Image
+
+        name = self.source.sample_id(i)
+        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{name}.jpg")
+        if found.mask is not None:
+            self._save(Image.fromarray(found.mask), self.out / "masks" / f"{name}.png")
+        self.lines.append(json.dumps({"image": name, **found.line}))
+
+    def _save(self, image: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **({"quality": JPEG_QUALITY} if path.suffix == ".jpg" else {}))
+
+    def unreadable(self, i: int, error: Exception) -> None:
+        reason, where = " ".join(str(error).split()), self.source.location(i)
+        print(f"unreadable, left out: {where} ({reason})", file=sys.stderr)
+        entry = {"sample_id": self.source.sample_id(i), "location": where, "reason": reason}
+        self.bad.append(json.dumps(entry))
+        if len(self.bad) > self.limit * len(self.source):
+            self.finish()
+            raise InputError(
+                f"{self.source.path}: {len(self.bad)} of {len(self.source)} images cannot be read, "
+                f"more than max_unreadable allows ({self.limit:.1%}), the last one {where} "
+                f"({reason}); mend the source or raise the limit"
+            )
+
+    def finish(self) -> None:
+        from ssld.run.folder import write_atomically
+
+        for name, lines in (("predictions", self.lines), ("unreadable", self.bad)):
+            if lines:
+                write_atomically(self.out / f"{name}.jsonl", "\n".join(lines) + "\n")
+        unreadable = f", {len(self.bad)} could not be read" if self.bad else ""
+        print(f"{len(self.lines)} images drawn in {self.out / 'images'}{unreadable}")
+
+
+def _open(config: PredictConfig, device: torch.device) -> Predictor:
+    """The run's network, whatever it is."""
+    from downstream.trained import FOLDER, read_description
+
+    run = Path(config.run)
+    config_file = run / "config.json"
+    classifier = (run / "student").is_dir() or (
+        not (run / FOLDER).is_dir()
+        and config_file.is_file()
+        and "architecture" in json.loads(config_file.read_text(encoding="utf-8"))
+    )
+    if classifier:
+        return _classifier(config.run, device)
+    folder, content = read_description(config.run)
+    task = {"detection": _detector, "segmentation": _segmenter}[content["task"]]
+    return task(folder, content, config, device)
+
+
+def _detector(
+    folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
+) -> Predictor:
+    import torch
+    from torchvision.transforms.v2 import functional as tv
+
+    from downstream.data.augment_config import BoxAugmentConfig
+    from downstream.data.box_views import view_size
+    from downstream.detection.model import open_detector
+    from downstream.drawing import draw_boxes
+
+    model = open_detector(folder, content).to(device)
+    augment, names = BoxAugmentConfig(**content["view"]), content["class_names"]
+
+    def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
+        height, width = pixels.shape[:2]
+        size = view_size((height, width), augment.test_size, augment)
+        view = tv.resize(torch.from_numpy(pixels).permute(2, 0, 1), list(size), antialias=True)
+        scale = [size[1] / width, size[0] / height] * 2
+        sizes = torch.tensor([size], device=device)
+        found = model(view.permute(1, 2, 0)[None].to(device), sizes)[0]
+        boxes = (found["boxes"].cpu() / torch.tensor(scale)).numpy()
+        scores, labels = found["scores"].tolist(), found["labels"].tolist()
+        sure = sum(score >= config.score for score in scores)  # best first
+        drawn = draw_boxes(pixels, boxes[:sure], labels[:sure], names, scores[:sure])
+        line = [
+            {"class": names[label], "score": score, "box": box}
+            for box, score, label in zip(boxes.tolist(), scores, labels, strict=True)
+        ]
+        return Prediction(drawn, {"boxes": line})
+
+    return predictor
+
+
+def _segmenter(
+    folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
+) -> Predictor:
+    import numpy as np
+    import torch
+
+    from downstream.drawing import draw_mask
+    from downstream.segmentation.model import open_segmenter
+
+    model = open_segmenter(folder, content).to(device)
+    test = dict(content["view"])
+    palette, names = np.array(test.pop("palette"), np.uint8), content["class_names"]
+
+    def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
+        mask = model.segment(torch.from_numpy(pixels).to(device), **test).cpu().numpy()
+        share = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+        line = {name: round(float(x), 6) for name, x in zip(names, share, strict=True) if x > 0}
+        return Prediction(draw_mask(pixels, mask, palette), {"shares": line}, mask)
+
+    return predictor
+
+
+def _classifier(run: str, device: torch.device) -> Predictor:
+    from downstream.drawing import draw_lines
+    from ssld.data.views import EvalView
+    from ssld.network import open_network
+
+    network = open_network("run", arch=None, checkpoint=run).to(device).eval()
+    view = EvalView(network.input_size, network.crop_pct, network.interpolation)
+    names = network.label_names or list(map(str, range(network.num_classes)))
+
+    def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
+        found = network(view(data)[None].to(device))[0].softmax(-1).cpu()
+        best = found.topk(min(BEST, len(names)))
+        line = dict(
+            zip((names[i] for i in best.indices.tolist()), best.values.tolist(), strict=True)
+        )
+        said = [f"{name} {share:.1%}" for name, share in line.items()]
+        return Prediction(draw_lines(pixels, said), {"classes": line})
+
+    return predictor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = list(itertools.takewhile(lambda word: not word.startswith("-"), words))[:2]
+    named = [x for pair in zip(("--run", "--images"), given, strict=False) for x in pair]
+    return cli.command("ssld predict", PredictConfig, predict, [*named, *words[len(given) :]])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Semantic segmentation: networks, loss, evaluation and export (SSLD section 4.6, table 9)."""

@@ -1,0 +1,81 @@
+"""The settings of `-m downstream.segmentation`, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from downstream.config import AnnotatedConfig, DownstreamConfig
+from downstream.data.mask_augment_config import MaskAugmentConfig
+from ssld.loop_config import CheckpointConfig, require
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """The network on the backbone."""
+
+    name: Literal["fcn", "ocrnet", "deeplabv3plus"] = "fcn"
+    """Which one; `downstream/segmentation/networks.py` names their files."""
+
+
+@dataclass(frozen=True)
+class SegmentationCheckpointConfig(CheckpointConfig):
+    """When training state is saved, and which is the best."""
+
+    best: Literal["miou", "pixel_accuracy", "last"] = "miou"
+    """The metric on held-out images by which the checkpoint is chosen that `model/` holds. last:
+    whatever came last."""
+
+
+@dataclass(frozen=True)
+class MaskDataConfig(AnnotatedConfig):
+    """Images with masks: a folder in the plain, Cityscapes' or VOC's layout, `DIR` or `DIR::SPLIT`,
+    or a COCO panoptic `FILE.json`, `FILE.json::IMAGES`."""
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """How held-out images are seen."""
+
+    crop: tuple[int, int] | None = None
+    """Height and width in px of windows that slide over an image; null: the whole image at once."""
+    stride: tuple[int, int] | None = None
+    """Distance of the windows in px; by default two thirds of `crop`."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Factors of the size at which an image is seen; their probabilities are averaged."""
+    flip: bool = False
+    """See it mirrored, too."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.scales) and min(self.scales) > 0,
+            f"test.scales is {self.scales}: give one factor above 0, or several",
+        )
+        for name in ("crop", "stride"):
+            value = getattr(self, name)
+            require(
+                value is None or min(value) > 0,
+                f"test.{name} is {value}: give height and width in px, both above 0, or null",
+            )
+        require(
+            self.stride is None or self.crop is not None,
+            "test.stride is given without test.crop: give both, or neither",
+        )
+        require(
+            not (self.crop and self.stride)
+            or (self.stride[0] <= self.crop[0] and self.stride[1] <= self.crop[1]),
+            f"test.stride is {self.stride} and test.crop {self.crop}: windows would leave pixels "
+            "out; give a stride of at most the crop",
+        )
+
+
+@dataclass(frozen=True)
+class SegmentationConfig(DownstreamConfig):
+    """`python -m downstream.segmentation --config F.yaml --backbone NAME`: train a segmenter on a
+    backbone, with human masks."""
+
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    data: MaskDataConfig = field(default_factory=MaskDataConfig)
+    augment: MaskAugmentConfig = field(default_factory=MaskAugmentConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    checkpoint: SegmentationCheckpointConfig = field(default_factory=SegmentationCheckpointConfig)
