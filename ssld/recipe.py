@@ -9,8 +9,9 @@ F.yaml has one section per stage, in the order in which they run, and `out`:
 
 An override goes to the first stage, and from there on to the others; `--finetune.epochs 10` to one
 of these. Every stage has its own run folder under `out`, complete ones are skipped, incomplete ones
-go on. Also `accelerate launch -m ssld.recipe F.yaml ...`. The four commands are modules of their
-own; nothing is trained here.
+go on. Also `accelerate launch -m ssld.recipe F.yaml ...`. The commands are modules of their own;
+nothing is trained here. One section `transfer`, `detection` or `segmentation` is a recipe, too: so
+`ssld ablate` has grids of them.
 """
 
 from __future__ import annotations
@@ -19,30 +20,24 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ssld import cli
-from ssld.config import DistillConfig, RunConfig, SupervisedConfig, require
-from ssld.distill import distill
+from ssld.commands import COMMANDS, DOWNSTREAM, stage_of
+from ssld.config import DistillConfig, RunConfig
 from ssld.errors import InputError, Interrupted
-from ssld.finetune import finetune
-from ssld.fix import fix
+from ssld.loop_config import LoopConfig, require
 from ssld.recipe_folder import StagePlace
 from ssld.run.folder import HARMLESS, flat, locked, plain, under
 from ssld.stage import open_start, settings_after
-from ssld.stage_config import FinetuneConfig, FixConfig
-from ssld.supervised import supervised
+from ssld.stage_config import FinetuneConfig
 
-STAGES: dict[str, tuple[type[RunConfig], Callable[[Any], None]]] = {
-    "distill": (DistillConfig, distill),
-    "supervised": (SupervisedConfig, supervised),
-    "finetune": (FinetuneConfig, finetune),
-    "fix": (FixConfig, fix),
-}
+STAGES = [name for name, command in COMMANDS.items() if command.config]
 FIRST = ("distill", "supervised")
+SOURCES = ("labeled", "unlabeled", "train", "val")
 ORDERS = (["finetune"], ["fix"], ["finetune", "fix"], [])
 
 
@@ -51,7 +46,8 @@ class RecipeConfig:
     """`ssld recipe F.yaml`: distill, finetune and fix, one after the other.
 
     F.yaml has `out` and a section per stage: distill (or supervised), then finetune, fix or both,
-    each with settings of that command; what a later one does not say is as in the stage before.
+    each with settings of that command; what a later one does not say is as in the stage before. Or
+    one section transfer, detection or segmentation.
     Options that are none of these below are settings of the first stage (`--data.labeled DIR`), or
     of the stage that they name (`--finetune.epochs 10`). The same command goes on where it stopped.
     """
@@ -81,7 +77,7 @@ class Recipe:
     overrides: dict[str, list[str]]
     """Of each stage, as words of a command line."""
 
-    def config(self, stage: str, before: dict[str, Any], taught: bool) -> RunConfig:
+    def config(self, stage: str, before: dict[str, Any], taught: bool) -> LoopConfig:
         """The settings of a stage.
 
         Args:
@@ -109,7 +105,7 @@ class Recipe:
         settings = (where, tree)
         try:
             return cli.parse(
-                f"ssld {stage}", STAGES[stage][0], words, settings=settings, defaults=defaults
+                f"ssld {stage}", stage_of(stage)[0], words, settings=settings, defaults=defaults
             )
         except InputError as error:
             said = str(error)
@@ -136,10 +132,11 @@ def open_recipe(
         raise InputError(
             f"{file}: {unknown[0]!r} is no stage; give sections {', '.join(STAGES)}, and `out`"
         )
-    if not stages or stages[0] not in FIRST or stages[1:] not in ORDERS:
+    alone = len(stages) == 1 and stages[0] in DOWNSTREAM
+    if not alone and (not stages or stages[0] not in FIRST or stages[1:] not in ORDERS):
         raise InputError(
             f"{file}: the stages are {', '.join(stages) or 'none'}; give distill or supervised, "
-            "then finetune, fix or both"
+            f"then finetune, fix or both; or one of {', '.join(DOWNSTREAM)} alone"
         )
     where = out or tree.get("out")
     if not where:
@@ -188,21 +185,31 @@ def check(recipe: Recipe) -> None:
         taught = isinstance(config, DistillConfig) and before.get("targets") != "human"
 
 
-def _check_paths(where: str, config: RunConfig) -> None:
+def _check_paths(where: str, config: LoopConfig) -> None:
     """What is a plain local path must be there."""
-    named = [(f"data.{name}", path) for name in ("labeled", "unlabeled", "val")
-             for path in getattr(config.data, name)]  # fmt: skip
+    named: list[tuple[str, str | None]] = [
+        (f"data.{name}", path)
+        for name in SOURCES
+        for path in _listed(getattr(config.data, name, None))
+    ]
     if isinstance(config, DistillConfig):
         named += [("teacher.checkpoint", x.checkpoint) for x in [config.teacher, *config.teachers]]
-    if not isinstance(config, FinetuneConfig):
+    if isinstance(config, RunConfig) and not isinstance(config, FinetuneConfig):
         named.append(("student.checkpoint", config.student.checkpoint))
-    for name, path in named:
+    if hasattr(config, "backbone"):
+        named.append(("backbone.checkpoint", config.backbone.checkpoint))  # type: ignore[attr-defined]
+    for name, given in named:
+        path = (given or "").partition("::")[0]  # annotations::images, folder::split
         if not path or re.search(r"://|[{*]", path):
             continue
         if not Path(path).exists():
             raise InputError(f"{where}: {name} {path}: no such file or folder")
         if Path(path).is_dir() and not any(Path(path).iterdir()):
             raise InputError(f"{where}: {name} {path} is an empty folder")
+
+
+def _listed(paths: str | list[str] | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else paths or []
 
 
 def recipe(config: RecipeConfig) -> None:
@@ -243,7 +250,7 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
         if state != "complete":
             moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
             try:
-                STAGES[stage][1](replace(settings, resume=True, allow_changes=moved))
+                stage_of(stage)[1](replace(settings, resume=True, allow_changes=moved))
             except InputError:
                 if main and not place.begun:  # refused: nothing of the old is lost
                     place.put_back()
@@ -251,14 +258,15 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
             AcceleratorState._reset_state()  # the next stage may have another precision
         if main:
             place.forget_asides()
-        start = open_start(str(place.folder))
-        before = start.settings, start.taught
-    if main:
+        if len(recipe.stages) > 1:
+            start = open_start(str(place.folder))
+            before = start.settings, start.taught
+    if main and recipe.stages[0] not in DOWNSTREAM:  # that stage's own report says it all
         write_report(recipe.out, recipe.stages)
         print(f"report over all stages: {recipe.out / 'report.html'}")
 
 
-def _decide(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> str:
+def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
     """complete, going on, from the start, or anew: the main process looks, all hear of it."""
     from accelerate.utils import broadcast_object_list
 
@@ -276,7 +284,7 @@ def _decide(recipe: Recipe, stage: str, config: RunConfig, overwrite: bool) -> s
     return found[0]
 
 
-def _look(place: StagePlace, config: RunConfig, overwrite: bool) -> str:
+def _look(place: StagePlace, config: LoopConfig, overwrite: bool) -> str:
     asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
     if isinstance(config, FinetuneConfig):
         asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}

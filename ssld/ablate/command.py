@@ -13,7 +13,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -87,13 +87,25 @@ def ablate(config: AblateConfig) -> int:
         Interrupted: by a signal; the same command goes on.
     """
     ablation = grid.read(config.file, config.out, config.overrides)
+    return run(ablation, config, _noted(config), _finish)
+
+
+def run(
+    ablation: Ablation, config: AblateConfig, note: str, finish: Callable[[Ledger], None]
+) -> int:
+    """The same for a grid that is read, or made elsewhere.
+
+    Args:
+        note: kept in the folder as what the grid came from.
+        finish: writes what is made of the results when no cell is left to run.
+    """
     state.check_out(ablation.out)
     if not config.overwrite:
         state.check_unchanged(ablation)
     _check_recipes(ablation)
     devices = pool.find_devices(config.devices)
     with Preemption() as preemption, locked(ablation.out):
-        _note(ablation, config)
+        write_atomically(ablation.out / state.MARK, note)
         ledger = Ledger(ablation)
         _run(ledger, devices, preemption, config.overwrite)
         if preemption.asked and ledger.waiting:
@@ -101,8 +113,12 @@ def ablate(config: AblateConfig) -> int:
                 f"{preemption.signal} with {len(ledger.waiting)} of {len(ablation.cells)} cells to "
                 "go; the same command goes on"
             )
-        _finish(ledger)
-    return FAILED if ledger.failed else 0
+        finish(ledger)
+    if ledger.failed:
+        said = f"{len(ledger.failed)} of {len(ablation.cells)} cells failed"
+        print(f"error: {said}; mend what is said above, the same command goes on", file=sys.stderr)
+        return FAILED
+    return 0
 
 
 def _run(
@@ -160,9 +176,6 @@ def _finish(ledger: Ledger) -> None:
     write_report(found)
     print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     print(f"table:  {out / 'results.csv'}\nreport: {out / 'report.html'}")
-    if ledger.failed:
-        said = f"{len(ledger.failed)} of {len(ledger.ablation.cells)} cells failed"
-        print(f"error: {said}; mend what is said above, the same command goes on", file=sys.stderr)
 
 
 def _check_recipes(ablation: Ablation) -> None:
@@ -184,12 +197,10 @@ def _check_recipes(ablation: Ablation) -> None:
         open_recipe(f"{ablation.file}, {cell.name}", cell.recipe, str(folders[cell.name]), [])
 
 
-def _note(ablation: Ablation, config: AblateConfig) -> None:
+def _noted(config: AblateConfig) -> str:
     """The file and the overrides, for whoever finds the folder."""
-    text = Path(ablation.file).read_text(encoding="utf-8")
     given = "".join(f"#   --{word}\n" for word in config.overrides)
-    head = f"# ssld ablate {config.file}\n{given}\n"
-    write_atomically(ablation.out / state.MARK, head + text)
+    return f"# ssld ablate {config.file}\n{given}\n{Path(config.file).read_text('utf-8')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from ssld import cli
+from ssld.commands import DOWNSTREAM
 from ssld.errors import InputError
 from ssld.run.folder import flat
 
-FIRST, LATER = ("distill", "supervised"), ("finetune", "fix")
+FIRST, LATER = ("distill", "supervised", *DOWNSTREAM), ("finetune", "fix")
 SEED = "seed"
 LENGTHS = {"epochs": "steps", "steps": "epochs"}
 """Each is given instead of the other."""
@@ -117,7 +118,11 @@ def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
         InputError: no such file, no YAML; a key that is unknown, or missing; an axis that is empty,
             names something twice, or sets what another one does.
     """
-    tree = cli.read_settings(Path(path))
+    return build(path, cli.read_settings(Path(path)), out, overrides)
+
+
+def build(path: str, tree: dict[str, Any], out: str | None, overrides: Sequence[str]) -> Ablation:
+    """The same from what the file at `path` holds; see `read`."""
     known = ("out", *FIRST, *LATER, "grid")
     for key in tree:
         if key not in known:
@@ -126,7 +131,8 @@ def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
     if not stages or stages[0] not in FIRST or any(key in FIRST for key in stages[1:]):
         raise InputError(
             f"{path}: its stages are {', '.join(stages) or 'none'}; give a section `distill` or "
-            "`supervised`, and after it, if you like, `finetune` and `fix`"
+            "`supervised`, and after it, if you like, `finetune` and `fix`; or one of "
+            f"{', '.join(DOWNSTREAM)} alone"
         )
     out = out or tree.get("out")
     if not isinstance(out, str):

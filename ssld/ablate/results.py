@@ -23,7 +23,17 @@ from ssld.run.folder import read_lines, write_atomically
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EVALUATED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear")
+EVALUATED = (
+    "top1",
+    "top5",
+    "agreement1",
+    "agreement5",
+    "divergence",
+    "knn",
+    "linear",
+    "ap",
+    "miou",
+)
 """On held-out images at the exported step."""
 COLUMNS = {
     "stage": "string",

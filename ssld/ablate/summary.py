@@ -10,7 +10,7 @@ from ssld.ablate.grid import SEED, Ablation, Cell
 from ssld.ablate.state import Row
 from ssld.text_table import ABSENT
 
-METRICS = {"top1": "top-1", "agreement1": "agreement@1"}
+METRICS = {"top1": "top-1", "agreement1": "agreement@1", "ap": "AP", "miou": "mIoU"}
 Place = tuple[str, ...]
 """A value on each axis but that of the seeds, as text."""
 
@@ -111,7 +111,7 @@ def explained(found: Summary) -> str:
     """What the numbers are, in a sentence or two."""
     cells, seeds = found.ablation.cells, has_seeds(found.ablation)
     said = f"{sum(map(found.done, cells))} of {len(cells)} cells done. "
-    said += "Percent of the held-out images"
+    said += "In percent, on the held-out images"
     said += ", mean ± standard deviation (of a sample) over seeds. " if seeds else ". "
     if any(metric == "agreement1" for _, metric in found.measured()):
         said += "agreement@1 is with a cell's own teacher"

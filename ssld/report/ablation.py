@@ -78,7 +78,7 @@ def write_report(found: Summary) -> None:
 
 
 def draw(found: Summary, axis: Axis) -> Figure:
-    """Top-1, or where no labels are, agreement@1, over the values of an axis."""
+    """Top-1, or what stands for it in `METRICS`, over the values of an axis."""
     metric = next(x for x in METRICS if x in {metric for _, metric in found.measured()})
     stages = [stage for stage, x in found.measured() if x == metric]
     lines, title = _lines(found, axis, stages, metric)
@@ -280,7 +280,9 @@ def _table(found: Summary) -> str:
 
 def _link(ablation: Ablation, cell: Cell) -> str:
     folder = ablation.folder(cell)
-    target = "report.html" if (folder / "report.html").is_file() else "cell.log"
+    own = [folder / "report.html", folder / ablation.stages[0] / "report.html"]
+    found = next((x for x in own if x.is_file()), folder / "cell.log")
+    target = found.relative_to(folder).as_posix()
     text = cell.values[SEED].text if SEED in cell.values else "report"
     return f'<a href="{quote(f"cells/{cell.name}/{target}")}">{html.escape(text)}</a>'
 
