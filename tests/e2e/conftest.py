@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pictures
@@ -18,13 +19,16 @@ def case(colours, teacher_file, tmp_path_factory):
     return make
 
 
-@pytest.fixture
-def real_pictures() -> None:
-    """For a test whose runs draw the plots of their reports."""
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(request, monkeypatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> Iterator[None]:
     """Runs in this process draw no plots, unless the test asks for `real_pictures`."""
-    if "real_pictures" not in request.fixturenames:
-        monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", pictures.one_pixel)
+        yield
+
+
+@pytest.fixture
+def real_pictures() -> Iterator[None]:
+    """For a test whose runs draw the plots of their reports."""
+    with pictures.drawn():
+        yield

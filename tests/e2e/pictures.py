@@ -8,9 +8,14 @@ each kind is drawn in truth: see `real_pictures` in `conftest.py` and `draw` in 
 from __future__ import annotations
 
 import base64
+import contextlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import pytest
 from matplotlib.figure import Figure
+
+SAVEFIG = Figure.savefig
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsNzDzQAAAABJRU5ErkJggg=="
@@ -20,3 +25,26 @@ PIXEL = base64.b64decode(
 def one_pixel(_: Figure, file: BinaryIO, **__: Any) -> None:
     """What stands in for `Figure.savefig`."""
     file.write(PIXEL)
+
+
+class NoAxes:
+    """What stands in for `Figure.subplots` where the same plots are drawn by another run."""
+
+    def __getattr__(self, name: str) -> NoAxes:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> NoAxes:
+        return self
+
+    def __getitem__(self, _: Any) -> NoAxes:
+        return self
+
+
+@contextlib.contextmanager
+def drawn() -> Iterator[None]:
+    """With matplotlib's own drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVEFIG)
+        yield

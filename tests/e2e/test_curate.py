@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import curation
+import pictures
 import pytest
 import sabotage
 import timm
@@ -29,7 +30,8 @@ def world(tmp_path_factory):
 def curated(world, teacher_file) -> Path:
     """The folder of a whole curation."""
     out = world.root / "out"
-    assert main(["curate", *world.settings(out, teacher_file)]) == 0
+    with pictures.drawn():
+        assert main(["curate", *world.settings(out, teacher_file)]) == 0
     return out
 
 

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import sabotage
 import torch
+from case import MEND
 from safetensors.torch import load_file
 
 from ssld.__main__ import main
 
-STEPS = 50
+STEPS = 24
 ACCELERATE = ["accelerate.commands.launch", "--cpu", "--mixed_precision", "no"]
 LAUNCHERS = {
     "accelerate": [
@@ -96,13 +98,14 @@ def test_batch_norm_sees_all_processes(colours, teacher_file, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused(colours, teacher_file, tmp_path):
-    command = [*LAUNCHERS["torchrun"], "--out", str(tmp_path / "o"), "--steps", "1"]
+    command = ["distill", "--out", str(tmp_path / "o"), "--steps", "1"]
     command += ["--batch_size", "1", "--student.arch", "test_resnet", "--data.workers", "0"]
     command += ["--teacher.checkpoint", str(teacher_file)]
     command += ["--data.unlabeled", str(colours / "unlabeled")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
-    assert "batch_size is 1: give a multiple of the 2 processes" in done.stderr
+    started = sabotage.ranks(command, tmp_path / "said")
+    codes = [process.end() for process in started]
+    assert codes[0] == MEND and codes[1] != 0
+    assert "batch_size is 1: give a multiple of the 2 processes" in started[0].words
     assert not (tmp_path / "o").exists()
 
 

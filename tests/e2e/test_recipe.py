@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,22 +101,20 @@ def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, real_pic
     assert_same(outcome(out), before, out, out)
 
 
-def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path) -> None:
-    file = recipe()
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    said = tmp_path / "said.txt"
-    code, words = sabotage.run(["recipe", str(file), f"--out={whole}"], said)
-    assert code == 0, words
+def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path, undisturbed) -> None:
+    whole, whole_out, seconds = undisturbed
+    file, cut, said = recipe(), tmp_path / "cut", tmp_path / "said.txt"
     draw, kills = random.Random(3), 0
     for _ in range(60):
-        harm = [partial(kill_after, "ssld.recipe:recipe", draw.uniform(0.3, 3.0))]
+        moment = draw.uniform(0.25, 0.75) * seconds
+        harm = [partial(kill_after, "ssld.recipe:recipe", moment)]
         code, words = sabotage.run(["recipe", str(file), f"--out={cut}"], said, harm)
         if code == 0:
             break
         assert code == -signal.SIGKILL, words
         kills += 1
     assert code == 0 and kills >= 2
-    assert_same(outcome(cut), outcome(whole), cut, whole)
+    assert_same(outcome(cut), whole, cut, whole_out)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +135,15 @@ def test_sigkill_at_chosen_instants(recipe, tmp_path, instant, undisturbed) -> N
 
 
 @pytest.fixture(scope="module")
-def undisturbed(colours, teacher_file, tmp_path_factory) -> tuple[dict[str, Any], Path]:
+def undisturbed(colours, teacher_file, tmp_path_factory) -> tuple[dict[str, Any], Path, float]:
+    """What comes of a recipe, its folder, and how many seconds it worked."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    write = recipe.__wrapped__(colours, teacher_file, folder)  # type: ignore[attr-defined]
-    code, words = sabotage.run(["recipe", str(write())], folder / "said.txt")
+    write, begun = recipe.__wrapped__(colours, teacher_file, folder), folder / "begun"
+    note = partial(sabotage.at_call, "ssld.recipe:recipe", 1, begun.touch)
+    code, words = sabotage.run(["recipe", str(write())], folder / "said.txt", [note])
+    seconds = time.time() - begun.stat().st_mtime
     assert code == 0, words
-    return outcome(folder / "out"), folder / "out"
+    return outcome(folder / "out"), folder / "out", seconds
 
 
 def test_two_processes_run_all_stages(recipe, tmp_path) -> None:
@@ -166,9 +168,10 @@ def test_sigterm_stops_with_75_and_the_same_command_goes_on(recipe, tmp_path, un
     assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
 
 
-def test_a_changed_stage_is_refused_then_redone_with_what_follows(recipe, tmp_path, capsys) -> None:
-    out = tmp_path / "out"
-    assert main(["recipe", str(recipe())]) == 0
+def test_a_changed_stage_is_refused_then_redone_with_what_follows(
+    done, recipe, tmp_path, capsys
+) -> None:
+    out = done[1]
     before = outcome(out)
     changed = str(recipe(finetune={"steps": 6, "schedule": {"lr": 0.5}}))
     capsys.readouterr()

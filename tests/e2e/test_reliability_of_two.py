@@ -22,9 +22,13 @@ def both(run: Case, *words: str, harm=((), ())) -> list[sabotage.Started]:
     return started
 
 
+WORKER = {"data.workers": 1}
+
+
 @pytest.fixture(scope="module")
 def undisturbed_pair(case) -> dict[str, Any]:
-    run = case()
+    """With a loader process each; some others have none."""
+    run = case(**WORKER)
     started = both(run, harm=[[sabotage.draw]] * 2)
     assert [p.process.exitcode for p in started] == [0, 0], started[0].words + started[1].words
     return run.outcome()
@@ -34,7 +38,8 @@ def test_sigkill_of_both_processes(case, undisturbed_pair):
     run = case()
     for number, step in enumerate((3, 7, 13, 14, 21)):
         harm = [[partial(at_step, step, sigkill)]] * 2
-        for process in both(run, *(["--resume"] if number else []), harm=harm):
+        words = ["--resume", f"--data.workers={number % 2}"] if number else []
+        for process in both(run, *words, harm=harm):
             assert process.process.exitcode in (-signal.SIGKILL, TRY_AGAIN)
     assert [p.process.exitcode for p in both(run, "--resume")] == [0, 0]
     assert_same(run.outcome(), undisturbed_pair)
@@ -42,7 +47,7 @@ def test_sigkill_of_both_processes(case, undisturbed_pair):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_processes_is_killed(case, undisturbed_pair, killed):
-    run, start = case(), time.monotonic()
+    run, start = case(**WORKER), time.monotonic()
     harm: list[list[sabotage.Harm]] = [[], []]
     harm[killed] = [partial(at_step, 14, sigkill)]
     started = both(run, harm=harm)
@@ -50,12 +55,12 @@ def test_one_of_two_processes_is_killed(case, undisturbed_pair, killed):
     other = started[1 - killed]
     assert other.process.exitcode == TRY_AGAIN, other.words
     assert "another process of this run is gone" in other.words and "--resume" in other.words
-    assert [p.process.exitcode for p in both(run, "--resume")] == [0, 0]
+    assert [p.process.exitcode for p in both(run, "--resume", "--data.workers=0")] == [0, 0]
     assert_same(run.outcome(), undisturbed_pair)
 
 
 def test_a_signal_to_one_of_two_processes(case, undisturbed_pair):
-    run = case()
+    run = case(**WORKER)
     harm = [[], [partial(at_step, 9, partial(sabotage.signal_group, signal.SIGTERM))]]
     started = both(run, harm=harm)
     assert [p.process.exitcode for p in started] == [TRY_AGAIN, TRY_AGAIN]

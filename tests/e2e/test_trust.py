@@ -135,7 +135,7 @@ def test_probes_are_made_where_labels_are(command, tmp_path, colours):
 
 
 def test_without_val_images_are_held_out(command, tmp_path, capsys):
-    assert command("distill", **{"data.val": "[]"}) == 0
+    assert command("distill", **{"data.val": "[]", "steps": 8}) == 0
     assert "held out: 3 training images" in capsys.readouterr().out
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert sum(facts["held_out"].values()) == 3 and sum(facts["images"].values()) == 57
@@ -259,7 +259,7 @@ def plan(command, tmp_path):
 
     def run(**changes: Any) -> tuple[int, dict[str, Any]]:
         result = tmp_path / "plan.json"
-        code = command("plan", f"--json={result}", "--seconds=0.2", **changes)
+        code = command("plan", f"--json={result}", "--seconds=0.05", **changes)
         assert not (tmp_path / "run").exists()
         return code, json.loads(result.read_text())
 
@@ -343,7 +343,7 @@ def test_a_plan_counts_what_cannot_be_read(plan, colours, tmp_path):
 def test_a_plan_says_that_out_is_in_use(command, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("precious")
-    assert command("plan", "--seconds=0.2") == 1
+    assert command("plan", "--seconds=0.05") == 1
     assert "is not empty" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
@@ -362,7 +362,7 @@ def test_bench_measures_the_parts_and_the_whole(command, tmp_path, capsys):
 
 
 def test_every_line_splits_the_time_of_a_step(command, tmp_path):
-    assert command("distill") == 0
+    assert command("distill", **{"steps": 20}) == 0
     for line in metrics(tmp_path / "run", "train"):
         names = ("data_wait", "transfer", "teacher", "student_forward", "backward", "reduction")
         shares = [line[f"{name}_percent"] for name in (*names, "optimizer", "other")]
