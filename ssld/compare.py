@@ -47,6 +47,8 @@ EVALUATED: dict[str, Column] = {
     "top1": ("top-1", PERCENT, max),
     "knn": ("knn", PERCENT, max),
     "linear": ("linear", PERCENT, max),
+    "ap": ("AP", PERCENT, max),
+    "miou": ("mIoU", PERCENT, max),
 }
 COLUMNS: dict[str, Column] = {
     "progress": ("steps", str, None),
