@@ -232,8 +232,8 @@ def test_two_steps_of_the_real_student(file, pictures, tmp_path, monkeypatch):
     ids=["real student", "with the fix"],
 )
 def test_all_stages_one_after_another(name, changes, pictures, tmp_path, monkeypatch):
-    for module in ("report.run", "run.judgement"):  # a report of each run takes long
-        monkeypatch.setattr(f"ssld.{module}.write_report", lambda *_: None)
+    # A report of each run takes long.
+    monkeypatch.setattr("ssld.report.run.write_report", lambda *_: None)
     file, second = CONFIGS_DIR / f"{name}.yaml", {"finetune.steps": 2}
     given = words({**SMALL_RUN, **pictures, **second, **changes})
     assert main(["recipe", str(file), "--out", str(tmp_path), *given]) == 0
