@@ -31,6 +31,11 @@ def open_classifier(config: BackboneConfig) -> Network:
             head may be missing, and only where `args.num_classes` asks for another one.
     """
     name, checkpoint = _place(config)
+    if checkpoint and (Path(checkpoint) / "model" / "config.json").is_file():
+        raise InputError(
+            f"backbone {checkpoint} is the run of a detector or segmenter, whose backbone cannot "
+            "be taken out: give the network that it started from (backbone in its config.yaml)"
+        )
     published = config.pretrained and checkpoint is None
     with _naming(), _lenient_loads() as found:
         network = open_network(

@@ -36,6 +36,8 @@ class AnnotatedConfig(LoaderConfig):
 class DownstreamConfig(LoopConfig):
     """A network on a backbone."""
 
+    batch_size: int = 16
+    """Images per optimizer step over all processes."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: AnnotatedConfig = field(default_factory=AnnotatedConfig)
 

@@ -21,8 +21,8 @@ class ExportConfig:
     out: str | None = None
     """File to write; by default `model.onnx` in the run folder."""
     size: tuple[int, int] | None = None
-    """Height and width in px of the images of a segmenter or a detector; by default a detector's
-    `augment.test_size`, square."""
+    """Height and width in px of the images of a segmenter or a detector; by default a segmenter's
+    `augment.crop`, or a detector's `augment.test_size`, square."""
 
     def __post_init__(self) -> None:
         require(bool(self.run), "no run is given: ssld export RUN")
@@ -71,12 +71,11 @@ def _segmenter(folder: Path, content: dict, size: tuple[int, int] | None, out: P
     from downstream.segmentation.model import open_segmenter
     from downstream.segmentation.onnx import export_onnx
 
-    if size is None:
-        raise InputError("size is missing: --size '[512, 1024]' for images of 512 x 1024 px")
+    height, width = size or content["view"]["trained_on"]
     model = open_segmenter(folder, content)
-    found = export_onnx(model.model, out, size, content["class_names"])  # type: ignore[arg-type]
+    found = export_onnx(model.model, out, (height, width), content["class_names"])  # type: ignore[arg-type]
     return (
-        f"{out}: ONNX ({found.method}) for images of {size[0]} x {size[1]} px (height, width), "
+        f"{out}: ONNX ({found.method}) for images of {height} x {width} px (height, width), "
         "normalised with the file's mean and std\n"
         f"logits of {found.inputs} images: off by at most {found.max_abs:.2g}, which is "
         f"{found.relative:.2g} of their deviation"

@@ -207,6 +207,7 @@ def _segmenter(
     model = open_segmenter(folder, content).to(device)
     test = dict(content["view"])
     palette, names = np.array(test.pop("palette"), np.uint8), content["class_names"]
+    test.pop("trained_on")
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
         mask = model.segment(torch.from_numpy(pixels).to(device), **test).cpu().numpy()

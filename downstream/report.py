@@ -52,7 +52,7 @@ def write_report(
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(training.headline(run, train))}</p>',
         _verdict(evaluations),
-        training.section("Held-out images", training.plots_of(evaluations, list(curves))),
+        training.section("Scores on held-out images", training.plots_of(evaluations, list(curves))),
         f"<h2>By class, at the last evaluation</h2>{page.table(rows, head)}" if rows else "",
         *(f'<div style="max-width: 640px">{figure}</div>' for figure in confusion),
         _pictures(out),

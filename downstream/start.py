@@ -140,7 +140,8 @@ def cost(network: ImageModel, size: tuple[int, int]) -> dict[str, Any]:
     """
     images = torch.zeros(1, *size, 3, dtype=torch.uint8)
     training = network.training
-    network.eval()
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.eval().requires_grad_(False)  # the counter fails on a parameter that is an argument
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network(images, torch.tensor([size]))
@@ -152,6 +153,8 @@ def cost(network: ImageModel, size: tuple[int, int]) -> dict[str, Any]:
         ) from error
     finally:
         network.train(training)
+        for parameter in learned:
+            parameter.requires_grad_(True)
     return {
         "parameters_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 3),
         "macs_m": round(counter.get_total_flops() / 2e6, 2),

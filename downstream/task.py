@@ -85,8 +85,9 @@ def verdict(
     if value < 1e-3 and share >= LATE:
         return (
             f"{done}not learning: {name} is {value:.4f} after {share:.0%} of the run. Likely "
-            "causes: classes of data.train and data.val that mean different things, annotations "
-            "that do not fit their images (look at the pictures), a learning rate that is too high"
+            "causes: far too few steps, classes of data.train and data.val that mean different "
+            "things, annotations that do not fit their images (look at the pictures), a learning "
+            "rate that is too high or too low"
         )
     earlier = [(line[metric], line["step"]) for line in before if metric in line]
     if not earlier:

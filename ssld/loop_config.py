@@ -170,7 +170,9 @@ class LoopConfig:
         )
         require(
             (self.epochs is None) != (self.steps is None),
-            f"epochs is {self.epochs} and steps is {self.steps}: give exactly one of them",
+            f"epochs is {self.epochs} and steps is {self.steps}: give exactly one of them"
+            if self.epochs or self.steps
+            else "epochs and steps are missing: give one of them, the length of the run",
         )
         require(
             (self.epochs is None or self.epochs > 0) and (self.steps is None or self.steps > 0),

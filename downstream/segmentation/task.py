@@ -123,6 +123,7 @@ class SegmentationTask(AnnotatedTask):
     def export(self, network: SegmentationModel, folder: Path, step: int) -> str:
         """Write the segmenter; returns the sha256 of its weights."""
         view = {**asdict(self.config.test), "palette": self.palette.tolist()}
+        view["trained_on"] = self.config.augment.crop
         head = asdict(self.config.segmenter)
         return trained.save(network, folder, step, task="segmentation", head=head, view=view)
 

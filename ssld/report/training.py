@@ -79,7 +79,11 @@ def time_curves(train: Lines) -> list[str]:
         return []
     figure = page.new_figure()
     plot = page.axes(figure, "step")
-    names = [*SECTIONS, "other"]
+    names = [
+        name
+        for name in (*SECTIONS, "other")
+        if any(line.get(f"{name}_percent") for line in train)  # there may be no teacher
+    ]
     shares = [[line[f"{name}_percent"] for line in train] for name in names]
     labels = [name.replace("_", " ") for name in names]
     steps = [line["step"] for line in train]

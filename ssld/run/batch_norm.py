@@ -50,17 +50,19 @@ def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
         return type(self).forward(self, x)
     dims = [0, *range(2, x.dim())]
     shape = [1, -1, *[1] * (x.dim() - 2)]
-    count = x.numel() / x.shape[1] * dist.get_world_size()
     values = x.double()  # sums over many pixels; float32 would lose the agreement that is the point
-    moments = torch.stack([values.sum(dims), values.square().sum(dims)])  # [2, c]
-    mean, square = _Sum.apply(moments) / count
-    variance = square - mean.square()
+    total, squares = values.sum(dims), values.square().sum(dims)
+    pixels = torch.full_like(total, x.numel() / x.shape[1])  # detectors' images differ in size
+    total, squares, count = _Sum.apply(torch.stack([total, squares, pixels]))  # [c] each
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
     if self.training and self.running_mean is not None and self.running_var is not None:
         momentum = 0.1 if self.momentum is None else self.momentum
         with torch.no_grad():
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             self.running_mean.lerp_(mean.float(), momentum)
-            self.running_var.lerp_((variance * count / max(1, count - 1)).float(), momentum)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_var.lerp_(unbiased.float(), momentum)
     scale = (variance + self.eps).rsqrt().to(x.dtype).view(shape)
     x = (x - mean.to(x.dtype).view(shape)) * scale
     if self.weight is not None:

@@ -137,24 +137,34 @@ def test_a_killed_run_goes_on_to_the_same_result(trained, scenes, tmp_path, monk
     assert without_clock(before) == without_clock(after)
 
 
-def test_two_processes_evaluate_as_one(trained, scenes, tmp_path) -> None:
-    """The finished run's last network, evaluated anew by two processes."""
-    task, run = trained
-    out = tmp_path / "run"
-    words = [*COMMON, *TASKS[task][1], *sources(task, scenes), "--checkpoint.best=last"]
-    assert TASKS[task][0]([*words, f"--out={out}"]) == 0
-    shutil.copytree(out, tmp_path / "two")
-    for name in ("held_out.npz", "predictions.json"):
-        (tmp_path / "two" / name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               "-m", f"downstream.{task}", *words, f"--out={tmp_path / 'two'}",
-               "--resume"]  # fmt: skip
+def test_two_processes_train_and_evaluate_as_one(scenes, tmp_path) -> None:
+    """What two processes trained and evaluated is evaluated anew by one. Detection: images of
+    different sizes, so that batch norm sees other numbers of pixels in each process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    one, two = record(out), record(tmp_path / "two")
-    assert one.keys() == two.keys()
-    assert all(np.array_equal(one[key], two[key]) for key in one)
+    sizes = ["--augment.resize=shorter", "--augment.sizes=[48, 64, 96]", "--augment.longest=160"]
+    launched, words_of = [], {}
+    for task in TASKS:
+        words = [*COMMON, *TASKS[task][1], *sources(task, scenes), "--checkpoint.best=last",
+                 *(sizes if task == "detection" else []), f"--out={tmp_path / task}"]  # fmt: skip
+        words_of[task] = words
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   "--nproc_per_node=2", "-m", f"downstream.{task}", *words]  # fmt: skip
+        pipe = subprocess.PIPE
+        launched.append(subprocess.Popen(command, stderr=pipe, text=True, env=environment))
+    for process in launched:
+        _, said = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+    for task, words in words_of.items():
+        run = tmp_path / task
+        two = record(run)
+        for name in ("held_out.npz", "predictions.json"):
+            (run / name).unlink(missing_ok=True)
+        assert TASKS[task][0]([*words, "--resume"]) == 0
+        one = record(run)
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+        lines = read_lines(run / "metrics.jsonl")
+        assert sum(line["kind"] == "train" for line in lines) == STEPS
 
 
 def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
@@ -304,3 +314,10 @@ def test_gradients_are_clipped_to_a_norm(scenes, tmp_path) -> None:
         if "running_" not in key and "num_batches" not in key
     ]
     assert sum(moved) ** 0.5 == pytest.approx(128 * 2 / 256 * 0.01, rel=1e-3)
+
+
+def test_a_detector_is_no_backbone(trained, scenes, tmp_path, capsys) -> None:
+    task, run = trained
+    words = [*sources(task, scenes), f"--out={tmp_path / 'run'}", f"--backbone={run}"]
+    said = refused(capsys, task, *words, "--backbone.pretrained=true")
+    assert str(run) in said and "give the network that it started from" in said

@@ -49,6 +49,17 @@ def test_a_recipe_takes_a_step(file, scenes, tmp_path) -> None:
     assert [line["kind"] for line in lines] == ["train", "eval"]
 
 
+@pytest.mark.parametrize("name", ["fcos", "detr"])
+def test_detectors_without_a_recipe_take_a_step(name, scenes, tmp_path) -> None:
+    words = [f"--detector.name={name}", "--backbone=test_resnet", "--backbone.pretrained=false",
+             "--steps=1", "--batch_size=2", "--trackers=[]", "--data.workers=0",
+             f"--out={tmp_path / 'run'}", *SMALL["detection"]]  # fmt: skip
+    paths = [f"--data.{split}={boxes(scenes, split)}" for split in ("train", "val")]
+    assert detection.main([*words, *paths]) == 0
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["kind"] for line in lines] == ["train", "eval"]
+
+
 def test_there_is_a_recipe_for_every_row_of_tables_8_and_9() -> None:
     assert {path.stem for path in RECIPES} == {
         "detection-faster-rcnn", "detection-retinanet", "detection-ttfnet", "detection-yolov3",
