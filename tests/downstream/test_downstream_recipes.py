@@ -49,11 +49,17 @@ def test_a_recipe_takes_a_step(file, scenes, tmp_path) -> None:
     assert [line["kind"] for line in lines] == ["train", "eval"]
 
 
-@pytest.mark.parametrize("name", ["fcos", "detr"])
-def test_detectors_without_a_recipe_take_a_step(name, scenes, tmp_path) -> None:
-    words = [f"--detector.name={name}", "--backbone=test_resnet", "--backbone.pretrained=false",
-             "--steps=1", "--batch_size=2", "--trackers=[]", "--data.workers=0",
-             f"--out={tmp_path / 'run'}", *SMALL["detection"]]  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("fcos", "{channels: 64}"),
+        ("detr", "{num_queries: 8, width: 32, layers: 1, ffn_width: 32}"),
+    ],
+)
+def test_detectors_without_a_recipe_take_a_step(name, args, scenes, tmp_path) -> None:
+    words = [f"--detector.name={name}", f"--detector.args={args}", "--backbone=test_resnet",
+             "--backbone.pretrained=false", "--steps=1", "--batch_size=2", "--trackers=[]",
+             "--data.workers=0", f"--out={tmp_path / 'run'}", *SMALL["detection"]]  # fmt: skip
     paths = [f"--data.{split}={boxes(scenes, split)}" for split in ("train", "val")]
     assert detection.main([*words, *paths]) == 0
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")

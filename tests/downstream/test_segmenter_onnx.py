@@ -9,9 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from segmenting import dilated, hrnet
+from segmenting import dilated, hrnet, random
 from torch import nn
 
+from downstream.backbone import open_backbone
 from downstream.segmentation.deeplab import DeepLabV3Plus
 from downstream.segmentation.fcn import FCN
 from downstream.segmentation.ocrnet import OCRNet
@@ -20,7 +21,7 @@ from ssld.errors import InputError
 from zoo.export import TOLERANCE
 
 NETWORKS = {
-    "fcn on hrnet": lambda: FCN(hrnet(), 3),
+    "fcn on several maps": lambda: FCN(open_backbone(random("lcnet_050")), 3),
     "fcn on resnet-d": lambda: FCN(dilated(32), 3),
     "deeplabv3plus": lambda: DeepLabV3Plus(dilated(4, 32), 3),
     "ocrnet": lambda: OCRNet(hrnet(), 3),
