@@ -108,7 +108,7 @@ def tables(scores: Rows, differences: Rows) -> str:
 
 def draw(differences: Rows, path: Path) -> None:
     """Differences with their intervals, at both rates."""
-    figure = Figure(figsize=(8.2, 0.62 * len(differences) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8.2, 0.32 * len(differences) + 1), layout="constrained")
     plot = figure.subplots()
     shown = [row for row in differences if row["comparison"] in ("same", "tuned")]
     for place, row in enumerate(reversed(shown)):
