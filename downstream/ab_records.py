@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from downstream.ab_statistics import Point, Statistic
-from downstream.config import HELD_OUT
+from downstream.held_out import HELD_OUT
 from ssld.errors import InputError
 from ssld.run.folder import read_lines
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from downstream.backbone_config import BackboneConfig
 from ssld.loop_config import LoaderConfig, LoopConfig, require
 
-HELD_OUT = "held_out.npz"
-"""In a run folder: `ids`, and what the exported network made of each held-out image."""
-
 
 @dataclass(frozen=True)
 class AnnotatedConfig(LoaderConfig):

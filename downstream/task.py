@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,11 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from downstream import trained
-from downstream.config import HELD_OUT
 from ssld.data.loading import eval_rows, train_rows
 from ssld.data.workers import Rows, load
 from ssld.run.batches import AnyBatch, Unreadables, to_device
-from ssld.run.folder import write_atomically
 from ssld.run.start import Run
 
 DRAWN = 16
@@ -130,13 +127,7 @@ class AnnotatedTask:
         return verdict(metric, metrics, before, step / run.total_steps)
 
 
-def write_held_out(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> None:
-    """Write what the exported network made of each held-out image, for intervals over images.
-
-    Args:
-        numbers: of the images that count, in the order of the arrays' rows.
-    """
+def ids_of(run: Run, numbers: np.ndarray) -> list[str]:
+    """Ids of held-out images by their numbers."""
     ids = [source.sample_id(i) for source in run.val for i in range(len(source))]
-    buffer = io.BytesIO()
-    np.savez(buffer, ids=np.array([ids[i] for i in numbers], dtype=str), **arrays)  # type: ignore[arg-type]
-    write_atomically(run.folder.path / HELD_OUT, buffer.getvalue())
+    return [ids[i] for i in numbers]

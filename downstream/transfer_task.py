@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch import Tensor
 from downstream.ab_records import PROBE
 from downstream.backbone import open_backbone
 from downstream.backbone_config import PARTS, PRESETS, BackboneConfig
-from downstream.backbone_weights import is_distilled, open_classifier
-from downstream.config import HELD_OUT
+from downstream.backbone_weights import architecture, is_distilled, open_classifier
+from downstream.held_out import write_held_out
 from downstream.transfer_config import TransferConfig
 from ssld.data.loading import Batch
 from ssld.errors import InputError
@@ -81,10 +80,9 @@ class Transfer(Supervision):
         bool [n], in the order of the ids."""
         if not best or not isinstance(score, Hits):
             return
-        pairs, content = sorted(score.hits), io.BytesIO()
-        ids = np.array([name for name, _ in pairs], dtype=np.str_)
-        np.savez_compressed(content, ids=ids, hits=np.array([hit for _, hit in pairs], bool))
-        write_atomically(run.folder.path / HELD_OUT, content.getvalue())
+        pairs = sorted(score.hits)
+        hits = np.array([hit for _, hit in pairs], bool)
+        write_held_out(run.folder.path, [name for name, _ in pairs], hits=hits)
 
 
 class TransferNetwork(Network):
@@ -130,7 +128,7 @@ def open_network(setup: Setup, config: TransferConfig) -> TransferNetwork:
     model.pretrained_cfg.pop("label_names", None)
     network.input_size = config.augment.size or network.input_size
     factors = _factors(backbone)
-    scales = open_backbone(backbone, strides=(32,)).lr_scales("transfer") if factors else {}
+    scales = _scales(model, factors) if factors else {}
     found = TransferNetwork(network, scales, factors[-1] if factors else 1.0)
     found.label_names = names
     build_optimizer(found, config.optimizer)  # refuse it before anything is written
@@ -144,6 +142,14 @@ def open_network(setup: Setup, config: TransferConfig) -> TransferNetwork:
         f"{factors or [1.0] * PARTS}"
     )
     return found
+
+
+def _scales(model: Any, factors: list[float]) -> dict[str, float]:
+    """{parameter name: factor} of what is in front of the last feature map, as the architecture has
+    it; no weights are read for that."""
+    name, args = architecture(model)
+    fresh = BackboneConfig(name=name, args=args, pretrained=False, lr=factors)
+    return open_backbone(fresh, strides=(32,)).lr_scales()
 
 
 def _factors(config: BackboneConfig) -> list[float]:

@@ -23,8 +23,9 @@ from downstream.detection.batches import BoxBatch, EvalBoxes, TrainBoxes
 from downstream.detection.config import DetectorConfig
 from downstream.detection.model import DetectionModel
 from downstream.drawing import SHEET_PX, draw_boxes, sheet
+from downstream.held_out import write_held_out
 from downstream.report import write_picture, write_report
-from downstream.task import AnnotatedTask, drawn_numbers, held_out, training, write_held_out
+from downstream.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
 from ssld.run.start import Run
 
 DRAWN_SCORE = 0.3
@@ -179,7 +180,8 @@ class DetectionTask(AnnotatedTask):
             write_picture(run, step, sheet([pair for _, pair in sorted(score.drawn.items())]))
         if best:
             detections = score.detections
-            write_held_out(run, detections.matches(), detections.images)
+            ids = ids_of(run, detections.images)
+            write_held_out(run.folder.path, ids, **detections.matches())
             detections.save(run.folder.path / PREDICTIONS)
 
     def write_report(self, run: Run, network: DetectionModel, score: DetectionScore | None) -> None:

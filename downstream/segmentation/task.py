@@ -18,13 +18,14 @@ from downstream import trained
 from downstream.data.mask_views import EvalMaskView, TrainMaskView
 from downstream.data.masks import MaskSource
 from downstream.drawing import draw_mask, sheet
+from downstream.held_out import write_held_out
 from downstream.report import write_picture, write_report
 from downstream.segmentation.batches import MaskBatch, MaskBatches
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.confusion import Confusion, class_iou
 from downstream.segmentation.losses import IGNORE, pixel_loss
 from downstream.segmentation.model import SegmentationModel
-from downstream.task import AnnotatedTask, drawn_numbers, held_out, training, write_held_out
+from downstream.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
 from ssld.report import page
 from ssld.run.start import Run
 
@@ -137,7 +138,8 @@ class SegmentationTask(AnnotatedTask):
             write_picture(run, step, sheet(pairs))  # type: ignore[arg-type]
         if best:
             confusion = score.confusion
-            write_held_out(run, {"confusion": confusion.per_image}, confusion.images)
+            ids = ids_of(run, confusion.images)
+            write_held_out(run.folder.path, ids, confusion=confusion.per_image)
 
     def write_report(
         self, run: Run, network: SegmentationModel, score: SegmentationScore | None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,11 +157,4 @@ def write_results(ablation: Ablation, rows: Sequence[Row]) -> None:
     write_atomically(ablation.out / "results.csv", text.getvalue())
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), columns), table)
-    replace_bytes(ablation.out / "results.parquet", table.getvalue())
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """As `write_atomically`; such a file can be made again, so the disk is not waited for."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_atomically(ablation.out / "results.parquet", table.getvalue())

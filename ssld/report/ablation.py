@@ -18,9 +18,9 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from ssld.ablate.grid import SEED, Ablation, Axis, Cell, file_name
-from ssld.ablate.results import replace_bytes
 from ssld.ablate.summary import METRICS, Spread, Summary, explained, table
 from ssld.report import page
+from ssld.run.folder import write_atomically
 
 MOST_LINES = 8
 COLOURS = (*page.COLOURS[: MOST_LINES - 1], "#12a4a4")  # a page's second green is like its first
@@ -62,7 +62,7 @@ def write_report(found: Summary) -> None:
             draw(found, axis).savefig(picture, dpi=200)
             path = ablation.out / "plots" / f"{file_name(axis.name)}.png"
             path.parent.mkdir(exist_ok=True)
-            replace_bytes(path, picture.getvalue())
+            write_atomically(path, picture.getvalue())
             data = base64.b64encode(picture.getvalue()).decode()
             name = html.escape(axis.name)
             figures.append(
