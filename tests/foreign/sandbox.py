@@ -173,7 +173,7 @@ def _work(
 
 
 def _told(error: BaseException) -> str:
-    lines = "".join(traceback.format_exception(error, limit=-6)).strip()
+    lines = "".join(traceback.format_exception(error, limit=-8)).strip()
     return str(error) if isinstance(error, Failure) else lines[-2500:]
 
 
