@@ -327,7 +327,7 @@ def segmenter() -> tuple[dict[str, Any], bytes]:
     torch.manual_seed(0)
     backbone = open_backbone(BackboneConfig(name="test_resnet", pretrained=False), strides=(4, 8, 16, 32))
     head = {"name": "fcn", "args": {"channels": 8}}
-    model = build("fcn", backbone, 2, head["args"])
+    model = build(head, backbone, 2)  # type: ignore
     network = SegmentationModel(model, ["a", "b"])
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model"
