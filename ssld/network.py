@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssld.errors import InputError
+from zoo.hub_errors import failures
+from zoo.watch import watched
 
 
 class ImageModel(nn.Module):
@@ -221,10 +224,9 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         hint = f"; did you mean {', '.join(nearest)}?" if nearest else "; see timm.list_models()"
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
     try:
-        return timm.create_model(arch, pretrained=pretrained, **args)
-    except InputError:
-        raise
-    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        with watched(arch) if pretrained or "hf" in arch else nullcontext():
+            return timm.create_model(arch, pretrained=pretrained, **args)
+    except failures() as error:
         reason = " ".join(str(error).split())[:300]
         advice = (
             f"give weights on disk as {role}.checkpoint, or check the name and the network"
