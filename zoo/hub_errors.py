@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from json import JSONDecodeError
+from pickle import UnpicklingError
 
 from zoo.errors import InputError
 
@@ -21,11 +22,14 @@ ADVICE = {
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a command that talks to a hub can fail with, by the network, the hub or the disk."""
+    """What a command that talks to a hub can fail with, by the network, the hub, the disk, or what
+    came from there."""
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import XetDownloadError
+    from safetensors import SafetensorError
 
-    return HTTPError, InvalidURL, XetDownloadError, OSError, ValueError, RuntimeError, *NO_HUB
+    of_network = (HTTPError, InvalidURL, XetDownloadError, OSError)
+    return *of_network, SafetensorError, UnpicklingError, ValueError, RuntimeError, *NO_HUB
 
 
 def sentence(error: Exception, repo: str, endpoint: str) -> str:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from zoo.described import read_config
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check size and sha256 of every file that `ssld.json` lists; returns what it says.
 
     Raises:
-        InputError: naming the first file that is missing, a link, different or not listed.
+        InputError: naming the first file that is missing, a link, different or not listed; or
+            config.json says what no network can have.
     """
     manifest = read_manifest(folder)
     for name in ("model.safetensors", "config.json"):
@@ -157,6 +159,7 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{folder}: {name} was changed: its sha256 is {found} instead of "
                 f"{entry['sha256']}; fetch or publish the folder anew"
             )
+    read_config(folder / "config.json")
     return manifest
 
 

@@ -54,7 +54,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileHub]
 def release(tmp_path: Path) -> Path:
     folder = tmp_path / "release"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_resnet"}))
     (folder / "model.safetensors").write_bytes(bytes(1000))
     seal(folder, {"name": "net"})
     return folder
