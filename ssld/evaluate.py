@@ -52,8 +52,8 @@ def evaluate(config: EvaluateConfig) -> None:
     """
     import torch
 
+    from ssld.data.eval_view import eval_view
     from ssld.data.sources import open_source
-    from ssld.data.views import EvalView
     from ssld.run.batches import Unreadables, eval_batches, label_index
     from ssld.run.folder import write_atomically
 
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> None:
     sources = [open_source(path) for path in config.data]
     index = label_index(sources, network.label_names, network.num_classes, "model")
     unreadables = Unreadables(sources, config.max_unreadable, None)
-    view = EvalView(network.input_size, network.crop_pct, network.interpolation)
+    view = eval_view(network)
     batches = eval_batches(
         sources,
         view,

@@ -212,7 +212,7 @@ def _teachers(
 def _check(
     setup: Setup, teacher: Teacher, number: int, sources: list[Source], limit: int, unlabeled: bool
 ) -> dict[str, Any]:
-    from ssld.data.views import EvalView
+    from ssld.data.eval_view import eval_view
     from ssld.evaluate import wilson
     from ssld.network import Network
     from ssld.run.batches import Unreadables, eval_batches
@@ -222,7 +222,7 @@ def _check(
     network: Network = teacher.networks[number]  # type: ignore[assignment]
     batches = eval_batches(
         sources,
-        EvalView(network.input_size, network.crop_pct, network.interpolation),
+        eval_view(network),
         batch_size=min(setup.config.batch_size, 64),
         workers=setup.config.data.workers,
         device=setup.device,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ssld.config import DistillConfig, RunConfig
+from ssld.data.eval_view import eval_view
 from ssld.data.loading import LabelIndex, View
 from ssld.data.part import hold_out, share_of
 from ssld.data.sampling import Order
@@ -204,7 +205,7 @@ class Setup:
         return ClassifierRun(
             **vars(run),
             view=view or TrainView(config.augment, student.input_size, config.seed),
-            eval_view=EvalView(student.input_size, student.crop_pct, student.interpolation),
+            eval_view=eval_view(student),
             train_labels=train_labels,
             val_labels=val_labels,
             labeled=self.labeled,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ssld.data.eval_view import eval_view
 from ssld.data.loading import LabelIndex
 from ssld.data.sources import Source
-from ssld.data.views import EvalView
 from ssld.errors import InputError
 from ssld.evaluate import accuracy, wilson
 from ssld.network import Network
@@ -60,7 +60,7 @@ def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, i
     config = setup.config
     batches = eval_batches(
         sources,
-        EvalView(network.input_size, network.crop_pct, network.interpolation),
+        eval_view(network),
         batch_size=min(config.batch_size, 256),
         workers=config.data.workers,
         device=setup.device,

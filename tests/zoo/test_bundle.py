@@ -23,7 +23,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         folder = made[name] = tmp_path / "made" / f"folder of {name}"
         (folder / "deep" / "er").mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(name.encode() * 50_000)
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text('{"architecture": "test_resnet"}')
         (folder / "deep" / "er" / "é.txt").write_text(name)
         seal(folder, {"name": name})
     return made
