@@ -141,6 +141,8 @@ def open_recipe(
     where = out or tree.get("out")
     if not where:
         raise InputError(f"{file}: out is missing; name a folder in it or with --out")
+    if not isinstance(where, str):
+        raise InputError(f"{file}: out is {where!r}; name a folder")
     settings = {name: tree[name] or {} for name in stages}
     for name, content in settings.items():
         if not isinstance(content, dict):
