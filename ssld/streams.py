@@ -8,7 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TextIO
+from typing import ParamSpec, TextIO
 
 Words = ParamSpec("Words")
 EXIT_NO_READER = 141
@@ -72,18 +72,24 @@ def _prepare() -> None:
     """No closed stream, whose number the next file would get; no character that stops a print."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, _opened(number, "w" if number else "r"))
+            setattr(sys, name, Nowhere())
+            try:
+                os.fstat(number)
+            except OSError:
+                _dup_null(number)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
 
 
-def _opened(number: int, mode: str) -> Any:
-    try:
-        os.fstat(number)
-    except OSError:
-        _dup_null(number)
-    return open(os.devnull, mode, encoding="utf-8")
+class Nowhere(io.TextIOBase):
+    """Takes what nobody wants, and has nothing to read."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def read(self, size: int | None = -1) -> str:
+        return ""
 
 
 def _silence(stream: TextIO) -> None:
@@ -91,8 +97,7 @@ def _silence(stream: TextIO) -> None:
     try:
         _dup_null(stream.fileno())
     except (OSError, ValueError):
-        name = "stdout" if stream is sys.stdout else "stderr"
-        setattr(sys, name, _opened(0, "w"))
+        setattr(sys, "stdout" if stream is sys.stdout else "stderr", Nowhere())
 
 
 def _dup_null(number: int) -> None:
