@@ -172,9 +172,10 @@ def _said(rows: Sequence[state.Row]) -> str:
 
 def _finish(ledger: Ledger) -> None:
     from ssld.report.ablation import write_report
+    from ssld.report.parts import attempt
 
     found, out = ledger.write(), ledger.ablation.out
-    write_report(found)
+    attempt("report.html", lambda: write_report(found))
     print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     print(f"table:  {out / 'results.csv'}\nreport: {out / 'report.html'}")
 
