@@ -122,13 +122,14 @@ def _check_backbones(ablation: Ablation) -> None:
 def finish(config: ABConfig, ledger: Ledger) -> None:
     """Write ab.json, ab.md and report.html of the runs that are finished."""
     from downstream.ab_report import markdown, write_report
+    from ssld.report.parts import attempt
 
     ledger.write()
     found, out = analyse(config, read_results(config, ledger)), ledger.ablation.out
     write_atomically(out / "ab.json", json.dumps(as_json(found), indent=1) + "\n")
     said = markdown(found)
     write_atomically(out / "ab.md", said)
-    write_report(found, out / "report.html")
+    attempt("report.html", lambda: write_report(found, out / "report.html"))
     print(f"\n{said}\nnumbers: {out / 'ab.json'}\nreport:  {out / 'report.html'}")
 
 

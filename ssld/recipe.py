@@ -141,6 +141,8 @@ def open_recipe(
     where = out or tree.get("out")
     if not where:
         raise InputError(f"{file}: out is missing; name a folder in it or with --out")
+    if not isinstance(where, str):
+        raise InputError(f"{file}: out is {where!r}; name a folder")
     settings = {name: tree[name] or {} for name in stages}
     for name, content in settings.items():
         if not isinstance(content, dict):
@@ -236,6 +238,7 @@ def recipe(config: RecipeConfig) -> None:
 def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
     from accelerate.state import AcceleratorState
 
+    from ssld.report.parts import attempt
     from ssld.report.recipe import write_report
 
     before: tuple[dict[str, Any], bool] = ({}, False)
@@ -262,7 +265,7 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
             start = open_start(str(place.folder))
             before = start.settings, start.taught
     if main and recipe.stages[0] not in DOWNSTREAM:  # that stage's own report says it all
-        write_report(recipe.out, recipe.stages)
+        attempt("report.html over all stages", lambda: write_report(recipe.out, recipe.stages))
         print(f"report over all stages: {recipe.out / 'report.html'}")
 
 

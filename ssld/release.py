@@ -397,4 +397,4 @@ def _draw_curves(path: Path, lines: list[dict[str, Any]], step: int | None) -> N
         plot.set_ylim(0, high)
         if len(names) > 1:
             plot.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    path.write_bytes(page.png(figure, metadata={"Software": None}).getvalue())

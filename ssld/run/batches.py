@@ -18,6 +18,7 @@ from ssld.data.sources import Source
 from ssld.data.views import EvalView
 from ssld.errors import InputError
 from ssld.run.folder import write_atomically
+from ssld.streams import is_terminal
 
 Entry = tuple[int, str, str, str]
 """Source number, sample id, location and reason of an unreadable image."""
@@ -172,7 +173,7 @@ def eval_batches(
         total=images,
         desc=description,
         unit="img",
-        disable=rank > 0 or not description or not sys.stderr.isatty(),
+        disable=rank > 0 or not description or not is_terminal(sys.stderr),
         leave=False,
     ) as bar:
         for batch in batches:

@@ -52,7 +52,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # Names of files need not be text: \udcff is written out, and stops nothing.
+            text = isinstance(content, str)
+            file.write(content.encode("utf-8", "backslashreplace") if text else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

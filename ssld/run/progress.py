@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ssld.errors import InputError
 from ssld.run.batches import AnyBatch, Unreadables
 from ssld.run.timing import StepClock
+from ssld.streams import is_terminal
 
 if TYPE_CHECKING:
     from ssld.run.start import Run
@@ -52,7 +53,7 @@ class Progress:
             initial=self.steps_logged,
             unit="step",
             disable=not accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+            mininterval=0.5 if is_terminal(sys.stderr) else 30,  # a log file keeps every update
         )
         self.started = self.saved = time.monotonic()
         return self
