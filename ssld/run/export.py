@@ -12,7 +12,8 @@ from timm.models._hub import save_config_for_hf
 
 from ssld.network import ImageModel, Network
 from ssld.run import checkpoint
-from ssld.run.folder import cannot_write, replace_folder
+from ssld.run.folder import cannot_write
+from ssld.run.written import replace_folder
 from zoo.release import save_weights
 
 
@@ -39,7 +40,7 @@ def replace_export(folder: Path, write: Callable[[Path], None]) -> str:
         temporary.mkdir(parents=True)
         write(temporary)
         digest = weights_sha256(temporary)
-        replace_folder(temporary, folder)
+        replace_folder(temporary, folder, folder.name)
         return digest
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
