@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
+from ssld.recipe_folder import StagePlace
 from ssld.run import overwrite
 from ssld.run.folder import LOCK, RunFolder, write_atomically
 from ssld.run.written import OLD, foreign
@@ -404,3 +405,51 @@ def test_all_names_of_every_training_command_are_known():
     names += [f"{PICTURES}/step-00000001.jpg", f"{FOLDER}/model.safetensors"]
     for name in names:
         assert _is_ours(tuple(name.split("/")), folder=False), name
+
+
+@pytest.fixture
+def recipe(command, tmp_path):
+    """Does a recipe again, of which `command.out` is the first stage, with another rate."""
+    out = tmp_path / "recipe"
+    out.mkdir()
+    shutil.copytree(command.out, out / "finetune")
+    command.out = command.out.rename(out / "distill")
+
+    def run(**changes: object) -> int:
+        tree = {k: v for k, v in command.settings.items() if k != "out"} | changes
+        tree = {key: str(x) if isinstance(x, Path) else x for key, x in tree.items()}
+        tree |= {"teacher.verify": False, "data.labeled": tree["data.val"], "schedule.lr": 0.5}
+        file = tmp_path / "F.yaml"
+        stages = {"distill": tree, "finetune": {"steps": 1}}
+        file.write_text(json.dumps({"out": str(out), **stages}))
+        return main(["recipe", str(file), "--overwrite"])
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["distill/student/notes.txt", "finetune/thesis.tex"])
+def test_a_recipe_names_what_is_foreign_in_what_it_would_redo(command, recipe, capsys, name):
+    folder = command.out.parent
+    (folder / name).write_text("precious")
+    before = tree(folder)
+    assert recipe() == 2
+    said = capsys.readouterr().err
+    assert name.partition("/")[2] in said and "move that away" in said and said.count("\n") == 1
+    assert tree(folder) == before
+
+
+def test_a_recipe_does_not_redo_what_it_learns_from(command, recipe, capsys):
+    folder = command.out.parent
+    before = tree(folder)
+    assert recipe(**{"teacher.checkpoint": f"{folder}/../recipe/finetune"}) == 2
+    assert "teacher.checkpoint" in capsys.readouterr().err and tree(folder) == before
+
+
+def test_what_gets_into_a_stage_that_was_put_aside_is_kept(tmp_path, old_run, capsys):
+    """By an older version, say."""
+    place = StagePlace(tmp_path, "run")
+    place.put_aside()
+    (place.asides[0] / "thesis.tex").write_text("precious")
+    place.forget_asides()
+    assert tree(place.asides[0]) == {"thesis.tex": b"precious"}
+    assert "look into it" in capsys.readouterr().err
