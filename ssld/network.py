@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssld.errors import InputError
+from ssld.run.recorded import check_recorded
 
 
 class ImageModel(nn.Module):
@@ -214,7 +215,10 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
     if not arch:
         raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
     if ":" in arch and arch.startswith("local-dir:"):
-        _require_export(role, Path(arch.removeprefix("local-dir:")))
+        folder = Path(arch.removeprefix("local-dir:"))
+        _require_export(role, folder)
+        if pretrained:
+            check_recorded(folder / "model.safetensors", f"{role}.arch")
     elif ":" not in arch and not timm.is_model(arch.split(".")[0]):
         names = timm.list_models()
         nearest = difflib.get_close_matches(arch, names, n=3)
@@ -277,6 +281,7 @@ def _read_checkpoint(
     if not (arch or known_arch):
         raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
     try:
+        check_recorded(file, f"{role}.checkpoint")
         return str(arch or known_arch), load_file(file), metadata
     except (SafetensorError, OSError) as error:
         raise InputError(f"{role}.checkpoint {file} cannot be read ({error})") from error

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MANIFEST = "ssld.json"
 FORMAT = 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NOT_OURS = ("tag", "origin_url", "paper_ids", "paper_name", "notes", "description")
+"""Entries of timm's pretrained_cfg that speak of timm's own weights of the architecture; besides
+them `license` does."""
 
 
 def sha256_of(file: Path) -> str:
