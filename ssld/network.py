@@ -238,7 +238,7 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
     try:
         with watched(arch) if pretrained or HUB.match(arch) else nullcontext():
-            check_named(role, arch)
+            check_named(role, arch, weights=pretrained)
             return timm.create_model(arch, pretrained=pretrained, **args)
     except InputError:
         raise

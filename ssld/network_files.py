@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssld.errors import InputError
+from ssld.run.recorded import check_recorded
 from zoo.described import Described, read_config, read_header
 from zoo.errors import InputError as ZooError
 from zoo.prefixes import unwrapped
@@ -47,14 +48,18 @@ def read_checkpoint(
             )
         if not (arch or known):
             raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
-        return str(arch or known), _tensors(file), said
+        weights = _tensors(file)
+        check_recorded(file, f"{role}.checkpoint")
+        return str(arch or known), weights, said
 
 
-def check_named(role: str, arch: str) -> None:
-    """Check what `local-dir:` and `hf-hub:` name, before timm sees it.
+def check_named(role: str, arch: str, *, weights: bool) -> None:
+    """Check what `local-dir:` and `hf-hub:` name, before timm sees it; their weights, too, where
+    they are wanted.
 
     Raises:
-        InputError: there is no such folder, or it says what no network can have.
+        InputError: there is no such folder, it says what no network can have, or its weights are
+            not those that were recorded.
     """
     hub = HUB.fullmatch(arch)
     with _as_ours(role):
@@ -62,6 +67,8 @@ def check_named(role: str, arch: str) -> None:
             folder = Path(arch.removeprefix("local-dir:"))
             _require_export(role, folder)
             read_config(folder / "config.json")
+            if weights:
+                check_recorded(folder / "model.safetensors", f"{role}.arch")
         elif hub:
             from huggingface_hub import hf_hub_download
 

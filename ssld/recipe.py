@@ -278,7 +278,7 @@ def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> 
     found: list[Any] = [None, None]
     if open_processes().is_main_process:
         try:
-            found[0] = _look(StagePlace(recipe.out, stage), config, overwrite)
+            found[0] = _look(recipe, stage, config, overwrite)
         except InputError as error:
             found[1] = str(error)
     broadcast_object_list(found)
@@ -287,7 +287,8 @@ def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> 
     return found[0]
 
 
-def _look(place: StagePlace, config: LoopConfig, overwrite: bool) -> str:
+def _look(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
+    place = StagePlace(recipe.out, stage)
     asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
     if isinstance(config, FinetuneConfig):
         asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
@@ -305,6 +306,8 @@ def _look(place: StagePlace, config: LoopConfig, overwrite: bool) -> str:
         if changed and place.put_back(asked):  # it is the one that was asked for before
             changed = ""
         if changed:
+            for follows in recipe.stages[recipe.stages.index(stage) :]:  # they are redone, too
+                StagePlace(recipe.out, follows).check_overwrite(plain(config))
             place.put_aside()
         state = "anew" if changed else "complete" if place.complete else "going on"
     if state != "complete":

@@ -31,6 +31,9 @@ MANIFEST = "ssld.json"
 FORMAT = 1
 NAME_CHARACTERS = 255
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NOT_OURS = ("tag", "origin_url", "paper_ids", "paper_name", "notes", "description")
+"""Entries of timm's pretrained_cfg that speak of timm's own weights of the architecture; besides
+them `license` does."""
 
 
 def sha256_of(file: Path) -> str:
