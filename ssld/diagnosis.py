@@ -107,13 +107,16 @@ def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> list[str]:
     if teacher is None:
         return []
     found = []
-    for network, config in zip(teacher.networks, teacher.configs, strict=True):
+    for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
         check = check_teacher(network, batches, config.dtype or "fp32")  # type: ignore[arg-type]
-        found += [f"the teacher is better with {finding}" for finding in check.findings[:1]]
+        if check.fault:
+            found.append(f"the {name} cannot teach, {check.fault}: check teacher.checkpoint")
+            continue
+        found += [f"the {name} is better with {finding}" for finding in check.findings[:1]]
         told = check.information.get(GIVEN, 0.0)
         if not check.findings and told < SAYS_NOTHING * math.log(network.num_classes):  # type: ignore[arg-type]
             found.append(
-                f"the teacher says nearly the same about every image (it tells {told:.3f} nats): "
+                f"the {name} says nearly the same about every image (it tells {told:.3f} nats): "
                 "check teacher.checkpoint"
             )
     return found

@@ -271,7 +271,11 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
 
     problems = []
     for teacher in result["teacher"]:
-        if teacher["findings"]:
+        if teacher["fault"]:
+            problems.append(
+                f"the {teacher['name']} cannot teach, {teacher['fault']}: check teacher.checkpoint"
+            )
+        elif teacher["findings"]:
             problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
         elif teacher["interval"] and near_chance(teacher["interval"][0], teacher["classes"]):
             problems.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from timm.data.constants import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from torch import Tensor
 
 from ssld.data.loading import Batch
 from ssld.network import Network
 from ssld.teacher import autocast
+from ssld.teacher_faults import FEWEST, constant, not_finite, samples
 
 NORMALISATIONS = {
     "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -33,7 +35,7 @@ NORMALISATIONS = {
 SURE = 0.4
 """Share of what a perfect classifier would tell about an image, beyond which a network whose
 answers are all wrong has learned other answers."""
-FEWEST = 20
+FEWEST_LABELED = 20
 """Labeled images, below which that all are wrong proves nothing."""
 GIVEN, SWAPPED = "as given", "colour channels swapped"
 
@@ -43,7 +45,7 @@ class Answers:
     """What a network said about n images under one preprocessing."""
 
     best: np.ndarray
-    """int64 [n]."""
+    """int64 [n], -1 where what it said were no numbers."""
     information: float
     """H(mean p) - mean H(p) in nats: high when predictions are sure and not all the same."""
 
@@ -61,6 +63,10 @@ class TeacherCheck:
     information: dict[str, float]
     findings: list[str]
     """One phrase for each variant that is better than what is given, strongest first."""
+    hints: list[str] = field(default_factory=list)
+    """The same of variants that only seem to be: no evidence, but worth a look."""
+    fault: str | None = None
+    """Why its predictions cannot be targets under any preprocessing; nothing else is said then."""
 
 
 def check_teacher(
@@ -78,24 +84,52 @@ def check_teacher(
             variants[f"normalisation {name}"] = other.to(next(network.parameters()).device)
     probabilities: dict[str, list[np.ndarray]] = {name: [] for name in variants}
     labels: list[np.ndarray] = []
+    nowhere: list[str] = []
+    first: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
         for batch in batches:
             readable = batch.weight > 0
-            images = batch.images[readable]
-            if not len(images):
+            pixels = batch.images[readable]
+            if not len(pixels):
                 continue
             labels.append(batch.labels[readable].cpu().numpy())
             for name, variant in variants.items():
-                with autocast(images.device, precision):
-                    logits = variant(images.flip(-1) if name == SWAPPED else images)
-                probabilities[name].append(logits.float().softmax(-1).cpu().numpy())
+                with autocast(pixels.device, precision):
+                    logits = variant(pixels.flip(-1) if name == SWAPPED else pixels)
+                log_probs = logits.float().log_softmax(-1)
+                probabilities[name].append(log_probs.exp().cpu().numpy())
+                if name == GIVEN:
+                    nowhere += _without_numbers(log_probs, batch, readable)
+                    first += [(log_probs, pixels)] * (len(labels) <= FEWEST)
     if not labels:
         return TeacherCheck(0, 0, {}, {}, [])
-    answers = {name: _answers(np.concatenate(parts)) for name, parts in probabilities.items()}
-    return _compare(network, answers, np.concatenate(labels))
+    images = sum(map(len, labels))
+    if nowhere:
+        return TeacherCheck(
+            images, 0, {}, {}, [],
+            fault=f"its predictions are not finite (NaN or infinite) for {len(nowhere)} of "
+            f"{images} images ({samples(nowhere)})",
+        )  # fmt: skip
+    answers = {name: answers_of(np.concatenate(parts)) for name, parts in probabilities.items()}
+    found = compare(network, answers, np.concatenate(labels))
+    if not found.findings and constant(*map(torch.cat, zip(*first, strict=True))):
+        said = f"it predicts exactly the same for {images} different images"
+        return TeacherCheck(images, 0, {}, {}, [], fault=said)
+    return found
 
 
-def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+def _without_numbers(log_probs: Tensor, batch: Batch, readable: Tensor) -> list[str]:
+    """Ids of the samples for which what is said are no numbers."""
+    places = readable.nonzero().flatten()[not_finite(log_probs)]
+    return [batch.ids[i] for i in places.tolist()]
+
+
+def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+    """
+    Args:
+        answers: under each variant of the preprocessing, `GIVEN` among them.
+        labels: int64 [n], the teacher's class numbers, -1 where they are not known.
+    """
     known = labels >= 0
     information = {name: round(a.information, 4) for name, a in answers.items()}
     count = int(known.sum())
@@ -116,7 +150,7 @@ def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) 
         for share, name in sorted(better, reverse=True)
     ]
     told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
-    enough = count >= FEWEST
+    enough = count >= FEWEST_LABELED
     wrong = near_chance(float(given.mean()), network.num_classes)
     if enough and wrong and not findings and told > SURE * most:
         findings.append(
@@ -196,12 +230,21 @@ def _better(hits: np.ndarray, given: np.ndarray) -> bool:
     return only - lost > max(3 * math.sqrt(only + lost), 0.02 * len(hits))
 
 
-def _answers(probabilities: np.ndarray) -> Answers:
+def answers_of(probabilities: np.ndarray) -> Answers:
+    """
+    Args:
+        probabilities: float [n, classes]; rows with NaN tell nothing.
+    """
+
     def entropy(p: np.ndarray) -> np.ndarray:
         return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
 
-    information = entropy(probabilities.mean(0)) - entropy(probabilities).mean()
-    return Answers(probabilities.argmax(-1), float(information))
+    numbers = ~np.isnan(probabilities).any(-1)
+    best = np.where(numbers, probabilities.argmax(-1), -1)
+    if not numbers.any():
+        return Answers(best, 0.0)
+    told = probabilities[numbers]
+    return Answers(best, float(entropy(told.mean(0)) - entropy(told).mean()))
 
 
 def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) -> bool:

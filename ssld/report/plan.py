@@ -74,6 +74,8 @@ def _said_of(source: dict[str, Any]) -> str:
 
 
 def _told(teacher: dict[str, Any]) -> str:
+    if teacher["fault"]:
+        return f"{teacher['architecture']}: {teacher['fault']}"
     if not teacher["labeled"]:
         why = teacher["not_on_labels"] or "no labeled image could be read"
         told = teacher["information"].get(GIVEN, 0.0)
