@@ -37,6 +37,8 @@ SURE = 0.4
 answers are all wrong has learned other answers."""
 FEWEST_LABELED = 20
 """Labeled images, below which that all are wrong proves nothing."""
+OTHER_SCALE = 30
+"""Factor between deviations, beyond which two normalisations differ in what a pixel's range is."""
 GIVEN, SWAPPED = "as given", "colour channels swapped"
 
 
@@ -134,8 +136,8 @@ def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -
     information = {name: round(a.information, 4) for name, a in answers.items()}
     count = int(known.sum())
     if count == 0:
-        findings = _without_labels(answers)
-        return TeacherCheck(len(labels), 0, {}, information, findings)
+        findings, hints = _without_labels(network, answers)
+        return TeacherCheck(len(labels), 0, {}, information, findings, hints)
     hits = {name: a.best[known] == labels[known] for name, a in answers.items()}
     orders = _orders(answers[GIVEN].best[known], labels[known], network.num_classes)
     top1 = {name: float(h.mean()) for name, h in (hits | orders).items()}
@@ -146,7 +148,7 @@ def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -
         if name != GIVEN and _better(h, given)
     ]
     findings = [
-        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name, network)}"
+        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name)}"
         for share, name in sorted(better, reverse=True)
     ]
     told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
@@ -162,7 +164,7 @@ def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -
     return TeacherCheck(len(labels), count, top1, information, findings)
 
 
-def _advice(name: str, network: Network) -> str:
+def _advice(name: str) -> str:
     if name.startswith("normalisation"):
         mean, std = NORMALISATIONS[name.removeprefix("normalisation ")]
         shown = [[round(x, 4) for x in values] for values in (mean, std)]
@@ -172,18 +174,34 @@ def _advice(name: str, network: Network) -> str:
     return " (the labels count the classes in another order than the teacher's outputs)"
 
 
-def _without_labels(answers: dict[str, Answers]) -> list[str]:
-    """Information is a weaker witness than labels, so it has to be much higher."""
+def _without_labels(network: Network, answers: dict[str, Answers]) -> tuple[list[str], list[str]]:
+    """Findings and hints of what predictions tell about an image.
+
+    On images of another domain that hardly depends on preprocessing, and may well be more under a
+    wrong one (docs/teacher-check.md has numbers): a hint. But pixel values that are a hundred times
+    too large or too small leave so little to be told that it is evidence.
+    """
     given = answers[GIVEN].information
-    better = sorted(
-        ((a.information, name) for name, a in answers.items() if a.information > 1.2 * given + 0.1),
-        reverse=True,
-    )
-    return [
-        f"{name}: predictions tell {value:.2f} nats about an image instead of {given:.2f} (judged "
-        "without labels)"
-        for value, name in better
-    ]
+    findings, hints = [], []
+    for name, answer in sorted(answers.items(), key=lambda x: (-x[1].information, x[0])):
+        told = f"{name}: predictions tell {answer.information:.2f} nats about an image instead of"
+        factor = _scale(name, network)
+        if max(factor, 1 / factor) > OTHER_SCALE and answer.information > 1.5 * given + 0.1:
+            findings.append(
+                f"{told} {given:.2f}, as pixel values are {max(factor, 1 / factor):.0f} times too "
+                f"{'large' if factor > 1 else 'small'} now (judged without labels){_advice(name)}"
+            )
+        elif answer.information > 1.2 * given + 0.1:
+            hints.append(f"{told} {given:.2f}; without labels that proves nothing")
+    return findings, hints
+
+
+def _scale(name: str, network: Network) -> float:
+    """How much larger pixel values are as given than under a variant."""
+    if not name.startswith("normalisation"):
+        return 1.0
+    _, std = NORMALISATIONS[name.removeprefix("normalisation ")]
+    return float(np.mean(std) / np.mean(network.std))
 
 
 def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:

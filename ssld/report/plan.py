@@ -58,6 +58,7 @@ def describe(result: dict[str, Any]) -> str:
             ],
         ),
         ("problems", result["problems"] or ["none found"]),
+        ("hints", result["hints"]),
     ]
     return "\n" + "\n".join(
         f"{name if i == 0 else '':<10}{line}"
