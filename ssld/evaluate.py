@@ -106,6 +106,11 @@ def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> di
             f"data: no labeled image in the {sources} given source(s); give a folder with one "
             "subfolder per class, or a manifest or shards with labels"
         )
+    if math.isnan(tally.metrics()["entropy_student"]):
+        raise InputError(
+            "the model's predictions are not finite (NaN or infinite) for some of these images: "
+            "check the weights, or take precision fp32 or bf16 where it is fp16"
+        )
     result: dict[str, Any] = {"images": images, "unreadable": unreadable}
     for name in ("top1", "top5"):
         hits, _ = tally.counted(name)

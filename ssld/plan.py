@@ -34,7 +34,8 @@ LABEL_BYTES = 40
 
 
 def plan(config: PlanConfig) -> int:
-    """Print the plan, and write it to `config.json`; returns 1 when something is wrong, else 0.
+    """Print the plan, and write it to `config.json`; returns 1 when something is wrong, else 0 (a
+    hint is nothing wrong).
 
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
@@ -67,6 +68,7 @@ def plan(config: PlanConfig) -> int:
         result["teacher"] = _teachers(setup, teacher, config, result["rates"]["teacher"])
     result["cost"] = _cost(result, config.price_per_hour)
     problems += _found(result, config)
+    result["hints"] = [f"the {t['name']}, {hint}" for t in result["teacher"] for hint in t["hints"]]
     if setup.accelerator.is_main_process:
         print(describe(result))
     write_json(config.json, result, setup)
@@ -271,7 +273,11 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
 
     problems = []
     for teacher in result["teacher"]:
-        if teacher["findings"]:
+        if teacher["fault"]:
+            problems.append(
+                f"the {teacher['name']} cannot teach, {teacher['fault']}: check teacher.checkpoint"
+            )
+        elif teacher["findings"]:
             problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
         elif teacher["interval"] and near_chance(teacher["interval"][0], teacher["classes"]):
             problems.append(

@@ -12,18 +12,22 @@ from ssld.run.batches import Unreadables, class_names, eval_batches
 from ssld.run.setup import Setup, has_labels
 from ssld.teacher import Teacher
 from ssld.teacher_check import near_chance
+from ssld.teacher_faults import check_answers
 
 VERIFY_IMAGES = 1000
 """Images on which the teacher is checked before the first step."""
 
 
 def verify_teacher(setup: Setup, teacher: Teacher) -> None:
-    """Measure the teacher's top-1 on labeled images, where there are any it can know.
+    """Look at a few of its answers, and measure its top-1 on labeled images, where there are any
+    that it can know; each in the precision that it has in training.
 
     Raises:
-        InputError: it is near chance and `teacher.verify` is on.
+        InputError: what it predicts are no numbers; it is near chance, or says the same of all
+            images, and `teacher.verify` is on.
     """
     teacher.to(setup.device)
+    check_answers(setup, teacher)
     sources = setup.val if has_labels(setup.val) else setup.labeled
     problem = unknown_labels(sources, teacher)
     if problem:
