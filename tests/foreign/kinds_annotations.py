@@ -49,7 +49,12 @@ POINTS: dict[str, Any] = {
         for entry in COCO["annotations"]
     ],
     "categories": [
-        {"id": 3, "name": "cat", "keypoints": ["left_eye", "right_eye", "nose"], "skeleton": [[1, 2]]}
+        {
+            "id": 3,
+            "name": "cat",
+            "keypoints": ["left_eye", "right_eye", "nose"],
+            "skeleton": [[1, 2]],
+        }
     ],
 }
 OUTLINES: dict[str, Any] = {
@@ -164,9 +169,7 @@ HEADS = (
     '<!DOCTYPE a [<!ENTITY a "'
     + "x" * 100
     + '">'
-    + "".join(
-        f'<!ENTITY {b} "{f"&{a};" * 60}">' for a, b in zip("abcdef", "bcdefg", strict=True)
-    )
+    + "".join(f'<!ENTITY {b} "{f"&{a};" * 60}">' for a, b in zip("abcdef", "bcdefg", strict=True))
     + "]>",
 )
 
@@ -266,7 +269,9 @@ def write_masks(rng: random.Random, folder: Path) -> None:
     masks = folder / "masks" / "train"
     masks.mkdir(parents=True)
     for name in NAMES[:2]:
-        data = png(rng.choice(("L", "L", "L", "RGB", "RGB", "RGB", *ODD)), rng.choice((3,) * 7 + (9,)))
+        data = png(
+            rng.choice(("L", "L", "L", "RGB", "RGB", "RGB", *ODD)), rng.choice((3,) * 7 + (9,))
+        )
         if rng.random() < 0.05:
             data = png("L", 3, rng.choice(((24, 16), (1, 1), (16, 25))))
         data = damaged(rng, data) if rng.random() < 0.15 else data
@@ -386,5 +391,7 @@ KINDS = {
     "annotations.yolo": Kind(write_yolo, use_yolo, BOXES),
     "annotations.masks": Kind(write_masks, use_masks, MASKS),
     "annotations.panoptic": Kind(write_panoptic, use_panoptic, MASKS),
-    "annotations.results": Kind(write_results, use_results, ("downstream.detection.average_precision",)),
+    "annotations.results": Kind(
+        write_results, use_results, ("downstream.detection.average_precision",)
+    ),
 }

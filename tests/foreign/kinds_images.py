@@ -35,6 +35,14 @@ FORMATS = {"tif": "TIFF", "jpg": "JPEG", "jp2": "JPEG2000", "pfm": "PPM"}
 @functools.cache
 def bases() -> list[tuple[str, bytes]]:
     """(ending, valid file) of every format, mode and setting that Pillow can write together."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a few formats are deprecated
+        return _bases()
+
+
+def _bases() -> list[tuple[str, bytes]]:
     import numpy as np
     from PIL import Image
 
@@ -72,7 +80,9 @@ def png(width: int, height: int) -> bytes:
     """Black, of one bit a pixel; no data beyond 40 MB of it."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     rows = zlib.compress(bytes(min((width + 15) // 8 * height, 40_000_000)), 9)
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)

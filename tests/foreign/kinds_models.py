@@ -325,7 +325,9 @@ def segmenter() -> tuple[dict[str, Any], bytes]:
     from downstream.trained import save
 
     torch.manual_seed(0)
-    backbone = open_backbone(BackboneConfig(name="test_resnet", pretrained=False), strides=(4, 8, 16, 32))
+    backbone = open_backbone(
+        BackboneConfig(name="test_resnet", pretrained=False), strides=(4, 8, 16, 32)
+    )
     head = {"name": "fcn", "args": {"channels": 8}}
     model = build(head, backbone, 2)  # type: ignore
     network = SegmentationModel(model, ["a", "b"])
@@ -410,7 +412,9 @@ KINDS = {
     "models.file": Kind(write_file, use_file, NETWORKS),
     "models.pickle": Kind(write_pickle, use_pickle, ("zoo.paddle.convert",)),
     "models.segmenter": Kind(
-        write_segmenter, use_segmenter, (*NETWORKS, "downstream.segmentation.model", "downstream.predict")
+        write_segmenter,
+        use_segmenter,
+        (*NETWORKS, "downstream.segmentation.model", "downstream.predict"),
     ),
     "models.release": Kind(write_release, use_release, (*NETWORKS, "ssld.release", "zoo.local")),
 }

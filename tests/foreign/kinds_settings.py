@@ -31,7 +31,11 @@ SECOND = {**DISTILL, "run": "r0", "data": {"labeled": "c", "val": "d"}}
 BACKBONE = {"out": "run", "epochs": 2, "backbone": {"name": "test_resnet"}}
 COMMANDS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "distill": ("ssld.distill", "DistillConfig", [DISTILL]),
-    "supervised": ("ssld.config", "SupervisedConfig", [{"out": "r", "epochs": 2, "data": {"labeled": "a", "val": "b"}}]),
+    "supervised": (
+        "ssld.config",
+        "SupervisedConfig",
+        [{"out": "r", "epochs": 2, "data": {"labeled": "a", "val": "b"}}],
+    ),
     "finetune": ("ssld.stage_config", "FinetuneConfig", [SECOND]),
     "fix": ("ssld.stage_config", "FixConfig", [SECOND]),
     "plan": ("ssld.command_config", "PlanConfig", [{**DISTILL, "seconds": 1.0}]),
@@ -68,7 +72,11 @@ COMMANDS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     ),
     "predict": ("downstream.predict", "PredictConfig", [{"run": "r", "images": "a", "out": "o"}]),
     "publish": ("ssld.zoo_config", "PublishConfig", [{"source": "a", "repo": "a/b"}]),
-    "convert": ("ssld.zoo_config", "ConvertConfig", [{"file": "a", "out": "b", "paddle_class": "ResNet50_vd"}]),
+    "convert": (
+        "ssld.zoo_config",
+        "ConvertConfig",
+        [{"file": "a", "out": "b", "paddle_class": "ResNet50_vd"}],
+    ),
 }
 SNIPPETS = (
     f'!!python/object/apply:os.system ["{MARK}"]',
@@ -118,7 +126,10 @@ SNIPPETS = (
 )
 LAUGHS = "\n".join(
     ["a: &a [x, x, x, x, x, x, x, x, x]"]
-    + [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    + [
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
 )
 
 

@@ -52,7 +52,9 @@ def _field(rng: random.Random, data: bytes) -> bytes:
     """A number of 1 to 8 bytes becomes an extreme one."""
     size, place = rng.choice((1, 2, 4, 4, 8)), _at(rng, data)
     number = rng.choice((*EXTREMES, rng.randrange(2**32))) % 256**size
-    return data[:place] + number.to_bytes(size, rng.choice(("little", "big"))) + data[place + size :]
+    return (
+        data[:place] + number.to_bytes(size, rng.choice(("little", "big"))) + data[place + size :]
+    )
 
 
 def _cut(rng: random.Random, data: bytes) -> bytes:
@@ -146,7 +148,9 @@ def _other(rng: random.Random, value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and rng.random() < 0.5:
         return rng.choice((-value, value + 1, value * 1000, value / 7, float(value), str(value)))
     if isinstance(value, str) and rng.random() < 0.3:
-        return rng.choice((value.upper(), value + "\0", value + "/", value[:1], [value], value * 99))
+        return rng.choice(
+            (value.upper(), value + "\0", value + "/", value[:1], [value], value * 99)
+        )
     return rng.choice(NASTY)
 
 

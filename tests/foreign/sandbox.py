@@ -67,6 +67,7 @@ class Report:
     failed: Counter[str] = field(default_factory=Counter)
     """How many there are of each way."""
     seconds: float = 0.0
+    """Of the processor, without starts."""
     tried: int = 0
 
     def fail(self, name: str, seed: int, said: str) -> None:
@@ -89,26 +90,32 @@ def kind_of(name: str) -> Kind:
     return importlib.import_module(f"kinds_{name.partition('.')[0]}").KINDS[name]
 
 
-def hunt(name: str, first: int, count: int, *, folder: Path) -> Report:
+def hunt(name: str, first: int, count: int, *, folder: Path, seconds: float = SECONDS) -> Report:
     """Try the inputs of seeds [first, first + count) in worker processes; a new one after each that
-    did not live."""
-    report, seed, began = Report(), first, time.monotonic()
+    did not live.
+
+    Args:
+        folder: for the inputs; must exist.
+        seconds: that an input may take.
+    """
+    report, seed = Report(), first
     while seed < first + count and len(report.failures) < MOST:
-        seed = _until_death(report, name, seed, first + count, folder)
-    report.seconds, report.tried = time.monotonic() - began, seed - first
+        seed = _until_death(report, name, (seed, first + count), folder, seconds)
+    report.tried = seed - first
     return report
 
 
 def _until_death(
-    report: Report, name: str, first: int, end: int, folder: Path
+    report: Report, name: str, seeds: tuple[int, int], folder: Path, seconds: float
 ) -> int:
     """Run one worker; returns the seed to go on from."""
+    first, end = seeds
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     mine, its = context.Pipe(duplex=False)
     trace = folder / "trace"
     trace.write_bytes(b"")
-    worker = context.Process(target=_work, args=(its, name, first, end, folder))
+    worker = context.Process(target=_work, args=(its, name, seeds, folder, seconds))
     worker.start()
     its.close()
     seed = first
@@ -117,8 +124,12 @@ def _until_death(
             report.fail(name, seed, said)
         elif outcome == "stuck":
             worker.kill()
+            break
         elif outcome == "broken":
             raise RuntimeError(said)
+        elif outcome == "done":
+            report.seconds += float(said)
+            break
         else:
             report.outcomes[outcome] += 1
         seed += 1
@@ -127,7 +138,9 @@ def _until_death(
     worker.join()
     if seed < end and len(report.failures) < MOST:
         said = trace.read_text(errors="replace").strip()[-3000:]
-        how = f"over {SECONDS} s" if "Timeout" in said else f"the process died ({worker.exitcode})"
+        how = (
+            f"over {seconds:g} s" if "Timeout" in said else f"the process died ({worker.exitcode})"
+        )
         report.fail(name, seed, f"{said}\n{how}")
         seed += 1
     return seed
@@ -150,7 +163,7 @@ def _messages(connection: Connection, first: int) -> Iterator[tuple[int, str, st
 
 
 def _work(
-    connection: Connection, name: str, first: int, end: int, folder: Path
+    connection: Connection, name: str, seeds: tuple[int, int], folder: Path, seconds: float
 ) -> None:
     """In the worker process."""
     with (folder / "trace").open("wb", buffering=0) as trace, (folder / "said").open("wb") as said:
@@ -158,18 +171,20 @@ def _work(
         os.dup2(said.fileno(), 2)
         faulthandler.enable(trace)
         try:
-            box = Box(name, folder, trace)
+            box = Box(name, folder, trace, seconds)
+            began = time.process_time()
         except Exception as error:
-            connection.send((first, "broken", "".join(traceback.format_exception(error))))
+            connection.send((seeds[0], "broken", "".join(traceback.format_exception(error))))
             return
-        for seed in range(first, end):
+        for seed in range(*seeds):
             try:
                 outcome, message = box.try_one(seed), ""
-            except Exception as error:
+            except BaseException as error:  # SystemExit ends a command without a word, too
                 outcome, message = "failed", _told(error)
             connection.send((seed, outcome, message))
             if os.fstat(said.fileno()).st_size > 2**26:
                 os.ftruncate(said.fileno(), 0)
+        connection.send((seeds[1], "done", f"{time.process_time() - began}"))
 
 
 def _told(error: BaseException) -> str:
@@ -184,10 +199,11 @@ class Box:
         trace: gets the traceback of what takes too long, or crashes.
     """
 
-    def __init__(self, name: str, folder: Path, trace: Any) -> None:
+    def __init__(self, name: str, folder: Path, trace: Any, seconds: float = SECONDS) -> None:
         self.name = name
         self.kind = kind_of(name)
         self.trace = trace
+        self.seconds = seconds
         self.folder = folder / "box"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.input, self.out, self.cache = (self.folder / x for x in ("in", "out", "cache"))
@@ -256,7 +272,7 @@ class Box:
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=self.trace)
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.trace)
         try:
             yield
         finally:
@@ -297,6 +313,20 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def trusted(name: str, count: int, folder: Path) -> str:
+    """What is wrong with a kind's first `count` inputs, or with as many as SSLD_MUTATIONS says;
+    nothing where all are taken as a user may hope."""
+    asked = int(os.environ.get("SSLD_MUTATIONS") or count)
+    report = hunt(name, 0, asked, folder=folder)
+    print(f"{name}: {report.tried} in {report.seconds:.1f} s, {dict(report.outcomes)}")
+    if report.failures:
+        return "\n\n".join(report.failures)
+    seen = report.outcomes
+    if seen.total() != asked or not seen["read"] or not seen["refused"] + seen["unreadable"]:
+        return f"{name}: no fair trial, {dict(seen)} of {asked}"
+    return ""
+
+
 def show(name: str, seed: int) -> None:
     """One input, not watched, for a debugger: written to a folder that stays, and used."""
     folder = Path(tempfile.mkdtemp(prefix="foreign-"))
@@ -322,4 +352,3 @@ if __name__ == "__main__":
     from sandbox import main as again  # as the module that workers import
 
     again()
-
