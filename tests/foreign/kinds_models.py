@@ -318,24 +318,26 @@ def segmenter() -> tuple[dict[str, Any], bytes]:
     """The description and weights of a trained FCN."""
     import torch
 
-    from downstream.backbone import open_backbone
     from downstream.backbone_config import BackboneConfig
     from downstream.segmentation.model import SegmentationModel
     from downstream.segmentation.networks import build
     from downstream.trained import save
 
     torch.manual_seed(0)
-    backbone = open_backbone(
-        BackboneConfig(name="test_resnet", pretrained=False), strides=(4, 8, 16, 32)
-    )
-    head = {"name": "fcn", "args": {"channels": 8}}
-    model = build(head, backbone, 2)  # type: ignore
+    config = BackboneConfig(name="test_resnet", pretrained=False)
+    model = build("fcn", config, 2)
     network = SegmentationModel(model, ["a", "b"])
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model"
-        save(network, place, 3, task="segmentation", head=head, view={"mode": "whole"})
+        save(network, place, 3, task="segmentation", head={"name": "fcn"}, view=VIEW)
         said = json.loads((place / "config.json").read_text())
         return said, (place / "model.safetensors").read_bytes()
+
+
+VIEW: dict[str, Any] = {
+    **{"crop": None, "stride": None, "scales": [1.0], "flip": False},
+    **{"palette": [[0, 0, 0], [9, 9, 9]], "trained_on": [16, 16]},
+}
 
 
 def write_segmenter(rng: random.Random, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Boxes, masks and predictions of other tools, damaged: see `kinds_annotations.py` and `sandbox.py`."""
+"""Boxes, masks and predictions of other tools, damaged (`kinds_annotations.py`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,5 @@ INPUTS = [
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_annotations_are_read_or_refused_in_a_sentence(
-    kind: str, count: int, tmp_path: Path
-):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

@@ -1,4 +1,4 @@
-"""Tar shards, tars in tars, Parquet manifests and bundles, damaged: see `kinds_archives.py` and `sandbox.py`."""
+"""Tar shards, tars in tars, Parquet manifests and bundles, damaged (`kinds_archives.py`)."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ INPUTS = [
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_archives_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

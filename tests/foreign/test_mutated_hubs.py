@@ -1,4 +1,4 @@
-"""Answers of hubs, damaged: see `kinds_hubs.py` and `sandbox.py`."""
+"""Answers of hubs, damaged (`kinds_hubs.py`)."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ INPUTS = [("hubs.answers", 60)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_hubs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

@@ -1,4 +1,4 @@
-"""Images of every format that Pillow writes, damaged: see `kinds_images.py` and `sandbox.py`."""
+"""Images of every format that Pillow writes, damaged (`kinds_images.py`)."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ INPUTS = [("images.files", 900)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_images_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

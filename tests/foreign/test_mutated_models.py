@@ -1,4 +1,4 @@
-"""Exported folders, safetensors, pickles, segmenters and releases, damaged: see `kinds_models.py` and `sandbox.py`."""
+"""Exported folders, safetensors, pickles, segmenters and releases, damaged (`kinds_models.py`)."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ INPUTS = [
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_models_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

@@ -1,4 +1,4 @@
-"""Run folders, checkpoints and records, damaged: see `kinds_records.py` and `sandbox.py`."""
+"""Run folders, checkpoints and records, damaged (`kinds_records.py`)."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ INPUTS = [
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_records_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

@@ -1,4 +1,4 @@
-"""Settings of every command, recipes and grids, damaged: see `kinds_settings.py` and `sandbox.py`."""
+"""Settings of every command, recipes and grids, damaged (`kinds_settings.py`)."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ INPUTS = [("settings.commands", 350), ("settings.recipes", 150)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
-def test_mutated_settings_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
     assert not trusted(kind, count, tmp_path)

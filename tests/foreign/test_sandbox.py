@@ -1,4 +1,4 @@
-"""The suite of foreign inputs can fail: each promise is broken on purpose, and the seed is named."""
+"""The suite of foreign inputs can fail: each promise is broken on purpose, the seed is named."""
 
 from __future__ import annotations
 
