@@ -54,13 +54,15 @@ def segmentation(config: SegmentationConfig) -> None:
     config = replace(config, data=replace(config.data, classes=names))
     run = start_run(
         config, accelerator, sources, val, model, size=config.augment.crop,
-        head=config.segmenter.name, annotations_sha256=_looked_at([*sources, *val], accelerator),
+        head=config.segmenter.name, annotations_sha256=_looked_at(sources, val, accelerator),
     )  # fmt: skip
     task = SegmentationTask(sources, val, config, model.mean, model.aux_weight)
     train(run, task, model)
 
 
-def _looked_at(sources: Sequence[MaskSource], accelerator: Accelerator) -> list[str]:
+def _looked_at(
+    sources: Sequence[MaskSource], val: Sequence[MaskSource], accelerator: Accelerator
+) -> list[str]:
     """Look at all masks, on the main process only as it reads them all; returns their digests.
 
     Raises:
@@ -71,9 +73,10 @@ def _looked_at(sources: Sequence[MaskSource], accelerator: Accelerator) -> list[
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            for source in sources:
-                source.report.check()
-            found[0] = [json.dumps(source.report.hashes) for source in sources]
+            training = [source.report for source in sources]
+            for source in (*sources, *val):
+                source.report.check(training)
+            found[0] = [json.dumps(source.report.hashes) for source in (*sources, *val)]
         except InputError as error:
             found[1] = str(error)
     digests, problem = broadcast_object_list(found)
