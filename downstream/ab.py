@@ -22,6 +22,7 @@ from downstream.ab_grid import RATE, RATES, ABConfig, build, words
 from downstream.ab_records import MEASURES, Result, read_result
 from downstream.ab_statistics import Difference, Point
 from downstream.backbone_config import BackboneConfig
+from downstream.packages import require_packages
 from ssld import cli
 from ssld.ablate import command, state
 from ssld.ablate.command import Ledger
@@ -90,6 +91,8 @@ def ab(config: ABConfig) -> int:
         InputError: an unknown backbone; see `ssld.ablate.command.ablate`; a run folder is damaged.
         Interrupted: by a signal; the same command goes on.
     """
+    if config.task == "detection":
+        require_packages("ssld ab --task detection", "faster_coco_eval")
     ablation, note = build(config)
     _check_backbones(ablation)
     settings = AblateConfig(

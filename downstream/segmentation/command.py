@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from downstream.config import with_backbone_name
+from downstream.packages import BY_HEAD, require_packages
 from downstream.segmentation.config import SegmentationConfig
 from ssld import cli
 from ssld.errors import InputError
@@ -38,6 +39,7 @@ def segmentation(config: SegmentationConfig) -> None:
     from ssld.run.folder import check_out
     from ssld.run.loop import train
 
+    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
     check_out(config)
     accelerator = open_processes(config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
