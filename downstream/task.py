@@ -80,6 +80,11 @@ def verdict(
         return "no verdict: no held-out image has anything to be found"
     value, name = metrics[metric], NAMES[metric]
     done = "finished, " if share >= 1 else ""
+    if metrics.get("classes", 2) < 2:
+        return (
+            f"no verdict: held-out pixels are of one class alone, so that a {name} of {value:.4f} "
+            "says nothing; hold out images of the other classes, too"
+        )
     if value < 1e-3 and share >= LATE:
         return (
             f"{done}not learning: {name} is {value:.4f} after {share:.0%} of the run. Likely "

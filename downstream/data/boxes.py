@@ -135,6 +135,21 @@ class BoxSource:
         """Height and width of the upright image; 0, 0 for an unreadable one of unstated size."""
         return int(self._sizes[i, 0]), int(self._sizes[i, 1])
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [n, 2]: `image_size` of all."""
+        return self._sizes
+
+    @property
+    def all_boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all images: xyxy float32 [m, 4], and the number of each one's image, int64 [m]."""
+        return self._xyxy, np.repeat(np.arange(len(self)), np.diff(self._offsets))
+
+    @property
+    def counted(self) -> np.ndarray:
+        """bool [m]: is no crowd."""
+        return ~self._crowd
+
     def boxes(self, i: int) -> Boxes:
         part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
         keypoints = None if self._keypoints is None else self._keypoints[part]

@@ -58,8 +58,9 @@ class SegmentationScore:
         return self.confusion.reduce(accelerator, cut_short)
 
     def metrics(self) -> dict[str, float]:
-        """See `Confusion.metrics`."""
-        return self.confusion.metrics()
+        """See `Confusion.metrics`; `classes`: how many have pixels in the truth."""
+        found = self.confusion.metrics()
+        return {**found, "classes": float(self.confusion.total.any(1).sum())} if found else {}
 
 
 class SegmentationTask(AnnotatedTask):
