@@ -92,9 +92,10 @@ def member(name: str, content: bytes = b"x", **facts: object) -> tuple[tarfile.T
 def make(tar: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     """A tar that is a good bundle but for the given members."""
     names = ("model.safetensors", "config.json")
-    sha256 = hashlib.sha256(b"x").hexdigest()
-    files = {name: {"sha256": sha256, "bytes": 1} for name in names}
-    good = [member(f"net/{name}", b"x") for name in names]
+    content = b'{"architecture": "test_resnet"}'
+    sha256 = hashlib.sha256(content).hexdigest()
+    files = {name: {"sha256": sha256, "bytes": len(content)} for name in names}
+    good = [member(f"net/{name}", content) for name in names]
     good.append(member(f"net/{MANIFEST}", json.dumps({"format": 1, "files": files}).encode()))
     with tarfile.open(tar, "w") as archive:
         for info, content in (*good, *members):
