@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ssld.errors import InputError
 
 if TYPE_CHECKING:
     from ssld.data.loading import Batch
+    from ssld.data.sources import Source
     from ssld.network import Network
     from ssld.tally import Tally
 
@@ -78,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> None:
     tally = accuracy(network, batches, config.precision)
     result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
+    _warn_near_chance(result, network, sources)
     if config.out:
         written = {"model": config.model, **result}
         write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
@@ -125,6 +128,24 @@ def _print_result(model: str, result: dict[str, Any]) -> None:
     for name, label in (("top1", "top-1"), ("top5", "top-5")):
         low, high = result[f"{name}_low"], result[f"{name}_high"]
         print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
+
+
+def _warn_near_chance(result: dict[str, Any], network: Network, sources: list[Source]) -> None:
+    """Say so where the model guesses: labels that mean other classes look just like that."""
+    from ssld.run.batches import class_names, class_names_for
+    from ssld.teacher_check import near_chance
+
+    classes = network.num_classes
+    if classes < 2 or not near_chance(result["top1_low"], classes):
+        return
+    how = "class numbers" if class_names_for(sources, network.label_names) is None else "names"
+    if how == "names" and not network.label_names:
+        how = f"the order of their names, {', '.join((class_names(sources) or [])[:3])}, ..."
+    print(
+        f"warning: near chance ({1 / classes:.2%} for {classes} classes); labels are matched by "
+        f"{how}: check that the model means the same classes, and its mean, std and input_size",
+        file=sys.stderr,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from ssld.data.sources import Source
 from ssld.errors import InputError
 from ssld.evaluate import accuracy, wilson
 from ssld.network import Network
-from ssld.run.batches import Unreadables, class_names, eval_batches
+from ssld.run.batches import Unreadables, class_names, class_names_for, eval_batches
 from ssld.run.setup import Setup, has_labels
 from ssld.teacher import Teacher
 from ssld.teacher_check import near_chance
@@ -46,6 +46,10 @@ def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | N
     if not has_labels(sources):
         return "no labeled images are given"
     named = class_names(sources)
+    if named and class_names_for(sources, teacher.label_names) is None:
+        if int(named[-1]) < teacher.num_classes:
+            return None
+        return f"its classes are 0 to {teacher.num_classes - 1}, that of an image is {named[-1]}"
     if named and not teacher.label_names and len(named) != teacher.num_classes:
         return f"its {teacher.num_classes} classes are not the {len(named)} of the labeled images"
     if named and teacher.label_names and not set(named) <= set(teacher.label_names):
@@ -55,7 +59,7 @@ def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | N
 
 def teacher_labels(sources: list[Source], teacher: Teacher | Network) -> LabelIndex:
     """Labels of the sources as the teacher's class numbers, -1 where it does not know them."""
-    names = teacher.label_names or class_names(sources)
+    names = class_names_for(sources, teacher.label_names)
     return LabelIndex(names, teacher.num_classes, strict=False)
 
 
