@@ -50,8 +50,8 @@ def read_checkpoint(
         return str(arch or known), _tensors(file), said
 
 
-def check_named(role: str, arch: str) -> None:
-    """Check what `local-dir:` and `hf-hub:` name, before timm sees it.
+def check_named(role: str, arch: str) -> Described | None:
+    """What is said of what `local-dir:` and `hf-hub:` name, before timm sees it.
 
     Raises:
         InputError: there is no such folder, or it says what no network can have.
@@ -61,11 +61,12 @@ def check_named(role: str, arch: str) -> None:
         if arch.startswith("local-dir:"):
             folder = Path(arch.removeprefix("local-dir:"))
             _require_export(role, folder)
-            read_config(folder / "config.json")
-        elif hub:
+            return read_config(folder / "config.json")
+        if hub:
             from huggingface_hub import hf_hub_download
 
-            read_config(Path(hf_hub_download(hub[1], "config.json", revision=hub[2])))
+            return read_config(Path(hf_hub_download(hub[1], "config.json", revision=hub[2])))
+    return None
 
 
 def classes_in(arch: str, weights: Mapping[str, Tensor]) -> int | None:
