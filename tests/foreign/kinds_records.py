@@ -179,7 +179,9 @@ def release_files() -> dict[str, bytes]:
         place = Path(folder)
         whole_run(place / "run")
         _publish(place / "run", place)
-        return {x.name: x.read_bytes() for x in (place / "release").iterdir() if x.is_file()}
+        made = place / "release"
+        files = [x for x in made.rglob("*") if x.is_file()]
+        return {x.relative_to(made).as_posix(): x.read_bytes() for x in files}
 
 
 def write_release(rng: random.Random, folder: Path) -> None:
@@ -197,6 +199,7 @@ def write_release(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.8:
         manifest = changed(rng, manifest, rng.choice((1, 1, 3)))
     for name, data in {**files, "ssld.json": as_json(rng, manifest)}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
 
 
