@@ -23,6 +23,7 @@ from ssld.errors import InputError
 from ssld.replaceable import check_file
 from ssld.run.folder import flat, read_lines, write_atomically
 from ssld.text_table import ABSENT, CELL, text_table
+from ssld.written_files import reading
 
 HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
 FACTS = (
@@ -338,6 +339,7 @@ def _write(path: Path, found: Comparison) -> None:
     write_page(path, f"{', '.join(labels)} compared", body)
 
 
+@reading("one of the runs", "leave out the one whose config.yaml or run.json was changed")
 def compare(config: CompareConfig) -> None:
     """Print both tables, write the page to `config.out` and the values to `config.json`.
 
