@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssld.commands import COMMANDS
 from ssld.errors import InputError
 from ssld.run import overwrite
 from ssld.run.folder import LOCK, TEMPORARY, flat, write_atomically
 from ssld.run.recorded import check_recorded
 from ssld.run.written import remove
+from ssld.written_files import read_yaml
 
 STATE = "recipe.json"
 """What every stage was last started with, before anything was resolved, and from which student."""
@@ -95,7 +94,7 @@ class StagePlace:
         return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
     def _resolved(self) -> dict[str, Any]:
-        settings = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = read_yaml(self.folder / "config.yaml", f"move {self.folder} away")
         return {**flat(settings), **_read_json(self.folder / "run.json")}
 
     def check_overwrite(self, settings: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from ssld.errors import InputError
 from ssld.evaluate import wilson
 from ssld.run.folder import read_lines
 from ssld.run.recorded import check_recorded
+from ssld.written_files import WRONG, read_yaml
 from ssld.zoo_config import About
 from zoo.card import CURVES, METRICS, slug, write_card
 from zoo.errors import InputError as ZooError
@@ -34,8 +35,6 @@ MODEL_FILES = ("config.json", "model.safetensors")
 VERIFIED = 1000
 """Labeled images at most on which a run checks its teacher (VERIFY_IMAGES in ssld/run/verify.py,
 which imports torch)."""
-DAMAGE = (KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError, json.JSONDecodeError)
-"""What reading a file of a run raises that does not hold what a run writes."""
 
 
 def assemble(
@@ -70,7 +69,7 @@ def assemble(
         temporary.replace(folder)  # onto an empty folder too
     except (InputError, ZooError) as error:  # what is wrong with the copy is wrong with the source
         raise InputError(str(error).replace(str(temporary), str(source))) from error
-    except DAMAGE as error:
+    except WRONG as error:
         raise InputError(f"{source}: one of its files is damaged ({error!r})") from error
     except OSError as error:
         said = " ".join((error.strerror or str(error)).split())
@@ -173,7 +172,7 @@ def _exported_facts(folder: Path, about: About) -> dict[str, Any]:
 
 
 def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[str, Any]:
-    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    recipe = read_yaml(run / "config.yaml", "put a copy of it back")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     lines = read_lines(run / "metrics.jsonl")
     evaluation = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})

@@ -43,7 +43,7 @@ class SettingsLoader(yaml.SafeLoader):
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None:
-            _count(node, {})
+            count_values(node, {})
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
@@ -91,7 +91,7 @@ def _line(node: Any) -> str:
     return f"line {node.start_mark.line + 1}"
 
 
-def _count(node: Any, known: dict[int, int]) -> int:
+def count_values(node: Any, known: dict[int, int]) -> int:
     """Values below `node`, each anchor as often as it is named.
 
     Args:
@@ -107,7 +107,7 @@ def _count(node: Any, known: dict[int, int]) -> int:
         raise InputError(f"{_line(node)}: settings know no tag {shortened(tag)}; leave it out")
     below = [] if isinstance(node, yaml.ScalarNode) else node.value
     below = [x[1] if isinstance(x, tuple) else x for x in below]
-    total = 1 + sum(_count(x, known) for x in below)
+    total = 1 + sum(count_values(x, known) for x in below)
     if total > MOST_NODES:
         raise InputError(f"{_line(node)}: more than {MOST_NODES:,} values with anchors expanded")
     known[id(node)] = total

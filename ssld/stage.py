@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from ssld.errors import InputError
 from ssld.run.folder import flat, plain
 from ssld.run.recorded import MADE_AGAIN, check_recorded
 from ssld.stage_config import FinetuneConfig, FixConfig
+from ssld.written_files import read_object, read_yaml, reading
 
 if TYPE_CHECKING:
     from ssld.distill import Distillation
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["finetune", "fix"]
 CONFIGS: dict[Stage, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixConfig}
+RESTORE = "put a copy of it back, or give another run"
 OWN = ("run", "targets", "train", "resolutions", "out", "resume", "overwrite", "allow_changes")
 """Settings that are of one run and no other's."""
 SLOWER = 0.01
@@ -78,17 +77,17 @@ def open_start(run: str) -> Start:
     """
     folder = Path(run)
     try:
-        settings = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        facts = dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+        settings = read_yaml(folder / "config.yaml", RESTORE)
+        facts = read_object(folder / "run.json", RESTORE)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"run {run} is not a run folder ({error.filename} is missing)") from error
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"run {run} is damaged ({' '.join(str(error).split())})") from error
     if not facts.get("exported"):
         raise InputError(
             f"run {run} has not finished: start its command again with --resume, with fewer steps "
             "allowed by --allow_changes if it has seen enough"
         )
+    with reading(folder / "run.json", RESTORE):
+        facts["teacher_sha256"], facts["exported"]["step"]  # which are read later
     return Start(run, settings, facts)
 
 
@@ -100,7 +99,8 @@ def inherited(stage: Stage) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not run:
             return {}  # the configuration says that it is missing
         start = open_start(str(run))
-        return settings_after(stage, start.settings, start.taught, str(run), given)
+        with reading(Path(run) / "config.yaml", RESTORE):
+            return settings_after(stage, start.settings, start.taught, str(run), given)
 
     return defaults
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ssld.errors import InputError
+from ssld.settings_file import count_values
 
 WRONG = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
@@ -48,6 +49,25 @@ def reading(place: str | Path, advice: str, *more: type[Exception]) -> Iterator[
         raise InputError(
             f"{place} is damaged ({type(error).__name__}{f': {said}' if said else ''}); {advice}"
         ) from error
+
+
+def read_yaml(path: Path, advice: str) -> dict[str, Any]:
+    """What a config.yaml says.
+
+    Raises:
+        InputError: it is not what ssld writes: no mapping, with tags, or with more values than any.
+        OSError: it cannot be read.
+    """
+    with reading(path, advice):
+        text = path.read_text(encoding="utf-8")
+        try:
+            node = yaml.compose(text, yaml.SafeLoader)
+            if not isinstance(node, yaml.MappingNode):
+                raise ValueError("it holds no settings")
+            count_values(node, {})
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return yaml.safe_load(text)
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def _wrong(file: Path, key: str, value: Any, what: str) -> InputError:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) < 2**63
+    return type(value) is float and math.isfinite(value)
 
 
 def _is_argument(value: Any, most: int, depth: int = 3) -> bool:

@@ -229,7 +229,7 @@ class Detections:
                 if not (width >= 0 and height >= 0):
                     raise ValueError("bbox is no box")
                 rows[image].append(([x, y, x + width, y + height], float(result["score"]), label))
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, OverflowError) as error:
                 said = " ".join(str(error).split())
                 raise InputError(
                     f"{path}: result {i} is not of these images and classes or lacks a field "
@@ -248,7 +248,7 @@ def _are_boxes(boxes: np.ndarray) -> bool:
 def _read(path: Path) -> list[Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({said}); write the predictions again") from error
     if not isinstance(found, list):

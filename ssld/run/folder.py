@@ -26,6 +26,7 @@ from ssld.errors import InputError
 from ssld.loop_config import LoopConfig
 from ssld.run import overwrite
 from ssld.run.written import CONFIG, LOCK, OLD, remove
+from ssld.written_files import read_yaml
 
 HARMLESS = (
     "out",
@@ -147,10 +148,7 @@ def changed_settings(previous: Path, config: LoopConfig, *, given: bool = False)
     """
     if not previous.is_file():
         return []
-    try:
-        old, new = flat(dict(yaml.safe_load(previous.read_text()))), flat(plain(config))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{previous} is damaged ({' '.join(str(error).split())})") from error
+    old, new = flat(read_yaml(previous, "put a copy of it back")), flat(plain(config))
     known = old.keys() | new.keys()
     for name in config.allow_changes:
         if not any(under(key, [name]) for key in known):

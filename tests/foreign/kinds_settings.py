@@ -161,7 +161,7 @@ def yaml_of(rng: random.Random, tree: Any) -> bytes:
     elif what < 0.48:
         text = rng.choice(("", "---", "- a", "x", "null", "\0", "\ufeff", "#", "\t", "a: b: c"))
     if rng.random() < 0.05:
-        return text.encode("utf-8", "surrogateescape")[: rng.randrange(len(text) + 1)] + b"\xff"
+        return text.encode("utf-8", "surrogatepass")[: rng.randrange(len(text) + 1)] + b"\xff"
     return encoded(rng, text)
 
 

@@ -146,7 +146,8 @@ def _other(rng: random.Random, value: Any) -> Any:
     if rng.random() < 0.1:
         return nested(rng)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and rng.random() < 0.5:
-        return rng.choice((-value, value + 1, value * 1000, value / 7, float(value), str(value)))
+        if abs(value) < 1e300:
+            return rng.choice((-value, value + 1, value * 1000, value / 7, float(value)))
     if isinstance(value, str) and rng.random() < 0.3:
         return rng.choice(
             (value.upper(), value + "\0", value + "/", value[:1], [value], value * 99)
