@@ -87,7 +87,8 @@ def open_start(run: str) -> Start:
             "allowed by --allow_changes if it has seen enough"
         )
     with reading(folder / "run.json", RESTORE):
-        facts["teacher_sha256"], facts["exported"]["step"]  # which are read later
+        if "teacher_sha256" not in facts or "step" not in facts["exported"]:
+            raise ValueError("it lacks teacher_sha256 or exported.step")
     return Start(run, settings, facts)
 
 
