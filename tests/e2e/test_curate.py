@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_valid_tables(world, teacher_file, tmp_path):
     settings = world.settings(out, teacher_file)
     full = functools.partial(
         sabotage.at_call, "ssld.curate.tables:write_whole", 6,
-        functools.partial(sabotage.quota, 512),
+        functools.partial(sabotage.quota, 1024),  # what it says must fit in, too
     )  # fmt: skip
     code, said = sabotage.run(["curate", "select", *settings], tmp_path / "said.txt", [full])
     assert code == 2 and "cannot be written (File too large)" in said
