@@ -10,6 +10,7 @@ OUT/report.html   the same, with learning curves and a plot of the differences
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from downstream.ab_grid import RATE, RATES, ABConfig, build, words
 from downstream.ab_records import MEASURES, Result, read_result
 from downstream.ab_statistics import Difference, Point
 from downstream.backbone_config import BackboneConfig
+from downstream.packages import require_packages
 from ssld import cli
 from ssld.ablate import command, state
 from ssld.ablate.command import Ledger
@@ -89,6 +91,8 @@ def ab(config: ABConfig) -> int:
         InputError: an unknown backbone; see `ssld.ablate.command.ablate`; a run folder is damaged.
         Interrupted: by a signal; the same command goes on.
     """
+    if config.task == "detection":
+        require_packages("ssld ab --task detection", "faster_coco_eval")
     ablation, note = build(config)
     _check_backbones(ablation)
     settings = AblateConfig(
@@ -122,13 +126,14 @@ def _check_backbones(ablation: Ablation) -> None:
 def finish(config: ABConfig, ledger: Ledger) -> None:
     """Write ab.json, ab.md and report.html of the runs that are finished."""
     from downstream.ab_report import markdown, write_report
+    from ssld.report.parts import attempt
 
     ledger.write()
     found, out = analyse(config, read_results(config, ledger)), ledger.ablation.out
     write_atomically(out / "ab.json", json.dumps(as_json(found), indent=1) + "\n")
     said = markdown(found)
     write_atomically(out / "ab.md", said)
-    write_report(found, out / "report.html")
+    attempt("report.html", lambda: write_report(found, out / "report.html"))
     print(f"\n{said}\nnumbers: {out / 'ab.json'}\nreport:  {out / 'report.html'}")
 
 
@@ -185,7 +190,8 @@ def _compare(results: Results, rates: tuple[str, str]) -> Comparison | None:
         images=images or 0,
     )
     curves = [ab_statistics.mean_curve([pair[i].curve for pair in pairs]) for i in (0, 1)]
-    return Comparison(rates, seeds, images, difference, _reached(curves[0], curves[1]))
+    reached = None if difference.flaw else _reached(curves[0], curves[1])
+    return Comparison(rates, seeds, images, difference, reached)
 
 
 def _images(pairs: Sequence[tuple[Result, Result]], seeds: Sequence[int]) -> int | None:
@@ -214,7 +220,8 @@ def _reached(a: Sequence[Point], b: Sequence[Point]) -> Reached | None:
 def as_json(found: Analysis) -> dict[str, Any]:
     """ab.json"""
     scores = [
-        {"backbone": found.backbones[side], "lr": rate, "seed": seed, "score": result.score}
+        {"backbone": found.backbones[side], "lr": rate, "seed": seed}
+        | {"score": result.score if math.isfinite(result.score) else None}
         | {f"{key}_{when}": x for when, known in result.probe.items() for key, x in known.items()}
         for (side, rate), runs in found.results.items()
         for seed, result in sorted(runs.items())
@@ -223,7 +230,9 @@ def as_json(found: Analysis) -> dict[str, Any]:
     for name, one in found.comparisons.items():
         if one is not None:
             said = {"lr": one.rates, "seeds": one.seeds, "images": one.images}
-            said |= {"mean": one.difference.mean, **asdict(one.difference)}
+            mean = None if one.difference.flaw else one.difference.mean
+            said |= {**asdict(one.difference), "mean": mean}
+            said["by_seed"] = [x if math.isfinite(x) else None for x in said["by_seed"]]
             said |= {"verdict": one.difference.verdict}
             compared[name] = said | {"to_last_score_of_a": one.reached and asdict(one.reached)}
     return {

@@ -8,6 +8,7 @@ what `downstream.detection.average_precision` reads (detection).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def _curve(lines: list[dict[str, Any]], key: str) -> list[Point]:
 
 
 def _record(folder: Path, measure: Measure, score: float) -> Record | None:
-    if not (folder / HELD_OUT).is_file():
+    if not (folder / HELD_OUT).is_file() or math.isnan(score):
         return None
     ids, statistic = measure.statistic(folder)
     whole = float(statistic(np.arange(len(ids))[None])[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,11 +65,16 @@ def headline(found: Analysis) -> list[str]:
     if not known:
         return ["No seed has runs of both yet."]
     said = [
-        f"{NAMES[name]}: {one.difference.verdict} ({_points(one.difference.mean)} points of "
-        f"{found.label})."
+        f"{NAMES[name]}: {one.difference.verdict}"
+        + (
+            "."
+            if one.difference.flaw
+            else f" ({_points(one.difference.mean)} points of {found.label})."
+        )
         for name, one in known.items()
     ]
-    if max(len(one.seeds) for one in known.values()) == 1:
+    judged = [one for one in known.values() if not one.difference.flaw]
+    if judged and max(len(one.seeds) for one in judged) == 1:
         said.append(
             "One seed has no interval: what another one would give is unknown, so nothing is shown."
         )
@@ -125,7 +131,8 @@ def _scores(found: Analysis) -> Table:
     rows = []
     for side, name in enumerate(found.backbones):
         spreads = [
-            Spread(tuple(run.score for run in found.results[side, rate].values())) for rate in RATES
+            Spread(tuple(x for run in runs.values() if math.isfinite(x := run.score)))
+            for runs in (found.results[side, rate] for rate in RATES)
         ]
         rows.append(
             [f"{'AB'[side]} {name}", *(f"{x.percent()} ({len(x.points)})" for x in spreads)]
@@ -143,8 +150,8 @@ def _differences(found: Analysis) -> Table:
             continue
         x = one.difference
         intervals = map(_interval, (x.over_seeds, x.over_images, x.over_both))
-        rows.append([NAMES[name], *one.rates, str(len(one.seeds)), _points(x.mean), *intervals,
-                     x.verdict])  # fmt: skip
+        mean = ABSENT if x.flaw else _points(x.mean)
+        rows.append([NAMES[name], *one.rates, str(len(one.seeds)), mean, *intervals, x.verdict])
     return head, rows
 
 
@@ -207,7 +214,7 @@ def write_report(found: Analysis, path: Path) -> None:
         f'<p class="verdict">{"<br>".join(map(html.escape, headline(found)))}</p>',
         f'<p class="note">From <code>{html.escape(found.file)}</code></p>',
     ]
-    if any(found.comparisons.values()):
+    if _judged(found):
         body.append(f'<div class="forest">{_drawn_forest(found)}</div>')
     figures = [
         page.drawn(f"{found.label} while training, {NAMES[rate]}", curves(found, rate))
@@ -260,7 +267,7 @@ def _xy(curve: Sequence[Point]) -> tuple[list[float], list[float]]:
 
 def forest(found: Analysis) -> Figure:
     """The differences with their intervals, one comparison a line."""
-    known = [(NAMES[name], one) for name, one in found.comparisons.items() if one is not None]
+    known = _judged(found)
     figure = Figure(figsize=(8.4, 1.3 + 0.75 * len(known)), layout="constrained")
     plot = page.axes(figure, f"B less A, points of {found.label}: right of 0, B is better")
     plot.axvline(0, color="#57606a", lw=1)
@@ -278,6 +285,15 @@ def forest(found: Analysis) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+def _judged(found: Analysis) -> list[tuple[str, Comparison]]:
+    """Comparisons whose scores say something."""
+    return [
+        (NAMES[name], one)
+        for name, one in found.comparisons.items()
+        if one is not None and not one.difference.flaw
+    ]
 
 
 def _limits(known: Sequence[Comparison]) -> tuple[float, float]:

@@ -28,6 +28,8 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 2000
 """Enough for the 2.5 % and 97.5 % points (Efron & Tibshirani 1993, section 14.3: at least 1000)."""
+NOTHING = 1e-3
+"""A score below it is none: the share from which `downstream.task.verdict` says "not learning"."""
 DRAWN = 4_000_000
 """Indices at a time, to save memory."""
 
@@ -53,6 +55,8 @@ class Difference:
     """None where the runs kept no record by image."""
     over_both: Interval | None
     """None where one of the two is."""
+    flaw: str | None = None
+    """Why the scores say nothing of A and B, see `flaw_of`."""
 
     @property
     def mean(self) -> float:
@@ -65,7 +69,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`A better`, `B better` or `no difference shown`: whether the interval excludes 0."""
+        """`A better`, `B better` or `no difference shown`: whether the interval excludes 0; `no
+        verdict: ...` where the scores say nothing."""
+        if self.flaw:
+            return f"no verdict: {self.flaw}"
         interval = self.deciding
         if interval is None or interval.low <= 0 <= interval.high:
             return "no difference shown"
@@ -89,11 +96,32 @@ def compare(
     """
     assert len(a) == len(b) > 0 and len(records) in (0, len(a)), (len(a), len(b), len(records))
     by_seed = tuple(float(y) - float(x) for x, y in zip(a, b, strict=True))
+    flaw = flaw_of([*a, *b])
+    if flaw:
+        return Difference(by_seed, None, None, None, flaw)
     seeds = t_interval(by_seed)
     drawn = bootstrap(records, images, seed=seed) if records and images > 1 else None
     mean = math.fsum(by_seed) / len(by_seed)
     both = added(mean, seeds, drawn) if seeds and drawn else None
     return Difference(by_seed, seeds, drawn, both)
+
+
+def flaw_of(scores: Sequence[float]) -> str | None:
+    """Why scores of runs cannot tell two backbones apart: nothing was learned, or measured."""
+    missing = sum(not math.isfinite(score) for score in scores)
+    if missing:
+        return f"{missing} of {len(scores)} runs have no score that is a number"
+    if max(scores) < NOTHING:
+        return (
+            f"none of the {len(scores)} runs learned anything (all scores are below "
+            f"{100 * NOTHING:g} %), so nothing is compared; train longer, or see the runs' reports"
+        )
+    if len(scores) > 2 and min(scores) == max(scores):
+        return (
+            f"all {len(scores)} runs have the same score to the last digit ({100 * scores[0]:.2f} "
+            "%), as networks do that always say the same; see the runs' reports"
+        )
+    return None
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:

@@ -15,7 +15,9 @@ from downstream.backbone_config import BackboneConfig
 from ssld.errors import InputError
 from ssld.network import Network, open_network
 from zoo.catalog import catalog
+from zoo.hub_errors import failures
 from zoo.release import MANIFEST
+from zoo.watch import ANSWER_BYTES, watched
 
 _LOADER = "timm.models._builder"
 _LOGGED = re.compile(r"(Missing|Unexpected) keys \((.*?)\)", re.DOTALL)
@@ -181,14 +183,13 @@ def _folder_is_distilled(folder: Path) -> bool:
 
 def _hub_is_distilled(repo: str, revision: str | None) -> bool:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return _release_is_distilled(
-            _facts(Path(hf_hub_download(repo, MANIFEST, revision=revision)))
-        )
-    except (HfHubHTTPError, OSError):
+        with watched(f"hf-hub:{repo}", limit=ANSWER_BYTES):
+            file = Path(hf_hub_download(repo, MANIFEST, revision=revision))
+    except failures():
         return False  # nobody's release: most of the hub
+    return _release_is_distilled(_facts(file))
 
 
 def _facts(file: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ssld.report.page import COLOURS
+from ssld.report import page
 
 SHEET_PX = 320
 """Longer side of an image in a sheet."""
@@ -19,7 +19,7 @@ OPACITY = 0.55
 
 def colour_of(label: int) -> tuple[int, int, int]:
     """The colour of a class where the data does not say one."""
-    code = COLOURS[label % len(COLOURS)]
+    code = page.COLOURS[label % len(page.COLOURS)]
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
 
 
@@ -45,7 +45,7 @@ def draw_boxes(
     for box, label, score in reversed(list(zip(boxes.tolist(), labels, said, strict=True))):
         colour = colour_of(label)
         draw.rectangle(box, outline=colour, width=width)
-        text = f"{names[label]}{score}"
+        text = f"{page.label(names[label])}{score}"
         x, y = box[0], max(0, box[1] - size - 2)
         draw.rectangle(draw.textbbox((x + 1, y), text, font=font), fill=colour)
         draw.text((x + 1, y), text, fill="white", font=font)
@@ -57,7 +57,7 @@ def draw_lines(pixels: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     image = Image.fromarray(pixels.copy())
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(10, round(max(image.size) / 28)))
-    text = "\n".join(lines)
+    text = "\n".join(page.label(line, 60) for line in lines)
     draw.rectangle(draw.multiline_textbbox((4, 4), text, font=font), fill="black")
     draw.multiline_text((4, 4), text, fill="white", font=font)
     return np.asarray(image)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from downstream.packages import require_packages
 from ssld import cli
 from ssld.errors import InputError
 from ssld.loop_config import require
@@ -40,6 +41,7 @@ def export(config: ExportConfig) -> None:
     """
     from downstream.trained import read_description
 
+    require_packages("ssld export", "onnx", "onnxruntime")
     run = Path(config.run)
     out = Path(config.out) if config.out else run / "model.onnx"
     if (run / "student").is_dir():

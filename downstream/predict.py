@@ -220,11 +220,11 @@ def _segmenter(
 
 def _classifier(run: str, device: torch.device) -> Predictor:
     from downstream.drawing import draw_lines
-    from ssld.data.views import EvalView
+    from ssld.data.eval_view import eval_view
     from ssld.network import open_network
 
     network = open_network("run", arch=None, checkpoint=run).to(device).eval()
-    view = EvalView(network.input_size, network.crop_pct, network.interpolation)
+    view = eval_view(network)
     names = network.label_names or list(map(str, range(network.num_classes)))
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:

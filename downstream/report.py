@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ssld.report import page, training
+from ssld.report.parts import attempt
 from ssld.report.training import Lines
 from ssld.run.folder import versions, write_atomically
 from ssld.run.start import Run
@@ -21,13 +22,18 @@ PICTURES = "pictures"
 JPEG_QUALITY = 88
 
 
-def write_picture(run: Run, step: int, sheet: np.ndarray) -> None:
-    """Keep an evaluation's sheet, uint8 [h, w, 3], as `pictures/step-00000100.jpg`."""
+def write_picture(run: Run, step: int, make: Callable[[], np.ndarray]) -> None:
+    """Keep an evaluation's sheet, uint8 [h, w, 3], as `pictures/step-00000100.jpg`; a run goes on
+    without one."""
     folder = run.folder.path / PICTURES
-    folder.mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    write_atomically(folder / f"step-{step:08d}.jpg", buffer.getvalue())
+
+    def write() -> None:
+        folder.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(make()).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        write_atomically(folder / f"step-{step:08d}.jpg", buffer.getvalue())
+
+    attempt(f"the pictures of step {step:,}", write)
 
 
 def write_report(
@@ -52,12 +58,14 @@ def write_report(
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(training.headline(run, train))}</p>',
         _verdict(evaluations),
-        training.section("Scores on held-out images", training.plots_of(evaluations, list(curves))),
+        training.section(
+            "Scores on held-out images", lambda: training.plots_of(evaluations, list(curves))
+        ),
         f"<h2>By class, at the last evaluation</h2>{page.table(rows, head)}" if rows else "",
         *(f'<div style="max-width: 640px">{figure}</div>' for figure in confusion),
-        _pictures(out),
-        training.section("Training", training.training_curves(train)),
-        training.section("Where a step's time goes", training.time_curves(train)),
+        attempt("the pictures of report.html", lambda: _pictures(out)),
+        training.section("Training", lambda: training.training_curves(train)),
+        training.section("Where a step's time goes", lambda: training.time_curves(train)),
         f"<h2>Data</h2><pre>{html.escape(_read(out / 'preflight.md'))}</pre>",
         "<h2>Network and run</h2>",
         page.table(_facts(run.facts)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from ssld.data.loading import eval_rows, train_rows
 from ssld.data.workers import Rows, load
 from ssld.run.batches import AnyBatch, Unreadables, to_device
 from ssld.run.start import Run
+from ssld.streams import is_terminal
 
 DRAWN = 16
 """Held-out images that are drawn at every evaluation."""
@@ -51,9 +53,8 @@ def held_out(run: Run, make: Callable[[Rows], Made]) -> Iterator[Made]:
     sizes = [len(source) for source in run.val]
     rows = eval_rows(sizes, batch_size=1, rank=run.rank, world=run.world)
     pin = run.accelerator.device.type == "cuda"
-    with tqdm(
-        total=sum(sizes), desc="evaluate", unit="img", disable=run.rank > 0, leave=False
-    ) as bar:
+    quiet = run.rank > 0 or not is_terminal(sys.stderr)
+    with tqdm(total=sum(sizes), desc="evaluate", unit="img", disable=quiet, leave=False) as bar:
         for batch in load(make, rows, workers=config.data.workers, pin=pin):
             unreadables.add(batch)
             yield to_device(batch, run.accelerator.device)
@@ -79,6 +80,11 @@ def verdict(
         return "no verdict: no held-out image has anything to be found"
     value, name = metrics[metric], NAMES[metric]
     done = "finished, " if share >= 1 else ""
+    if metrics.get("classes", 2) < 2:
+        return (
+            f"no verdict: held-out pixels are of one class alone, so that a {name} of {value:.4f} "
+            "says nothing; hold out images of the other classes, too"
+        )
     if value < 1e-3 and share >= LATE:
         return (
             f"{done}not learning: {name} is {value:.4f} after {share:.0%} of the run. Likely "

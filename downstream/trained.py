@@ -15,6 +15,7 @@ from ssld.errors import InputError
 from ssld.network import ImageModel, load_strictly
 from ssld.run import checkpoint
 from ssld.run.export import replace_export
+from ssld.run.recorded import check_recorded
 from zoo.release import save_weights
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def load(
     model = build(rebuild(content["backbone"]), len(content["class_names"]))
     file = folder / "model.safetensors"
     try:
+        check_recorded(file)
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({error})") from error

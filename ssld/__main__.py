@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 
+from ssld import streams
 from ssld.commands import COMMANDS
 
 
@@ -14,6 +15,7 @@ def _usage() -> str:
     return "usage: ssld COMMAND [--help] ...\n\ncommands:\n" + "\n".join(lines)
 
 
+@streams.whole
 def main(argv: list[str] | None = None) -> int:
     """Run `ssld COMMAND ...`; returns the exit code."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]

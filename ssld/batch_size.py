@@ -14,6 +14,8 @@ import psutil
 import torch
 
 from ssld.data.loading import Batch
+from ssld.errors import InputError
+from ssld.run.batch_norm import alone
 
 if TYPE_CHECKING:
     from ssld.bench import Bench
@@ -34,7 +36,7 @@ def largest_batch(bench: Bench) -> dict[str, Any]:
     run = bench.run
     passes = run.world * run.config.accumulate
     start = max(1, run.config.batch_size // passes)
-    if run.accelerator.device.type == "cuda":
+    if _can_try(bench):
         found: int | None = _tried(bench, start)
         how = "tried, to within an eighth"
     else:
@@ -42,6 +44,28 @@ def largest_batch(bench: Bench) -> dict[str, Any]:
     if found is not None and 2 * found > MOST:
         how += "; or more, larger ones were not looked at"
     return {"largest_batch": None if found is None else found * passes, "how": how}
+
+
+def require_memory(bench: Bench) -> None:
+    """Try one step of the run's own size, where trying does no harm, before processes wait for each
+    other in such a step.
+
+    Raises:
+        InputError: it does not fit on some process; says what does.
+    """
+    config = bench.run.config
+    passes = bench.run.world * config.accumulate
+    if not _can_try(bench) or _fits(bench, config.batch_size // passes):
+        return
+    most = passes * _tried(bench, config.batch_size // passes)
+    raise InputError(
+        f"batch_size is {config.batch_size}, which does not fit into memory; about {most} is the "
+        "most that does: lower it, or raise accumulate"
+    )
+
+
+def _can_try(bench: Bench) -> bool:
+    return bench.run.accelerator.device.type == "cuda"
 
 
 def _step(bench: Bench, count: int) -> None:
@@ -73,19 +97,61 @@ def _tried(bench: Bench, start: int) -> int:
 
 
 def _fits(bench: Bench, count: int) -> bool:
-    device = bench.run.accelerator.device
-    failed = torch.zeros(1, device=device)
-    # A process that runs out must not leave the others waiting for its gradients.
-    with bench.run.accelerator.no_sync(bench.trainer.model):
+    """Whether every process has the memory for a step on `count` images; all say the same.
+
+    Each tries for itself, without a word to the others: one that runs out in the middle would leave
+    them waiting for it.
+
+    Raises:
+        InputError: the step failed on another process, and not for want of memory.
+    """
+    run, failure = bench.run, None
+    short = False
+    with _alone(bench):
         try:
             _step(bench, count)
-            torch.cuda.synchronize()
-        except torch.OutOfMemoryError:
-            failed += 1
+            if run.accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            short = _out_of_memory(error)
+            failure = None if short else error
     bench.progress.kept.clear()
     bench.trainer.optimizer.zero_grad()
     torch.cuda.empty_cache()
-    return not bench.run.accelerator.reduce(failed, "sum").item()  # type: ignore[union-attr]
+    outcome = torch.tensor(
+        [float(short), float(failure is not None)], device=run.accelerator.device
+    )
+    without_memory, failed = run.accelerator.reduce(outcome, "sum").tolist()  # type: ignore[union-attr]
+    if failure is not None:
+        raise failure
+    if failed:
+        raise InputError(
+            f"a step on {count} images failed on another process, whose own words say why"
+        )
+    return not without_memory
+
+
+@contextlib.contextmanager
+def _alone(bench: Bench) -> Iterator[None]:
+    """Steps inside send nothing: neither gradients nor buffers nor statistics of batch norm."""
+    model = bench.trainer.model
+    sends_buffers = getattr(model, "require_forward_param_sync", None)
+    with bench.run.accelerator.no_sync(model), alone(bench.trainer.student, bench.teacher):
+        if sends_buffers is not None:
+            model.require_forward_param_sync = False
+        try:
+            yield
+        finally:
+            if sends_buffers is not None:
+                model.require_forward_param_sync = sends_buffers
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Libraries beneath torch say it in their own ways."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        "out of memory" in said or "ALLOC_FAILED" in said
+    )
 
 
 def _derived(bench: Bench, start: int) -> tuple[int | None, str]:

@@ -91,7 +91,13 @@ class Bench:
             (distillation step, images in memory), together (distillation with the loader),
             supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
             split (percent of a step, as in metrics.jsonl).
+
+        Raises:
+            InputError: a step does not fit into a GPU's memory.
         """
+        from ssld.batch_size import require_memory
+
+        require_memory(self)
         run, clock, labels = self.run, self.progress.clock, HardLabels()
         rates: dict[str, Any] = {}
         loader = self.distillation.train_batches(run, 0, 10**9)  # without end

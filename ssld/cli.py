@@ -15,10 +15,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
+from ssld import streams
 from ssld.errors import InputError, Interrupted
 from ssld.run.launcher import leave_processes, start_asked_for_processes
+from ssld.settings_file import parsed, read_settings, shortened, tidied
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -28,8 +28,11 @@ Config = TypeVar("Config")
 EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75
 EXIT_INTERRUPTED = 130
+LONGEST = 300
+"""Characters of what another package says."""
 
 
+@streams.whole
 def command(
     prog: str,
     config_class: type[Config],
@@ -50,7 +53,8 @@ def command(
 
     Returns the exit code: what `work` returns, else 0; 2 for what must be mended (one sentence on
     stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by a
-    signal or a lost process, `--resume` goes on; 130 when interrupted without a checkpoint.
+    signal or a lost process, `--resume` goes on; 130 when interrupted without a checkpoint; 141
+    when nobody reads the output any more.
     """
     try:
         _listen_to_sigterm()
@@ -64,6 +68,8 @@ def command(
         leave_processes()
         return code
     except (InputError, Interrupted, OSError) as error:
+        if isinstance(error, BrokenPipeError) and streams.reader_left(sys.stdout):
+            raise
         if os.environ.get("SSLD_DEBUG") == "1":
             raise
         stopped = isinstance(error, Interrupted)
@@ -116,24 +122,24 @@ def parse(
 
     parser = _parser(prog, config_class)
     argv = _with_values(list(sys.argv[1:] if argv is None else argv), config_class)
-    known = [str(a.dest) for a in parser._actions if a.dest not in ("help", "print_config")]
-    layers = [(f"{file}", read_settings(file)) for file in _config_files(argv)]
-    layers = [settings, *layers] if settings else layers
-    for where, tree in layers:
-        for key, _ in _flat(tree, known):
-            if key not in known:
-                raise InputError(f"{where}: {_nearest(key, known)}")
+    words = ("help", "config", "print_config", "print_shtab")
+    known = [str(a.dest) for a in parser._actions if a.dest.rpartition(".")[2] not in words]
+    argv, layers = _with_files_read(argv, known)
     if settings:
-        argv = ["--config", json.dumps(settings[1]), *argv]
+        layers = [(settings[0], _checked(*settings, known)), *layers]
+        argv = ["--config", json.dumps(layers[0][1]), *argv]
     if defaults:
         given = {key: value for _, tree in layers for key, value in _flat(tree, known)}
         argv = ["--config", json.dumps(defaults(given | dict(_named_in(argv)))), *argv]
     try:
         found = parser.instantiate(parser.parse_args(argv))
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise InputError(_plain(_sentence(error), known)) from error
+    except RecursionError as error:
+        raise InputError("a setting is nested too deeply") from error
     values = vars(found)
     values.pop("config", None)
+    values = {key: tidied(value, key) for key, value in values.items()}
     try:
         return config_class(**values)
     except ValueError as error:
@@ -142,19 +148,44 @@ def parse(
 
 @functools.cache  # a recipe and a grid of them parse many times, at a fifth of a second each
 def _parser(prog: str, config_class: type) -> ArgumentParser:
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("ssld", _value, exceptions=(InputError,))
     parser = ArgumentParser(
-        prog=prog, description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
+        prog=prog,
+        description=config_class.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode="ssld",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(config_class)
     return parser
 
 
-def _config_files(argv: list[str]) -> list[Path]:
-    return [Path(value) for name, value in _named_in(argv) if name == "config"]
+def _value(text: str) -> Any:
+    """What a word says; `C:` is text, though to YAML it is a mapping to nothing."""
+    found = parsed(text)
+    to_nothing = isinstance(found, dict) and found and all(x is None for x in found.values())
+    return text if to_nothing and not text.lstrip().startswith("{") else found
+
+
+def _with_files_read(
+    argv: list[str], known: list[str]
+) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+    """The words with what each `--config FILE` says in place of FILE, and all of that with its
+    name: a file is read once, it may be a pipe."""
+    words, layers, rest = [], [], iter(argv)
+    for word in rest:
+        name, equals, file = word.partition("=")
+        if name == "--config":
+            file = file if equals else next(rest, "")
+            tree = _checked(file, read_settings(Path(file).expanduser()), known)
+            layers.append((file, tree))
+            word = f"--config={json.dumps(tree)}"
+        words.append(word)
+    return words, layers
 
 
 def _named_in(argv: list[str]) -> Iterator[tuple[str, str]]:
@@ -165,42 +196,28 @@ def _named_in(argv: list[str]) -> Iterator[tuple[str, str]]:
             yield name.removeprefix("--"), value if equals else following
 
 
-def read_settings(file: Path) -> dict[str, Any]:
-    """What a YAML file says.
+def _checked(
+    where: str, tree: dict[str, Any], known: list[str], prefix: str = ""
+) -> dict[str, Any]:
+    """Settings whose names are all known, without groups that are left empty.
 
     Raises:
-        InputError: there is none, or it is not YAML, or no settings.
+        InputError: an unknown name, or a single value in the place of a group.
     """
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), SettingsLoader)
-    except FileNotFoundError as error:
-        raise InputError(f"{str(file)!r}: no such file; give a YAML recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid YAML: {_sentence(error)}") from error
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no settings; give `name: value` lines")
-    return content
-
-
-class SettingsLoader(yaml.SafeLoader):
-    """YAML as people write it: 1e-5 is a number; a key is the text that was typed (`off`, `0`), and
-    is there once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            line = node.start_mark.line + 1
-            raise InputError(f"{twice[0]!r} is there twice in the lines from {line} on; give one")
-        self.flatten_mapping(node)
-        pairs = ((key.value, self.construct_object(x, deep=True)) for key, x in node.value)
-        return dict(pairs)
-
-
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+    found = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if any(other.startswith(f"{key}.") for other in known):
+            if value is None:
+                continue
+            if not isinstance(value, dict):
+                said = f"{key} is {shortened(value)}: give `name: value` lines below it"
+                raise InputError(f"{where}: {said}")
+            value = _checked(where, value, known, f"{key}.")
+        elif key not in known:
+            raise InputError(f"{where}: {_nearest(key, known)}")
+        found[name] = value
+    return found
 
 
 def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,9 +232,11 @@ def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[
 
 
 def _sentence(error: BaseException) -> str:
+    """What an error says on one line, without characters that a terminal obeys."""
+    said = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'file system'}: {error.strerror}"
-    return " ".join(str(error).split())
+        said = f"{error.filename or 'file system'}: {error.strerror}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
 
 
 def _with_values(argv: list[str], config_class: type) -> list[str]:
@@ -230,23 +249,42 @@ def _with_values(argv: list[str], config_class: type) -> list[str]:
     ]
 
 
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "NoneType": "null",
+    "list": "a list",
+    "dict": "`name: value`",
+}
+
+
 def _plain(sentence: str, known: list[str]) -> str:
     """Say jsonargparse's complaint in a sentence, with the nearest known key for an unknown one."""
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", sentence)
     if unknown:
         return _nearest(unknown.group(1), known)
+    missing = re.search(r"arguments are required: (.*)$", sentence)
+    if missing:
+        return f"{missing.group(1)} is missing: give it"
     wrong = re.match(r"Parser key ['\"]([\w.]+)['\"]: (.*)$", sentence)
     if not wrong:
         return sentence
     key, complaint = wrong.group(1), wrong.group(2).replace("typing.Literal", "one of ")
-    expected = ", ".join(
-        dict.fromkeys(re.findall(r"Expected (?:an? )?(.+?)(?:\.| - |$| Got| Given)", complaint))
+    complaint = re.sub(r"<class '(\w+)'>", lambda x: _TYPES.get(x[1], x[1]), complaint)
+    found = re.findall(r"Expected (?:an? )?(.+?)(?:\.| - |$| Got| Given)", complaint)
+    found = found or re.findall(r"Subtypes: \[(.*?)\]", complaint)
+    expected = " or ".join(dict.fromkeys(found))
+    given = re.search(
+        r"(?:Got|Given) value: ?(.*?)(?: - Expected|\. Got| Given value|$)", complaint
     )
-    given = re.search(r"(?:Given value|Got value): (.*)$", complaint)
-    expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
     if not (expected and given):
-        return f"{key}: {complaint}"
-    return f"{key} is {given.group(1)!r}: give {expected.replace('NoneType', 'null')}"
+        group = re.match(r"Unable to load config '(.*?)' - ", complaint)
+        if group:
+            return f"{key} is {shortened(group[1])}: give --{key}.NAME VALUE, or a --config"
+        return f"{key}: {complaint[:LONGEST]}"
+    return f"{key} is {shortened(given.group(1))}: give {expected}"
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -254,4 +292,4 @@ def _nearest(key: str, known: list[str]) -> str:
     found = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     found = found or [leaves[x] for x in difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)]
     hint = f"; did you mean {found[0]!r}?" if found else "; see --help for the known ones"
-    return f"unknown setting {key!r}{hint}"
+    return f"unknown setting {shortened(key)}{hint}"

@@ -133,7 +133,8 @@ class AugmentConfig:
     flip: float = 0.5
     """Probability of a horizontal flip."""
     policy: Literal["none", "autoaugment", "randaugment"] = "none"
-    """AutoAugment (ImageNet policy) or RandAugment of torchvision v2, after crop and flip."""
+    """The reference's AutoAugment (ImageNet policy, `ssld/data/autoaugment.py`) or torchvision's
+    RandAugment, after crop and flip."""
     randaugment_ops: int = 2
     """Operations per image of RandAugment."""
     randaugment_magnitude: int = 9

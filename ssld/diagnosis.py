@@ -40,11 +40,13 @@ def causes(
     """
     found = [] if student.frozen_on_purpose else _frozen(student, initial)
     found += _dead(student, batches[0])
-    found += _teacher(teacher, batches)
+    accused, hints = _teacher(teacher, batches)
+    found += accused
     found += _learning_rate(student, initial, batches[0], teacher, stuck=bool(found))
     return found[:SHOWN] or [
         "no cause found: the weights move and do not explode, no layer is frozen or dead, and the "
-        "teacher is not better with another normalisation or class order"
+        "teacher is not better with another normalisation or class order",
+        *hints[:1],
     ]
 
 
@@ -103,20 +105,26 @@ def _dead(student: Network, batch: Batch) -> list[str]:
     return [f"dead layers: from {name} on, every image gives the same output"]
 
 
-def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> list[str]:
+def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> tuple[list[str], list[str]]:
+    """Causes, and hints that are none."""
+    found: list[str] = []
+    hints: list[str] = []
     if teacher is None:
-        return []
-    found = []
-    for network, config in zip(teacher.networks, teacher.configs, strict=True):
+        return found, hints
+    for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
         check = check_teacher(network, batches, config.dtype or "fp32")  # type: ignore[arg-type]
-        found += [f"the teacher is better with {finding}" for finding in check.findings[:1]]
+        if check.fault:
+            found.append(f"the {name} cannot teach, {check.fault}: check teacher.checkpoint")
+            continue
+        found += [f"the {name} is better with {finding}" for finding in check.findings[:1]]
+        hints += [f"hint on the {name}, {hint}" for hint in check.hints]
         told = check.information.get(GIVEN, 0.0)
         if not check.findings and told < SAYS_NOTHING * math.log(network.num_classes):  # type: ignore[arg-type]
             found.append(
-                f"the teacher says nearly the same about every image (it tells {told:.3f} nats): "
-                "check teacher.checkpoint"
+                f"the {name} says nearly the same about every image (it tells {told:.3f} nats): "
+                "check teacher.checkpoint, unless the images are all of one kind"
             )
-    return found
+    return found, hints
 
 
 @torch.inference_mode()

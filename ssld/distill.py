@@ -56,14 +56,20 @@ class Distillation(Classification):
         return {"divergence": loss.weight * distance}
 
     def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
-        """What student and teacher say about held-out images, at the loss's temperature."""
+        """What student and teacher say about held-out images, at the loss's temperature.
+
+        Raises:
+            InputError: the teacher's predictions for some of them are no numbers.
+        """
         from ssld.divergence import divergence
         from ssld.tally import Tally
+        from ssld.teacher_faults import require_numbers
 
         loss = self.loss
         tally = Tally(self.teacher.num_classes, next(student.parameters()).device)
         for batch in batches:
             targets = self.teacher(batch.images, loss.temperature)
+            require_numbers(self.teacher, batch, targets)
             logits = student(batch.images).float()
             distance = divergence(loss.name, logits, targets, temperature=loss.temperature)
             tally.add(batch, logits / loss.temperature, targets, distance)
@@ -100,9 +106,7 @@ def distill(config: DistillConfig) -> None:
 def named(teacher: Teacher) -> dict[str, Network]:
     """The teacher's networks by the names that tables use."""
     networks: list[Network] = list(teacher.networks)  # type: ignore[arg-type]
-    if len(networks) == 1:
-        return {"teacher": networks[0]}
-    return {f"teacher {i}": network for i, network in enumerate(networks)}
+    return dict(zip(teacher.names, networks, strict=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

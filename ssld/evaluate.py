@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ssld.errors import InputError
 
 if TYPE_CHECKING:
     from ssld.data.loading import Batch
+    from ssld.data.sources import Source
     from ssld.network import Network
     from ssld.tally import Tally
 
@@ -52,8 +54,8 @@ def evaluate(config: EvaluateConfig) -> None:
     """
     import torch
 
+    from ssld.data.eval_view import eval_view
     from ssld.data.sources import open_source
-    from ssld.data.views import EvalView
     from ssld.run.batches import Unreadables, eval_batches, label_index
     from ssld.run.folder import write_atomically
 
@@ -64,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
     sources = [open_source(path) for path in config.data]
     index = label_index(sources, network.label_names, network.num_classes, "model")
     unreadables = Unreadables(sources, config.max_unreadable, None)
-    view = EvalView(network.input_size, network.crop_pct, network.interpolation)
+    view = eval_view(network)
     batches = eval_batches(
         sources,
         view,
@@ -78,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> None:
     tally = accuracy(network, batches, config.precision)
     result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
+    _warn_near_chance(result, network, sources)
     if config.out:
         written = {"model": config.model, **result}
         write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
@@ -106,6 +109,11 @@ def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> di
             f"data: no labeled image in the {sources} given source(s); give a folder with one "
             "subfolder per class, or a manifest or shards with labels"
         )
+    if math.isnan(tally.metrics()["entropy_student"]):
+        raise InputError(
+            "the model's predictions are not finite (NaN or infinite) for some of these images: "
+            "check the weights, or take precision fp32 or bf16 where it is fp16"
+        )
     result: dict[str, Any] = {"images": images, "unreadable": unreadable}
     for name in ("top1", "top5"):
         hits, _ = tally.counted(name)
@@ -120,6 +128,24 @@ def _print_result(model: str, result: dict[str, Any]) -> None:
     for name, label in (("top1", "top-1"), ("top5", "top-5")):
         low, high = result[f"{name}_low"], result[f"{name}_high"]
         print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
+
+
+def _warn_near_chance(result: dict[str, Any], network: Network, sources: list[Source]) -> None:
+    """Say so where the model guesses: labels that mean other classes look just like that."""
+    from ssld.run.batches import class_names, class_names_for
+    from ssld.teacher_check import near_chance
+
+    classes = network.num_classes
+    if classes < 2 or not near_chance(result["top1_low"], classes):
+        return
+    how = "class numbers" if class_names_for(sources, network.label_names) is None else "names"
+    if how == "names" and not network.label_names:
+        how = f"the order of their names, {', '.join((class_names(sources) or [])[:3])}, ..."
+    print(
+        f"warning: near chance ({1 / classes:.2%} for {classes} classes); labels are matched by "
+        f"{how}: check that the model means the same classes, and its mean, std and input_size",
+        file=sys.stderr,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,7 +36,7 @@ def fix(config: FixConfig) -> None:
         InputError: a run that has not finished, no held-out image, bad settings or sources; nothing
             was written then.
     """
-    from ssld.data.views import EvalView
+    from ssld.data.eval_view import eval_view
     from ssld.network import open_network
     from ssld.run.folder import check_out
     from ssld.run.loop import train
@@ -49,7 +49,7 @@ def fix(config: FixConfig) -> None:
             "data.val is empty and data.holdout is 0: held-out images choose the resolution"
         )
     student.freeze_but(trained_parts(student, config.train))
-    view = EvalView(student.input_size, student.crop_pct, student.interpolation)
+    view = eval_view(student)
     run = setup.start(student, teacher=teacher, teacher_sha256=digest, view=view)
     trained_at = int(start.settings["augment"]["size"])
     sizes = sorted({*(config.resolutions or resolutions_from(trained_at)), student.input_size})
@@ -95,13 +95,13 @@ def sweep(
     """The metrics of the held-out images at each size; changes `network.input_size`."""
     import torch
 
-    from ssld.data.views import EvalView
+    from ssld.data.eval_view import eval_view
 
     network.to(run.accelerator.device).eval()
     rows = []
     for size in sizes:
         network.input_size = size
-        view = EvalView(size, network.crop_pct, network.interpolation)
+        view = eval_view(network, size)
         batches = task.held_out(run, view, f"evaluate at {size} px")
         try:
             with torch.inference_mode(), run.accelerator.autocast():

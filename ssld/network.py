@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssld.errors import InputError
+from ssld.network_files import HUB, check_named, classes_in, read_checkpoint
+from zoo.hub_errors import failures
+from zoo.watch import watched
 
 
 class ImageModel(nn.Module):
@@ -86,6 +86,7 @@ class Network(ImageModel):
         )
         self.input_size = int(input_size or cfg.get("input_size", (3, 224, 224))[-1])
         self.crop_pct = float(cfg.get("crop_pct") or 0.875)
+        self.crop_mode = str(cfg.get("crop_mode") or "center")
         self.interpolation = str(cfg.get("interpolation") or "bilinear")
         self._trained: list[str] | None = None
 
@@ -190,14 +191,16 @@ def open_network(
     """
     arguments = dict(args or {})
     if checkpoint:
-        arch, weights, metadata = _read_checkpoint(role, checkpoint, arch)
-        arguments = {**metadata.pop("model_args", {}), **arguments}
-        trained_classes = arguments.get("num_classes") or _classes_in(arch, weights)
+        arch, weights, said = read_checkpoint(role, checkpoint, arch)
+        where = f"{role}.checkpoint {checkpoint}"
+        arguments = {**said.args, **arguments}
+        trained_classes = arguments.get("num_classes") or classes_in(arch, weights)
         if trained_classes is not None:
             arguments["num_classes"] = trained_classes
+        _try_without_memory(role, arch, arguments, weights, where)
         model = _create(role, arch, False, arguments)
-        load_strictly(model, weights, f"{role}.checkpoint {checkpoint}")
-        _merge_metadata(model, metadata)
+        load_strictly(model, weights, where)
+        _merge_metadata(model, said.cfg, where)
         if num_classes is not None and num_classes != model.num_classes:
             model.reset_classifier(num_classes)  # type: ignore[operator]
             model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
@@ -208,23 +211,38 @@ def open_network(
     return Network(model, input_size=input_size, mean=mean, std=std)
 
 
+def _try_without_memory(
+    role: str, arch: str, arguments: dict[str, Any], weights: Mapping[str, Tensor], where: str
+) -> None:
+    """A stranger's arguments can ask for any width: so the network is built on the meta device
+    first, and its shapes compared, where there are arguments."""
+    if not arguments.keys() - {"num_classes"}:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            expected = _create(role, arch, False, arguments).state_dict()
+        except InputError:  # some need memory: building it in earnest says what is wrong
+            return
+    check_fit(expected, weights, where)
+
+
 def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     import zoo  # noqa: F401, registers the distilled backbones in timm
 
     if not arch:
         raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
-    if ":" in arch and arch.startswith("local-dir:"):
-        _require_export(role, Path(arch.removeprefix("local-dir:")))
-    elif ":" not in arch and not timm.is_model(arch.split(".")[0]):
+    if ":" not in arch and not timm.is_model(arch.split(".")[0]):
         names = timm.list_models()
         nearest = difflib.get_close_matches(arch, names, n=3)
         hint = f"; did you mean {', '.join(nearest)}?" if nearest else "; see timm.list_models()"
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
     try:
-        return timm.create_model(arch, pretrained=pretrained, **args)
+        with watched(arch) if pretrained or HUB.match(arch) else nullcontext():
+            check_named(role, arch, weights=pretrained)
+            return timm.create_model(arch, pretrained=pretrained, **args)
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+    except failures() as error:
         reason = " ".join(str(error).split())[:300]
         advice = (
             f"give weights on disk as {role}.checkpoint, or check the name and the network"
@@ -234,90 +252,18 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
 
 
-def _require_export(role: str, folder: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{role}: {folder} has no {name}; give a folder exported by ssld or timm, "
-                "or a run folder with a finished student/"
-            )
-
-
-def _read_checkpoint(
-    role: str, checkpoint: str, arch: str | None
-) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """-> architecture, tensors, metadata (model_args and entries of timm's pretrained_cfg)."""
-    path = Path(checkpoint)
-    if path.is_dir():
-        folder = path / "student" if (path / "student").is_dir() else path
-        _require_export(role, folder)
-        file, config = (
-            folder / "model.safetensors",
-            json.loads((folder / "config.json").read_text()),
-        )
-        metadata = {**config.get("pretrained_cfg", {}), "model_args": config.get("model_args", {})}
-        if "label_names" in config:
-            metadata["label_names"] = config["label_names"]
-        known_arch = config["architecture"]
-    else:
-        if not path.is_file():
-            raise InputError(f"{role}.checkpoint {checkpoint}: no such file or folder")
-        if path.suffix != ".safetensors":
-            raise InputError(
-                f"{role}.checkpoint {checkpoint}: only safetensors files and run folders are read; "
-                "convert pickled weights with safetensors.torch.save_file first"
-            )
-        file, metadata = path, _header(role, path)
-        known_arch = metadata.pop("architecture", None)
-    if arch and known_arch and arch.split(".")[0] != known_arch.split(".")[0]:
-        raise InputError(
-            f"{role}.arch is {arch!r} but {role}.checkpoint {checkpoint} holds a {known_arch!r}; "
-            f"leave {role}.arch out or give the checkpoint of a {arch}"
-        )
-    if not (arch or known_arch):
-        raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
-    try:
-        return str(arch or known_arch), load_file(file), metadata
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{role}.checkpoint {file} cannot be read ({error})") from error
-
-
-def _header(role: str, path: Path) -> dict[str, Any]:
-    """What a safetensors header says: architecture, model_args, mean, std, input_size."""
-    try:
-        with safe_open(path, "pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{role}.checkpoint {path} is not a safetensors file ({error})") from error
-    found: dict[str, Any] = {k: header[k] for k in ("architecture", "interpolation") if k in header}
-    for name in ("mean", "std"):
-        if name in header:
-            found[name] = tuple(float(x) for x in header[name].strip("[]() ").split(","))
-    if "model_args" in header:
-        found["model_args"] = json.loads(header["model_args"])
-    if "input_size" in header:
-        side = int(header["input_size"].strip("[]() ").split(",")[-1])
-        found["input_size"] = (3, side, side)
-    return found
-
-
-def _classes_in(arch: str, weights: Mapping[str, Tensor]) -> int | None:
-    """Number of classes that a checkpoint's classifier has, found by timm's name for it."""
-    if not timm.is_model(arch.split(".")[0]):
-        return None
-    classifier = timm.get_pretrained_cfg(arch.split(".")[0], allow_unregistered=True)
-    name = (classifier.classifier if classifier else None) or "fc"
-    names = [name] if isinstance(name, str) else list(name)
-    found = [weights[f"{n}.weight"].shape[0] for n in names if f"{n}.weight" in weights]
-    return int(found[0]) if found else None
-
-
-def _merge_metadata(model: nn.Module, metadata: dict[str, Any]) -> None:
+def _merge_metadata(model: nn.Module, said: Mapping[str, Any], where: str) -> None:
     """Let the weights' own words on preprocessing and labels win over timm's for the name."""
-    wanted = ("mean", "std", "input_size", "crop_pct", "interpolation", "label_names")
+    wanted = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names")
     model.pretrained_cfg.update(  # type: ignore[union-attr]
-        {k: metadata[k] for k in wanted if metadata.get(k) is not None}
+        {k: said[k] for k in wanted if said.get(k) is not None}
     )
+    names, classes = said.get("label_names"), int(model.num_classes)  # type: ignore[arg-type]
+    if names and len(names) != classes:
+        raise InputError(
+            f"{where} names {len(names)} classes, but its classifier has {classes}: mend "
+            "label_names in config.json, or export the model again"
+        )
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -327,6 +273,16 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -
         InputError: naming missing, unexpected and misshapen tensors.
     """
     expected = model.state_dict()
+    check_fit(expected, weights, where)
+    model.load_state_dict({k: weights.get(k, expected[k]) for k in expected})
+
+
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
+    """Compare names, shapes and kinds of numbers.
+
+    Raises:
+        InputError: naming missing, unexpected and misshapen tensors.
+    """
     optional = {k for k in expected if k.endswith("num_batches_tracked")}
     missing = sorted(expected.keys() - weights.keys() - optional)
     unexpected = sorted(weights.keys() - expected.keys())
@@ -335,13 +291,19 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -
         for k in expected.keys() & weights.keys()
         if weights[k].shape != expected[k].shape
     ]
-    if missing or unexpected or shapes:
+    kinds = [
+        f"{k} {weights[k].dtype}"
+        for k in expected.keys() & weights.keys()
+        if expected[k].is_floating_point() and not weights[k].is_floating_point()
+    ]
+    if missing or unexpected or shapes or kinds:
         problems = [
             f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for what, names in (
                 ("missing", missing),
                 ("unexpected", unexpected),
                 ("of another shape", sorted(shapes)),
+                ("of no real numbers", sorted(kinds)),
             )
             if names
         ]
@@ -349,4 +311,3 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -
             f"{where} does not fit the architecture: tensors {'; '.join(problems)}; "
             "change `arch`, `args` or `num_classes` to what the weights were trained with"
         )
-    model.load_state_dict({k: weights.get(k, expected[k]) for k in expected})

@@ -34,7 +34,8 @@ LABEL_BYTES = 40
 
 
 def plan(config: PlanConfig) -> int:
-    """Print the plan, and write it to `config.json`; returns 1 when something is wrong, else 0.
+    """Print the plan, and write it to `config.json`; returns 1 when something is wrong, else 0 (a
+    hint is nothing wrong).
 
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
@@ -67,6 +68,7 @@ def plan(config: PlanConfig) -> int:
         result["teacher"] = _teachers(setup, teacher, config, result["rates"]["teacher"])
     result["cost"] = _cost(result, config.price_per_hour)
     problems += _found(result, config)
+    result["hints"] = [f"the {t['name']}, {hint}" for t in result["teacher"] for hint in t["hints"]]
     if setup.accelerator.is_main_process:
         print(describe(result))
     write_json(config.json, result, setup)
@@ -75,7 +77,7 @@ def plan(config: PlanConfig) -> int:
 
 def _class_counts(setup: Setup, teacher: Teacher) -> list[str]:
     """Class counts that do not go together; the plan goes on with the teacher's."""
-    from ssld.run.batches import class_names
+    from ssld.run.batches import class_names, class_names_for
 
     found, student = [], setup.config.student
     if student.num_classes not in (None, teacher.num_classes):
@@ -91,7 +93,14 @@ def _class_counts(setup: Setup, teacher: Teacher) -> list[str]:
         if not names or not _checked(teacher):
             continue
         unknown = sorted(set(names) - set(known or names))
-        if not known and len(names) != teacher.num_classes:
+        if class_names_for(sources, known) is None:
+            if int(names[-1]) >= teacher.num_classes:
+                found.append(
+                    f"the teacher's classes are 0 to {teacher.num_classes - 1} without names but "
+                    f"{setting} has class {names[-1]}: rename the folders, or set teacher.verify "
+                    "to false if it is meant so"
+                )
+        elif not known and len(names) != teacher.num_classes:
             found.append(
                 f"the teacher has {teacher.num_classes} classes but {setting} names {len(names)}: "
                 "take a teacher of these classes, or set teacher.verify to false if it is meant so"
@@ -212,7 +221,7 @@ def _teachers(
 def _check(
     setup: Setup, teacher: Teacher, number: int, sources: list[Source], limit: int, unlabeled: bool
 ) -> dict[str, Any]:
-    from ssld.data.views import EvalView
+    from ssld.data.eval_view import eval_view
     from ssld.evaluate import wilson
     from ssld.network import Network
     from ssld.run.batches import Unreadables, eval_batches
@@ -222,7 +231,7 @@ def _check(
     network: Network = teacher.networks[number]  # type: ignore[assignment]
     batches = eval_batches(
         sources,
-        EvalView(network.input_size, network.crop_pct, network.interpolation),
+        eval_view(network),
         batch_size=min(setup.config.batch_size, 64),
         workers=setup.config.data.workers,
         device=setup.device,
@@ -271,7 +280,11 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
 
     problems = []
     for teacher in result["teacher"]:
-        if teacher["findings"]:
+        if teacher["fault"]:
+            problems.append(
+                f"the {teacher['name']} cannot teach, {teacher['fault']}: check teacher.checkpoint"
+            )
+        elif teacher["findings"]:
             problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
         elif teacher["interval"] and near_chance(teacher["interval"][0], teacher["classes"]):
             problems.append(

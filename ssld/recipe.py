@@ -141,6 +141,8 @@ def open_recipe(
     where = out or tree.get("out")
     if not where:
         raise InputError(f"{file}: out is missing; name a folder in it or with --out")
+    if not isinstance(where, str):
+        raise InputError(f"{file}: out is {where!r}; name a folder")
     settings = {name: tree[name] or {} for name in stages}
     for name, content in settings.items():
         if not isinstance(content, dict):
@@ -236,6 +238,7 @@ def recipe(config: RecipeConfig) -> None:
 def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
     from accelerate.state import AcceleratorState
 
+    from ssld.report.parts import attempt
     from ssld.report.recipe import write_report
 
     before: tuple[dict[str, Any], bool] = ({}, False)
@@ -262,7 +265,7 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
             start = open_start(str(place.folder))
             before = start.settings, start.taught
     if main and recipe.stages[0] not in DOWNSTREAM:  # that stage's own report says it all
-        write_report(recipe.out, recipe.stages)
+        attempt("report.html over all stages", lambda: write_report(recipe.out, recipe.stages))
         print(f"report over all stages: {recipe.out / 'report.html'}")
 
 
@@ -275,7 +278,7 @@ def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> 
     found: list[Any] = [None, None]
     if open_processes().is_main_process:
         try:
-            found[0] = _look(StagePlace(recipe.out, stage), config, overwrite)
+            found[0] = _look(recipe, stage, config, overwrite)
         except InputError as error:
             found[1] = str(error)
     broadcast_object_list(found)
@@ -284,7 +287,8 @@ def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> 
     return found[0]
 
 
-def _look(place: StagePlace, config: LoopConfig, overwrite: bool) -> str:
+def _look(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
+    place = StagePlace(recipe.out, stage)
     asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
     if isinstance(config, FinetuneConfig):
         asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
@@ -302,6 +306,8 @@ def _look(place: StagePlace, config: LoopConfig, overwrite: bool) -> str:
         if changed and place.put_back(asked):  # it is the one that was asked for before
             changed = ""
         if changed:
+            for follows in recipe.stages[recipe.stages.index(stage) :]:  # they are redone, too
+                StagePlace(recipe.out, follows).check_overwrite(plain(config))
             place.put_aside()
         state = "anew" if changed else "complete" if place.complete else "going on"
     if state != "complete":

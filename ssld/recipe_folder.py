@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ import yaml
 
 from ssld.commands import COMMANDS
 from ssld.errors import InputError
+from ssld.run import overwrite
 from ssld.run.folder import LOCK, TEMPORARY, flat, write_atomically
+from ssld.run.recorded import check_recorded
+from ssld.run.written import remove
 
 STATE = "recipe.json"
 """What every stage was last started with, before anything was resolved, and from which student."""
@@ -45,17 +48,16 @@ class StagePlace:
     @property
     def complete(self) -> bool:
         """Whether it is finished and its network is what it exported."""
-        from ssld.run.export import weights_sha256
-
         facts = _read_json(self.folder / "run.json")
         exported = facts.get("exported")
         if not exported or (self.stage == "fix" and not facts.get("resolution")):
             return False
         try:
-            found = weights_sha256(self.folder / COMMANDS[self.stage].exported)
-        except OSError:
+            file = self.folder / COMMANDS[self.stage].exported / "model.safetensors"
+            check_recorded(file)
+            return file.is_file()
+        except (OSError, InputError):
             return False  # going on writes it again
-        return found == exported.get("sha256", found)  # older runs do not say
 
     def check(self) -> None:
         """
@@ -96,8 +98,20 @@ class StagePlace:
         settings = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
         return {**flat(settings), **_read_json(self.folder / "run.json")}
 
+    def check_overwrite(self, settings: dict[str, Any]) -> None:
+        """
+        Args:
+            settings: of a stage that is done anew, nested.
+
+        Raises:
+            InputError: more than a run would be removed, or what that stage reads.
+        """
+        if self.begun:
+            overwrite.refuse(self.folder, settings)
+
     def put_aside(self) -> None:
         """Nothing of it is lost until the new one is complete."""
+        self.check_overwrite({})
         known = _read_json(self.out / STATE).get(self.stage) or self._resolved()
         write_atomically(self.folder / STATE, json.dumps(known) + "\n")
         self.folder.replace(self.out / f".{self.stage}.old-{len(self.asides):03d}")
@@ -112,14 +126,16 @@ class StagePlace:
             if self.begun:
                 self.put_aside()
             self.note(known)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove(self.folder)
             aside.replace(self.folder)
             return True
         return False
 
     def forget_asides(self) -> None:
         for aside in self.asides:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
+            if aside.exists():
+                print(f"warning: {aside} cannot be removed: look into it", file=sys.stderr)
 
 
 def _is_state(found: dict[str, Any]) -> bool:

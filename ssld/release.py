@@ -22,16 +22,15 @@ import yaml
 from ssld.errors import InputError
 from ssld.evaluate import wilson
 from ssld.run.folder import read_lines
+from ssld.run.recorded import check_recorded
 from ssld.zoo_config import About
 from zoo.card import CURVES, METRICS, slug, write_card
 from zoo.errors import InputError as ZooError
 from zoo.licences import combine, known, normalised, weights
-from zoo.release import MANIFEST, copy, seal, sha256_of, verify
+from zoo.release import MANIFEST, NOT_OURS, copy, seal, sha256_of, verify
 
 RECIPE = "config.yaml"
 MODEL_FILES = ("config.json", "model.safetensors")
-NOT_OURS = ("tag", "origin_url", "paper_ids", "paper_name", "notes", "description")
-"""Entries of timm's pretrained_cfg that speak of timm's own weights of the architecture."""
 VERIFIED = 1000
 """Labeled images at most on which a run checks its teacher (VERIFY_IMAGES in ssld/run/verify.py,
 which imports torch)."""
@@ -118,6 +117,7 @@ def _make_release(source: Path, folder: Path, about: About, repo: str | None) ->
                 "that `ssld distill`, `ssld supervised`, `ssld zoo` or timm wrote"
             )
         shutil.copyfile(model / name, folder / name)
+    check_recorded(model / "model.safetensors", found=sha256_of(folder / "model.safetensors"))
     network = _network_facts(folder)
     named = source.resolve().parent if source.name == "student" else source.resolve()
     name = about.name or (repo.rpartition("/")[2] if repo else slug(named.name))
@@ -397,4 +397,4 @@ def _draw_curves(path: Path, lines: list[dict[str, Any]], step: int | None) -> N
         plot.set_ylim(0, high)
         if len(names) > 1:
             plot.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    path.write_bytes(page.png(figure, metadata={"Software": None}).getvalue())

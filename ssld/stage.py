@@ -12,6 +12,7 @@ import yaml
 
 from ssld.errors import InputError
 from ssld.run.folder import flat, plain
+from ssld.run.recorded import MADE_AGAIN, check_recorded
 from ssld.stage_config import FinetuneConfig, FixConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ FINETUNE_EPOCHS = 30.0
 """SSLD section 4.2."""
 FIX_EPOCHS, FIX_LR = 11.0, 0.0005
 """FixResNet-50 CutMix: 11 epochs, 0.001 at batch 64 x 8 (facebookresearch/FixRes, README.md)."""
-MADE_AGAIN = "the command of that run, with --resume, writes it anew from its checkpoints"
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Start:
             raise InputError(
                 f"{student} has no model.safetensors ({error.strerror}): {MADE_AGAIN}"
             ) from error
-        if found != self.exported.get("sha256", found):  # older runs do not say
-            raise InputError(f"{student}/model.safetensors is damaged: {MADE_AGAIN}")
+        check_recorded(student / "model.safetensors", "run", found)
         return found
 
 

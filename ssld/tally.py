@@ -74,7 +74,8 @@ class Tally:
         targets: Tensor | None = None,
         distance: Tensor | None = None,
     ) -> None:
-        """Count one batch; unreadable images do not count.
+        """Count one batch; unreadable images do not count, and predictions that are no numbers are
+        never right.
 
         Args:
             logits: the student's, float [b, classes].
@@ -85,12 +86,13 @@ class Tally:
         weight, labeled = batch.weight, batch.weight * (batch.labels >= 0)
         five = log_s.topk(min(5, log_s.shape[-1])).indices  # [b, <=5]
         best = five[:, 0]
+        five = five.masked_fill(log_s.isnan().any(-1, keepdim=True), -1)
         hits = five == batch.labels[:, None]
         self._add("top1", hits[:, 0], labeled)
         self._add("top5", hits.any(1), labeled)
         self._add("entropy_student", -(log_s.exp() * log_s).sum(-1), weight)
         self.predicted[0].index_add_(0, best, weight.double())
-        confidence = log_s.gather(1, best[:, None]).exp()[:, 0]
+        confidence = log_s.gather(1, best[:, None]).exp()[:, 0].nan_to_num(0.0)
         rows = torch.stack([torch.ones_like(confidence), confidence, hits[:, 0].float()], 1)
         number = (confidence * BINS).long().clamp(max=BINS - 1)
         self.bins.index_add_(0, number, (rows * labeled[:, None]).double())

@@ -27,9 +27,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Forward passes in `precision` on `device`; a no-op for fp32."""
+    """Forward passes in `precision` on `device`, whatever an autocast around it says."""
     if precision == "fp32":
-        return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, DTYPES[precision])
 
 
@@ -59,6 +59,13 @@ class Teacher(nn.Module):
         self.eval()
 
     @property
+    def names(self) -> list[str]:
+        """Its networks by the names that tables and messages use."""
+        if len(self.networks) == 1:
+            return ["teacher"]
+        return [f"teacher {i}" for i in range(len(self.networks))]
+
+    @property
     def needs_mixed_batches(self) -> bool:
         """Whether its predictions depend on what else is in a batch: one of a single class, as a
         folder's order gives, has statistics that it has never seen."""
@@ -79,17 +86,22 @@ class Teacher(nn.Module):
         Returns:
             float32 [b, classes], `log(mean_k softmax(z_k / temperature))`.
         """
+        predictions = self.each(images, temperature)
+        if len(predictions) == 1:
+            return predictions[0]
+        return predictions.logsumexp(0) - math.log(len(predictions))
+
+    @torch.no_grad()
+    def each(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `forward`, but every network's own: float32 [networks, b, classes]."""
         if any(module.training for module in self.modules()):
             self.eval()  # someone reached inside and called .train()
-        predictions = torch.stack(
+        return torch.stack(
             [
                 F.log_softmax(_logits(network, config, images).float() / temperature, dim=-1)
                 for network, config in zip(self.networks, self.configs, strict=True)
             ]
-        )  # [teachers, b, classes]
-        if len(predictions) == 1:
-            return predictions[0]
-        return predictions.logsumexp(0) - math.log(len(predictions))
+        )
 
 
 def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor:

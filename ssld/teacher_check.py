@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from timm.data.constants import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from torch import Tensor
 
 from ssld.data.loading import Batch
 from ssld.network import Network
 from ssld.teacher import autocast
+from ssld.teacher_faults import FEWEST, constant, not_finite, samples
 
 NORMALISATIONS = {
     "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -33,8 +35,10 @@ NORMALISATIONS = {
 SURE = 0.4
 """Share of what a perfect classifier would tell about an image, beyond which a network whose
 answers are all wrong has learned other answers."""
-FEWEST = 20
+FEWEST_LABELED = 20
 """Labeled images, below which that all are wrong proves nothing."""
+OTHER_SCALE = 30
+"""Factor between deviations, beyond which two normalisations differ in what a pixel's range is."""
 GIVEN, SWAPPED = "as given", "colour channels swapped"
 
 
@@ -43,7 +47,7 @@ class Answers:
     """What a network said about n images under one preprocessing."""
 
     best: np.ndarray
-    """int64 [n]."""
+    """int64 [n], -1 where what it said were no numbers."""
     information: float
     """H(mean p) - mean H(p) in nats: high when predictions are sure and not all the same."""
 
@@ -61,6 +65,10 @@ class TeacherCheck:
     information: dict[str, float]
     findings: list[str]
     """One phrase for each variant that is better than what is given, strongest first."""
+    hints: list[str] = field(default_factory=list)
+    """The same of variants that only seem to be: no evidence, but worth a look."""
+    fault: str | None = None
+    """Why its predictions cannot be targets under any preprocessing; nothing else is said then."""
 
 
 def check_teacher(
@@ -78,30 +86,58 @@ def check_teacher(
             variants[f"normalisation {name}"] = other.to(next(network.parameters()).device)
     probabilities: dict[str, list[np.ndarray]] = {name: [] for name in variants}
     labels: list[np.ndarray] = []
+    nowhere: list[str] = []
+    first: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
         for batch in batches:
             readable = batch.weight > 0
-            images = batch.images[readable]
-            if not len(images):
+            pixels = batch.images[readable]
+            if not len(pixels):
                 continue
             labels.append(batch.labels[readable].cpu().numpy())
             for name, variant in variants.items():
-                with autocast(images.device, precision):
-                    logits = variant(images.flip(-1) if name == SWAPPED else images)
-                probabilities[name].append(logits.float().softmax(-1).cpu().numpy())
+                with autocast(pixels.device, precision):
+                    logits = variant(pixels.flip(-1) if name == SWAPPED else pixels)
+                log_probs = logits.float().log_softmax(-1)
+                probabilities[name].append(log_probs.exp().cpu().numpy())
+                if name == GIVEN:
+                    nowhere += _without_numbers(log_probs, batch, readable)
+                    first += [(log_probs, pixels)] * (len(labels) <= FEWEST)
     if not labels:
         return TeacherCheck(0, 0, {}, {}, [])
-    answers = {name: _answers(np.concatenate(parts)) for name, parts in probabilities.items()}
-    return _compare(network, answers, np.concatenate(labels))
+    images = sum(map(len, labels))
+    if nowhere:
+        return TeacherCheck(
+            images, 0, {}, {}, [],
+            fault=f"its predictions are not finite (NaN or infinite) for {len(nowhere)} of "
+            f"{images} images ({samples(nowhere)})",
+        )  # fmt: skip
+    answers = {name: answers_of(np.concatenate(parts)) for name, parts in probabilities.items()}
+    found = compare(network, answers, np.concatenate(labels))
+    if not found.findings and constant(*map(torch.cat, zip(*first, strict=True))):
+        said = f"it predicts exactly the same for {images} different images"
+        return TeacherCheck(images, 0, {}, {}, [], fault=said)
+    return found
 
 
-def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+def _without_numbers(log_probs: Tensor, batch: Batch, readable: Tensor) -> list[str]:
+    """Ids of the samples for which what is said are no numbers."""
+    places = readable.nonzero().flatten()[not_finite(log_probs)]
+    return [batch.ids[i] for i in places.tolist()]
+
+
+def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+    """
+    Args:
+        answers: under each variant of the preprocessing, `GIVEN` among them.
+        labels: int64 [n], the teacher's class numbers, -1 where they are not known.
+    """
     known = labels >= 0
     information = {name: round(a.information, 4) for name, a in answers.items()}
     count = int(known.sum())
     if count == 0:
-        findings = _without_labels(answers)
-        return TeacherCheck(len(labels), 0, {}, information, findings)
+        findings, hints = _without_labels(network, answers)
+        return TeacherCheck(len(labels), 0, {}, information, findings, hints)
     hits = {name: a.best[known] == labels[known] for name, a in answers.items()}
     orders = _orders(answers[GIVEN].best[known], labels[known], network.num_classes)
     top1 = {name: float(h.mean()) for name, h in (hits | orders).items()}
@@ -112,11 +148,11 @@ def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) 
         if name != GIVEN and _better(h, given)
     ]
     findings = [
-        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name, network)}"
+        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name)}"
         for share, name in sorted(better, reverse=True)
     ]
     told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
-    enough = count >= FEWEST
+    enough = count >= FEWEST_LABELED
     wrong = near_chance(float(given.mean()), network.num_classes)
     if enough and wrong and not findings and told > SURE * most:
         findings.append(
@@ -128,7 +164,7 @@ def _compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) 
     return TeacherCheck(len(labels), count, top1, information, findings)
 
 
-def _advice(name: str, network: Network) -> str:
+def _advice(name: str) -> str:
     if name.startswith("normalisation"):
         mean, std = NORMALISATIONS[name.removeprefix("normalisation ")]
         shown = [[round(x, 4) for x in values] for values in (mean, std)]
@@ -138,18 +174,34 @@ def _advice(name: str, network: Network) -> str:
     return " (the labels count the classes in another order than the teacher's outputs)"
 
 
-def _without_labels(answers: dict[str, Answers]) -> list[str]:
-    """Information is a weaker witness than labels, so it has to be much higher."""
+def _without_labels(network: Network, answers: dict[str, Answers]) -> tuple[list[str], list[str]]:
+    """Findings and hints of what predictions tell about an image.
+
+    On images of another domain that hardly depends on preprocessing, and may well be more under a
+    wrong one (docs/teacher-check.md has numbers): a hint. But pixel values that are a hundred times
+    too large or too small leave so little to be told that it is evidence.
+    """
     given = answers[GIVEN].information
-    better = sorted(
-        ((a.information, name) for name, a in answers.items() if a.information > 1.2 * given + 0.1),
-        reverse=True,
-    )
-    return [
-        f"{name}: predictions tell {value:.2f} nats about an image instead of {given:.2f} (judged "
-        "without labels)"
-        for value, name in better
-    ]
+    findings, hints = [], []
+    for name, answer in sorted(answers.items(), key=lambda x: (-x[1].information, x[0])):
+        told = f"{name}: predictions tell {answer.information:.2f} nats about an image instead of"
+        factor = _scale(name, network)
+        if max(factor, 1 / factor) > OTHER_SCALE and answer.information > 1.5 * given + 0.1:
+            findings.append(
+                f"{told} {given:.2f}, as pixel values are {max(factor, 1 / factor):.0f} times too "
+                f"{'large' if factor > 1 else 'small'} now (judged without labels){_advice(name)}"
+            )
+        elif answer.information > 1.2 * given + 0.1:
+            hints.append(f"{told} {given:.2f}; without labels that proves nothing")
+    return findings, hints
+
+
+def _scale(name: str, network: Network) -> float:
+    """How much larger pixel values are as given than under a variant."""
+    if not name.startswith("normalisation"):
+        return 1.0
+    _, std = NORMALISATIONS[name.removeprefix("normalisation ")]
+    return float(np.mean(std) / np.mean(network.std))
 
 
 def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
@@ -196,12 +248,21 @@ def _better(hits: np.ndarray, given: np.ndarray) -> bool:
     return only - lost > max(3 * math.sqrt(only + lost), 0.02 * len(hits))
 
 
-def _answers(probabilities: np.ndarray) -> Answers:
+def answers_of(probabilities: np.ndarray) -> Answers:
+    """
+    Args:
+        probabilities: float [n, classes]; rows with NaN tell nothing.
+    """
+
     def entropy(p: np.ndarray) -> np.ndarray:
         return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
 
-    information = entropy(probabilities.mean(0)) - entropy(probabilities).mean()
-    return Answers(probabilities.argmax(-1), float(information))
+    numbers = ~np.isnan(probabilities).any(-1)
+    best = np.where(numbers, probabilities.argmax(-1), -1)
+    if not numbers.any():
+        return Answers(best, 0.0)
+    told = probabilities[numbers]
+    return Answers(best, float(entropy(told.mean(0)) - entropy(told).mean()))
 
 
 def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) -> bool:

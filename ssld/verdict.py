@@ -72,6 +72,8 @@ def judge(
 def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
     """What shows that a network has not learned, each as a phrase; empty when nothing does."""
     e, found = evaluation, []
+    if math.isnan(e["entropy_student"]):
+        return ["its predictions are not finite (NaN or infinite)"]
     count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
     used = round(e.get("classes_student", 1) * num_classes)
     wanted = min(round(e.get("classes_teacher", 1) * num_classes), int(count))

@@ -7,14 +7,16 @@ that leads elsewhere; and no release is put in place before every sha256 of it w
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -23,6 +25,11 @@ from zoo.release import MANIFEST, naming, same_release, staging, verify
 
 CHUNK_BYTES = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DAMAGE = (
+    *(tarfile.TarError, EOFError, ValueError, RecursionError, OverflowError),
+    *(LookupError, AttributeError, TypeError),
+)
+"""What tarfile raises at headers that nobody wrote: a thousand long names for one file, say."""
 REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
@@ -64,18 +71,30 @@ def unbundle(tar: Path, out: Path) -> list[str]:
         InputError: the tar is damaged or holds anything but releases (then nothing is written), a
             sha256 differs, or `out` holds something else of that name.
     """
+    if tar.exists() and not tar.is_file():
+        raise InputError(f"{tar} is no file: give a bundle made by `ssld zoo bundle`")
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with _mapped(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             members = _checked(archive, tar)
             with staging(out / "bundle") as part:
                 _extract(archive, members, part)
                 return _place(part, tar, out)
-    except tarfile.TarError as error:
+    except InputError:
+        raise
+    except DAMAGE as error:
         raise InputError(
             f"{tar} is damaged or not an uncompressed tar ({error}); copy the bundle anew"
         ) from error
     except OSError as error:
         raise InputError(f"cannot extract {tar} to {out}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _mapped(tar: Path) -> Iterator[Any]:
+    """The file in memory as the system maps it: a header that states a terabyte is read as far as
+    there is a file, where a stream would take the memory first."""
+    with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
 
 class _Counted:
@@ -111,10 +130,13 @@ def _write(sources: Mapping[str, Path], stream: IO[bytes]) -> None:
 def _checked(archive: tarfile.TarFile, tar: Path) -> dict[str, tarfile.TarInfo]:
     """The files of the archive by name, all of them harmless."""
     files: dict[str, tarfile.TarInfo] = {}
+    end = tar.stat().st_size
     for member in archive:
         problem = _problem(member, files)
         if problem:
             raise _refusal(tar, f"{member.name!r}, {problem}")
+        if not 0 <= member.size <= end - member.offset_data:
+            raise tarfile.ReadError(f"{member.name[:80]!r} is cut off")
         if not member.isdir():
             files[member.name] = member
     for name in sorted({str(parent) for file in files for parent in PurePosixPath(file).parents}):

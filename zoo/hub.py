@@ -7,7 +7,6 @@ down is hashed, because the client itself accepts wrong content of the right siz
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,34 +15,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from zoo.errors import InputError
+from zoo.hub_cache import COMMIT, forget, git_hash, hashes, refuse_outside
+from zoo.hub_errors import failures, sentence
 from zoo.release import MANIFEST, naming, read_manifest, same_release, sha256_of, staging, verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
+    from zoo.watch import Watch
+
     Tree = Mapping[str, RepoFile]
 
 Say = Callable[[str], object]
-COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 DIFF_BYTES = 1 << 16
 SCAN_BYTES = 1 << 24
-DETAIL_CHARACTERS = 300
-WRAPPERS = (RuntimeError, FileNotFoundError)  # of the client, the reason is their cause
 SIGNS = {"added": "+", "changed": "~", "removed": "-"}
-ADVICE = {
-    401: "give a valid token by HF_TOKEN or `hf auth login`",
-    402: "see the plan of that account",
-    403: "give a token that may write there, by HF_TOKEN or `hf auth login`",
-    409: "someone else changed it at the same time, so repeat",
-    412: "someone else changed it at the same time, so repeat",
-    429: "wait some minutes and repeat",
-}
 
 
 @dataclass(frozen=True)
@@ -160,7 +152,7 @@ def pull(repo_at_revision: str, out: Path, *, token: str | None = None, say: Say
         _refuse_full(out)
         cached = {MANIFEST: manifest}
         for name, entry in files.items():
-            cached[name] = hub.fetch(repo, commit, name, entry["sha256"])
+            cached[name] = hub.fetch(repo, commit, name, entry)
         with staging(out) as part:
             for name, source in cached.items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
@@ -190,12 +182,7 @@ def _same(file: Path, sha256: str, remote: RepoFile) -> bool:
     """Whether the hub has this content: it knows large files by sha256, small ones by git hash."""
     if remote.lfs is not None:
         return remote.lfs.sha256 == sha256
-    return remote.size == file.stat().st_size and remote.blob_id == _git_hash(file)
-
-
-def _git_hash(file: Path) -> str:
-    content = file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return remote.size == file.stat().st_size and remote.blob_id == git_hash(file)
 
 
 def _read_back(remote: Tree, folder: Path, sums: Mapping[str, str], shown: str) -> None:
@@ -250,6 +237,7 @@ class _Hub:
                 "or not at all"
             )
         self.endpoint, self.say, self.token = endpoint, say, token or get_token()
+        self.watch: Watch
         self.api: HfApi = HfApi(endpoint=endpoint, token=self.token or False, library_name="ssld")
 
     def refuse_token_in(self, folder: Path, names: Iterable[str]) -> None:
@@ -271,7 +259,14 @@ class _Hub:
             return None
         if private and not info.private:
             raise InputError(f"{repo} exists and is public; make it private on its page first")
-        return info.sha
+        return self._commit(info.sha, repo) if info.sha is not None else None
+
+    def _commit(self, said: object, revision: str) -> str:
+        if not isinstance(said, str) or not COMMIT.fullmatch(said):
+            raise InputError(
+                f"{self.shown} is no hub ({revision} is {str(said)[:80]!r}); check HF_ENDPOINT"
+            )
+        return said
 
     def tree(self, repo: str, commit: str) -> dict[str, RepoFile]:
         from huggingface_hub.hf_api import RepoFile
@@ -303,30 +298,38 @@ class _Hub:
         ]
         message = f"Publish {folder.resolve().name} with ssld"
         done = self.api.create_commit(repo, operations, commit_message=message, parent_commit=head)
-        return done.oid
+        return self._commit(done.oid, repo)
 
     def resolve(self, repo: str, revision: str) -> str:
         """The commit that a branch or tag is now; nothing is asked about a whole commit."""
         if COMMIT.fullmatch(revision):
             return revision
-        commit = str(self.api.model_info(repo, revision=revision).sha)
-        if not COMMIT.fullmatch(commit):
-            raise InputError(f"{self.shown} is no hub ({revision} is {commit}); check HF_ENDPOINT")
-        return commit
+        return self._commit(self.api.model_info(repo, revision=revision).sha, revision)
 
-    def fetch(self, repo: str, commit: str, name: str, sha256: str | None = None) -> Path:
-        """A file in the client's cache, downloaded if need be, that has the right hash."""
+    def fetch(
+        self, repo: str, commit: str, name: str, entry: Mapping[str, Any] | None = None
+    ) -> Path:
+        """A file in the client's cache, downloaded if need be, that has the right hash.
+
+        Args:
+            entry: the sha256 and the bytes that it must have.
+        """
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
+        sha256 = entry["sha256"] if entry else None
+        limit, self.watch.limit = self.watch.limit, entry["bytes"] if entry else self.watch.limit
         try:
             path = Path(self.api.hf_hub_download(repo, name, revision=commit))
+            refuse_outside(path)
         except RemoteEntryNotFoundError:
             raise InputError(
                 f"{repo}@{commit} has no {name}; publish it there with `ssld zoo publish`"
             ) from None
-        wanted, found = _hashes(path, sha256)
+        finally:
+            self.watch.limit = limit
+        wanted, found = hashes(path, sha256)
         if wanted != found:
-            _forget(path)
+            forget(path)
             kind = "sha256" if len(found) == 64 else "git hash"
             raise InputError(
                 f"{name} of {repo}@{commit} is damaged: its {kind} is {found} instead of {wanted}; "
@@ -336,63 +339,20 @@ class _Hub:
 
     @contextmanager
     def one_sentence(self, repo: str) -> Iterator[None]:
-        """Whatever the client or the disk raises becomes an InputError, without the token."""
-        from httpx2 import HTTPError
-        from huggingface_hub.errors import XetDownloadError
+        """Whatever the client or the disk raises becomes an InputError, without the token; the
+        connections inside are watched (`zoo/watch.py`)."""
+        from zoo import watch
 
         try:
-            yield
+            with watch.watched(self.shown, self.endpoint, watch.ANSWER_BYTES) as self.watch:
+                yield
         except InputError as error:
             raise InputError(self._scrub(str(error))) from None
-        except (HTTPError, XetDownloadError, OSError, ValueError, RuntimeError) as error:
+        except failures() as error:
             # without its cause, whose text may quote the request
-            raise InputError(self._scrub(_sentence(error, repo, self.shown))) from None
+            raise InputError(self._scrub(sentence(error, repo, self.shown))) from None
 
     def _scrub(self, text: str) -> str:
         text = text.replace(self.endpoint, self.shown)
-        return text.replace(self.token, "***") if self.token else text
-
-
-def _hashes(path: Path, sha256: str | None) -> tuple[str, str]:
-    """The hash that a cached file should have, and has. Without a sha256, what the hub called it
-    when it was downloaded, which the cache keeps as the name of the file behind the link."""
-    name = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if sha256 is None and COMMIT.fullmatch(name):
-        return name, _git_hash(path)
-    found = sha256_of(path)
-    wanted = name if re.fullmatch("[0-9a-f]{64}", name) else found
-    return sha256 or wanted, found
-
-
-def _forget(path: Path) -> None:
-    """Remove a cached file with all that its links lead to, else it is never downloaded again."""
-    while path.is_symlink():
-        behind = path.parent / os.readlink(path)
-        path.unlink()
-        path = behind
-    path.unlink(missing_ok=True)
-
-
-def _sentence(error: Exception, repo: str, endpoint: str) -> str:
-    """What was wrong, where, and what to do."""
-    import httpx2
-    from huggingface_hub import errors
-
-    while isinstance(error, WRAPPERS) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    where = f"{repo} on {endpoint}"
-    detail = " ".join(str(error).split())[:DETAIL_CHARACTERS]
-    if isinstance(error, errors.GatedRepoError):
-        return f"{where} is gated; ask for access on its page, then give the token of that account"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no {where}, or it is private; check the name and HF_TOKEN"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"there is no such revision: {where}; give a branch, a tag or a whole commit"
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        advice = ADVICE.get(status, "try again later" if status >= 500 else "see its message")
-        return f"{where} was refused with status {status} ({detail}); {advice}"
-    if isinstance(error, (httpx2.HTTPError, ConnectionError, errors.LocalEntryNotFoundError)):
-        kind = type(error).__name__
-        return f"no connection for {where} ({kind}: {detail}); check the network and repeat"
-    return f"{where} failed ({detail}); mend that and repeat"
+        text = text.replace(self.token, "***") if self.token else text
+        return "".join(x if x.isprintable() or x == "\n" else "?" for x in text)  # of a stranger

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from zoo.described import read_config
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 MANIFEST = "ssld.json"
 FORMAT = 1
+NAME_CHARACTERS = 255
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NOT_OURS = ("tag", "origin_url", "paper_ids", "paper_name", "notes", "description")
+"""Entries of timm's pretrained_cfg that speak of timm's own weights of the architecture; besides
+them `license` does."""
 
 
 def sha256_of(file: Path) -> str:
@@ -81,6 +86,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         InputError: there is none, it is no such file, or it names files outside of the folder.
     """
     path = folder / MANIFEST
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file; fetch or publish the folder anew")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
@@ -92,7 +99,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has no {MANIFEST}: give a folder that `ssld zoo` published, pulled or "
             "converted"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged ({error}); fetch or publish the folder anew"
         ) from error
@@ -101,10 +108,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format {manifest.get('format')!r}, this version of ssld reads {FORMAT}; "
             "install the version that wrote it"
         )
-    for name, _, _ in sums:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or "\\" in name or {"..", "."} & set(name.split("/")):
-            raise InputError(f"{path} names the file {name!r}, which is not inside the folder")
+    names = {name for name, _, _ in sums}
+    for name in sorted(names):
+        above = {str(parent) for parent in PurePosixPath(name).parents}
+        plain = name.isprintable() and "\\" not in name and len(name) <= NAME_CHARACTERS
+        if not plain or {"", "..", "."} & set(name.split("/")) or (names | {MANIFEST}) & above:
+            raise InputError(
+                f"{path} names the file {name[:NAME_CHARACTERS]!r}, which is not inside the folder "
+                "or cannot be; do not use this release"
+            )
     return manifest
 
 
@@ -125,7 +137,8 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check size and sha256 of every file that `ssld.json` lists; returns what it says.
 
     Raises:
-        InputError: naming the first file that is missing, a link, different or not listed.
+        InputError: naming the first file that is missing, a link, different or not listed; or
+            config.json says what no network can have.
     """
     manifest = read_manifest(folder)
     for name in ("model.safetensors", "config.json"):
@@ -149,6 +162,7 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{folder}: {name} was changed: its sha256 is {found} instead of "
                 f"{entry['sha256']}; fetch or publish the folder anew"
             )
+    read_config(folder / "config.json")
     return manifest
 
 

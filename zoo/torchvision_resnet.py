@@ -9,6 +9,7 @@ differs, found by comparing the two networks module by module; weights keep thei
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from torchvision.models import resnet as tv_resnet
 from zoo.errors import InputError
 
 FILES = ("model.py", "model.safetensors")
+
+WORD = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+NUMBERS = re.compile(r"[0-9.e+-]{1,32}(,[0-9.e+-]{1,32})*")
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -106,7 +110,24 @@ def _load(folder: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
+def _check_words(header: dict[str, str]) -> None:
+    """The header's words go into `model.py`, which is run: nothing but names and numbers may."""
+    for key in ("architecture", "interpolation", "crop_mode"):
+        if not WORD.fullmatch(header.get(key, "center")):
+            raise InputError(
+                f"the network's pretrained_cfg has {key} {header[key][:80]!r}, which is no name "
+                "and would get into a program: mend it"
+            )
+    for key in ("input_size", "mean", "std", "crop_pct"):
+        if not NUMBERS.fullmatch(header.get(key, "1")):
+            raise InputError(
+                f"the network's pretrained_cfg has {key} {header[key][:80]!r}, which are no "
+                "numbers and would get into a program: mend it"
+            )
+
+
 def _source(network: Any, header: dict[str, str]) -> str:
+    _check_words(header)
     _check_kind(network)
     first: Any = network.layer1[0]
     arguments: dict[str, Any] = {"num_classes": network.fc.out_features}

@@ -16,28 +16,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import tempfile
 from dataclasses import asdict, dataclass
-from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from filelock import FileLock
+from httpx2 import Client
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from zoo.catalog import Entry, catalog
 from zoo.errors import InputError
+from zoo.hub_cache import refuse_outside
+from zoo.hub_errors import failures
 from zoo.paddle.convert import check, convert
 from zoo.paddle.pickle_file import read_pdparams
 from zoo.release import naming, save_weights, sha256_of, verify
+from zoo.watch import watched
 
 DIR_VARIABLE = "SSLD_ZOO_DIR"
 CACHE_VARIABLE = "SSLD_ZOO_CACHE"
-SECONDS = 60
-"""After which a server that says nothing counts as unreachable."""
 _WEIGHTS = "model.safetensors"
+_FILE_BYTES = 1 << 32
+"""No published file has as many."""
 
 
 @dataclass(frozen=True)
@@ -176,27 +179,32 @@ def _in_folder(entry: Entry, folder: Path) -> tuple[Path, str]:
 def _from_timm(entry: Entry) -> tuple[Path, str]:
     """timm's own copy of the same weights; the hub's client keeps and resumes the download."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     repo = f"timm/{entry.timm_weights}"
     try:
-        file = hf_hub_download(repo, _WEIGHTS, revision=entry.revision)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        with watched(f"hf-hub:{repo}"):
+            file = Path(hf_hub_download(repo, _WEIGHTS, revision=entry.revision))
+            refuse_outside(file)
+    except failures() as error:
         raise _unreachable(entry, f"hf-hub:{repo}", error) from error
-    return Path(file), f"hf-hub:{repo}/{_WEIGHTS}"
+    return file, f"hf-hub:{repo}/{_WEIGHTS}"
 
 
 def _download(entry: Entry, file: Path) -> None:
-    from torch.hub import download_url_to_file
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS)  # torch.hub sets none, and would wait for ever
+    url = str(entry.url)
     try:
-        download_url_to_file(str(entry.url), str(file))
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise _unreachable(entry, str(entry.url), error) from error
-    finally:
-        socket.setdefaulttimeout(before)
+        with (
+            watched(url, limit=_FILE_BYTES) as watch,
+            watch.client(Client(follow_redirects=True)) as client,
+        ):
+            with client.stream("GET", url) as answer, file.open("wb") as out:
+                answer.raise_for_status()
+                total = int(answer.headers.get("Content-Length", 0)) or None
+                with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as progress:
+                    for part in answer.iter_bytes():
+                        progress.update(out.write(part))
+    except failures() as error:
+        raise _unreachable(entry, url, error) from error
 
 
 def _unreachable(entry: Entry, address: str, error: Exception) -> InputError:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from downstream.data.texts import shown, writable
 from ssld.data.folder import EXTENSIONS
 from ssld.errors import InputError
 
 UNSTATED = -1
 """In `Annotations.stated`."""
+LARGEST = 1e9
+"""No picture has as many px a side."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Annotations:
 def require_finite(
     values: np.ndarray, fields: Sequence[str], where: Callable[[int], str], what: str = "a number"
 ) -> None:
-    """Refuse NaN and infinity, which would make the loss NaN many steps later.
+    """Refuse NaN, infinity and what is no px, which would make the loss NaN many steps later.
 
     Args:
         values: float64 [m, fields].
@@ -69,7 +72,7 @@ def require_finite(
     Raises:
         InputError: naming the first.
     """
-    bad = np.argwhere(~np.isfinite(values))
+    bad = np.argwhere(~(abs(values) < LARGEST))
     if len(bad):
         row, column = (int(i) for i in bad[0])
         rows = len(set(bad[:, 0].tolist()))
@@ -77,15 +80,6 @@ def require_finite(
         raise InputError(
             f"{where(row)}: {fields[column]} is {values[row, column]}{more}; give {what}"
         )
-
-
-def require_unique(values: Sequence[object], what: Callable[[int], str]) -> None:
-    """Raise InputError naming the first value that occurs again; `what` describes entry i."""
-    first: dict[object, int] = {}
-    for i, value in enumerate(values):
-        if first.setdefault(value, i) != i:
-            again = f"as already in entry {first[value]}"
-            raise InputError(f"{what(i)} is {value!r}, {again}; make them distinct")
 
 
 def missing_from(folder: str, names: Sequence[str]) -> list[int]:
@@ -103,26 +97,24 @@ def missing_from(folder: str, names: Sequence[str]) -> list[int]:
     return sorted(missing)
 
 
-def images_by_stem(folder: Path) -> dict[str, str]:
-    """Image files in a folder, by name without extension; the first where two share it.
+def images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Image files in a folder, by name without extension.
 
     Raises:
         InputError: it cannot be listed.
     """
     try:
-        names = sorted(os.listdir(folder), reverse=True)
+        names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder}: the folder of images cannot be listed ({error})") from error
-    parts = [(os.path.splitext(name), name) for name in names if not name.startswith(".")]
-    return {stem: name for (stem, ending), name in parts if ending.lower() in EXTENSIONS}
-
-
-def read_text(path: Path) -> str:
-    """Raises InputError where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        if not name.startswith(".") and ending.lower() in EXTENSIONS:
+            if not writable(name):
+                raise InputError(f"{folder}: the name {shown(name)} is not UTF-8; rename the file")
+            found[stem].append(name)
+    return dict(found)
 
 
 def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:

@@ -26,6 +26,8 @@ from torchvision.tv_tensors import BoundingBoxes, Image, KeyPoints, Mask
 MEAN_COLOUR = (124.0, 116.0, 104.0)
 """ImageNet's mean in RGB, 0 to 255, around a zoomed-out image (Liu et al. 2016, SSD, section 3.6;
 yolov3_reader.yml)."""
+LEAST_SIDE_PX = 1.0
+"""Of a box in a training view."""
 IGNORE = 255
 """Of a mask, where there is no image."""
 
@@ -155,7 +157,7 @@ def keep(sample: Sample, chosen: Tensor) -> Sample:
     )
 
 
-def drop_small(sample: Sample, side: float = 1.0) -> Sample:
+def drop_small(sample: Sample, side: float = LEAST_SIDE_PX) -> Sample:
     """Without boxes that have a side under `side` px: nothing to learn, NaN in some losses
     (torchvision `SanitizeBoundingBoxes` has 1 px, too)."""
     boxes = sample.boxes.as_subclass(Tensor)

@@ -34,10 +34,13 @@ import pyarrow as pa
 from downstream.data.annotations import Annotations
 from downstream.data.cleaning import Cleaned, clean, notice, where
 from downstream.data.coco import read_coco
+from downstream.data.conventions import refuse_other_conventions
 from downstream.data.frames import decide_frames, read_headers
 from downstream.data.preflight import BoxReport, ClassCount
-from downstream.data.voc import read_voc
+from downstream.data.texts import shown
+from downstream.data.voc import find_voc, read_voc
 from downstream.data.yolo import read_yolo
+from downstream.data.yolo_layouts import is_yolo
 from ssld.data.storage import Address, absolute, is_remote, read_all
 from ssld.errors import InputError
 
@@ -88,6 +91,7 @@ class BoxSource:
         self._names = pa.array(found.names, pa.large_string())
         headers = read_headers(found.folder, found.names)
         frames = decide_frames(found.path, found.names, headers, found.stated)
+        refuse_other_conventions(found, frames)
         self._sizes = frames.sizes
         cleaned = clean(found, frames)
         kept = cleaned.kept
@@ -130,6 +134,21 @@ class BoxSource:
     def image_size(self, i: int) -> tuple[int, int]:
         """Height and width of the upright image; 0, 0 for an unreadable one of unstated size."""
         return int(self._sizes[i, 0]), int(self._sizes[i, 1])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [n, 2]: `image_size` of all."""
+        return self._sizes
+
+    @property
+    def all_boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all images: xyxy float32 [m, 4], and the number of each one's image, int64 [m]."""
+        return self._xyxy, np.repeat(np.arange(len(self)), np.diff(self._offsets))
+
+    @property
+    def counted(self) -> np.ndarray:
+        """bool [m]: is no crowd."""
+        return ~self._crowd
 
     def boxes(self, i: int) -> Boxes:
         part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
@@ -186,8 +205,8 @@ def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource
     Args:
         path: a COCO json file (`FILE.json`, or `FILE.json::FOLDER` where its images are not beside
             it, in `images/` or in a folder of its name), or a folder in VOC's layout
-            (`Annotations/`, `JPEGImages/`) or YOLO's (`images/`, `labels/`), with `::SPLIT` for one
-            of its splits.
+            (`Annotations/`, `JPEGImages/`; xml files beside the pictures) or YOLO's (`images/`,
+            `labels/`; a `data.yaml`; lists of images), with `::SPLIT` for one of its splits.
         class_names: the network's classes in its order, for a set that must fit another one: they
             are matched by name. A class of the set's that has boxes must be among them.
 
@@ -197,24 +216,31 @@ def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource
     place, _, extra = path.partition("::") if not is_remote(path) else (path, "", "")
     if is_remote(place):
         raise InputError(f"{path}: annotated images are read from a local folder; copy them there")
-    root = Path(place)
-    if root.is_file() and place.endswith(".json"):
-        annotations = read_coco(place, extra or None)
+    root, split = Path(place), extra or None
+    if "\0" in path:
+        raise InputError(f"{shown(path)}: no such file or folder; check the path")
+    if root.is_file() and place.lower().endswith(".json"):
+        annotations = read_coco(place, split)
+    elif root.is_file() and is_yolo(root, split):
+        annotations = read_yolo(path, root, split)
     elif not root.is_dir():
-        wrong = "not a json file or a folder" if root.exists() else "no such file or folder"
-        raise InputError(f"{place}: {wrong}; give COCO's json, or a folder of VOC's or YOLO's")
-    elif (root / "Annotations").is_dir():
-        annotations = read_voc(path, root, extra or None)
-    elif any((root / name).is_dir() for name in ("labels", f"{extra or '.'}/labels")):
-        annotations = read_yolo(path, root, extra or None)
+        wrong = "not json, data.yaml or a folder" if root.exists() else "no such file or folder"
+        raise InputError(
+            f"{place}: {wrong}; give COCO's json, YOLO's data.yaml::train, or a folder of VOC's or "
+            "YOLO's"
+        )
+    elif (voc := find_voc(root, split)) is not None:
+        annotations = read_voc(path, voc, split)
+    elif is_yolo(root, split):
+        annotations = read_yolo(path, root, split)
     else:
         files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
         hint = (
             f"; COCO's json is given as a file: {', '.join(map(str, files[:3]))}" if files else ""
         )
         raise InputError(
-            f"{place}: has neither Annotations/ and JPEGImages/ (VOC) nor images/ and labels/ "
-            f"(YOLO){hint}"
+            f"{place}: has neither Annotations/ and JPEGImages/ (VOC), xml files beside the "
+            f"pictures, nor images/ and labels/ or data.yaml (YOLO){hint}"
         )
     return BoxSource(_in_order(annotations), class_names)
 

@@ -10,9 +10,12 @@ heading and a row a line:
     0,sky,#808080,
     11,void,#000000,true
 
+Without one of these, labelme's `class_names.txt` or CVAT's `labelmap.txt` (`class_lists.py`).
+
 A colour is `#rrggbb` or three numbers. Rows with `ignore` are no classes: their pixels count
-nowhere. Where a table says nothing about ignoring, 255 is ignored, as VOC and Cityscapes have it.
-Every id (or colour) in a mask must have a row or be ignored.
+nowhere. Where a table says nothing about ignoring, 255 is ignored, as VOC and Cityscapes have it
+(and `mask_preflight.py` refuses masks in which it seems to be a class). Names in YAML are text:
+`no` is no, not False. Every id (or colour) in a mask must have a row or be ignored.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from downstream.data.class_lists import LABELMAP, NAMES, rows_of_labelmap, rows_of_names
+from downstream.data.texts import decode_text, require_name, shown
 from ssld.errors import InputError
 
-FILES = ("classes.json", "classes.yaml", "classes.yml", "classes.csv")
+FILES = ("classes.json", "classes.yaml", "classes.yml", "classes.csv", NAMES, LABELMAP)
 IGNORE = 255
 """In every mask that is handed out: a pixel that counts nowhere."""
 MAX_CLASSES = 254
@@ -58,6 +63,12 @@ class ClassTable:
     where: str
     """The file, for messages."""
     ignored_ids: tuple[int, ...] = ()
+    silent: bool = False
+    """Whether the file says nothing about ignoring, so that IGNORE is ignored by default."""
+    by_colour: bool = False
+    """Whether the colours of a palette PNG count, not its indices."""
+    assumed: str | None = None
+    """Of a table that no file states: a pattern of the image names in the set that it is of."""
 
     def __post_init__(self) -> None:
         _refuse_repeats(self)
@@ -101,7 +112,7 @@ class ClassTable:
                 f"for, it {' and '.join(said)}; use sets with the same classes"
             )
         rows = [by_name[name] for name in names] + [row for row in self.rows if row.ignore]
-        return ClassTable(tuple(rows), self.where, self.ignored_ids)
+        return replace(self, rows=tuple(rows), assumed=None)
 
 
 def voc_colour(i: int) -> Colour:
@@ -134,23 +145,38 @@ def read_table(path: Path) -> ClassTable:
         InputError: it cannot be read, or is no such table; names the row and the field.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text, _ = decode_text(path.read_bytes())
+    except OSError as error:
         raise InputError(f"{path}: the class table cannot be read ({error})") from error
-    entries, ignored = _csv(path, text) if path.suffix == ".csv" else _tree(path, text)
+    entries, ignored = _entries(path, text)
     rows = tuple(_row(entry, i, path) for i, entry in enumerate(entries))
-    if ignored is None:
-        free = all(row.id != IGNORE for row in rows) and not any(row.ignore for row in rows)
-        ignored = [IGNORE] if free else []
-    return ClassTable(rows, str(path), tuple(ignored))
+    named = any(row.id == IGNORE for row in rows) or any(row.ignore for row in rows)
+    labelmap = path.name == LABELMAP
+    return ClassTable(
+        rows,
+        str(path),
+        tuple(ignored if ignored is not None else [IGNORE] * (not named)),
+        silent=ignored is None and (labelmap or not named),
+        by_colour=labelmap,
+    )
+
+
+def _entries(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
+    """Rows and ignored ids."""
+    if path.name == NAMES:
+        return rows_of_names(text), None
+    if path.name == LABELMAP:
+        return rows_of_labelmap(text, str(path)), None
+    return _csv(path, text) if path.suffix == ".csv" else _tree(path, text)
 
 
 def _tree(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
     """Rows and ignored ids of JSON or YAML."""
     try:
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
+        is_json = path.suffix == ".json"
+        tree = json.loads(text) if is_json else yaml.load(text, yaml.BaseLoader)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not {path.suffix[1:].upper()} ({said}); mend it") from error
     entries = tree.get("classes") if isinstance(tree, dict) else tree
     if not isinstance(entries, list):
@@ -161,30 +187,42 @@ def _tree(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
     if not isinstance(tree, dict) or "ignore" not in tree:
         return entries, None
     ignored = tree["ignore"] if isinstance(tree["ignore"], list) else [tree["ignore"]]
-    return entries, [_number(x, f"{path}: ignore") for x in ignored if x is not None]
+    nothing = (None,) if is_json else ("", "~", "null")
+    return entries, [_number(x, f"{path}: ignore") for x in ignored if x not in nothing]
 
 
 def _csv(path: Path, text: str) -> tuple[list[Any], None]:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    if not {"id", "name"} <= set(reader.fieldnames or ()):
+    try:
+        head, rows = reader.fieldnames or (), list(reader)
+    except csv.Error as error:
+        raise InputError(f"{path}: not CSV ({error}); mend it") from error
+    if not {"id", "name"} <= set(head):
         raise InputError(
-            f"{path}: the first line is {','.join(reader.fieldnames or ())!r}; give it the columns "
-            "id and name, and colour and ignore where there are any"
+            f"{path}: the first line is {shown(','.join(head))}; give it the columns id and name, "
+            "and colour and ignore where there are any"
         )
-    return [{k: v for k, v in row.items() if v not in (None, "")} for row in reader], None
+    for i, row in enumerate(rows):
+        if None in row:
+            raise InputError(
+                f"{path}: classes[{i}]: has more columns than the first line; quote it"
+            )
+    return [{k: v for k, v in row.items() if v not in (None, "")} for row in rows], None
 
 
 def _row(entry: Any, i: int, path: Path) -> Row:
     where = f"{path}: classes[{i}]"
     if isinstance(entry, str):
-        return Row(i, entry)
+        return Row(i, require_name(entry, where))
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: is {entry!r}; give a name, or a row of id, name and colour")
+        raise InputError(
+            f"{where}: is {shown(entry)}; give a name, or a row of id, name and colour"
+        )
     known = {"id", "name", "colour", "color", "ignore"}
     ignore = _truth(entry.get("ignore", False), f"{where}: ignore")
     missing = [field for field in ("id", "name") if field not in entry]
     if missing and not (ignore and missing == ["name"]):
-        others = ", ".join(str(key) for key in entry if key not in known)
+        others = ", ".join(str(key)[:40] for key in list(entry)[:5] if key not in known)
         raise InputError(
             f"{where}: the field {missing[0]} is missing"
             + (f" ({others} is none that is known)" if others else "")
@@ -193,38 +231,47 @@ def _row(entry: Any, i: int, path: Path) -> Row:
     colour = entry.get("colour", entry.get("color"))
     return Row(
         _number(entry["id"], f"{where}: id"),
-        str(entry.get("name", "ignored")).strip(),
-        None if colour is None else _colour(colour, f"{where}: colour"),
+        require_name(entry.get("name", "ignored"), f"{where}: name").strip(),
+        None if colour is None else read_colour(colour, f"{where}: colour"),
         ignore,
     )
 
 
 def _truth(value: Any, where: str) -> bool:
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    word = str(value).strip().lower()
+    word = str(value).strip().lower() if isinstance(value, (bool, int, str)) else ""
     if word not in words:
-        raise InputError(f"{where} is {value!r}; give true or false")
+        raise InputError(f"{where} is {shown(value)}; give true or false")
     return words[word]
 
 
 def _number(value: Any, where: str) -> int:
-    text = "" if isinstance(value, bool) else str(value).strip()
-    if not re.fullmatch(r"\d{1,5}", text) or int(text) >= 2**16:
-        raise InputError(f"{where} is {value!r}; give a whole number from 0 to 65535")
+    text = str(value).strip() if type(value) in (int, str) else ""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) >= 2**16:
+        raise InputError(f"{where} is {shown(value)}; give a whole number from 0 to 65535")
     return int(text)
 
 
-def _colour(value: Any, where: str) -> Colour:
+def read_colour(value: Any, where: str) -> Colour:
+    """`#rrggbb` or three numbers, in a list or in text.
+
+    Raises:
+        InputError: it is neither.
+    """
     parts: Any = value
     if isinstance(value, str):
         text = value.strip()
         if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
             parts = [int(text[i : i + 2], 16) for i in (1, 3, 5)]
         else:
-            parts = [int(x) if x.isdigit() else x for x in re.split(r"[\s,;]+", text)]
+            parts = re.split(r"[\s,;]+", text)
+    if isinstance(parts, list) and len(parts) == 3:
+        parts = [
+            int(x) if isinstance(x, str) and x.isdecimal() and len(x) < 4 else x for x in parts
+        ]
     good = isinstance(parts, list) and len(parts) == 3
     if not good or not all(type(x) is int and 0 <= x <= 255 for x in parts):
-        raise InputError(f"{where} is {value!r}; give #rrggbb or three numbers from 0 to 255")
+        raise InputError(f"{where} is {shown(value)}; give #rrggbb or three numbers from 0 to 255")
     return parts[0], parts[1], parts[2]
 
 
@@ -239,8 +286,8 @@ def _refuse_repeats(table: ClassTable) -> None:
             if value is None or other is row or (field == "colour" and other.ignore and row.ignore):
                 continue
             raise InputError(
-                f"{table.where}: {field} {value!r} belongs to both {other.name!r} (id {other.id}) "
-                f"and {row.name!r} (id {row.id}); give each its own"
+                f"{table.where}: {field} {shown(value)} belongs to both {shown(other.name)} (id "
+                f"{other.id}) and {shown(row.name)} (id {row.id}); give each its own"
             )
     for i in table.ignored_ids:
         if ("id", i) in seen and not seen["id", i].ignore:

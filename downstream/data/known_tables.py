@@ -29,7 +29,10 @@ _CITYSCAPES = [
 _IGNORED = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, IGNORE)
 
 CITYSCAPES = ClassTable(
-    tuple(Row(*row) for row in _CITYSCAPES), "Cityscapes' table of classes", _IGNORED
+    tuple(Row(*row) for row in _CITYSCAPES),
+    "Cityscapes' table of classes",
+    _IGNORED,
+    assumed=r"[a-z-]+_\d{6}_\d{6}_leftImg8bit",
 )
 """The 19 classes of the benchmark in the order of their trainId; every other id up to 33 is void
 or `ignoreInEval`. Source: cityscapesScripts, cityscapesscripts/helpers/labels.py (mcordts). Its
@@ -44,6 +47,7 @@ VOC = ClassTable(
     tuple(Row(i, name, voc_colour(i)) for i, name in enumerate(_VOC.split())),
     "PASCAL VOC's table of classes",
     (IGNORE,),
+    assumed=r"20\d\d_\d{6}",
 )
 """Background and the 20 classes in alphabetical order; 255 is the border of an object. Source:
 VOC2012 development kit, section 3.1 and VOCcolormap.m."""

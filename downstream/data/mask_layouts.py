@@ -10,6 +10,7 @@ from pathlib import Path
 
 from downstream.data.class_table import FILES, ClassTable, find_table, read_table
 from downstream.data.known_tables import CITYSCAPES, VOC
+from downstream.data.texts import read_text
 from ssld.data.folder import EXTENSIONS, FolderSource
 from ssld.errors import InputError
 
@@ -84,7 +85,7 @@ def voc(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
 
 def _listed(path: Path) -> dict[int, str]:
     """Stems by line number, from 1."""
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    lines = enumerate(read_text(path).splitlines(), 1)
     stems = {line: text.split()[0] for line, text in lines if text.strip()}
     seen: dict[str, int] = {}
     for line, stem in stems.items():

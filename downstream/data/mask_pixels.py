@@ -63,6 +63,13 @@ def colours_of(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
 
 
+def grey_of(image: Image.Image) -> np.ndarray | None:
+    """The ids of a grey mask that was saved as RGB, uint8 [h, w]; None where it has colours."""
+    pixels = np.asarray(image.convert("RGB"))
+    red = pixels[..., 0]
+    return red if (pixels == red[..., None]).all() else None
+
+
 def pack(colour: tuple[int, int, int]) -> int:
     """A colour as `colours_of` has it."""
     return colour[0] + 256 * colour[1] + 256**2 * colour[2]

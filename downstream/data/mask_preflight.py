@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,14 +19,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from downstream.data.class_table import IGNORE
+from downstream.data.class_lists import NAMES
+from downstream.data.class_table import FILES, IGNORE
 from downstream.data.mask_pixels import UNKNOWN
 from downstream.data.masks import MaskSource, wrong_size
+from downstream.data.texts import one_line, shown
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.decode import orientation_of as orientation
 from ssld.errors import InputError
 from ssld.text_table import text_table
 
+MANY = 0.001
+"""Share of all pixels from which on what is ignored by default may be a class that lacks."""
 KEPT = 20
 """Places that are kept of each kind of finding; all are counted."""
 
@@ -66,6 +72,15 @@ class MaskReport:
     """By class number."""
     ignored_ids: list[int]
     ignored_pixels: int = 0
+    ignored_images: int = 0
+    """Masks with at least one such pixel."""
+    table: str = ""
+    """Where the classes are from."""
+    silent: bool = False
+    """See `ClassTable.silent`."""
+    assumed: bool = False
+    """Whether the classes are those of a public set of this layout, and nothing says that the set
+    is that one."""
     smallest: tuple[int, int] | None = None
     """Height and width in px of the mask with the fewest pixels."""
     largest: tuple[int, int] | None = None
@@ -96,12 +111,16 @@ class MaskReport:
             entry["share"] = share
         return tree
 
-    def check(self) -> None:
+    def check(self, training: Sequence[MaskReport] = ()) -> None:
         """Refuse what would silently ruin a result.
+
+        Args:
+            training: reports of all sets that are trained on: a class may occur in another one.
 
         Raises:
             InputError: an id that no class has, a mask of another size than its image, no labelled
-                pixel at all; names file, image and field.
+                pixel at all, pixels of one class alone, a class that seems to be what is ignored,
+                classes that are guessed; names file, image and field.
         """
         for key, finding in self.unknown.items():
             raise InputError(f"{finding.places[0]} ({_masks(finding.count)} with {key})")
@@ -113,20 +132,21 @@ class MaskReport:
                 f"{self.path}: none of the {self.images} masks has a pixel of any class{why}; "
                 "check the ids of the class table"
             )
+        require_classes(self, training or [self])
 
     def lines(self) -> list[str]:
         """For a terminal."""
         total = self.labelled_pixels + self.ignored_pixels
         head = f"{self.path} ({self.layout}): {self.images} images with a mask, {self._sizes()}"
         rows = [
-            [str(i), c.name, str(c.id), f"{100 * share:.2f}", str(c.images)]
+            [str(i), one_line(c.name), str(c.id), f"{100 * share:.2f}", str(c.images)]
             for i, (c, share) in enumerate(zip(self.classes, self.shares(), strict=True))
         ]
         table = text_table(["class", "name", "id", "% of labelled pixels", "images"], rows)
         ids = ", ".join(map(str, self.ignored_ids)) or "none"
         share = 100 * self.ignored_pixels / max(total, 1)
         lines = [head, *table.splitlines(), f"ignored: {share:.2f} % of all pixels (ids {ids})"]
-        absent = [c.name for c in self.classes if not c.pixels]
+        absent = [one_line(c.name) for c in self.classes if not c.pixels]
         if absent:
             lines.append(f"warning: no pixel of {', '.join(absent)}")
         if self.turned:
@@ -195,13 +215,57 @@ def inspect(source: MaskSource) -> MaskReport:
         ClassCount(row.name, row.id, int(counts[i]), int(present[i]))
         for i, row in enumerate(table.classes)
     ]
-    report.ignored_pixels = int(counts[IGNORE])
+    report.ignored_pixels, report.ignored_images = int(counts[IGNORE]), int(present[IGNORE])
+    report.table, report.silent, report.assumed = table.where, table.silent, _is_guess(source)
     for name in source.unlabelled:
         report.without_mask.add(name)
     files = [Path(file) for file in source.files]
     report.hashes = {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     report.hashes |= {"list": _list_hash(source), "masks": digest.hexdigest()}
     return report
+
+
+def _is_guess(source: MaskSource) -> bool:
+    """Whether the classes are a public set's whose images have other names than these."""
+    pattern = source.labels.table.assumed
+    stems = (Path(source.sample_id(i)).stem for i in range(len(source)))
+    return pattern is not None and not all(re.fullmatch(pattern, stem) for stem in stems)
+
+
+def require_classes(report: MaskReport, training: Sequence[MaskReport]) -> None:
+    """
+    Args:
+        training: reports whose classes are counted together.
+
+    Raises:
+        InputError: see `MaskReport.check`.
+    """
+    pixels = np.sum([[c.pixels for c in one.classes] for one in training], axis=0)
+    present = [c for c, count in zip(report.classes, pixels, strict=True) if count]
+    absent = [c for c, count in zip(report.classes, pixels, strict=True) if not count]
+    if report.assumed and absent:
+        raise InputError(
+            f"{report.path}: has the folders of {report.layout}'s set but no class table, images "
+            f"of other names, and pixels of {len(present)} of its {len(report.classes)} classes, "
+            f"so nobody knows what its ids mean; write {NAMES} into it, with the name of id 0, 1, "
+            f"... on each line, or {FILES[0]}"
+        )
+    share = report.ignored_pixels / max(1, report.ignored_pixels + report.labelled_pixels)
+    if report.silent and absent and share > MANY:
+        others = f" (and {len(absent) - 1} more classes)" if len(absent) > 1 else ""
+        raise InputError(
+            f"{report.path}: no pixel is of class {shown(absent[0].name)}, id {absent[0].id}"
+            f"{others}, but {report.ignored_images} masks have {report.ignored_pixels:,} pixels "
+            f"({share:.1%}) of id {IGNORE}, which is ignored as {report.table} does not name it: "
+            f'give the class id {IGNORE} there, or write in {FILES[0]} {{"classes": [...], '
+            f'"ignore": {IGNORE}}}'
+        )
+    if len(present) < 2:
+        raise InputError(
+            f"{report.path}: all pixels that count are of class {shown(present[0].name)}, so there "
+            f"is nothing to tell apart; do the ids in {report.table} fit the masks? (ignored: "
+            f"{share:.1%} of the pixels)"
+        )
 
 
 def _looks(source: MaskSource):

@@ -18,7 +18,16 @@ from PIL import Image
 
 from downstream.data.class_table import IGNORE, ClassTable
 from downstream.data.mask_layouts import Pairs, cityscapes, plain, voc
-from downstream.data.mask_pixels import UNKNOWN, IdMap, colours_of, ids_of, ignoring, open_png, pack
+from downstream.data.mask_pixels import (
+    UNKNOWN,
+    IdMap,
+    colours_of,
+    grey_of,
+    ids_of,
+    ignoring,
+    open_png,
+    pack,
+)
 from downstream.data.panoptic import read_panoptic
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.storage import Address, is_remote
@@ -47,7 +56,8 @@ class Labels(Protocol):
 
 
 class TableLabels:
-    """Ids or colours by a class table."""
+    """Ids or colours by a class table. A picture of three equal channels has ids where the table
+    has no colours."""
 
     def __init__(self, table: ClassTable) -> None:
         self.table = table
@@ -63,9 +73,13 @@ class TableLabels:
         )
 
     def read(self, i: int, image: Image.Image, data: bytes) -> tuple[np.ndarray, IdMap]:
-        if image.mode not in ("RGB", "RGBA"):
+        told = self.table.by_colour and self._by_colour is not None and image.mode == "P"
+        if image.mode not in ("RGB", "RGBA") and not told:
             return ids_of(image, data), self._by_id
         if self._by_colour is None:
+            ids = grey_of(image)
+            if ids is not None:
+                return ids, self._by_id
             raise Unreadable(
                 f"an RGB picture, and {self.table.where} does not give each class a colour: add "
                 "the field colour, or save ids as grey PNG"

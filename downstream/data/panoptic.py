@@ -18,9 +18,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from downstream.data.class_table import ClassTable, Row
+from downstream.data.class_table import ClassTable, Row, read_colour
 from downstream.data.mask_layouts import Pairs
 from downstream.data.mask_pixels import IdMap, colours_of, ignoring
+from downstream.data.texts import (
+    decode_text,
+    one_line,
+    require_name,
+    require_unique,
+    shown,
+    writable,
+)
 from ssld.data.folder import FolderSource
 from ssld.errors import InputError
 
@@ -78,14 +86,16 @@ def read_panoptic(
     annotated = _annotated(path, tree)
     for k, name in enumerate(annotated):
         where = f"{path}: annotations[{k}]"
-        file = str(_field(path, tree, "annotations", k, "file_name"))
+        file = _name(path, tree, "annotations", k, "file_name")
         for known, wanted, folder in ((image_of, name, source), (mask_names, file, masks)):
             if wanted not in known:
-                raise InputError(f"{where}.file_name: {wanted} is not in {folder.path}; add it")
+                raise InputError(
+                    f"{where}.file_name: {one_line(wanted[:200])} is not in {folder.path}; add it"
+                )
         rows.append(image_of[name])
         files.append(file)
         segments.append(_segments(where, tree["annotations"][k], category, number))
-    every = [str(_field(path, tree, "images", i, "file_name")) for i in range(len(tree["images"]))]
+    every = [_name(path, tree, "images", i, "file_name") for i in range(len(tree["images"]))]
     left = sorted(set(every) - set(annotated))
     return Pairs(source, rows, files, masks.path, left, [str(path)]), PanopticLabels(
         table, segments
@@ -96,19 +106,19 @@ def _annotated(path: Path, tree: dict[str, Any]) -> list[str]:
     """The image's file name of each annotation."""
     if not tree["annotations"]:
         raise InputError(f"{path}: annotations is empty, so nothing is labelled; check the file")
-    images = {
-        _field(path, tree, "images", i, "id"): str(_field(path, tree, "images", i, "file_name"))
-        for i in range(len(tree["images"]))
-    }
+    ids = [_id(path, tree, "images", i, "id") for i in range(len(tree["images"]))]
+    require_unique(ids, lambda i: f"{path}: images[{i}].id")
+    images = {number: _name(path, tree, "images", i, "file_name") for i, number in enumerate(ids)}
     names: dict[str, int] = {}
     for k in range(len(tree["annotations"])):
         where = f"{path}: annotations[{k}].image_id"
-        image = _field(path, tree, "annotations", k, "image_id")
+        image = _id(path, tree, "annotations", k, "image_id")
         if image not in images:
             raise InputError(f"{where} is {image!r}, which no image has; mend it")
         if images[image] in names:
             raise InputError(
-                f"{where}: {images[image]} has annotations[{names[images[image]]}], too; keep one"
+                f"{where}: {one_line(images[image][:200])} has "
+                f"annotations[{names[images[image]]}], too; keep one"
             )
         names[images[image]] = k
     return list(names)
@@ -116,13 +126,15 @@ def _annotated(path: Path, tree: dict[str, Any]) -> list[str]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+        tree = json.loads(decode_text(path.read_bytes())[0])
+    except (OSError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read as JSON ({said})") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise InputError(f"{path}: has no list {key!r}; give a COCO panoptic JSON")
-    if tree["annotations"] and "segments_info" not in tree["annotations"][0]:
+    first = tree["annotations"][0] if tree["annotations"] else None
+    if isinstance(first, dict) and "segments_info" not in first:
         raise InputError(
             f"{path}: annotations[0] has no segments_info, so this is no panoptic JSON; give "
             "COCO's panoptic_*.json"
@@ -137,24 +149,37 @@ def _field(path: Path, tree: dict[str, Any], key: str, i: int, field: str) -> An
     return entry[field]
 
 
+def _name(path: Path, tree: dict[str, Any], key: str, i: int, field: str) -> str:
+    value = _field(path, tree, key, i, field)
+    if not isinstance(value, str):
+        raise InputError(f"{path}: {key}[{i}].{field} is {shown(value)}; give the name of a file")
+    return value
+
+
+def _id(path: Path, tree: dict[str, Any], key: str, i: int, field: str) -> int | str:
+    value = _field(path, tree, key, i, field)
+    if type(value) not in (int, str):  # 1.0 and True would be equal to 1
+        raise InputError(f"{path}: {key}[{i}].{field} is {shown(value)}; give a whole number")
+    return value
+
+
 def _categories(path: Path, tree: dict[str, Any]) -> tuple[ClassTable, dict[Any, str]]:
     """The class table, and the name of each category id."""
     rows = []
     for i, entry in enumerate(tree["categories"]):
-        name = str(_field(path, tree, "categories", i, "name"))
+        where = f"{path}: categories[{i}]"
+        name = require_name(_field(path, tree, "categories", i, "name"), f"{where}.name")
         identity = _field(path, tree, "categories", i, "id")
         if type(identity) is not int:
-            raise InputError(f"{path}: categories[{i}].id is {identity!r}; give a whole number")
-        rows.append(Row(identity, name, _colour(entry.get("color"))))
+            raise InputError(f"{where}.id is {shown(identity)}; give a whole number")
+        colour = entry.get("color")
+        if colour is not None:
+            colour = read_colour(colour, f"{where}.color")
+        rows.append(Row(identity, name, colour))
     # Display colours repeat in some sets, and mean nothing here: segments are told by ids.
     if len({row.colour for row in rows}) < len(rows):
         rows = [Row(row.id, row.name) for row in rows]
     return ClassTable(tuple(rows), str(path)), {row.id: row.name for row in rows}
-
-
-def _colour(value: Any) -> tuple[int, int, int] | None:
-    good = isinstance(value, list) and len(value) == 3
-    return tuple(int(x) for x in value) if good else None  # type: ignore[return-value]
 
 
 def _segments(
@@ -162,20 +187,25 @@ def _segments(
 ) -> list[tuple[int, int]]:
     """Segment id and class number of an annotation's segments."""
     found: dict[int, int] = {}
-    for j, segment in enumerate(annotation.get("segments_info", [])):
+    segments = annotation.get("segments_info", [])
+    if not isinstance(segments, list):
+        raise InputError(f"{where}.segments_info is {shown(segments)}; give a list of segments")
+    for j, segment in enumerate(segments):
         place = f"{where}.segments_info[{j}]"
         for field in ("id", "category_id"):
-            if field not in segment:
+            if not isinstance(segment, dict) or field not in segment:
                 raise InputError(f"{place} has no field {field!r}; add it")
-        if segment["category_id"] not in category:
+        identity, kind = segment["id"], segment["category_id"]
+        if type(kind) is not int or kind not in category:
             raise InputError(
-                f"{place}.category_id is {segment['category_id']!r}, which no category has; add "
-                "it to categories, or mend it"
+                f"{place}.category_id is {shown(kind)}, which no category has; add it to "
+                "categories, or mend it"
             )
-        identity = segment["id"]
-        if not isinstance(identity, int) or not 0 < identity < 2**24 or identity in found:
-            raise InputError(f"{place}.id is {identity!r}; give a new number from 1 to 16777215")
-        found[identity] = number[category[segment["category_id"]]]
+        if type(identity) is not int or not 0 < identity < 2**24 or identity in found:
+            raise InputError(
+                f"{place}.id is {shown(identity)}; give a new number from 1 to 16777215"
+            )
+        found[identity] = number[category[kind]]
     return list(found.items())
 
 
@@ -191,7 +221,9 @@ def _image_folder(path: Path, images: str | None, tree: dict[str, Any]) -> Path:
         if not Path(images).is_dir():
             raise InputError(f"{path}::{images}: {images} is no folder; check the path")
         return Path(images)
-    first = str(_field(path, tree, "images", 0, "file_name")) if tree["images"] else ""
+    first = _name(path, tree, "images", 0, "file_name") if tree["images"] else ""
+    if not writable(first):
+        raise InputError(f"{path}: images[0].file_name is {shown(first)}, which no file has")
     name = path.stem.removeprefix("panoptic_")
     here = path.parent
     places = [here / name, here.parent / name, here / "images", here.parent / "images", here]
@@ -199,6 +231,6 @@ def _image_folder(path: Path, images: str | None, tree: dict[str, Any]) -> Path:
         if (place / first).is_file():
             return place
     raise InputError(
-        f"{path}: images[0].file_name {first!r} is in none of "
+        f"{path}: images[0].file_name {shown(first)} is in none of "
         f"{', '.join(map(str, places))}; give the folder of images as {path}::FOLDER"
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from downstream.config import with_backbone_name
 from downstream.detection.config import DetectionConfig
+from downstream.packages import BY_HEAD, require_packages
 from ssld import cli
 
 
@@ -19,7 +20,9 @@ def detection(config: DetectionConfig) -> None:
     """
     import torch
 
+    from downstream.data.box_limits import note_many, note_other_ids, note_small
     from downstream.data.boxes import open_boxes
+    from downstream.detection.decoding import MAX_DETECTIONS
     from downstream.detection.model import DetectionModel
     from downstream.detection.networks import build
     from downstream.detection.task import DetectionTask
@@ -27,13 +30,19 @@ def detection(config: DetectionConfig) -> None:
     from ssld.run.folder import check_out
     from ssld.run.loop import train
 
+    require_packages("detection", "faster_coco_eval", *BY_HEAD.get(config.detector.name, ()))
     check_out(config)
     accelerator = open_processes(config)
     sources, val = open_sources(config.data, open_boxes)
+    note_small(sources, config.augment)
+    note_other_ids(val)
     names = sources[0].class_names
     torch.manual_seed(config.seed)
     built = build(config.detector.name, config.backbone, len(names), config.detector.args)
     model = DetectionModel(built, names)
+    if model.queries is not None:
+        note_many(sources, model.queries, "detector.args.num_queries has places for")
+    note_many(val, min(MAX_DETECTIONS, model.queries or MAX_DETECTIONS), "are found in one")
     config = replace(config, data=replace(config.data, classes=names))
     side = max(config.augment.sizes)
     size = (side, side) if config.augment.resize == "square" else (side, round(side * 4 / 3))

@@ -77,7 +77,7 @@ class DETR(nn.Module):
             dropout=dropout,
         )
         config._attn_implementation = "sdpa"
-        self.score_threshold = score_threshold
+        self.score_threshold, self.num_queries = score_threshold, num_queries
         self.backbone = backbone
         channels: Any = backbone.channels
         self.input_projection = nn.Conv2d(channels[-1], width, kernel_size=1)

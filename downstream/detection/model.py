@@ -29,6 +29,11 @@ class DetectionModel(ImageModel):
         """Heights and widths are padded to a multiple of it."""
         return int(self.model.stride)  # type: ignore[arg-type]
 
+    @property
+    def queries(self) -> int | None:
+        """The most boxes that it can tell of an image, None without such a limit."""
+        return getattr(self.model, "num_queries", None)  # type: ignore[return-value]
+
     def lr_scales(self) -> dict[str, float]:
         scales = self.model.backbone.lr_scales("detection")  # type: ignore[operator, union-attr]
         return {f"model.backbone.{name}": scale for name, scale in scales.items()}

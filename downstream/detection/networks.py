@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from downstream.packages import BY_HEAD, require_packages
 from ssld.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,15 +119,8 @@ def options(name: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 def _load(name: str) -> Any:
     detector = _find(name)
-    try:
-        module = importlib.import_module(f"{HERE}.{detector.module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("downstream"):
-            raise
-        raise InputError(
-            f"{name} needs the package {error.name}: pip install 'ssld[downstream]'"
-        ) from error
-    return getattr(module, detector.network)
+    require_packages(name, *BY_HEAD.get(name, ()))
+    return getattr(importlib.import_module(f"{HERE}.{detector.module}"), detector.network)
 
 
 def _find(name: str) -> Detector:

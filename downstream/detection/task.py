@@ -177,7 +177,8 @@ class DetectionTask(AnnotatedTask):
     def keep(self, run: Run, score: DetectionScore, step: int, best: bool) -> None:
         """The drawn images, and of the exported network what it found in each image."""
         if score.drawn:
-            write_picture(run, step, sheet([pair for _, pair in sorted(score.drawn.items())]))
+            pairs = [pair for _, pair in sorted(score.drawn.items())]
+            write_picture(run, step, lambda: sheet(pairs))
         if best:
             detections = score.detections
             ids = ids_of(run, detections.images)

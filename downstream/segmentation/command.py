@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from downstream.config import with_backbone_name
+from downstream.packages import BY_HEAD, require_packages
 from downstream.segmentation.config import SegmentationConfig
 from ssld import cli
 from ssld.errors import InputError
@@ -38,6 +39,7 @@ def segmentation(config: SegmentationConfig) -> None:
     from ssld.run.folder import check_out
     from ssld.run.loop import train
 
+    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
     check_out(config)
     accelerator = open_processes(config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
@@ -54,13 +56,15 @@ def segmentation(config: SegmentationConfig) -> None:
     config = replace(config, data=replace(config.data, classes=names))
     run = start_run(
         config, accelerator, sources, val, model, size=config.augment.crop,
-        head=config.segmenter.name, annotations_sha256=_looked_at([*sources, *val], accelerator),
+        head=config.segmenter.name, annotations_sha256=_looked_at(sources, val, accelerator),
     )  # fmt: skip
     task = SegmentationTask(sources, val, config, model.mean, model.aux_weight)
     train(run, task, model)
 
 
-def _looked_at(sources: Sequence[MaskSource], accelerator: Accelerator) -> list[str]:
+def _looked_at(
+    sources: Sequence[MaskSource], val: Sequence[MaskSource], accelerator: Accelerator
+) -> list[str]:
     """Look at all masks, on the main process only as it reads them all; returns their digests.
 
     Raises:
@@ -71,9 +75,10 @@ def _looked_at(sources: Sequence[MaskSource], accelerator: Accelerator) -> list[
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            for source in sources:
-                source.report.check()
-            found[0] = [json.dumps(source.report.hashes) for source in sources]
+            training = [source.report for source in sources]
+            for source in (*sources, *val):
+                source.report.check(training)
+            found[0] = [json.dumps(source.report.hashes) for source in (*sources, *val)]
         except InputError as error:
             found[1] = str(error)
     digests, problem = broadcast_object_list(found)

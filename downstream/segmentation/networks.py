@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from downstream.packages import BY_HEAD, require_packages
 from ssld.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def on_backbone(name: str, backbone: Backbone, num_classes: int) -> Segmenter:
         from downstream.segmentation.ocrnet import OCRNet
 
         return OCRNet(backbone, num_classes)
+    require_packages(name, *BY_HEAD.get(name, ()))
     from downstream.segmentation.deeplab import DeepLabV3Plus
 
     return DeepLabV3Plus(backbone, num_classes)

@@ -27,6 +27,7 @@ from downstream.segmentation.losses import IGNORE, pixel_loss
 from downstream.segmentation.model import SegmentationModel
 from downstream.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
 from ssld.report import page
+from ssld.report.parts import attempt
 from ssld.run.start import Run
 
 
@@ -57,8 +58,9 @@ class SegmentationScore:
         return self.confusion.reduce(accelerator, cut_short)
 
     def metrics(self) -> dict[str, float]:
-        """See `Confusion.metrics`."""
-        return self.confusion.metrics()
+        """See `Confusion.metrics`; `classes`: how many have pixels in the truth."""
+        found = self.confusion.metrics()
+        return {**found, "classes": float(self.confusion.total.any(1).sum())} if found else {}
 
 
 class SegmentationTask(AnnotatedTask):
@@ -135,7 +137,7 @@ class SegmentationTask(AnnotatedTask):
                 tuple(draw_mask(pixels, mask, self.palette) for mask in (truth, found))
                 for _, (pixels, truth, found) in sorted(score.drawn.items())
             ]
-            write_picture(run, step, sheet(pairs))  # type: ignore[arg-type]
+            write_picture(run, step, lambda: sheet(pairs))  # type: ignore[arg-type]
         if best:
             confusion = score.confusion
             ids = ids_of(run, confusion.images)
@@ -155,7 +157,7 @@ class SegmentationTask(AnnotatedTask):
                 [name, f"{share:.1%}", "does not occur" if np.isnan(iou) else f"{iou:.3f}"]
                 for name, share, iou in zip(self.names, shares, class_iou(total), strict=True)
             ]
-            figures = [confusion_figure(total, self.names)]
+            figures = [attempt("the confusion", lambda: confusion_figure(total, self.names))]
         write_report(run, curves, (rows, ("class", "of all pixels", "IoU")), figures)
 
 
@@ -171,8 +173,9 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> str:
     plot = figure.subplots()
     plot.imshow(share, cmap="Blues", vmin=0, vmax=1)
     places = range(len(names))
-    plot.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
-    plot.set_yticks(places, names, fontsize=7)
+    labels = [page.label(name) for name in names]
+    plot.set_xticks(places, labels, rotation=60, ha="right", fontsize=7)
+    plot.set_yticks(places, labels, fontsize=7)
     if len(names) <= 20:
         for i in places:
             for j in places:

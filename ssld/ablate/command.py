@@ -26,6 +26,7 @@ from ssld.ablate.grid import Ablation, Cell
 from ssld.errors import InputError, Interrupted
 from ssld.run.folder import locked, write_atomically
 from ssld.run.preemption import Preemption
+from ssld.settings_file import text_of
 
 FAILED = 1
 REFRESH_SECONDS = 0.5
@@ -171,9 +172,10 @@ def _said(rows: Sequence[state.Row]) -> str:
 
 def _finish(ledger: Ledger) -> None:
     from ssld.report.ablation import write_report
+    from ssld.report.parts import attempt
 
     found, out = ledger.write(), ledger.ablation.out
-    write_report(found)
+    attempt("report.html", lambda: write_report(found))
     print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     print(f"table:  {out / 'results.csv'}\nreport: {out / 'report.html'}")
 
@@ -200,7 +202,7 @@ def _check_recipes(ablation: Ablation) -> None:
 def _noted(config: AblateConfig) -> str:
     """The file and the overrides, for whoever finds the folder."""
     given = "".join(f"#   --{word}\n" for word in config.overrides)
-    return f"# ssld ablate {config.file}\n{given}\n{Path(config.file).read_text('utf-8')}"
+    return f"# ssld ablate {config.file}\n{given}\n{text_of(Path(config.file))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

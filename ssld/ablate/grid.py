@@ -14,8 +14,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssld import cli
 from ssld.commands import DOWNSTREAM
 from ssld.errors import InputError
@@ -311,14 +309,14 @@ def _overrides(
         axis = owner.get(place) or owner.get((stage, LENGTHS.get(key, "")))
         if axis:
             raise InputError(f"--{name} is on the grid of {path} (grid.{axis}); change it there")
-        found[place] = _parsed(text)
+        found[place] = cli.tidied(_parsed(text), name)
     return found
 
 
 def _parsed(text: str) -> Any:
     try:
-        return yaml.load(text, cli.SettingsLoader)
-    except (yaml.YAMLError, ValueError):
+        return cli.parsed(text)
+    except InputError:
         return text
 
 

@@ -107,7 +107,9 @@ def _run(
     assert scorer and scores
     _select(work, indexes, examination, scores, scorer, excluded)
     if stage is None:
-        _report(work)
+        from ssld.report.parts import attempt
+
+        attempt("report.html", lambda: _report(work))
 
 
 def _check(config: CurateConfig, stage: str | None) -> None:

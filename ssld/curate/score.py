@@ -22,8 +22,9 @@ from ssld.curate.scored import Scores
 from ssld.curate.shortlist import VIEWS, views
 from ssld.curate.work import Part, Work
 from ssld.data.decode import decode
+from ssld.data.eval_view import eval_view
 from ssld.data.loading import Batch, View, batches_of
-from ssld.data.views import EvalView, SquashView
+from ssld.data.views import SquashView
 from ssld.errors import InputError
 from ssld.evaluate import accuracy
 from ssld.network import Network
@@ -150,7 +151,7 @@ def verify(work: Work, scorer: Scorer, labeled: ImageSet | None) -> None:
         return work.say(f"teacher: not verified, {problem}")
     batches = eval_batches(
         sources,
-        EvalView(network.input_size, network.crop_pct, network.interpolation),
+        eval_view(network),
         batch_size=work.config.batch_size,
         workers=work.config.workers,
         device=work.processes.device,

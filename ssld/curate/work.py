@@ -18,6 +18,7 @@ from ssld.curate import engine
 from ssld.curate.config import CurateConfig
 from ssld.curate.tables import write_table
 from ssld.run.folder import cannot_write
+from ssld.streams import is_terminal
 
 
 class Processes:
@@ -127,5 +128,5 @@ class Work:
                 )
 
     def bar(self, stage: str, images: int) -> tqdm:
-        quiet = not self.main or not sys.stderr.isatty()
+        quiet = not self.main or not is_terminal(sys.stderr)
         return tqdm(total=images, desc=stage, unit="img", disable=quiet, leave=False)

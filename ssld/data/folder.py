@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+import re
+import sys
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
 
+from ssld.data.account import HIDDEN, OUTSIDE_UTF8, Account
 from ssld.data.decode import Unreadable
+from ssld.data.listing import is_text, list_folder
 from ssld.data.storage import Address, absolute, is_hidden, is_remote, list_files, read_all
 from ssld.errors import InputError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".ppm"}
+EXTENSIONS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
+    ".avif", ".jp2",
+}  # fmt: skip
 
 _UNKNOWN = -2
 """Size of a remote file whose store does not tell; -1 is a broken link."""
+_LONG_SECONDS = 5.0
+"""After which asking for sizes shows progress."""
 
 
 class FolderSource:
     """Images below `path`, local or remote, sorted by relative path.
+
+    The sizes of local files are unknown until `sizes`, `size` or `listed` asks for them; from then
+    on a file of another size counts as changed.
 
     Args:
         files: what `storage.list_files` says of a remote folder; None: it is asked.
@@ -33,18 +46,22 @@ class FolderSource:
         self.path = path
         if files is None and is_remote(path):
             files = list_files(path)
-        found, sizes, self.ignored = _scan(path) if files is None else _choose(files)
+        self._sizes: np.ndarray | None = None
+        if files is None:
+            found, self.account = list_folder(path, EXTENSIONS)
+        else:
+            found, sizes, self.account = _choose(files)
+            self._sizes = np.array(sizes, np.int64)
         if not found:
-            others = f" ({self.ignored} files of other kinds)" if self.ignored else ""
+            left = self.account.left_out()
             raise InputError(
-                f"{path}: no image in this folder{others}; images end in "
-                f"{', '.join(sorted(EXTENSIONS))}"
+                f"{path}: no image in this folder{f' (it has {left})' if left else ''}; images "
+                f"end in {', '.join(sorted(EXTENSIONS))}"
             )
         # Arrow strings, not a Python list: loader processes share the memory, also for millions.
         self._names = pa.array(found, pa.large_string())
-        self._sizes = np.array(sizes, np.int64)
         classes = {name.split("/", 1)[0] for name in found if "/" in name}
-        self.class_names = sorted(classes) or None
+        self.class_names = class_order(classes) or None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -62,44 +79,43 @@ class FolderSource:
         folder, slash, _ = self.sample_id(i).partition("/")
         return folder if slash else None
 
+    def labeled(self) -> np.ndarray:
+        return pc.match_substring(self._names, "/").to_numpy(zero_copy_only=False)
+
     def size(self, i: int) -> int | None:
-        size = int(self._sizes[i])
+        size = int(self.sizes()[i])
         return None if size == _UNKNOWN else size
+
+    def sizes(self) -> np.ndarray:
+        """int64 [n]: bytes of each file, asked for once, when the first is wanted."""
+        if self._sizes is None:
+            names = tqdm(
+                self._names.to_pylist(),
+                desc=f"sizes of {self.path}",
+                unit="file",
+                delay=_LONG_SECONDS,
+                mininterval=0.5 if sys.stderr.isatty() else 30,
+                leave=False,
+            )
+            root = os.path.join(self.path, "")
+            self._sizes = np.fromiter((_size(root + name) for name in names), np.int64)
+        return self._sizes
+
+    def take_sizes(self, sizes: np.ndarray) -> None:
+        """What another process found, so that this one need not ask."""
+        self._sizes = sizes
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        sizes = self.sizes()[rows]
+        return self._names.take(pa.array(rows)), pa.array(sizes, mask=sizes == _UNKNOWN)
 
     def read(self, i: int) -> bytes:
         data = read_all(self.location(i))
-        if self._sizes[i] not in (len(data), _UNKNOWN):
+        if self._sizes is not None and self._sizes[i] not in (len(data), _UNKNOWN):
             raise Unreadable(
                 f"changed since the run began: {self._sizes[i]} bytes then, {len(data)} now"
             )
         return data
-
-
-def _scan(path: str) -> tuple[list[str], list[int], int]:
-    """Sorted posix paths of images relative to `path`, their sizes, and the number of others."""
-    found, ignored = [], 0
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() in EXTENSIONS:
-                file = os.path.join(folder, name)
-                relative = _as_text(Path(os.path.relpath(file, path)).as_posix())
-                found.append((relative, _size(file)))
-            else:
-                ignored += 1
-    found.sort()
-    return [name for name, _ in found], [size for _, size in found], ignored
-
-
-def _choose(files: Mapping[str, int | None]) -> tuple[list[str], list[int], int]:
-    """The same as `_scan` from the files of a remote folder and their sizes."""
-    shown = [name for name in files if not is_hidden(name)]
-    found = sorted(name for name in shown if os.path.splitext(name)[1].lower() in EXTENSIONS)
-    sizes = [files[name] for name in found]
-    known = [_UNKNOWN if size is None else size for size in sizes]
-    return found, known, len(shown) - len(found)
 
 
 def _size(file: str) -> int:
@@ -109,9 +125,28 @@ def _size(file: str) -> int:
         return -1
 
 
-def _as_text(name: str) -> str:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name!r}: the file name is not valid UTF-8; rename it") from error
-    return name
+def _choose(files: Mapping[str, int | None]) -> tuple[list[str], list[int], Account]:
+    """Names and sizes of a remote folder's images, and an account of the rest."""
+    found, account = [], Account()
+    for name in sorted(files):
+        if is_hidden(name):
+            account.leave(HIDDEN, name)
+        elif os.path.splitext(name)[1].lower() not in EXTENSIONS:
+            account.leave_other(name)
+        elif not is_text(name):
+            account.leave(OUTSIDE_UTF8, name)
+        else:
+            found.append(name)
+    sizes = [files[name] for name in found]
+    return found, [_UNKNOWN if size is None else size for size in sizes], account
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Class names sorted, as numbers where all are: 10 is ten."""
+    found = sorted(names)
+    return sorted(found, key=int) if are_numbers(found) else found
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Whether all class names are class numbers, as ImageNetV2 has them, maybe zero-padded."""
+    return all(re.fullmatch(r"[0-9]{1,9}", name) for name in names)

@@ -57,7 +57,8 @@ class LabelIndex:
     """Class names or numbers -> class numbers.
 
     Args:
-        names: all class names in the network's order, or None where labels are numbers.
+        names: all class names in the network's order, or None where labels are numbers, maybe
+            as text.
         strict: an unknown label is an error; otherwise it is -1 and counts nowhere.
     """
 
@@ -74,7 +75,12 @@ class LabelIndex:
         """
         if label is None:
             return -1
-        number = self.numbers.get(label, -1) if isinstance(label, str) and self.numbers else label
+        number = label
+        if isinstance(label, str):
+            if self.numbers is not None:
+                number = self.numbers.get(label, -1)
+            elif label.isascii() and label.isdigit():
+                number = int(label)
         if isinstance(number, int) and 0 <= number < self.num_classes:
             return number
         if self.strict:

@@ -1,4 +1,5 @@
-"""A Parquet manifest: one row an image, with `path` or `bytes`, `sample_id` and maybe `label`.
+"""A Parquet manifest: one row an image, with `path` or `bytes`, `sample_id` and maybe `label`; or a
+file as the hub's `datasets` library writes it (`columns.py`).
 
 Beside `path`, integer columns `offset` and `size` may say where in that file an image lies, row by
 row, so that a selection from tars and manifests is a small manifest and nothing is copied:
@@ -22,8 +23,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssld.data.account import Account
+from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
+from ssld.data.folder import class_order
 from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
 from ssld.errors import InputError
 
@@ -41,34 +46,72 @@ class ManifestSource:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.account = Account()
         stamp(path)
         with _opened(path) as parquet:
-            names = set(parquet.schema_arrow.names)
-            self._check_columns(names)
-            wanted = [n for n in ("path", "sample_id", "label", "offset", "size") if n in names]
-            table = parquet.read(columns=wanted).combine_chunks()
+            columns = find_columns(parquet.schema_arrow)
+            table = self._read(parquet, columns)
         if not table.num_rows:
             raise InputError(f"{path}: the manifest has no rows")
-        self._labels = table["label"] if "label" in names else None
-        self._files: Any = table["path"] if "path" in names else None
-        self._ids = table["sample_id"].cast(pa.string())
+        self._labels = None
+        if columns.label is not None:
+            self._labels = read_labels(path, table[columns.label], columns.names)
+            if columns.label != "label":
+                self.account.note("rows with labels from another column", columns.label, len(table))
+        self._files: Any = self._paths(table, columns)
+        self._has_bytes = self._files is None
+        self._ids = self._sample_ids(table, columns)
         self._check_ids()
-        self.class_names = self._names()
-        self._has_bytes = "bytes" in names
+        self.class_names = columns.names or self._names()
+        """In the file's own order, where it names its classes, else sorted."""
         self._places: np.ndarray | None = None
         """int64 [n, 3], where rows point into files: number in `_files`, offset, size."""
         self._blobs: dict[str, Blobs] = {}
         if self._has_bytes:
             self._blobs[absolute(path)] = Blobs(path)
-        elif "offset" in names:
+        elif "offset" in table.column_names:
             self._add_places(self._numbers(table, "offset"), self._numbers(table, "size"))
 
-    def _check_columns(self, names: set[str]) -> None:
-        if "sample_id" not in names or not names & {"path", "bytes"}:
+    def _read(self, parquet: pq.ParquetFile, columns: Columns) -> pa.Table:
+        """All columns but the images' bytes."""
+        names = parquet.schema_arrow.names
+        twice = sorted(name for name in set(names) if names.count(name) > 1)
+        if twice:
+            raise InputError(f"{self.path}: has the column {twice[0]} twice; rename one")
+        hub = columns.bytes is not None and columns.bytes != "bytes"
+        if not (columns.bytes or columns.path) or not (hub or "sample_id" in names):
             raise InputError(
                 f"{self.path}: has the columns {', '.join(sorted(names))}; a manifest needs "
-                "`sample_id` and one of `path` and `bytes`"
+                "`sample_id` and one of `path` and `bytes`, or a column `image` as the datasets "
+                "library writes it"
             )
+        wanted = [x for x in ("sample_id", columns.label, "offset", "size") if x in names]
+        wanted += [columns.path] if columns.path else []
+        wanted += [f"{columns.bytes}.path"] if columns.nested else []
+        return parquet.read(columns=wanted).combine_chunks()
+
+    def _paths(self, table: pa.Table, columns: Columns) -> Any:
+        """The column of paths, where images are files of their own; else None."""
+        if columns.bytes is None:
+            return table[columns.path]
+        if not columns.nested or not _all_null(self.path, columns.bytes):
+            return None
+        return inner(table[columns.bytes], "path")  # the library writes so what it does not embed
+
+    def _sample_ids(self, table: pa.Table, columns: Columns) -> pa.ChunkedArray:
+        """The given ids, or `FILE/NAME` by the images' own names, or else `FILE/FILE-ROW`."""
+        if "sample_id" in table.column_names:
+            return table["sample_id"].cast(pa.string())
+        stem = self.path.rpartition("/")[2].removesuffix(".parquet")
+        names = None
+        if columns.nested and "path" in [x.name for x in table[columns.bytes].type.fields]:
+            paths = inner(table[columns.bytes], "path").cast(pa.string())
+            names = pc.replace_substring_regex(paths, r"^.*[/\\]", "")
+        elif self._files is not None:
+            names = self._files.cast(pa.string())
+        if names is None or names.null_count or len(names.unique()) < len(names):
+            names = pa.chunked_array([[f"{stem}-{row:06d}" for row in range(table.num_rows)]])
+        return pc.binary_join_element_wise(stem, names, "/")
 
     def _check_ids(self) -> None:
         if self._ids.null_count:
@@ -83,14 +126,9 @@ class ManifestSource:
             )
 
     def _names(self) -> list[str] | None:
-        if self._labels is None:
+        if self._labels is None or not pa.types.is_large_string(self._labels.type):
             return None
-        kind = self._labels.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return sorted(x for x in self._labels.unique().to_pylist() if x is not None)
-        if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
-            raise InputError(f"{self.path}: the column label is {kind}; give integers or strings")
-        return None
+        return class_order(self._labels.unique().drop_null().to_pylist()) or None
 
     def _numbers(self, table: pa.Table, name: str) -> np.ndarray:
         """The column offset or size, int64 [n], _NULL where it is null."""
@@ -178,8 +216,20 @@ class ManifestSource:
     def label(self, i: int) -> str | int | None:
         return None if self._labels is None else self._labels[i].as_py()
 
+    def labeled(self) -> np.ndarray:
+        if self._labels is None:
+            return np.zeros(len(self), bool)
+        return self._labels.is_valid().to_numpy(zero_copy_only=False)
+
     def size(self, i: int) -> int | None:
         return self._range(i)[1]
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        ids = whole(self._ids).take(pa.array(rows))
+        if self._places is None:
+            return ids, pa.nulls(len(rows), pa.int64())
+        _, offsets, sizes = self._places[rows].T
+        return ids, pa.array(sizes, mask=(sizes == _NULL) | (offsets == _NULL))
 
     def read(self, i: int) -> bytes:
         if self._has_bytes:
@@ -193,7 +243,7 @@ class ManifestSource:
 
 
 class Blobs:
-    """The column `bytes` of a manifest, by row.
+    """The encoded images of a Parquet file, by row.
 
     Random rows of a compressed column would decode a whole row group each; the column is copied
     once into an uncompressed, memory-mapped Arrow file (see `storage.derived`).
@@ -225,7 +275,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
 def _require_row(path: str, row: int) -> None:
     stamp(path)
     with _opened(path) as parquet:
-        if "bytes" not in parquet.schema_arrow.names:
+        if find_columns(parquet.schema_arrow).bytes is None:
             raise InputError(f"{path}, which has no column bytes; name the files themselves")
         if row >= parquet.metadata.num_rows:
             raise InputError(f"{path} row {row}, but it ends before; make the manifest anew")
@@ -233,8 +283,19 @@ def _require_row(path: str, row: int) -> None:
 
 def _copy_bytes(path: str, target: Path) -> None:
     schema = pa.schema([("bytes", pa.large_binary())])
-    with fsspec.open(path, "rb") as file, pa.OSFile(str(target), "wb") as sink:
+    with _opened(path) as parquet, pa.OSFile(str(target), "wb") as sink:
+        columns = find_columns(parquet.schema_arrow)
+        name = f"{columns.bytes}.bytes" if columns.nested else columns.bytes
         with pa.ipc.new_file(sink, schema) as writer:
-            for batch in pq.ParquetFile(file).iter_batches(256, columns=["bytes"]):
-                column = batch.column(0).cast(pa.large_binary())
-                writer.write_batch(pa.record_batch([column], schema=schema))
+            for batch in parquet.iter_batches(256, columns=[name]):
+                found = batch.column(0)
+                found = inner(found, "bytes") if columns.nested else found
+                writer.write_batch(pa.record_batch([found.cast(pa.large_binary())], schema=schema))
+
+
+def _all_null(path: str, column: str) -> bool:
+    """Whether no row of a column of `bytes` and `path` has bytes."""
+    with _opened(path) as parquet:
+        batches = parquet.iter_batches(256, columns=[f"{column}.bytes"])
+        nulls = (inner(batch.column(0), "bytes") for batch in batches)
+        return all(found.null_count == len(found) for found in nulls)

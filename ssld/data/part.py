@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
+from ssld.data.account import Account
 from ssld.data.sampling import permutation
 from ssld.data.sources import Address, Source
 
@@ -29,10 +31,19 @@ class Part:
         self._table = chosen if keep else chosen - np.arange(len(chosen))
         self._length = len(chosen) if keep else len(source) - len(chosen)
 
+    @property
+    def account(self) -> Account:
+        return self.source.account
+
     def _index(self, i: int) -> int:
         if self.keep:
             return int(self._table[i])
         return i + int(np.searchsorted(self._table, i, side="right"))
+
+    def _indices(self, rows: np.ndarray) -> np.ndarray:
+        if self.keep:
+            return self._table[rows]
+        return rows + np.searchsorted(self._table, rows, side="right")
 
     def __len__(self) -> int:
         return self._length
@@ -51,6 +62,12 @@ class Part:
 
     def size(self, i: int) -> int | None:
         return self.source.size(self._index(i))
+
+    def labeled(self) -> np.ndarray:
+        return self.source.labeled()[self._indices(np.arange(len(self)))]
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        return self.source.listed(self._indices(rows))
 
     def read(self, i: int) -> bytes:
         return self.source.read(self._index(i))

@@ -9,12 +9,12 @@ read right out of the shard, too.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,27 +22,23 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ssld.data.folder import EXTENSIONS
-from ssld.data.storage import (
-    Address,
-    absolute,
-    derived,
-    is_hidden,
-    is_remote,
-    match_files,
-    read_range,
-)
+from ssld.data.account import Account
+from ssld.data.columns import whole
+from ssld.data.patterns import expand
+from ssld.data.storage import Address, absolute, derived, is_hidden, read_range
+from ssld.data.tar_samples import SCHEMA, Samples, as_text, plain_name, resolve
 from ssld.errors import InputError
 
-SCHEMA = pa.schema(
-    [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string())]
-)
-
+ACCOUNT = b"ssld.left_out"
+"""Where an index's metadata says what the shard holds besides."""
 LARGE = 1_000_000_000
 """Bytes of a tar above which its indexing shows progress."""
+UNLABELED = -1
+"""A class number that means none, as in the hub's test sets."""
 ROW_GROUP = 65_536
 """Least rows that are written at once."""
 
@@ -51,23 +47,28 @@ class ShardSource:
     """All images of some tar files, local or remote, and of the tars inside them.
 
     Args:
-        path: one tar, a brace range (`x-{000..127}.tar`) or a glob.
+        path: one tar or a pattern of several, see `patterns.expand`.
+        shards: the tars themselves, of the folder `path`.
 
     Raises:
         InputError: a shard is missing, truncated, has no image or tars in tars in tars.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, shards: list[str] | None = None) -> None:
         self.path = path
-        self.shards = expand(path)
-        tables = [_index(shard) for shard in self.shards]
+        self.shards = shards or expand(path)
+        tables, self.account = [], Account()
+        for shard in self.shards:
+            table, left = _index(shard)
+            tables.append(table)
+            self.account.add(left)
         self._table = pa.concat_tables(tables).combine_chunks()
         self._offsets = self._table["offset"].to_numpy()
         self._sizes = self._table["size"].to_numpy()
         self._shard = np.repeat(np.arange(len(tables), dtype=np.int32), [len(t) for t in tables])
         labels = self._table["label"].drop_null().unique().to_pylist()
         # Labels that are not all numbers are names.
-        self._numeric = all(re.fullmatch(r"-?\d+", label) for label in labels)
+        self._numeric = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
         self.class_names = None if self._numeric or not labels else sorted(labels)
 
     def __len__(self) -> int:
@@ -86,50 +87,59 @@ class ShardSource:
 
     def label(self, i: int) -> str | int | None:
         label = self._table["label"][i].as_py()
-        return int(label) if label is not None and self._numeric else label
+        if label is None or not self._numeric:
+            return label
+        return None if int(label) == UNLABELED else int(label)
+
+    def labeled(self) -> np.ndarray:
+        known = self._table["label"].is_valid()
+        if self._numeric:
+            there = pc.not_equal(self._table["label"], str(UNLABELED)).fill_null(False)
+            known = pc.and_(known, there)
+        return known.to_numpy()
 
     def size(self, i: int) -> int:
         return int(self._sizes[i])
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        names = [shard.rpartition("/")[2].removesuffix(".tar") for shard in self.shards]
+        stems = pa.array(names, pa.string()).take(pa.array(self._shard[rows]))
+        keys = whole(self._table["key"]).take(pa.array(rows))
+        return pc.binary_join_element_wise(stems, keys, "/"), pa.array(self._sizes[rows])
 
     def read(self, i: int) -> bytes:
         shard = self.shards[self._shard[i]]
         return read_range(shard, int(self._offsets[i]), int(self._sizes[i]))
 
 
-def expand(pattern: str) -> list[str]:
-    """`a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar; `*` and `?` by what exists."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found:
-        first, last = found.groups()
-        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-        whole = [pattern[: found.start()] + n + pattern[found.end() :] for n in numbers]
-        return [shard for name in whole for shard in expand(name)]
-    if glob.has_magic(pattern) and (is_remote(pattern) or not Path(pattern).exists()):
-        shards = match_files(pattern) if is_remote(pattern) else sorted(glob.glob(pattern))
-        if not shards:
-            raise InputError(f"{pattern}: no such shards; check the path")
-        return shards
-    return [pattern]
-
-
-def _index(shard: str) -> pa.Table:
-    # Not shard.parquet, which knew nothing of tars in tars.
-    file = derived(shard, "members.parquet", lambda target: _build_index(shard, target))
-    return pq.read_table(file, schema=SCHEMA)
+def _index(shard: str) -> tuple[pa.Table, Account]:
+    # Not members.parquet, which knew nothing of what it left out.
+    file = derived(shard, "samples.parquet", lambda target: _build_index(shard, target))
+    table = pq.read_table(file, schema=SCHEMA)
+    left = json.loads(pq.read_metadata(file).metadata[ACCOUNT])
+    return table, Account(Counter(left["counts"]), left["examples"], left["notes"])
 
 
 def _build_index(shard: str, target: Path) -> None:
-    opened: Any = fsspec.open(shard, "rb")
-    with opened as file, pq.ParquetWriter(target, SCHEMA) as writer:
-        end = file.seek(0, 2)
-        with _progress(shard, end) as progress:
-            images = 0
-            for table in _grouped(_tables(file, shard, end, progress)):
-                writer.write_table(table)
-                images += len(table)
-            progress.update(end - progress.n)
+    account, images = Account(), 0
+    try:
+        opened: Any = fsspec.open(shard, "rb")
+        with opened as file, pq.ParquetWriter(target, SCHEMA) as writer:
+            end = file.seek(0, 2)
+            with _progress(shard, end) as progress:
+                for table in _grouped(_tables(file, shard, end, progress, account)):
+                    writer.write_table(table)
+                    images += len(table)
+                progress.update(end - progress.n)
+            left = {name: getattr(account, name) for name in ("counts", "examples", "notes")}
+            writer.add_key_value_metadata({ACCOUNT: json.dumps(left).encode()})
+    except (IsADirectoryError, PermissionError) as error:
+        if error.filename is None or str(error.filename) == str(target):
+            raise
+        raise InputError(f"{shard}: cannot be read ({error.strerror})") from error
     if not images:
-        raise InputError(f"{shard}: no image in this shard")
+        left = account.left_out()
+        raise InputError(f"{shard}: no image in this shard{f' (it has {left})' if left else ''}")
 
 
 def _progress(shard: str, size: int) -> tqdm:
@@ -155,45 +165,63 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     yield pa.concat_tables([SCHEMA.empty_table(), *waiting])
 
 
-def _tables(file: IO[bytes], shard: str, end: int, progress: tqdm) -> Iterator[pa.Table]:
-    """The images of each tar inside the shard, then the shard's own."""
-    own, folders = _Samples(file, shard), set()
+def _tables(
+    file: IO[bytes], shard: str, end: int, progress: tqdm, account: Account
+) -> Iterator[pa.Table]:
+    """The images of each tar inside the shard, then the shard's own; `account` gets the rest."""
+    own, folders = Samples(file, shard), set()
     for member in _members(file, shard, 0, end, progress):
-        folder = _inner_folder(member.name)
+        folder = _inner_folder(member)
         if folder is None:
             own.add(member)
             continue
         if folder in folders:
             raise InputError(f"{shard}: holds {member.name} twice; give each tar a name of its own")
         folders.add(folder)
-        yield _inner_table(file, shard, member, progress)
-    yield own.table()
+        yield _inner_table(file, shard, member, progress, account)
+    yield _finished(own, file, (0, end), account)
 
 
-def _inner_table(file: IO[bytes], shard: str, outer: tarfile.TarInfo, progress: tqdm) -> pa.Table:
+def _inner_table(
+    file: IO[bytes], shard: str, outer: tarfile.TarInfo, progress: tqdm, account: Account
+) -> pa.Table:
     where = f"{shard}: {outer.name}"
-    inner = _Samples(file, where, f"{_inner_folder(outer.name)}/")
+    inner = Samples(file, where, as_text(f"{_inner_folder(outer)}/"))
     start = outer.offset_data
     for member in _members(file, where, start, start + outer.size, progress):
-        if _inner_folder(member.name) is not None:
+        if _inner_folder(member) is not None:
             raise InputError(
                 f"{where}: holds the tar {member.name}, and only two levels are read; unpack "
                 f"{outer.name} once"
             )
         inner.add(member)
-    return inner.table()
+    return _finished(inner, file, (start, start + outer.size), account)
 
 
-def _inner_folder(name: str) -> str | None:
+def _finished(
+    samples: Samples, file: IO[bytes], span: tuple[int, int], account: Account
+) -> pa.Table:
+    """The table of a tar at `span` of the file, all of whose members were added."""
+    if samples.links:  # few tars have any: they are read a second time
+        with tqdm(disable=True) as silent:
+            resolve(samples, _members(file, samples.where, *span, silent))
+    table = samples.table()
+    account.add(samples.account)
+    return table
+
+
+def _inner_folder(member: tarfile.TarInfo) -> str | None:
     """Under which name the images of a member that is a tar itself appear; None for others."""
-    stem, extension = os.path.splitext(name.removeprefix("./"))
-    return stem if extension.lower() == ".tar" and not is_hidden(stem) else None
+    stem, extension = os.path.splitext(plain_name(member.name))
+    if extension.lower() != ".tar" or is_hidden(stem) or not member.isfile():
+        return None
+    return stem
 
 
 def _members(
     file: IO[bytes], where: str, start: int, end: int, progress: tqdm
 ) -> Iterator[tarfile.TarInfo]:
-    """Files in the tar at [start, end) of `file`; their offsets are those in `file`.
+    """All but the folders in the tar at [start, end) of `file`; offsets are those in `file`.
 
     Raises:
         InputError: it is not a tar, damaged or truncated.
@@ -208,74 +236,15 @@ def _members(
             progress.update(member.offset_data - progress.n)
             if member.size < 0:  # would go back and round for ever
                 raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
-            if member.isfile():
+            if member.isfile() and not member.issparse():  # whose size is not that in the tar
                 if member.offset_data + member.size > end:
                     raise InputError(f"{where}: ends within {member.name}; fetch it again")
+            if not member.isdir():
                 yield member
             if archive.offset >= end:
                 return
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes it for the end
             raise tarfile.ReadError(f"bad header at byte {archive.offset - start}")
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: not a whole tar file ({error}); fetch it again") from error
-
-
-class _Samples:
-    """Images and labels of one tar, found in any order.
-
-    Args:
-        where: the tar, for messages.
-        folder: what keys begin with.
-    """
-
-    def __init__(self, file: IO[bytes], where: str, folder: str = "") -> None:
-        self.file = file
-        self.where = where
-        self.folder = folder
-        self.images: dict[str, tuple[int, int]] = {}
-        self.labels: dict[str, str] = {}
-
-    def add(self, member: tarfile.TarInfo) -> None:
-        path = member.name.removeprefix("./") if self.folder else member.name
-        folder, slash, name = path.rpartition("/")
-        stem, _, extension = name.partition(".")
-        key, extension = f"{self.folder}{folder}{slash}{stem}", f".{extension.lower()}"
-        last = f".{extension.rpartition('.')[2]}"
-        if last in EXTENSIONS:
-            # One sample may hold several images; each is one of its own.
-            key = key if key not in self.images else f"{key} [{extension}]"
-            self.images[key] = member.offset_data, member.size
-        elif extension in (".cls", ".json"):
-            self._add_label(key, extension, member)
-
-    def _add_label(self, key: str, extension: str, member: tarfile.TarInfo) -> None:
-        self.file.seek(member.offset_data)
-        try:
-            content = self.file.read(member.size).decode().strip()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.where}: {member.name} is not text ({error})") from error
-        value = content if extension == ".cls" else self._json_label(content, member.name)
-        if value is not None:
-            self.labels[key] = str(value)
-
-    def _json_label(self, content: str, name: str) -> object:
-        try:
-            found = json.loads(content)
-        except ValueError as error:
-            raise InputError(f"{self.where}: {name} is not JSON ({error})") from error
-        return found.get("label") if isinstance(found, dict) else None
-
-    def table(self) -> pa.Table:
-        keys = list(self.images)
-        columns = [
-            keys,
-            [self.images[k][0] for k in keys],
-            [self.images[k][1] for k in keys],
-            [self.labels.get(re.sub(r" \[.*\]$", "", k)) for k in keys],
-        ]
-        try:
-            return pa.table(columns, schema=SCHEMA)
-        except UnicodeEncodeError as error:
-            name = ascii(error.object)
-            raise InputError(f"{self.where}: {name} is not valid UTF-8; rename it") from error

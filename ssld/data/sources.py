@@ -5,20 +5,29 @@ from __future__ import annotations
 import functools
 import os
 import re
-from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import pyarrow as pa
+
+from ssld.data import account
+from ssld.data.account import Account, ending
 from ssld.data.folder import EXTENSIONS, FolderSource
-from ssld.data.manifest import Blobs, ManifestSource
+from ssld.data.listing import list_folder
+from ssld.data.manifest import Blobs
+from ssld.data.patterns import expand, is_pattern
 from ssld.data.shards import ShardSource
+from ssld.data.splits import choose, file_split, refuse_split_files, refuse_splits, role
 from ssld.data.storage import (
     Address,
+    hides,
     is_hidden,
     is_remote,
     list_files,
     read_all,
     read_range,
 )
+from ssld.data.tables import open_tables
 from ssld.errors import InputError
 
 
@@ -27,7 +36,10 @@ class Source(Protocol):
 
     path: str
     class_names: list[str] | None
-    """Sorted names of classes, where labels are names."""
+    """Names of classes, where labels are names: in the source's own order where it states one, else
+    sorted (as numbers, where all are)."""
+    account: Account
+    """What it left out."""
 
     def __len__(self) -> int: ...
 
@@ -47,6 +59,14 @@ class Source(Protocol):
         """Class name, class number, or None for an unlabeled image."""
         ...
 
+    def labeled(self) -> np.ndarray:
+        """bool [n]: whether each image has a label."""
+        ...
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        """Ids and sizes (int64, null where unknown) of `rows`, int64 [n], at once."""
+        ...
+
     def size(self, i: int) -> int | None:
         """Bytes of the encoded image, where the source knows them without reading it."""
         ...
@@ -57,33 +77,136 @@ class Source(Protocol):
 
 
 def open_source(path: str) -> Source:
-    """Open a folder of images, a `.parquet` manifest, or tar shards (`x-{000..127}.tar`, a glob, a
-    folder of them, a tar of tars), local or remote (any fsspec URL).
+    """Open what a path is, local or remote (any fsspec URL), and say once what it holds.
+
+    - a folder of images; `FOLDER::train` for one of its splits,
+    - a `.parquet` manifest or table of the hub, several by a pattern, or a folder of them
+      (`FOLDER::train` for a split),
+    - tar shards: one, a pattern (`x-{000..127}.tar`, `x-*.tar`), a folder of them, a tar of tars.
+
+    `~` is the home folder.
 
     Raises:
-        InputError: it does not exist, is empty, or is none of these.
+        InputError: it does not exist, is empty, is none of these, or holds several splits.
     """
-    if path.endswith(".parquet"):
-        return ManifestSource(path)
-    if path.endswith(".tar"):
-        return ShardSource(path)
+    source = _open(os.path.expanduser(path))
+    account.say(source)
+    return source
+
+
+def _open(path: str) -> Source:
+    is_folder = os.path.isdir(path)
+    if not is_folder and path.lower().endswith(".parquet"):
+        return open_tables(path, _of_one_split(path))
+    if not is_folder and path.lower().endswith(".tar"):
+        return ShardSource(path, _of_one_split(path))
+    base, colons, split = path.rpartition("::")
+    if colons and not os.path.exists(path) and "/" not in split:
+        return _open_split(base, split)
     if is_remote(path):
         return _open_remote_folder(path)
-    folder = Path(path)
-    if not folder.exists():
-        raise InputError(f"{path}: no such file or folder; check the path")
-    if not folder.is_dir():
-        raise InputError(f"{path}: not a folder, a .parquet manifest or .tar shards")
-    if any(folder.glob("*.tar")):
-        return ShardSource(str(folder / "*.tar"))
-    return FolderSource(path)
+    if not os.path.exists(path):
+        hint = "check the path"
+        if is_pattern(path):
+            hint = "a pattern is one of .tar or .parquet files; a folder is read with all below it"
+        raise InputError(f"{path}: no such file or folder; {hint}")
+    if not is_folder:
+        raise InputError(f"{path}: not a folder, .parquet files or .tar shards{_packed(path)}")
+    return _open_folder(path)
+
+
+def _of_one_split(pattern: str) -> list[str]:
+    files = expand(pattern)
+    refuse_split_files(pattern, [file.rpartition("/")[2] for file in files])
+    return files
+
+
+def _packed(path: str) -> str:
+    if re.search(r"\.(tgz|tar\.\w+)$", path.lower()):
+        return "; a compressed tar cannot be read at random: uncompress it to a .tar"
+    return "; unpack it" if path.lower().endswith((".zip", ".7z", ".rar")) else ""
+
+
+def _open_folder(path: str) -> Source:
+    entries = sorted(name for name in os.listdir(path) if not hides(name))
+    shards = [name for name in entries if name.lower().endswith(".tar")]
+    if shards:
+        refuse_split_files(path, shards)
+        source = ShardSource(path, [os.path.join(path, name) for name in shards])
+        for name in entries:
+            if name not in shards:
+                is_folder = os.path.isdir(os.path.join(path, name))
+                source.account.leave("folder beside shards" if is_folder else ending(name), name)
+        return source
+    try:
+        source = FolderSource(path)
+    except InputError:
+        tables, _ = list_folder(path, {".parquet"})
+        if not tables:
+            _hint_at_shards(path)
+            raise
+        return _open_listed(path, tables)
+    refuse_splits(path, source.class_names or ())
+    return source
+
+
+def _hint_at_shards(path: str) -> None:
+    shards, _ = list_folder(path, {".tar"})
+    if shards:
+        folder = os.path.dirname(os.path.join(path, shards[0]))
+        raise InputError(f"{path}: the shards lie deeper; give their folder, such as {folder}")
+
+
+def _open_listed(path: str, tables: list[str]) -> Source:
+    """Parquet files below a folder, relative and sorted, of one split."""
+    refuse_split_files(path, tables)
+    return open_tables(path, [f"{path.rstrip('/')}/{name}" for name in tables])
+
+
+def _open_split(base: str, split: str) -> Source:
+    """One split of a folder: a folder in it, or Parquet files that are named so."""
+    if is_remote(base):
+        names = sorted(name for name in list_files(base) if not is_hidden(name))
+        folders = {name.split("/")[0] for name in names if "/" in name}
+    elif os.path.isdir(base):
+        names = list_folder(base, {".parquet", ".tar"})[0]
+        folders = {name for name in os.listdir(base) if os.path.isdir(os.path.join(base, name))}
+        folders = {name for name in folders if not hides(name)}
+    else:
+        raise InputError(f"{base}: no such folder; FOLDER::SPLIT names a split of a folder")
+    if any(split == name or (role(split) and role(split) == role(name)) for name in folders):
+        return _open(f"{base.rstrip('/')}/{choose(base, split, folders)}")
+    files = [name for name in names if name.lower().endswith((".parquet", ".tar"))]
+    by_split = {name: file_split(name) for name in files}
+    chosen = choose(base, split, [x for x in by_split.values() if x] or folders)
+    chosen_files = [f"{base.rstrip('/')}/{name}" for name in files if by_split[name] == chosen]
+    if len({name.lower().endswith(".tar") for name in chosen_files}) > 1:
+        raise InputError(f"{base}::{split}: holds both .tar and .parquet files; give a pattern")
+    if chosen_files[0].lower().endswith(".tar"):
+        return ShardSource(f"{base}::{split}", chosen_files)
+    return open_tables(f"{base}::{split}", chosen_files)
 
 
 def _open_remote_folder(url: str) -> Source:
     files = list_files(url)  # once: of millions of files it takes minutes
-    if any(name.endswith(".tar") and not is_hidden(name) for name in files if "/" not in name):
-        return ShardSource(f"{url.rstrip('/')}/*.tar")
-    return FolderSource(url, files)
+    shown = sorted(name for name in files if not is_hidden(name))
+    shards = [name for name in shown if name.lower().endswith(".tar") and "/" not in name]
+    if shards:
+        refuse_split_files(url, shards)
+        source = ShardSource(url, [f"{url.rstrip('/')}/{name}" for name in shards])
+        for name in shown:
+            if "/" not in name and name not in shards:
+                source.account.leave_other(name)
+        return source
+    try:
+        source = FolderSource(url, files)
+    except InputError:
+        tables = [name for name in shown if name.lower().endswith(".parquet")]
+        if not tables:
+            raise
+        return _open_listed(url, tables)
+    refuse_splits(url, source.class_names or ())
+    return source
 
 
 def read_address(address: Address) -> bytes:

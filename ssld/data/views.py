@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssld.config import AugmentConfig
+from ssld.data.autoaugment import autoaugment
 from ssld.data.decode import decode, image_size
 
 Box = tuple[int, int, int, int]
@@ -35,7 +36,7 @@ class TrainView:
         self.augment = augment
         self.size = size
         self.seed = seed
-        self.policy = _policy(augment)
+        self.randaugment = _randaugment(augment)
 
     def __call__(self, data: bytes, sample_id: str, view: int) -> Tensor:
         """The view as uint8 [size, size, 3].
@@ -57,11 +58,13 @@ class TrainView:
         )
         if draw.random() < self.augment.flip:
             pixels = pixels.flip(1)
-        if self.policy is not None:
+        if self.augment.policy == "autoaugment":
+            pixels = autoaugment(pixels, draw)
+        if self.randaugment is not None:
             with torch.random.fork_rng(devices=[]):
                 # Not torch.manual_seed, which would seed the GPUs' generators, too.
                 torch.default_generator.manual_seed(key)
-                pixels = self.policy(pixels.permute(2, 0, 1)).permute(1, 2, 0)
+                pixels = self.randaugment(pixels.permute(2, 0, 1)).permute(1, 2, 0)
         return pixels.contiguous()
 
 
@@ -168,13 +171,11 @@ def _resize(pixels: Tensor, size: tuple[int, int], interpolation: str, antialias
     return x[0].permute(1, 2, 0)
 
 
-def _policy(augment: AugmentConfig) -> torch.nn.Module | None:
-    if augment.policy == "none":
+def _randaugment(augment: AugmentConfig) -> torch.nn.Module | None:
+    if augment.policy != "randaugment":
         return None
     from torchvision.transforms import v2
 
-    if augment.policy == "autoaugment":
-        return v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
     return v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)
 
 

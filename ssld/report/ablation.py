@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -58,8 +57,7 @@ def write_report(found: Summary) -> None:
     ablation, figures = found.ablation, []
     for axis in ablation.compared:
         if len(axis.values) > 1 and found.measured():
-            picture = io.BytesIO()
-            draw(found, axis).savefig(picture, dpi=200)
+            picture = page.png(draw(found, axis), dpi=200)
             path = ablation.out / "plots" / f"{file_name(axis.name)}.png"
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, picture.getvalue())
@@ -132,7 +130,7 @@ def _lines(found: Summary, axis: Axis, stages: list[str], metric: str) -> tuple[
     others = [x for x in found.ablation.compared if x is not axis and len(x.values) > 1]
     for cell in found.ablation.cells:
         groups.setdefault(tuple(cell.values[x.name].text for x in others), []).append(cell)
-    title, several = ",\n".join(x.name for x in others), len(groups) > MOST_LINES
+    title, several = ",\n".join(page.label(x.name) for x in others), len(groups) > MOST_LINES
     if several:
         title = f"mean over {title}"
         groups = {(f"{len(groups)} combinations",): found.ablation.cells}
@@ -214,7 +212,7 @@ def _scale(plot: Axes, axis: Axis) -> bool:
     texts = [x.text for x in axis.values]
     long = sum(map(len, texts)) > 60
     turned = {"rotation": 20, "ha": "right"} if long else {}
-    plot.set_xticks(_places(axis), texts, **turned)
+    plot.set_xticks(_places(axis), [page.label(x) for x in texts], **turned)
     return axis.numeric
 
 
@@ -252,7 +250,7 @@ def _legend(
     figure: Figure, lines: Sequence[Line], stages: Sequence[str], title: str, joined: bool
 ) -> None:
     colours = {line.label: line.colour for line in lines}
-    handles = [Line2D([], [], color=c, lw=3, label=label) for label, c in colours.items() if label]
+    handles = [Line2D([], [], color=c, lw=3, label=page.label(x)) for x, c in colours.items() if x]
     for stage, style, marker in zip(stages, STAGES, MARKERS, strict=False):
         dashes = style if joined else ""
         handles.append(Line2D([], [], color="#3a424b", ls=dashes, marker=marker, label=stage))

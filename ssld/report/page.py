@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,6 +61,17 @@ COLOURS = (
 )
 
 
+matplotlib.rcParams["text.parse_math"] = False  # a class "$5_to_$10" is no formula
+
+
+def label(text: str, most: int = 32) -> str:
+    """A foreign name as a plot can show it: one line, not too long, only what fonts can be asked
+    for."""
+    said = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    said = (said if len(said) <= most else f"{said[: most - 1]}…") or "–"
+    return f" {said}" if said.startswith("_") else said  # matplotlib leaves those out of legends
+
+
 def write_page(path: Path, title: str, body: Sequence[str]) -> None:
     """Write a page in one step."""
     page = (
@@ -85,7 +99,7 @@ def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
 def axes(figure: Figure, xlabel: str) -> Axes:
     """Axes as all plots have them."""
     found = figure.subplots()
-    found.set_xlabel(xlabel)
+    found.set_xlabel(label(xlabel, 80))
     found.grid(color="#e6e8eb")
     found.set_axisbelow(True)
     found.spines[["top", "right"]].set_visible(False)
@@ -107,12 +121,11 @@ def curves(
     """Lines over steps, {label: [(x, y)]}; empty ones are left out."""
     figure = new_figure()
     plot = axes(figure, xlabel)
-    shown = {label: points for label, points in series.items() if points}
-    for (label, points), colour in zip(shown.items(), COLOURS * 4, strict=False):
+    shown = {name: points for name, points in series.items() if points}
+    for (name, points), colour in zip(shown.items(), COLOURS * 4, strict=False):
         marker = "o" if len(points) < 30 else ""
-        plot.plot(
-            *zip(*points, strict=True), label=label, color=colour, marker=marker, ms=3, lw=1.5
-        )
+        style = {"label": label(name), "color": colour, "marker": marker}
+        plot.plot(*zip(*points, strict=True), **style, ms=3, lw=1.5)
     plot.set_ylim(low, high)
     if len(shown) > 1:
         plot.legend(frameon=False, fontsize=8)
@@ -121,15 +134,24 @@ def curves(
 
 def drawn(caption: str, figure: Figure) -> str:
     """A matplotlib figure as an element of a page."""
+    return captioned(caption, _img(png(figure), caption, ""))
+
+
+def png(figure: Figure, dpi: int = 130, **options: Any) -> io.BytesIO:
+    """A figure as a file. A letter that the font has not is shown as a box, without a word."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130)
-    return _figure(caption, _img(buffer, caption, ""))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+        figure.savefig(buffer, dpi=dpi, **options)
+    return buffer
 
 
 def picture(caption: str, pixels: np.ndarray) -> str:
     """uint8 [h, w, 3] as an element of a page; small ones keep their pixels."""
     css = "pixels" if pixels.shape[1] < 400 else ""
-    return _figure(caption, _img(_png(pixels), caption, css))
+    return captioned(caption, _img(_png(pixels), caption, css))
 
 
 def card(pixels: np.ndarray, lines: Sequence[tuple[str, str]]) -> str:
@@ -168,8 +190,9 @@ def bars(
     return f'<table class="bars">{"".join(lines)}</table>'
 
 
-def _figure(caption: str, image: str) -> str:
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{image}</figure>"
+def captioned(caption: str, shown: str) -> str:
+    """An element of a page below its caption."""
+    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{shown}</figure>"
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:

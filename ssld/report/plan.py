@@ -58,6 +58,7 @@ def describe(result: dict[str, Any]) -> str:
             ],
         ),
         ("problems", result["problems"] or ["none found"]),
+        ("hints", result["hints"]),
     ]
     return "\n" + "\n".join(
         f"{name if i == 0 else '':<10}{line}"
@@ -74,6 +75,8 @@ def _said_of(source: dict[str, Any]) -> str:
 
 
 def _told(teacher: dict[str, Any]) -> str:
+    if teacher["fault"]:
+        return f"{teacher['architecture']}: {teacher['fault']}"
     if not teacher["labeled"]:
         why = teacher["not_on_labels"] or "no labeled image could be read"
         told = teacher["information"].get(GIVEN, 0.0)

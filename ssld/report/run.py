@@ -11,6 +11,7 @@ import numpy as np
 
 from ssld.network import Network
 from ssld.report import page, resolutions
+from ssld.report.parts import attempt
 from ssld.report.training import (
     Lines,
     headline,
@@ -27,6 +28,8 @@ from ssld.tally import BINS, Tally
 
 WORST = 16
 """Classes that are named in the plot of agreement by class."""
+LONGEST = 60
+"""Characters of a class's name."""
 
 
 def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> None:
@@ -44,21 +47,21 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(headline(run, train))}</p>',
         _verdict(evaluations),
-        *_resolutions(out),
-        section("Held-out images", _progress_curves(evaluations)),
-        section("Training", training_curves(train)),
+        attempt("the resolutions", lambda: "".join(_resolutions(out))),
+        section("Held-out images", lambda: _progress_curves(evaluations)),
+        section("Training", lambda: training_curves(train)),
         section(
             "Where a step's time goes",
-            time_curves(train),
+            lambda: time_curves(train),
             "On the main process. Reduction is the part that the backward pass does not hide; "
             "utilisation (MFU) is against a large matrix product on this device "
             f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s). `ssld bench` measures the ratio to "
             "supervised training; the curve derives it from this split.",
         ),
-        _predictions(run, tally),
-        section("Views", [page.picture(*panel) for panel in views_as_seen(run, student)]),
+        attempt("classes and confidence", lambda: _predictions(run, tally)),
+        section("Views", lambda: [page.picture(*x) for x in views_as_seen(run, student)]),
         "<h2>Networks and data</h2>",
-        page.table(_facts(run.facts)),
+        attempt("the networks", lambda: page.table(_facts(run.facts))),
         f"<h2>Settings</h2><pre>{html.escape((out / 'config.yaml').read_text())}</pre>",
         "<h2>Versions</h2>",
         page.table(sorted(versions().items())),
@@ -141,7 +144,7 @@ def _predictions(run: ClassifierRun, tally: Tally | None) -> str:
         if cards
         else ""
     )
-    return section("Classes and confidence", figures) + disagreement
+    return section("Classes and confidence", lambda: figures) + disagreement
 
 
 def _names(run: ClassifierRun, tally: Tally) -> list[str]:
@@ -152,22 +155,27 @@ def _names(run: ClassifierRun, tally: Tally) -> list[str]:
 
 
 def _top(best: list[tuple[int, float]], names: list[str]) -> str:
-    return ", ".join(f"{names[number]}: {share:.0%}" for number, share in best)
+    return ", ".join(f"{_shortened(names[number])}: {share:.0%}" for number, share in best)
 
 
 def _agreement_by_class(tally: Tally, names: list[str]) -> str:
+    """In HTML, as browsers know the letters of all languages."""
     count, agreed = tally.by_class.T.cpu().numpy()
     seen = np.flatnonzero(count)
     share = agreed[seen] / count[seen]
-    worst = seen[np.argsort(share, kind="stable")][:WORST][::-1]
-    figure = page.new_figure()
-    plot = page.axes(figure, "agreement@1")
-    plot.barh(range(len(worst)), agreed[worst] / count[worst], color=page.COLOURS[0])
-    labels = [f"{names[i][:24]} ({count[i]:.0f})" for i in worst]
-    plot.set_yticks(range(len(worst)), labels, fontsize=8)
-    plot.set_xlim(0, 1)
+    worst = seen[np.argsort(share, kind="stable")][:WORST]
+    rows = []
+    for i in worst:
+        agrees = float(agreed[i] / count[i])
+        parts = [(agrees, page.COLOURS[0]), (1 - agrees, "#eef1f4")]
+        rows.append(([_shortened(names[i]), f"{count[i]:.0f}", f"{agrees:.0%}"], parts))
     which = f"the {len(worst)} worst of {len(seen)} classes" if len(seen) > WORST else "by class"
-    return page.drawn(f"agreement, {which} by the teacher's word (images)", figure)
+    bars = page.bars(rows, ["", "images", "agreement@1"])
+    return page.captioned(f"agreement, {which} by the teacher's word", bars)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _calibration(tally: Tally) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ssld.report import page
+from ssld.report.parts import attempt
 from ssld.run.start import Run
 from ssld.run.timing import SECTIONS
 
@@ -16,11 +18,16 @@ SHOWN = 1000
 Lines = list[dict[str, Any]]
 
 
-def section(title: str, figures: list[str], note: str = "") -> str:
-    if not figures:
-        return ""
+def section(title: str, make: Callable[[], list[str]], note: str = "") -> str:
+    """A part of a page: nothing where there are no figures, why where they cannot be made."""
     said = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f'<h2>{html.escape(title)}</h2>{said}<div class="row">{"".join(figures)}</div>'
+
+    def made() -> str:
+        figures = "".join(make())
+        head = f"<h2>{html.escape(title)}</h2>{said}"
+        return f'{head}<div class="row">{figures}</div>' if figures else ""
+
+    return attempt(f"the section {title!r} of report.html", made)
 
 
 def thinned(train: Lines) -> Lines:

@@ -6,7 +6,9 @@ computed with differentiable all-reduces (Ioffe & Szegedy 2015, algorithm 1, ove
 
 from __future__ import annotations
 
+import contextlib
 import types
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -39,6 +41,32 @@ def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(module, _BatchNorm) and (not gpu or module.running_mean is None):
             module.forward = types.MethodType(_forward, module)
     return model
+
+
+@contextlib.contextmanager
+def alone(*models: nn.Module) -> Iterator[None]:
+    """Inside, batch norm takes this process's statistics and waits for no other process, which may
+    have run out of memory on the way here."""
+    norms = [m for model in models for m in model.modules() if isinstance(m, _BatchNorm)]
+    before = [vars(module).get("forward") for module in norms]
+    for module in norms:
+        module.forward = types.MethodType(_own_statistics, module)
+    try:
+        yield
+    finally:
+        for module, forward in zip(norms, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _own_statistics(self: _BatchNorm, x: Tensor) -> Tensor:
+    if not isinstance(self, nn.SyncBatchNorm):
+        return type(self).forward(self, x)
+    x = _BatchNorm.forward(self, x)
+    if hasattr(self, "act"):  # timm's SyncBatchNormAct
+        x = self.act(self.drop(x))  # type: ignore[operator]
+    return x
 
 
 def _forward(self: _BatchNorm, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssld.data import loading
+from ssld.data.folder import are_numbers, class_order
 from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.data.views import EvalView
 from ssld.errors import InputError
 from ssld.run.folder import write_atomically
+from ssld.streams import is_terminal
 
 Entry = tuple[int, str, str, str]
 """Source number, sample id, location and reason of an unreadable image."""
@@ -172,7 +175,7 @@ def eval_batches(
         total=images,
         desc=description,
         unit="img",
-        disable=rank > 0 or not description or not sys.stderr.isatty(),
+        disable=rank > 0 or not description or not is_terminal(sys.stderr),
         leave=False,
     ) as bar:
         for batch in batches:
@@ -182,9 +185,33 @@ def eval_batches(
 
 
 def class_names(sources: Sequence[Source]) -> list[str] | None:
-    """All class names of the sources, sorted, or None where classes are numbers or absent."""
+    """All class names of the sources, or None where classes are numbers or absent.
+
+    They are in the order that a source states for all of them, else sorted, and as numbers where
+    all are: 10 is ten.
+    """
     names = {name for source in sources for name in source.class_names or ()}
-    return sorted(names) or None
+    whole = (source.class_names for source in sources if set(source.class_names or ()) == names)
+    return list(next(whole, None) or class_order(names)) or None
+
+
+def class_names_for(sources: Sequence[Source], label_names: list[str] | None) -> list[str] | None:
+    """Class names by the number that a network gives them: its own, else the sources', or None
+    where these are the very numbers of classes, as folders 0 to 11 are.
+
+    Raises:
+        InputError: two names are the same number, such as 1 and 01.
+    """
+    names = label_names or class_names(sources)
+    if label_names or names is None or not are_numbers(names):
+        return names
+    if len(set(map(int, names))) < len(names):
+        again = next(a for a, b in itertools.pairwise(names) if int(a) == int(b))
+        raise InputError(
+            f"{sources[0].path}: class {again!r} is there in two spellings of the same number; "
+            "give each class one folder"
+        )
+    return None
 
 
 def label_index(
@@ -199,6 +226,14 @@ def label_index(
     if names is None:
         return LabelIndex(None, num_classes)
     where = ", ".join(source.path for source in sources)
+    if class_names_for(sources, label_names) is None:
+        if int(names[-1]) >= num_classes:
+            raise InputError(
+                f"{where}: class {names[-1]!r} is a number, and the {role} has the classes 0 to "
+                f"{num_classes - 1} without names; rename the folders, or give labels as numbers "
+                "in a manifest"
+            )
+        return LabelIndex(None, num_classes)
     if label_names is None and len(names) != num_classes:
         raise InputError(
             f"{where}: {len(names)} classes are named ({', '.join(names[:3])}, ...) but the {role} "

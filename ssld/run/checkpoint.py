@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssld.errors import InputError
+from ssld.run.written import remove, replace_folder
+
+_STEP = re.compile(r"step-\d{8,}")
 
 
 def save(
@@ -57,8 +61,7 @@ def save(
         (temporary / "manifest.json").write_text(json.dumps(digests, indent=2))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
+        replace_folder(temporary, final, _under(final))
         _sync(folder)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's writer
         shutil.rmtree(temporary, ignore_errors=True)
@@ -70,7 +73,7 @@ def save(
         ) from error
     for old in _all(folder)[:-keep]:
         if old != at(folder, best if best is not None else -1):
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old, _under(old))
     return final
 
 
@@ -80,8 +83,7 @@ def set_aside_after(folder: Path, step: int) -> None:
     for path in _all(folder):
         if path > at(folder, step):
             aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.replace(aside)
+            replace_folder(path, aside, _under(aside))
 
 
 def at(folder: Path, step: int) -> Path:
@@ -113,6 +115,11 @@ def latest(folder: Path) -> Path | None:
             "with --overwrite or another `out`"
         )
     return None
+
+
+def any_in(folder: Path) -> bool:
+    """Whether there is a checkpoint, sound or not."""
+    return bool(_all(folder))
 
 
 def load(path: Path, networks: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,7 +154,12 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    """Checkpoints, oldest first; not what a user has called `step-00001000 before the change`."""
+    return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
+
+
+def _under(path: Path) -> str:
+    return f"checkpoints/{path.name}"
 
 
 def _reason(error: Exception, folder: Path) -> str:

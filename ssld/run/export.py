@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from timm.models._hub import save_config_for_hf
 
 from ssld.network import ImageModel, Network
 from ssld.run import checkpoint
-from ssld.run.folder import cannot_write, replace_folder
-from zoo.release import save_weights
+from ssld.run.folder import cannot_write
+from ssld.run.written import replace_folder
+from zoo.release import NOT_OURS, save_weights
 
 
 def export(network: Network, folder: Path, step: int) -> str:
@@ -39,7 +41,7 @@ def replace_export(folder: Path, write: Callable[[Path], None]) -> str:
         temporary.mkdir(parents=True)
         write(temporary)
         digest = weights_sha256(temporary)
-        replace_folder(temporary, folder)
+        replace_folder(temporary, folder, folder.name)
         return digest
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,11 +76,12 @@ def _write(network: Network, folder: Path, step: int) -> None:
         "interpolation": network.interpolation,
     }
     labels = {"label_names": network.label_names} if network.label_names else {}
-    save_config_for_hf(
-        network.model,
-        str(folder / "config.json"),
-        model_config=labels,
-        data_config=preprocessing,
-    )
+    file = folder / "config.json"
+    save_config_for_hf(network.model, str(file), model_config=labels, data_config=preprocessing)
+    # timm names its own weights of the architecture and their licence, which these are not.
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for key in (*NOT_OURS, "license"):
+        content["pretrained_cfg"].pop(key, None)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     weights = checkpoint.tensors(network.model)
     save_weights(weights, folder / "model.safetensors", {"step": str(step)})

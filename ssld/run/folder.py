@@ -14,7 +14,6 @@ import difflib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,8 @@ from filelock import FileLock, Timeout
 
 from ssld.errors import InputError
 from ssld.loop_config import LoopConfig
+from ssld.run import overwrite
+from ssld.run.written import CONFIG, LOCK, OLD, remove
 
 HARMLESS = (
     "out",
@@ -40,7 +41,7 @@ HARMLESS = (
 """Settings that may differ on resume because they do not change the result."""
 
 
-TEMPORARY, LOCK = ".config.yaml.tmp", ".lock"
+TEMPORARY = f".{CONFIG}.tmp"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -52,7 +53,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # Names of files need not be text: \udcff is written out, and stops nothing.
+            text = isinstance(content, str)
+            file.write(content.encode("utf-8", "backslashreplace") if text else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -92,21 +95,12 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def replace_folder(new: Path, old: Path) -> None:
-    """Put the finished folder `new` where `old` is or was."""
-    retired = old.with_name(f".{old.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
-    if old.exists():
-        old.replace(retired)
-    new.replace(old)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def check_out(config: LoopConfig) -> None:
     """`out` must be usable before minutes are spent on loading; nothing is created here.
 
     Raises:
-        InputError: it is in use, foreign or not writable; it was made with other settings.
+        InputError: it is in use, foreign or not writable; it was made with other settings; with
+            `overwrite` whatever `ssld.run.overwrite.refuse` finds.
     """
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -118,14 +112,12 @@ def check_out(config: LoopConfig) -> None:
                 f"out {out} is not empty: give --resume to go on, --overwrite to start anew, "
                 "or another folder"
             )
-        if not (out / "config.yaml").is_file():
-            what = (
-                "--overwrite would delete foreign files"
-                if config.overwrite
-                else "nothing to resume"
-            )
+        if config.overwrite:
+            overwrite.refuse(out, plain(config))
+        elif not _settings_in(out).is_file():
             raise InputError(
-                f"out {out} is not a run folder (no config.yaml): {what}; give another folder"
+                f"out {out} is not a run folder (no config.yaml): nothing to resume; give another "
+                "folder"
             )
     parent = out
     while not parent.exists():
@@ -133,7 +125,14 @@ def check_out(config: LoopConfig) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"out {out}: {parent} is not writable; give another folder")
     if config.resume:
-        changed_settings(out / "config.yaml", config, given=True)
+        changed_settings(_settings_in(out), config, given=True)
+
+
+def _settings_in(out: Path) -> Path:
+    """Of the run in `out`, or of the one there that an --overwrite was putting aside when it was
+    killed."""
+    aside = out / OLD / CONFIG
+    return aside if aside.is_file() and not (out / CONFIG).exists() else out / CONFIG
 
 
 def changed_settings(previous: Path, config: LoopConfig, *, given: bool = False) -> list[str]:
@@ -215,26 +214,33 @@ class RunFolder:
         Raises:
             InputError: it was made with settings that give another result.
         """
-        previous = self.path / "config.yaml"
+        previous = self.path / CONFIG
         changed = changed_settings(previous, config) if config.resume else []
         if not self.main:
             return
         self.take()
-        if config.overwrite:
-            # config.yaml last: it is what makes this a run folder that may be overwritten.
-            for path in sorted(self.path.iterdir(), key=lambda p: p == previous):
-                if path.name != LOCK:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for line in changed:
-            print(f"resuming with changed settings: {line}")
-        write_atomically(previous, yaml.safe_dump(plain(config), sort_keys=False))
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        run = {
-            **facts,
-            "versions": versions(),
-            "changed_on_resume": self._changed_before() + changed,
-        }
-        write_atomically(self.path / "run.json", json.dumps(run, indent=2) + "\n")
+        anew = overwrite.giving_way(self.path, plain(config))
+        with anew if config.overwrite else contextlib.nullcontext():
+            for line in changed:
+                print(f"resuming with changed settings: {line}")
+            write_atomically(previous, yaml.safe_dump(plain(config), sort_keys=False))
+            (self.path / "checkpoints").mkdir(exist_ok=True)
+            run = {
+                **facts,
+                "versions": versions(),
+                "changed_on_resume": self._changed_before() + changed,
+            }
+            write_atomically(self.path / "run.json", json.dumps(run, indent=2) + "\n")
+
+    def recover(self) -> None:
+        """Bring back what an --overwrite had put aside when it was killed, or finish that.
+
+        Raises:
+            InputError: it cannot be brought back, or another command is at work there.
+        """
+        if self.main and (self.path / OLD).is_dir():
+            with locked(self.path):
+                overwrite.recover(self.path)
 
     def _changed_before(self) -> list[str]:
         with contextlib.suppress(OSError, ValueError):
@@ -281,7 +287,8 @@ class RunFolder:
             or (line["step"] == step and not (pending_evaluation and line["kind"] == "eval"))
         ]
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # written anew from the lines
+        if not (self.path / "tensorboard").is_symlink():
+            remove(self.path / "tensorboard", "tensorboard")  # written anew from the lines
 
 
 def read_lines(metrics: Path) -> list[dict[str, Any]]:

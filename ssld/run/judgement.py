@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ssld.network import ImageModel
+from ssld.report.parts import attempt
 from ssld.run import checkpoint
 from ssld.run.export import load_exported
 from ssld.run.preemption import Preemption
@@ -63,9 +64,10 @@ class Judge:
         return False
 
     def report(self, trainer: Trainer) -> None:
-        """Write report.html."""
+        """Write report.html; a run goes on without one."""
         if self.run.accelerator.is_main_process:
-            self.task.write_report(self.run, trainer.result, self.score)
+            write = self.task.write_report
+            attempt("report.html", lambda: write(self.run, trainer.result, self.score))
             self.reported = time.monotonic()
 
     def _is_best(self, trainer: Trainer, metrics: dict[str, float]) -> bool:
@@ -101,7 +103,7 @@ class Judge:
             )
         run.accelerator.wait_for_everyone()
         for tracker in run.accelerator.trackers:
-            tracker.finish()
+            attempt(f"the end of tracker {tracker.name}", tracker.finish)
 
     def _take_best(self, trainer: Trainer) -> dict[str, Any]:
         """Load the best checkpoint's network where that was not the last step's."""

@@ -25,6 +25,7 @@ from ssld.run import checkpoint
 from ssld.run.batch_norm import synchronise
 from ssld.run.batches import AnyBatch, Unreadables, to_device
 from ssld.run.judgement import Judge
+from ssld.run.layout import as_images_lie
 from ssld.run.optimizer import build_optimizer, learning_rate
 from ssld.run.preemption import Preemption
 from ssld.run.progress import Progress
@@ -102,6 +103,7 @@ class Trainer:
         student.to(accelerator.device)
         if config.channels_last:
             student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        as_images_lie(student)
         for network in run.teacher.networks if run.teacher else ():
             if config.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

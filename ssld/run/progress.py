@@ -15,6 +15,8 @@ from tqdm import tqdm
 from ssld.errors import InputError
 from ssld.run.batches import AnyBatch, Unreadables
 from ssld.run.timing import StepClock
+from ssld.streams import is_terminal
+from ssld.teacher_faults import CURE, samples, without_numbers
 
 if TYPE_CHECKING:
     from ssld.run.start import Run
@@ -52,7 +54,7 @@ class Progress:
             initial=self.steps_logged,
             unit="step",
             disable=not accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+            mininterval=0.5 if is_terminal(sys.stderr) else 30,  # a log file keeps every update
         )
         self.started = self.saved = time.monotonic()
         return self
@@ -171,14 +173,22 @@ class Progress:
             for name, loss in terms.items():
                 bad = (~torch.isfinite(loss) & (batch.weight > 0)).nonzero().flatten().tolist()
                 if bad:
-                    ids = ", ".join(batch.ids[i] for i in bad[:8])
-                    more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+                    self._refuse_teacher(step, batch)
                     raise InputError(
                         f"the loss term {name!r} is not finite at step {step} for the samples "
-                        f"{ids}{more}; lower schedule.lr, use precision bf16 or fp32, or look at "
-                        "these images; the last checkpoint is intact"
+                        f"{samples([batch.ids[i] for i in bad])}; lower schedule.lr, use precision "
+                        "bf16 or fp32, or look at these images; the last checkpoint is intact"
                     )
         raise InputError("the loss is not finite on another process, which names the samples")
+
+    def _refuse_teacher(self, step: int, batch: AnyBatch) -> None:
+        teacher = self.run.teacher
+        problem = without_numbers(teacher, batch) if teacher is not None else None  # type: ignore[arg-type]
+        if problem:
+            raise InputError(
+                f"{problem}, at step {step}; {CURE}, or look at these images; the last checkpoint "
+                "is intact"
+            )
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ssld.config import DistillConfig, RunConfig
+from ssld.data.eval_view import eval_view
 from ssld.data.loading import LabelIndex, View
 from ssld.data.part import hold_out, share_of
 from ssld.data.sampling import Order
@@ -15,7 +16,7 @@ from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
 from ssld.errors import InputError
 from ssld.network import Network, open_network
-from ssld.run.batches import class_names, label_index
+from ssld.run.batches import class_names, class_names_for, label_index
 from ssld.run.optimizer import build_optimizer
 from ssld.run.start import Run, require_divisible, start
 from ssld.run.topology import check_launcher, open_accelerator
@@ -128,6 +129,8 @@ class Setup:
         )
         build_optimizer(network, self.config.optimizer)  # refuse it before anything is written
         own_order = num_classes is None and network.label_names  # of a classifier that is kept
+        if num_classes is not None and class_names_for(self.labeled, label_names) is None:
+            names = None  # the teacher's classes have numbers alone, and so have the folders
         if not own_order and (label_names or (names and len(names) == wanted)):
             network.label_names = label_names or names
         self.config = dataclasses.replace(
@@ -204,7 +207,7 @@ class Setup:
         return ClassifierRun(
             **vars(run),
             view=view or TrainView(config.augment, student.input_size, config.seed),
-            eval_view=EvalView(student.input_size, student.crop_pct, student.interpolation),
+            eval_view=eval_view(student),
             train_labels=train_labels,
             val_labels=val_labels,
             labeled=self.labeled,
@@ -212,11 +215,11 @@ class Setup:
 
     def _labels(self, sources: list[Source], student: Network, strict: bool) -> LabelIndex:
         if not strict:
-            names = class_names(sources)
+            names = class_names_for(sources, student.label_names)
             fits = student.label_names or len(names or ()) == student.num_classes
             if names and not fits:  # other classes than the student's: they count in no accuracy
                 return LabelIndex([], student.num_classes, strict=False)
-            return LabelIndex(student.label_names or names, student.num_classes, strict=False)
+            return LabelIndex(names, student.num_classes, strict=False)
         return label_index(sources, student.label_names, student.num_classes, "student")
 
 
@@ -232,7 +235,7 @@ def _open(setting: str, paths: str | list[str]) -> list[Source]:
 
 def has_labels(sources: list[Source]) -> bool:
     """Whether any of the sources says classes."""
-    return any(source.label(0) is not None or source.class_names for source in sources)
+    return any(source.labeled().any() for source in sources)
 
 
 def _any_label(sources: list[Source], index: LabelIndex | None) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ssld.data.sampling import Order
 from ssld.errors import InputError
@@ -93,8 +94,8 @@ def start(
         "peak_lr": config.schedule.lr * config.batch_size / 256,
         "peak_flops": peak_flops(accelerator.device, config.precision),
     }
-    previous = _previous_checkpoint(config, accelerator, facts)
     folder = RunFolder(Path(config.out), main=accelerator.is_main_process)
+    previous = _previous_checkpoint(config, accelerator, facts, folder)
     folder.open(config, facts)
     accelerator.wait_for_everyone()
     accelerator.print(
@@ -131,24 +132,26 @@ def fingerprint(sources: Sequence[Images]) -> str:
 
 
 def _previous_checkpoint(
-    config: LoopConfig, accelerator: Accelerator, facts: dict[str, Any]
+    config: LoopConfig, accelerator: Accelerator, facts: dict[str, Any], folder: RunFolder
 ) -> Path | None:
     """The newest sound one where --resume is given, the same on all processes.
 
     Raises:
-        InputError: it was made with another teacher or other images.
+        InputError: it was made with another teacher or other images; not all processes see it.
     """
     if not config.resume:
         return None
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
+            folder.recover()
             found[0] = checkpoint.latest(Path(config.out) / "checkpoints")
         except InputError as error:
             found[1] = str(error)
     previous, problem = broadcast_object_list(found)
     if problem:
         raise InputError(problem)
+    _require_seen(previous, Path(config.out), accelerator)
     if previous is None:
         accelerator.print(f"no checkpoint in {config.out} yet: from the start")
         return None
@@ -168,3 +171,22 @@ def _previous_checkpoint(
                 f"--allow_changes '[\"{group}\"]'"
             )
     return previous
+
+
+def _require_seen(previous: Path | None, out: Path, accelerator: Accelerator) -> None:
+    """
+    Raises:
+        InputError: on all processes, where one of them sees another `out` than the main process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    seen = checkpoint.any_in(out / "checkpoints") if previous is None else previous.is_dir()
+    views: list[Any] = gather_object([(seen, accelerator.process_index, socket.gethostname())])
+    others = [f"{rank} on {host}" for x, rank, host in views if x == (previous is None)]
+    if others:
+        whole = "a checkpoint" if previous is None else f"no {previous}"
+        raise InputError(
+            f"--resume in {out}: process {others[0]} sees {whole} there, unlike process 0 on "
+            f"{views[0][2]}; `out` must be one folder that all nodes see: put it on shared storage "
+            "and give its absolute path"
+        )

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from ssld.data.eval_view import eval_view
 from ssld.data.loading import LabelIndex
 from ssld.data.sources import Source
-from ssld.data.views import EvalView
 from ssld.errors import InputError
 from ssld.evaluate import accuracy, wilson
 from ssld.network import Network
-from ssld.run.batches import Unreadables, class_names, eval_batches
+from ssld.run.batches import Unreadables, class_names, class_names_for, eval_batches
 from ssld.run.setup import Setup, has_labels
 from ssld.teacher import Teacher
 from ssld.teacher_check import near_chance
+from ssld.teacher_faults import check_answers
 
 VERIFY_IMAGES = 1000
 """Images on which the teacher is checked before the first step."""
 
 
 def verify_teacher(setup: Setup, teacher: Teacher) -> None:
-    """Measure the teacher's top-1 on labeled images, where there are any it can know.
+    """Look at a few of its answers, and measure its top-1 on labeled images, where there are any
+    that it can know; each in the precision that it has in training.
 
     Raises:
-        InputError: it is near chance and `teacher.verify` is on.
+        InputError: what it predicts are no numbers; it is near chance, or says the same of all
+            images, and `teacher.verify` is on.
     """
     teacher.to(setup.device)
+    check_answers(setup, teacher)
     sources = setup.val if has_labels(setup.val) else setup.labeled
     problem = unknown_labels(sources, teacher)
     if problem:
@@ -42,6 +46,10 @@ def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | N
     if not has_labels(sources):
         return "no labeled images are given"
     named = class_names(sources)
+    if named and class_names_for(sources, teacher.label_names) is None:
+        if int(named[-1]) < teacher.num_classes:
+            return None
+        return f"its classes are 0 to {teacher.num_classes - 1}, that of an image is {named[-1]}"
     if named and not teacher.label_names and len(named) != teacher.num_classes:
         return f"its {teacher.num_classes} classes are not the {len(named)} of the labeled images"
     if named and teacher.label_names and not set(named) <= set(teacher.label_names):
@@ -51,7 +59,7 @@ def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | N
 
 def teacher_labels(sources: list[Source], teacher: Teacher | Network) -> LabelIndex:
     """Labels of the sources as the teacher's class numbers, -1 where it does not know them."""
-    names = teacher.label_names or class_names(sources)
+    names = class_names_for(sources, teacher.label_names)
     return LabelIndex(names, teacher.num_classes, strict=False)
 
 
@@ -60,7 +68,7 @@ def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, i
     config = setup.config
     batches = eval_batches(
         sources,
-        EvalView(network.input_size, network.crop_pct, network.interpolation),
+        eval_view(network),
         batch_size=min(config.batch_size, 256),
         workers=config.data.workers,
         device=setup.device,

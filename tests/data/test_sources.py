@@ -60,7 +60,7 @@ def test_folder_nested_with_odd_names(tmp_path, where):
         ("b/zwei Wörter/ü 1.PNG", "b", 0),
         ("loose 日本.png", None, 3),
     ]
-    assert source.class_names == ["a", "b"] and source.ignored == 1
+    assert source.class_names == ["a", "b"] and source.account.counts == {"hidden": 2, ".txt": 1}
     assert [source.size(i) for i in range(4)] == [len(source.read(i)) for i in range(4)]
     assert source.location(0) == f"{folder.rstrip('/')}/a/x.png"
     save(source.location(0), b"other")
@@ -79,7 +79,7 @@ def test_what_is_no_remote_folder_says_so():
     save("memory://odd/.hidden/a.png", b"x")
     cases = {
         "memory://nowhere": "no such file or folder",
-        "memory://odd": "no image in this folder .1 files of other kinds.; images end in",
+        "memory://odd": "no image in this folder .it has 1 hidden .*, 1 .txt .*; images end in",
         "memory://odd/text.txt": "not a folder",
         "memory://odd/*.tar": "no such shards",
         "nothing://odd": "cannot be reached",

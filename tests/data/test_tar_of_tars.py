@@ -138,7 +138,6 @@ def test_what_is_refused(tmp_path):
         ({"n1.tar": tar({"a.txt": b""})}, "no image in this shard"),
         ({"n1.tar": tar({"a.json": b"{"})}, "n1.tar: a.json is not JSON"),
         ({"n1.tar": tar({"a.cls": b"\xff"})}, "n1.tar: a.cls is not text"),
-        ({"n1.tar": tar({"\udcff.png": b""})}, "n1.tar: .*udcff' is not valid UTF-8"),
     ]
     for members, said in cases:
         with pytest.raises(InputError, match=said):
@@ -158,7 +157,8 @@ def test_an_index_of_before_is_not_used(tmp_path):
 def test_indexing_a_large_tar_shows_its_rate(tmp_path, monkeypatch, capsys):
     data = tar({"n1.tar": tar({"a.png": b"a"}), "n2.tar": tar({"a.png": b"a"})})
     open_source(save(tmp_path, data, "small.tar"))
-    assert capsys.readouterr() == ("", "")
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err == f"{tmp_path}/small.tar: 2 images, no labels\n"
     monkeypatch.setattr(shards, "LARGE", 1000)
     open_source(save(tmp_path, data, "large.tar"))
     shown = capsys.readouterr()

@@ -171,6 +171,34 @@ def test_one_seed_says_that_it_has_no_interval(tmp_path):
     ab_report.write_report(found, tmp_path / "report.html")
 
 
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [
+        ([0.0, 0.0, 0.0], "none of the 6 runs learned anything"),
+        ([0.0, 0.0005, 0.0], "none of the 6 runs learned anything"),
+        ([0.25, 0.25, 0.25], "all 6 runs have the same score to the last digit (25.00 %)"),
+        ([0.25, float("nan"), 0.25], "2 of 6 runs have no score that is a number"),
+    ],
+)
+def test_runs_that_learned_nothing_are_not_compared(tmp_path, scores, why):
+    config = ABConfig(task="detection", file="F.yaml", backbones=["plain", "ssld"])
+    runs = {i: Result(x, [Point(10, 1.0, x)], None, {}) for i, x in enumerate(scores)}
+    found = ab.analyse(config, dict.fromkeys(FULL, runs))
+    said = ab_report.markdown(found)
+    assert f"- Both at the same learning rate: no verdict: {why}" in said
+    assert "no difference shown" not in said and "+0.00" not in said
+    one = json.loads(json.dumps(ab.as_json(found), allow_nan=False))["differences_b_less_a"]
+    assert why in one["same"]["verdict"] and one["same"]["mean"] is None
+    assert one["same"]["to_last_score_of_a"] is None
+    ab_report.write_report(found, tmp_path / "report.html")
+    assert why in (tmp_path / "report.html").read_text()
+
+
+def test_one_side_that_learned_nothing_is_a_difference():
+    worse = made({**FULL, (0, "same"): [0.0, 0.0, 0.0]})
+    assert worse.same is not None and worse.same.difference.verdict == "B better"
+
+
 def test_other_images_are_refused():
     found = made(FULL)
     other = found.results[1, "same"][1]

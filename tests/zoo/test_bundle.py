@@ -23,7 +23,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         folder = made[name] = tmp_path / "made" / f"folder of {name}"
         (folder / "deep" / "er").mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(name.encode() * 50_000)
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text('{"architecture": "test_resnet"}')
         (folder / "deep" / "er" / "é.txt").write_text(name)
         seal(folder, {"name": name})
     return made
@@ -92,9 +92,10 @@ def member(name: str, content: bytes = b"x", **facts: object) -> tuple[tarfile.T
 def make(tar: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     """A tar that is a good bundle but for the given members."""
     names = ("model.safetensors", "config.json")
-    sha256 = hashlib.sha256(b"x").hexdigest()
-    files = {name: {"sha256": sha256, "bytes": 1} for name in names}
-    good = [member(f"net/{name}", b"x") for name in names]
+    content = b'{"architecture": "test_resnet"}'
+    sha256 = hashlib.sha256(content).hexdigest()
+    files = {name: {"sha256": sha256, "bytes": len(content)} for name in names}
+    good = [member(f"net/{name}", content) for name in names]
     good.append(member(f"net/{MANIFEST}", json.dumps({"format": 1, "files": files}).encode()))
     with tarfile.open(tar, "w") as archive:
         for info, content in (*good, *members):

@@ -61,7 +61,10 @@ def test_a_token_or_password_that_an_error_quotes_is_not_repeated(tmp_path, monk
 
 
 def test_a_release_that_holds_the_token_is_refused(hub: Hub, release: Path, token: str):
-    write(release, {"config.json": json.dumps({"hub_token": token}).encode()})
+    write(
+        release,
+        {"config.json": json.dumps({"architecture": "test_resnet", "hub_token": token}).encode()},
+    )
     with pytest.raises(InputError, match="config.json holds your hub token") as error:
         publish(release, REPO)
     assert token not in str(error.value) and hub.requests == []

@@ -117,7 +117,7 @@ def test_nested_behind_honest_arrays_it_is_refused_too(tmp_path, monkeypatch) ->
         (opcodes("_codecs", "encode", b"x", b"idna"), "encodes text as 'idna'"),
         (b"Pexternal\n.", "outside of the file"),
         (pickle.dumps({"w": "text"}, 2), "is a str, not an array"),
-        (pickle.dumps({"w": {"x": np.ones(2)}}, 2), "is a dict, not an array"),
+        (pickle.dumps({"w": {"x": [np.ones(2)]}}, 2), "'w.x' is a list, not an array"),
         (pickle.dumps([1, 2]), "holds no"),
         (pickle.dumps({}), "holds no"),
         (b"", "no readable"),

@@ -116,7 +116,10 @@ def _require_finite(weights: Mapping[str, Tensor], where: str) -> None:
 def _fitted(paddle: Mapping[str, Tensor], entry: Entry) -> Weights:
     rule = next(rule for start, rule in RULES if entry.paddle_class.startswith(start))
     model = _on_meta(entry.name, classes_in(paddle))
-    weights = rule(dict(paddle), model)
+    try:
+        weights = rule(dict(paddle), model)
+    except (RuntimeError, IndexError, AttributeError, KeyError) as error:  # shapes of anything
+        raise DoesNotFit(" ".join(str(error).split())[:200]) from error
     _require_fit(weights, model)
     counter = partial(torch.zeros, (), dtype=torch.int64)  # each its own memory: safetensors asks
     return {k: weights[k].contiguous() if k in weights else counter() for k in model.state_dict()}

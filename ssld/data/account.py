@@ -1,0 +1,123 @@
+"""What a source holds and what it left out, in one line for whoever gave it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ssld.data.decode import Unreadable, image_size
+from ssld.data.storage import read_all
+
+if TYPE_CHECKING:
+    from ssld.data.sources import Source
+
+NAMED = 8
+"""Kinds that are named; of more the rest is counted together."""
+LOOKED_INTO_BYTES = 20_000_000
+"""A larger file of an unknown ending is not looked into."""
+
+HIDDEN = "hidden"
+OUTSIDE_UTF8 = "with a name that is not UTF-8"
+
+
+@dataclass
+class Account:
+    """Files that are no images of the source, by kind, and the first of each kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    """What else is to be said, and of how many: labels found so, links that were followed."""
+    folder: str | None = None
+    """A local folder where the examples lie, to look into those of unknown endings."""
+
+    def leave(self, kind: str, name: str, count: int = 1) -> None:
+        """Note `count` files of a kind, of which `name` is one."""
+        self.counts[kind] += count
+        self.examples.setdefault(kind, name)
+
+    def note(self, text: str, name: str, count: int = 1) -> None:
+        """Note something else of `count` files or labels, of which `name` is one."""
+        self.notes[text] += count
+        self.examples.setdefault(text, name)
+
+    def leave_other(self, name: str) -> None:
+        """Note a file whose ending is not an image's."""
+        self.leave(ending(name), name)
+
+    def add(self, other: Account) -> None:
+        """Take in what another part of the source left out."""
+        for kind, count in other.counts.items():
+            self.leave(kind, other.examples[kind], count)
+        for text, count in other.notes.items():
+            self.note(text, other.examples[text], count)
+
+    def left_out(self) -> str:
+        """`3 .txt (a/notes.txt), 1 hidden (.x)`; empty where nothing was left out."""
+        kinds = self.counts.most_common()
+        said = [
+            f"{count:,} {kind} ({self.examples[kind]}{self._inside(kind)})"
+            for kind, count in kinds[:NAMED]
+        ]
+        if kinds[NAMED:]:
+            rest = sum(count for _, count in kinds[NAMED:])
+            said.append(f"{rest:,} of {len(kinds) - NAMED} other kinds")
+        return ", ".join(said)
+
+    def _inside(self, kind: str) -> str:
+        """What is to be said of a file that is an image in spite of its ending."""
+        if self.folder is None or not (kind.startswith(".") or kind == ending("")):
+            return ""
+        file = os.path.join(self.folder, self.examples[kind])
+        try:
+            if os.path.getsize(file) > LOOKED_INTO_BYTES or not os.path.isfile(file):
+                return ""
+            image_size(read_all(file))
+        except (OSError, Unreadable):
+            return ""
+        return ", an image by its content: rename such files"
+
+
+def ending(name: str) -> str:
+    """`.txt`, in small letters, of a file's name."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def _plain(name: str) -> str:
+    """A name that any terminal and log can show."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def describe(source: Source) -> str:
+    """How many images and labels a source has, and what it left out."""
+    labeled, names = int(source.labeled().sum()), source.class_names
+    if not labeled:
+        labels = "no labels"
+    else:
+        labels = _many(len(names), "class", "classes") if names else "labels are numbers"
+        if labeled < len(source):
+            labels += f", {len(source) - labeled:,} without a label"
+    account, left = source.account, source.account.left_out()
+    parts = [f"{source.path}: {_many(len(source), 'image', 'images')}, {labels}"]
+    parts += [f"{n:,} {text} ({account.examples[text]})" for text, n in account.notes.items()]
+    return _plain("; ".join([*parts, f"left out: {left}"] if left else parts))
+
+
+def _many(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+_said: set[str] = set()
+
+
+def say(source: Source) -> None:
+    """Print the line to the error stream: once, by the main process."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    line = describe(source)
+    if line not in _said:  # a recipe opens what its stages open again
+        _said.add(line)
+        print(line, file=sys.stderr)

@@ -1,0 +1,107 @@
+"""Standard streams as strangers have them: closed, of ASCII alone, or a pipe that nobody reads."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TextIO
+
+Words = ParamSpec("Words")
+EXIT_NO_READER = 141
+"""128 + SIGPIPE, what a shell shows of a command whose reader left: `ssld ... | head -1`."""
+EXIT_CANNOT_WRITE = 2
+
+
+def whole(main: Callable[Words, int]) -> Callable[Words, int]:
+    """A command that ends with an exit code whatever its output is connected to."""
+
+    @functools.wraps(main)
+    def wrapped(*args: Words.args, **kwargs: Words.kwargs) -> int:
+        _prepare()
+        try:
+            try:
+                return main(*args, **kwargs)
+            finally:  # at exit Python would say in four lines that it cannot; --help leaves early
+                sys.stdout.flush()
+        except BrokenPipeError:
+            broken = [stream for stream in (sys.stdout, sys.stderr) if reader_left(stream)]
+            if not broken:
+                raise
+            for stream in broken:
+                _silence(stream)
+            return EXIT_NO_READER
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            return _cannot_write(error)
+
+    return wrapped
+
+
+def _cannot_write(error: OSError) -> int:
+    """A full disk behind `>`."""
+    _silence(sys.stdout)
+    print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+    return EXIT_CANNOT_WRITE
+
+
+def reader_left(stream: TextIO) -> bool:
+    """Whether nobody can read any more what is written there."""
+    try:
+        stream.flush()
+        number = stream.fileno()
+    except BrokenPipeError:
+        return True
+    except (OSError, ValueError):  # no file, or closed
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a progress bar can move its cursor there."""
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def _prepare() -> None:
+    """No closed stream, whose number the next file would get; no character that stops a print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Nowhere())
+            try:
+                os.fstat(number)
+            except OSError:
+                _dup_null(number)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Nowhere(io.TextIOBase):
+    """Takes what nobody wants, and has nothing to read."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def read(self, size: int | None = -1) -> str:
+        return ""
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still in its buffer goes nowhere."""
+    try:
+        _dup_null(stream.fileno())
+    except (OSError, ValueError):
+        setattr(sys, "stdout" if stream is sys.stdout else "stderr", Nowhere())
+
+
+def _dup_null(number: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)

@@ -1,0 +1,397 @@
+"""Boxes as COCO, VOC and YOLO have them, masks with class tables, COCO panoptic, and predictions of
+others, up to the preflight and the views of training and evaluation."""
+
+from __future__ import annotations
+
+import functools
+import io
+import random
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import yaml
+from kinds_images import foreign_image, resealed
+from mutations import NASTY, as_json, changed, damaged, encoded, respelled
+from sandbox import Kind
+
+SIZE = (16, 24)
+"""Height and width of the pictures."""
+NAMES = ("0.png", "1.png", "2.png")
+BOX = [2.0, 3.0, 8.0, 6.0]
+OUTLINE = [[2.0, 3.0, 10.0, 3.0, 10.0, 9.0, 2.0, 9.0]]
+COCO: dict[str, Any] = {
+    "info": {"year": 2024},
+    "licenses": [],
+    "images": [
+        {"id": 10 * i, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+        for i, name in enumerate(NAMES)
+    ],
+    "annotations": [
+        {"id": i, "image_id": 10 * (i % 3), "category_id": 3 + 4 * (i % 2), "bbox": BOX}
+        | {"area": 48.0, "iscrowd": 0, "segmentation": OUTLINE}
+        for i in range(5)
+    ],
+    "categories": [{"id": 3, "name": "cat", "supercategory": "x"}, {"id": 7, "name": "dog"}],
+}
+RLE: dict[str, Any] = {
+    **COCO,
+    "annotations": [
+        {**entry, "segmentation": {"size": list(SIZE), "counts": counts}, "iscrowd": i % 2}
+        for i, entry in enumerate(COCO["annotations"])
+        for counts in ([20, 5, 10, 349], "PPYo1\\\\0")
+    ][:5],
+}
+POINTS: dict[str, Any] = {
+    **COCO,
+    "annotations": [
+        {**entry, "category_id": 3, "keypoints": [3, 4, 2, 5, 6, 1, 0, 0, 0], "num_keypoints": 2}
+        for entry in COCO["annotations"]
+    ],
+    "categories": [
+        {
+            "id": 3,
+            "name": "cat",
+            "keypoints": ["left_eye", "right_eye", "nose"],
+            "skeleton": [[1, 2]],
+        }
+    ],
+}
+OUTLINES: dict[str, Any] = {
+    **COCO,
+    "annotations": [
+        {k: x for k, x in entry.items() if k not in ("bbox", "area")}
+        for entry in COCO["annotations"]
+    ],
+}
+
+
+@functools.cache
+def png(mode: str = "RGB", colours: int = 3, size: tuple[int, int] = SIZE) -> bytes:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(colours).integers(0, colours, size).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image = image.convert("P")
+        image.putpalette(list(range(30)))
+    elif mode == "RGB":
+        image = Image.merge("RGB", [image, *[Image.new("L", size[::-1])] * 2])
+    elif mode != "L":
+        image = image.convert(mode)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def pictures(rng: random.Random, folder: Path, names: tuple[str, ...] = NAMES) -> None:
+    """White noise; now and then a damaged one, or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        odd = rng.random()
+        if odd > 0.02:
+            data = foreign_image(rng) if odd < 0.05 else png("RGB", 200)
+            (folder / name).write_bytes(data)
+
+
+def write_coco(rng: random.Random, folder: Path) -> None:
+    tree = rng.choice((COCO, COCO, RLE, POINTS, OUTLINES))
+    tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.95 else tree
+    pictures(rng, folder)
+    (folder / "a.json").write_bytes(as_json(rng, tree))
+
+
+def use_coco(folder: Path, out: Path) -> str | None:
+    return _boxes(str(folder / "a.json"), out)
+
+
+def _boxes(path: str, out: Path) -> str | None:
+    """As a detector's run sees them before and in its first step."""
+    from downstream.data.boxes import open_boxes
+    from downstream.data.preflight import write_preflight
+
+    source = open_boxes(path)
+    write_preflight(out, {"train": [source], "val": [source]})
+    unreadable = False
+    train, test = _box_views()
+    for i in range(len(source)):
+        boxes = source.boxes(i)
+        assert len(boxes.xyxy) == len(boxes.labels) == len(boxes.areas)
+        unreadable |= _seen(lambda i=i: (train(source, i, 0, 0), test(source, i)))
+    return "unreadable" if unreadable else None
+
+
+def _seen(views) -> bool:
+    """Whether a view says that the image cannot be read."""
+    from ssld.data.decode import Unreadable
+
+    try:
+        views()
+        return False
+    except (OSError, Unreadable) as error:
+        assert str(error)
+        return True
+
+
+@functools.cache
+def _box_views():
+    from downstream.data.augment_config import BoxAugmentConfig
+    from downstream.data.box_views import EvalBoxView, TrainBoxView
+
+    augment = BoxAugmentConfig(resize="square", sizes=[32], test_size=32, longest=None)
+    return TrainBoxView(augment, 0), EvalBoxView(augment)
+
+
+VOC_OBJECT: dict[str, Any] = {
+    "name": "cat",
+    "pose": "Unspecified",
+    "difficult": "0",
+    "bndbox": {"xmin": "2", "ymin": "3", "xmax": "9", "ymax": "8"},
+}
+VOC: dict[str, Any] = {
+    "folder": "JPEGImages",
+    "filename": "0.png",
+    "size": {"width": str(SIZE[1]), "height": str(SIZE[0]), "depth": "3"},
+    "segmented": "0",
+    "object": [VOC_OBJECT, {**VOC_OBJECT, "name": "dog", "difficult": "1"}],
+}
+HEADS = (
+    '<?xml version="1.0" encoding="gb2312"?>',
+    '<?xml version="1.0" encoding="utf-7"?>',
+    '<?xml version="1.0" encoding="utf-32"?>',
+    '<?xml version="1.0" encoding="cp037"?>',
+    '<?xml version="1.0" encoding="nonsense"?>',
+    '<?xml version="1.0" encoding="rot13"?>',
+    '<?xml version="1.1"?>',
+    '<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x"><?x y?>',
+    '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>',
+    '<!DOCTYPE a [<!ENTITY a "'
+    + "x" * 100
+    + '">'
+    + "".join(f'<!ENTITY {b} "{f"&{a};" * 60}">' for a, b in zip("abcdef", "bcdefg", strict=True))
+    + "]>",
+)
+
+
+def xml_of(name: str, tree: Any) -> str:
+    """Mappings as elements, lists as several of the same name."""
+    if isinstance(tree, list):
+        return "".join(xml_of(name, part) for part in tree)
+    if isinstance(tree, dict):
+        inside = "".join(xml_of(str(key) or "x", part) for key, part in tree.items())
+    else:
+        inside = "" if tree is None else escape(str(tree))
+    return f"<{name}>{inside}</{name}>"
+
+
+def write_voc(rng: random.Random, folder: Path) -> None:
+    pictures(rng, folder / "JPEGImages", NAMES[:2])
+    (folder / "Annotations").mkdir()
+    for name in NAMES[:2]:
+        tree = {**VOC, "filename": name}
+        tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.5 else tree
+        text = xml_of(rng.choice(("annotation",) * 9 + ("a",)), tree)
+        if rng.random() < 0.15:
+            text = rng.choice(HEADS) + text.replace("cat", rng.choice(("&g;", "&x;", "猫", "cat")))
+        text = respelled(rng, text) if rng.random() < 0.1 else text
+        text = "<a>" * 5000 + text if rng.random() < 0.01 else text
+        (folder / "Annotations" / name.replace("png", "xml")).write_bytes(encoded(rng, text))
+    if rng.random() < 0.3:
+        (folder / "ImageSets" / "Main").mkdir(parents=True)
+        _lines(rng, folder / "ImageSets" / "Main" / "train.txt", ["0", "1"])
+    if rng.random() < 0.1:
+        _lines(rng, folder / "classes.txt", ["cat", "dog"])
+
+
+def _lines(rng: random.Random, file: Path, lines: list[str]) -> None:
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        place = rng.randrange(len(lines) + 1)
+        value = rng.choice((*NASTY, lines[0] if lines else "", "0 1", "../0", "# x", "0\t1"))
+        lines[place : place + rng.choice((0, 1))] = [str(value)]
+    text = rng.choice(("\n", "\n", "\r\n", "\r")).join(lines)
+    file.write_bytes(encoded(rng, respelled(rng, text) if rng.random() < 0.1 else text))
+
+
+def use_voc(folder: Path, out: Path) -> str | None:
+    split = "::train" if (folder / "ImageSets").is_dir() else ""
+    return _boxes(f"{folder}{split}", out)
+
+
+YOLO = {"path": ".", "train": "images/train", "val": "images/val", "nc": 2, "names": ["cat", "dog"]}
+ROWS = ("0 0.5 0.5 0.2 0.3", "1 0.25 0.5 0.125 0.25", "0 0.2 0.2 0.6 0.2 0.6 0.6")
+
+
+def write_yolo(rng: random.Random, folder: Path) -> None:
+    pictures(rng, folder / "images" / "train")
+    (folder / "labels" / "train").mkdir(parents=True)
+    for name in NAMES:
+        lines = [rng.choice(ROWS[:2]) for _ in range(3)]
+        if rng.random() < 0.15:
+            place = rng.randrange(3)
+            parts = rng.choice(ROWS).split()
+            parts[rng.randrange(5)] = str(rng.choice(NASTY))
+            lines[place] = " ".join(parts)
+        if rng.random() < 0.05:
+            lines.append(ROWS[2])
+        file = folder / "labels" / "train" / name.replace("png", "txt")
+        _lines(rng, file, lines) if rng.random() < 0.1 else file.write_text("\n".join(lines))
+    tree = {**YOLO, "names": rng.choice((YOLO["names"], {0: "cat", 1: "dog"}))}
+    tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.5 else tree
+    (folder / "data.yaml").write_bytes(encoded(rng, yaml.dump(tree, sort_keys=False)))
+    if rng.random() < 0.2:
+        file = folder / "train.txt"
+        _lines(rng, file, [f"./images/train/{name}" for name in NAMES])
+
+
+def use_yolo(folder: Path, out: Path) -> str | None:
+    file = (folder / "labels" / "train" / "0.txt").stat().st_size % 3
+    return _boxes(f"{folder / 'data.yaml' if file == 0 else folder}::train", out)
+
+
+TABLE: dict[str, Any] = {
+    "classes": [
+        {"id": 0, "name": "sky", "colour": "#000000"},
+        {"id": 1, "name": "road", "colour": [1, 0, 0]},
+        {"id": 2, "name": "car", "colour": "2 0 0"},
+    ],
+    "ignore": [255],
+}
+CSV = "id,name,colour,ignore\n0,sky,#000000,\n1,road,#010000,\n2,car,#020000,\n255,void,,true\n"
+
+
+ODD = ("P", "1", "LA", "I;16", "RGBA")
+"""Modes of masks that are seldom right."""
+
+
+def write_masks(rng: random.Random, folder: Path) -> None:
+    pictures(rng, folder / "images" / "train", NAMES[:2])
+    masks = folder / "masks" / "train"
+    masks.mkdir(parents=True)
+    for name in NAMES[:2]:
+        data = png(
+            rng.choice(("L", "L", "L", "RGB", "RGB", "RGB", *ODD)), rng.choice((3,) * 7 + (9,))
+        )
+        if rng.random() < 0.05:
+            data = png("L", 3, rng.choice(((24, 16), (1, 1), (16, 25))))
+        data = damaged(rng, data) if rng.random() < 0.15 else data
+        (masks / name).write_bytes(resealed(data) if rng.random() < 0.5 else data)
+    _table(rng, folder)
+
+
+def _table(rng: random.Random, folder: Path) -> None:
+    what = rng.random()
+    tree = changed(rng, TABLE, rng.choice((1, 1, 3))) if rng.random() < 0.6 else TABLE
+    if what < 0.5:
+        (folder / "classes.json").write_bytes(as_json(rng, tree))
+    elif what < 0.8:
+        text = yaml.dump(tree, sort_keys=False)
+        text = respelled(rng, text) if rng.random() < 0.2 else text
+        (folder / "classes.yaml").write_bytes(encoded(rng, text))
+    else:
+        text = respelled(rng, CSV) if rng.random() < 0.7 else CSV
+        (folder / "classes.csv").write_bytes(encoded(rng, text))
+
+
+def use_masks(folder: Path, out: Path) -> str | None:
+    return _masks(f"{folder}::train", out)
+
+
+def _masks(path: str, out: Path) -> str | None:
+    """As a segmenter's run sees them before and in its first step."""
+    from downstream.data.mask_views import EvalMaskView
+    from downstream.data.masks import open_masks
+    from downstream.data.preflight import write_preflight
+
+    source = open_masks(path)
+    source.report.check()
+    write_preflight(out, {"train": [source], "val": [source]})
+    train, test, unreadable = _mask_view(), EvalMaskView(), False
+    for i in range(len(source)):
+        unreadable |= _seen(lambda i=i: (train(source, i, 0), test(source, i)))
+    return "unreadable" if unreadable else None
+
+
+@functools.cache
+def _mask_view():
+    from downstream.data.mask_augment_config import MaskAugmentConfig
+    from downstream.data.mask_views import TrainMaskView
+
+    return TrainMaskView(MaskAugmentConfig(crop=(16, 16)), 0)
+
+
+PANOPTIC: dict[str, Any] = {
+    "images": [
+        {"id": i, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+        for i, name in enumerate(NAMES[:2])
+    ],
+    "annotations": [
+        {
+            "image_id": i,
+            "file_name": name,
+            "segments_info": [
+                {"id": 1, "category_id": 5, "area": 9, "bbox": [0, 0, 2, 2], "iscrowd": 0},
+                {"id": 2, "category_id": 9, "area": 9, "bbox": [0, 0, 2, 2], "iscrowd": 1},
+            ],
+        }
+        for i, name in enumerate(NAMES[:2])
+    ],
+    "categories": [
+        {"id": 5, "name": "sky", "isthing": 0, "color": [9, 8, 7]},
+        {"id": 9, "name": "car", "isthing": 1, "color": [1, 2, 3]},
+    ],
+}
+
+
+def write_panoptic(rng: random.Random, folder: Path) -> None:
+    pictures(rng, folder / "val", NAMES[:2])
+    masks = folder / "panoptic_val"
+    masks.mkdir()
+    for name in NAMES[:2]:
+        data = png(rng.choice(("RGB", "RGB", "RGB", "L", "P")), 3)
+        (masks / name).write_bytes(damaged(rng, data) if rng.random() < 0.1 else data)
+    tree = changed(rng, PANOPTIC, rng.choice((1, 1, 3))) if rng.random() < 0.95 else PANOPTIC
+    (folder / "panoptic_val.json").write_bytes(as_json(rng, tree))
+
+
+def use_panoptic(folder: Path, out: Path) -> str | None:
+    return _masks(str(folder / "panoptic_val.json"), out)
+
+
+RESULTS = [
+    {"image_id": 10 * i, "category_id": 3 + 4 * (i % 2), "bbox": BOX, "score": 0.5 + i / 10}
+    for i in range(3)
+]
+
+
+def write_results(rng: random.Random, folder: Path) -> None:
+    tree = changed(rng, RESULTS) if rng.random() < 0.95 else RESULTS
+    (folder / "results.json").write_bytes(as_json(rng, tree))
+
+
+def use_results(folder: Path, out: Path) -> None:
+    """COCO's predictions of another tool."""
+    import numpy as np
+
+    from downstream.data.boxes import Boxes
+    from downstream.detection.average_precision import Detections
+
+    one = np.array([BOX], np.float32)
+    truth = Boxes(one, np.zeros(1, np.int64), np.zeros(1, bool), np.array([48.0], np.float32), None)
+    ids = {"image_ids": [0, 10, 20], "category_ids": [3, 7]}
+    found = Detections([truth] * 3, ["cat", "dog"], **ids)
+    found.load(folder / "results.json")
+
+
+BOXES = ("downstream.data.boxes", "downstream.data.box_views", "downstream.data.preflight")
+MASKS = ("downstream.data.masks", "downstream.data.mask_views", "downstream.data.mask_preflight")
+KINDS = {
+    "annotations.coco": Kind(write_coco, use_coco, BOXES),
+    "annotations.voc": Kind(write_voc, use_voc, BOXES),
+    "annotations.yolo": Kind(write_yolo, use_yolo, BOXES),
+    "annotations.masks": Kind(write_masks, use_masks, MASKS),
+    "annotations.panoptic": Kind(write_panoptic, use_panoptic, MASKS),
+    "annotations.results": Kind(
+        write_results, use_results, ("downstream.detection.average_precision",)
+    ),
+}

@@ -1,0 +1,20 @@
+"""Tar shards, tars in tars, Parquet manifests and bundles, damaged (`kinds_archives.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sandbox import trusted
+
+INPUTS = [
+    ("archives.tar", 300),
+    ("archives.tars", 250),
+    ("archives.parquet", 300),
+    ("archives.bundle", 250),
+]
+
+
+@pytest.mark.parametrize(("kind", "count"), INPUTS)
+def test_mutated_inputs_are_read_or_refused_in_a_sentence(kind: str, count: int, tmp_path: Path):
+    assert not trusted(kind, count, tmp_path)

@@ -1,0 +1,277 @@
+"""A teacher is used as its settings say, and named where it is at fault; a right one never is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pictures
+import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
+
+from ssld import teacher as teachers
+from ssld.__main__ import main
+from ssld.distill import Distillation
+from ssld.network import Network
+
+METADATA = {
+    "architecture": "test_resnet",
+    "mean": "0.4,0.5,0.6",
+    "std": "0.2,0.3,0.25",
+    "input_size": "3,32,32",
+}
+
+
+def words(colours: Path, teacher_file: Path, out: Path, **changes: object) -> list[str]:
+    settings = {
+        "out": out,
+        "steps": 2,
+        "batch_size": 8,
+        "log_every_steps": 1,
+        "student.arch": "test_resnet",
+        "augment.size": 32,
+        "teacher.checkpoint": teacher_file,
+        "teacher.verify": "false",
+        "data.unlabeled": colours / "unlabeled",
+        "data.val": colours / "val",
+        "data.workers": 0,
+        "probe.every_epochs": 0,
+        "checkpoint.every_steps": 100,
+        "evaluate_every_epochs": 100,
+        "trackers": "[]",
+        **changes,
+    }
+    return [f"--{key}={value}" for key, value in settings.items() if value is not None]
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch) -> None:
+    monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+
+
+@pytest.fixture
+def formats(monkeypatch) -> list[torch.dtype]:
+    """Number format of every forward pass of a teacher's network."""
+    found: list[torch.dtype] = []
+
+    def spied(network, config, images):
+        logits = answer(network, config, images)
+        found.append(logits.dtype)
+        return logits
+
+    answer = teachers._logits
+    monkeypatch.setattr(teachers, "_logits", spied)
+    return found
+
+
+@pytest.fixture
+def targets(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, Network]]:
+    """The targets of every step, what the teacher saw, and its network."""
+    found = []
+
+    def spied(self, student, batch):
+        told = self.teacher.forward
+
+        def forward(images, temperature=1.0):
+            log_probs = told(images, temperature)
+            found.append((log_probs.clone(), images.clone(), self.teacher.networks[0]))
+            return log_probs
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.teacher, "forward", forward)
+            return losses(self, student, batch)
+
+    losses = Distillation.losses
+    monkeypatch.setattr(Distillation, "losses", spied)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "used"),
+    [
+        ("bf16", "fp32", torch.float32),
+        ("bf16", None, torch.bfloat16),
+        ("fp32", "bf16", torch.bfloat16),
+    ],
+)
+def test_the_teachers_dtype_alone_decides(
+    colours, teacher_file, tmp_path, formats, targets, precision, dtype, used
+):
+    given = {"precision": precision, "teacher.dtype": dtype, "data.labeled": colours / "train"}
+    assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 0
+    assert len(formats) > 2 + 2 and set(formats) == {used}  # check, steps and evaluation alike
+    assert len(targets) == 2
+    for log_probs, images, network in targets:
+        with torch.no_grad(), torch.autocast("cpu", used, enabled=used != torch.float32):
+            plain = network(images).float().log_softmax(-1)
+        assert torch.equal(log_probs, plain)
+
+
+def test_pixels_are_normalised_in_float32_whatever_the_precision(teacher_file):
+    teacher, _ = teachers.open_teacher(
+        [teachers.TeacherConfig(checkpoint=str(teacher_file), input_size=24)], "fp32"
+    )
+    network: Network = teacher.networks[0]  # type: ignore[assignment]
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    plain = network.preprocess(images)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(network.preprocess(images), plain)
+    assert plain.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_evaluating_and_planning_use_the_precision_of_training(
+    colours, teacher_file, tmp_path, monkeypatch, dtype
+):
+    """`plan` tries other preprocessings in the very precision in which the teacher teaches."""
+    found = set()
+    forward = Network.forward
+
+    def spied(self, images):
+        logits = forward(self, images)
+        if not self.training and not any(p.requires_grad for p in self.parameters()):
+            found.add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(Network, "forward", spied)
+    given = {"precision": "bf16", "teacher.dtype": dtype, "seconds": 0.01, "images": 16}
+    main(["plan", *words(colours, teacher_file, tmp_path / "run", **given)])
+    assert found == {{"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]}
+
+
+def spoiled(teacher_file: Path, out: Path, harm: str) -> Path:
+    """The teacher's weights, of which some are no numbers, infinite or zero."""
+    weights = load_file(teacher_file)
+    if harm == "constant":
+        weights["fc.weight"].zero_()
+    else:
+        weights["fc.weight"][1, 0] = {"nan": torch.nan, "inf": torch.inf}[harm]
+    save_file(weights, out, METADATA)
+    return out
+
+
+SAID = {
+    "nan": "the teacher's predictions are not finite",
+    "inf": "the teacher's predictions are not finite",
+    "constant": "the teacher predicts exactly the same for 16 different images",
+}
+
+
+@pytest.mark.parametrize("harm", SAID)
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_teacher_that_cannot_teach_is_named_before_the_first_step(
+    colours, teacher_file, tmp_path, capsys, harm, labels
+):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", harm)
+    given = {"teacher.verify": "true", "data.labeled": colours / "train" if labels else None}
+    if not labels:
+        given["data.val"] = colours / "unlabeled"
+    assert main(["distill", *words(colours, bad, tmp_path / "run", **given)]) == 2
+    said = capsys.readouterr().err
+    assert SAID[harm] in said and "teacher.checkpoint" in said and "schedule.lr" not in said
+    if harm != "constant":
+        assert "é.png" in said  # some of the samples
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_one_of_several_teachers_is_named(colours, teacher_file, tmp_path, capsys):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", "nan")
+    pair = json.dumps([{"checkpoint": str(teacher_file)}, {"checkpoint": str(bad)}])
+    given = {"teacher.checkpoint": None, "teacher.verify": None, "teachers": pair}
+    assert main(["distill", *words(colours, bad, tmp_path / "run", **given)]) == 2
+    assert "the teacher 1's predictions are not finite" in capsys.readouterr().err
+
+
+def test_a_constant_teacher_may_be_meant_so(colours, teacher_file, tmp_path, capsys):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", "constant")
+    assert main(["distill", *words(colours, bad, tmp_path / "run")]) == 0
+    assert "warning: the teacher predicts exactly the same" in capsys.readouterr().out
+
+
+def test_equal_images_do_not_make_a_teacher_constant(teacher_file, tmp_path, capsys, colours):
+    from PIL import Image
+
+    folder = tmp_path / "equal"
+    folder.mkdir()
+    for i in range(20):
+        Image.new("RGB", (40, 40), (90, 100 + i // 18, 110)).save(folder / f"{i}.png")
+    given = {"data.unlabeled": folder, "teacher.verify": "true", "data.val": folder}
+    assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 0
+
+
+@pytest.mark.parametrize("view", ["same", "other"])
+def test_a_teacher_that_fails_in_training_is_blamed_not_the_learning_rate(
+    colours, teacher_file, tmp_path, capsys, monkeypatch, view
+):
+    """As half precision does that overflows on a few images only."""
+    answer, calls = teachers._logits, []
+
+    def fails(network, config, images):
+        logits = answer(network, config, images)
+        calls.append(len(images))
+        if len(images) == 8:  # a step's, not the check's before it
+            logits[3] = torch.inf
+        return logits
+
+    monkeypatch.setattr(teachers, "_logits", fails)
+    given = {"teacher_view": view}
+    assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 2
+    said = capsys.readouterr().err
+    assert "the teacher's predictions are not finite" in said and "at step 0" in said
+    assert "schedule.lr" not in said and said.count(".png") == 1
+
+
+def test_a_teacher_that_fails_on_held_out_images_is_named(
+    colours, teacher_file, tmp_path, capsys, monkeypatch
+):
+    answer = teachers._logits
+
+    def fails(network, config, images):
+        logits = answer(network, config, images)
+        if torch.is_inference_mode_enabled():
+            logits[-1, 0] = torch.nan
+        return logits
+
+    monkeypatch.setattr(teachers, "_logits", fails)
+    given = {"data.val": colours / "unlabeled"}
+    assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 2
+    said = capsys.readouterr()
+    assert "the teacher's predictions are not finite" in said.err and ".png" in said.err
+    assert "nan%" not in (said.out + said.err).lower()
+
+
+def test_a_student_that_explodes_is_not_the_teachers_fault(colours, teacher_file, tmp_path, capsys):
+    given = {"schedule.lr": 1e30, "steps": 6, "schedule.warmup_epochs": 0}
+    assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 2
+    said = capsys.readouterr().err
+    assert "is not finite at step" in said and "schedule.lr" in said and "teacher" not in said
+
+
+@pytest.mark.parametrize("harm", SAID)
+@pytest.mark.parametrize("labels", [True, False])
+def test_plan_names_a_teacher_that_cannot_teach(
+    colours, teacher_file, tmp_path, capsys, harm, labels
+):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", harm)
+    file = tmp_path / "plan.json"
+    given = {
+        "seconds": 0.01,
+        "json": file,
+        "data.val": colours / ("val" if labels else "unlabeled"),
+    }
+    assert main(["plan", *words(colours, bad, tmp_path / "run", **given)]) == 1
+    said = capsys.readouterr().out
+    assert "the teacher cannot teach" in said and "nan%" not in said.lower()
+    assert "nan nats" not in said.lower() and "NaN" not in file.read_text().replace("(NaN or", "")
+
+
+def test_a_model_whose_predictions_are_no_numbers_is_not_evaluated(
+    colours, teacher_file, tmp_path, capsys
+):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", "nan")
+    given = ["--model=test_resnet", f"--checkpoint={bad}", f"--data={colours / 'val'}"]
+    assert main(["evaluate", *given, "--workers=0"]) == 2
+    assert "the model's predictions are not finite" in capsys.readouterr().err

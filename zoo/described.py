@@ -1,0 +1,226 @@
+"""What an exported folder, or a weights file's header, says of its network, checked in one place.
+
+timm builds whatever it is told to: a `checkpoint_path` among the arguments is a file that it opens,
+a `crop_pct` of 0.0001 an image of two million pixels a side, a `std` of 0 a network that sees NaN.
+So nothing foreign reaches it, or `ssld`, that did not pass `read_config` or `read_header`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import InputError
+
+CONFIG_BYTES = 1 << 26
+MAX_SIDE_PX = 2048
+MIN_CROP_PCT, MAX_CROP_PCT = 0.1, 2.0
+"""timm's smallest and largest are 0.8 and 1.15."""
+MAX_CLASSES = 10_000_000
+MAX_ARGUMENT = 8192
+"""Of one number among the arguments: a width, a depth, a size in px (timm's largest are 1,536,
+500 and 1,024)."""
+MAX_VALUES = 256
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""What evaluation does as timm does it; all weights that timm knows want one of them."""
+CROP_MODES = ("center", "squash", "border")
+FACTORY = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only"),
+    *("out_indices", "device", "dtype", "model_name", "pretrained_strict", "feature_cfg"),
+}
+"""Arguments of `timm.create_model` that are no property of a network: files, devices, sources."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+Rule = tuple[Callable[[Any], bool], str]
+
+
+@dataclass(frozen=True)
+class Described:
+    """`architecture` is timm's name (None where a header has none), `args` its arguments, `cfg`
+    entries of timm's `pretrained_cfg`, all of them of the types and ranges that those have."""
+
+    architecture: str | None
+    args: dict[str, Any]
+    cfg: dict[str, Any]
+
+
+def read_config(file: Path) -> Described:
+    """What a `config.json` says, in timm's layout or its older one without `pretrained_cfg`.
+
+    Raises:
+        InputError: it cannot be read, or the first entry that is nothing that a network can have.
+    """
+    content = _read(file)
+    cfg = content.get("pretrained_cfg", {k: v for k, v in content.items() if k != "model_args"})
+    if not isinstance(cfg, dict):
+        raise _wrong(file, "pretrained_cfg", cfg, "an object with input_size, mean, std, ...")
+    cfg = dict(cfg)
+    if "labels" in cfg and "pretrained_cfg" not in content:
+        cfg["label_names"] = cfg.pop("labels")
+    cfg |= {k: content[k] for k in ("num_classes", "label_names") if k in content}
+    architecture = content.get("architecture")
+    if not isinstance(architecture, str) or not NAME.fullmatch(architecture):
+        raise _wrong(file, "architecture", architecture, "the name of an architecture of timm")
+    return _checked(file, architecture, content.get("model_args", {}), cfg)
+
+
+def read_header(file: Path, said: Mapping[str, str]) -> Described:
+    """What the metadata of a safetensors file says: architecture, model_args, mean, std,
+    input_size, interpolation. Numbers may have brackets around them.
+
+    Raises:
+        InputError: naming the entry that is none.
+    """
+    cfg: dict[str, Any] = {k: said[k] for k in ("interpolation", "crop_mode") if k in said}
+    for key, kind in (("mean", float), ("std", float), ("input_size", int)):
+        if key in said:
+            try:
+                cfg[key] = [kind(x) for x in said[key].strip("[]() ").split(",")]
+            except ValueError as error:
+                raise _wrong(file, key, said[key], RULES[key][1]) from error
+    if "input_size" in cfg and len(cfg["input_size"]) == 1:
+        cfg["input_size"] = [3, *cfg["input_size"] * 2]
+    try:
+        args = json.loads(said.get("model_args", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise _wrong(file, "model_args", said["model_args"], "JSON of named arguments") from error
+    architecture = said.get("architecture")
+    if architecture is not None and not NAME.fullmatch(architecture):
+        raise _wrong(file, "architecture", architecture, "the name of an architecture of timm")
+    return _checked(file, architecture, args, cfg)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
+            raise InputError(f"{file} is no file of less than 64 MB: export the model again")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} cannot be read ({said}): export the model again") from error
+    if not isinstance(content, dict):
+        raise _wrong(file, "the whole", content, "an object with architecture and pretrained_cfg")
+    return content
+
+
+def _checked(file: Path, architecture: str | None, args: Any, cfg: dict[str, Any]) -> Described:
+    if args is None:
+        args = {}
+    if not isinstance(args, dict):
+        raise _wrong(file, "model_args", args, "an object of named arguments")
+    for key, value in args.items():
+        if not KEY.fullmatch(key) or key in FACTORY:
+            raise InputError(
+                f"{file}: model_args names {key[:64]!r}, which is no argument of a network; take "
+                "it out, or export the model again"
+            )
+        most = MAX_CLASSES if key == "num_classes" else MAX_ARGUMENT
+        if not _is_argument(value, most):
+            what = f"text, true, false, or numbers of at most {most:,}"
+            raise _wrong(file, f"model_args.{key}", value, what)
+    for key, value in cfg.items():
+        check, what = RULES.get(key, (None, ""))
+        if check and value is not None and not check(value):
+            raise _wrong(file, key, value, what)
+    cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
+    return Described(architecture, dict(args), cfg)
+
+
+def _wrong(file: Path, key: str, value: Any, what: str) -> InputError:
+    shown = repr(value) if not isinstance(value, list | dict | tuple) else json.dumps(value)[:90]
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
+    return InputError(f"{file}: {key} is {shown}, but must be {what}; export the model again")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_argument(value: Any, most: int, depth: int = 3) -> bool:
+    if isinstance(value, list | dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return (
+            depth > 0
+            and len(parts) <= MAX_VALUES
+            and all(_is_argument(x, most, depth - 1) for x in parts)
+        )
+    if isinstance(value, str):
+        return len(value) <= MAX_VALUES
+    return value is None or isinstance(value, bool) or (_is_number(value) and abs(value) <= most)
+
+
+def _triple(value: Any, check: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(check, value))
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        _triple(value, lambda x: type(x) is int)
+        and value[0] == 3
+        and all(1 <= x <= MAX_SIDE_PX for x in value[1:])
+    )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1 << 16
+
+
+def _is_texts(value: Any) -> bool:
+    return _is_text(value) or _is_names(value)
+
+
+_SIZE: Rule = (_is_size, f"[3, height, width] with sides of 1 to {MAX_SIDE_PX} px")
+_CROP: Rule = (
+    lambda x: _is_number(x) and MIN_CROP_PCT <= x <= MAX_CROP_PCT,
+    f"a share of the image, {MIN_CROP_PCT} to {MAX_CROP_PCT}",
+)
+_TEXT: Rule = (_is_text, "text")
+_TEXTS: Rule = (_is_texts, "text, or a list of texts")
+RULES: dict[str, Rule] = {
+    "input_size": _SIZE,
+    "test_input_size": _SIZE,
+    "min_input_size": _SIZE,
+    "mean": (
+        lambda x: _triple(x, lambda y: _is_number(y) and abs(y) <= 255),
+        "three finite numbers, of pixel values in [0, 1]",
+    ),
+    "std": (
+        lambda x: _triple(x, lambda y: _is_number(y) and 1e-6 <= y <= 255),
+        "three finite numbers above 0, of pixel values in [0, 1]",
+    ),
+    "crop_pct": _CROP,
+    "test_crop_pct": _CROP,
+    "crop_mode": (lambda x: x in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
+    "interpolation": (lambda x: x in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+    "num_classes": (
+        lambda x: type(x) is int and 0 <= x <= MAX_CLASSES,
+        f"a number of classes, 0 to {MAX_CLASSES:,}",
+    ),
+    "label_names": (_is_names, "a list of texts, one for each class"),
+    "label_descriptions": (lambda x: isinstance(x, dict), "an object of texts"),
+    "fixed_input_size": (lambda x: isinstance(x, bool), "true or false"),
+    "custom_load": (lambda x: isinstance(x, bool), "true or false"),
+    "state_dict": (lambda _: False, "left out"),
+    "pool_size": (
+        lambda x: isinstance(x, list) and all(type(y) is int and 0 < y <= MAX_SIDE_PX for y in x),
+        "a list of sizes",
+    ),
+    **{key: _TEXTS for key in ("first_conv", "classifier", "paper_ids", "notes", "url")},
+    **{
+        key: _TEXT
+        for key in ("license", "tag", "architecture", "source", "file", "hf_hub_id", "origin_url",
+                    "hf_hub_filename", "paper_name", "description")
+    },
+}  # fmt: skip
