@@ -8,10 +8,13 @@ DIR/unreadable.jsonl    images that could not be read
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 BEST = 3
 """Classes that are named for an image."""
 JPEG_QUALITY = 90
+NAME_BYTES = 200
+"""Of a name's end that are kept where it is longer; Linux allows 255."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ def predict(config: PredictConfig) -> None:
     from ssld.data.sources import open_source
 
     out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()):
         raise InputError(f"out {out} is not empty: give another folder")
     source = open_source(config.images)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,46 +108,79 @@ def predict(config: PredictConfig) -> None:
 
 
 class _Writer:
+    """Writes each image and its line as it comes, so that a prediction that dies late has both of
+    all images before."""
+
     def __init__(self, out: Path, source: Source, limit: float) -> None:
         self.out, self.source, self.limit = out, source, limit
-        self.lines: list[str] = []
-        self.bad: list[str] = []
-        (out / "images").mkdir(parents=True, exist_ok=True)
+        self.drawn = self.bad = 0
+        self.names: set[str] = set()
+        with self._writing(out):
+            (out / "images").mkdir(parents=True, exist_ok=True)
 
     def write(self, i: int, found: Prediction) -> None:
         from PIL import Image
 
         name = self.source.sample_id(i)
-        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{name}.jpg")
+        file = self._file(name)
+        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{file}.jpg")
         if found.mask is not None:
-            self._save(Image.fromarray(found.mask), self.out / "masks" / f"{name}.png")
-        self.lines.append(json.dumps({"image": name, **found.line}))
+            self._save(Image.fromarray(found.mask), self.out / "masks" / f"{file}.png")
+        where = {} if file == name else {"file": file}
+        self._append("predictions", {"image": name, **where, **found.line})
+        self.drawn += 1
+
+    def _file(self, name: str) -> str:
+        """A relative path for a sample id, which may be anything: absolute, too long, `../x`."""
+        parts = [part for part in name.replace("\0", "").split("/") if part not in ("", ".", "..")]
+        parts = [os.fsdecode(os.fsencode(part)[-NAME_BYTES:]) for part in parts] or ["image"]
+        file, number = "/".join(parts), 2
+        while file in self.names:
+            file, number = f"{'/'.join(parts)}~{number}", number + 1
+        self.names.add(file)
+        return file
 
     def _save(self, image: Any, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, **({"quality": JPEG_QUALITY} if path.suffix == ".jpg" else {}))
+        buffer = io.BytesIO()
+        kind = {".jpg": ("JPEG", {"quality": JPEG_QUALITY}), ".png": ("PNG", {})}[path.suffix]
+        image.save(buffer, kind[0], **kind[1])
+        with self._writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+
+    def _append(self, name: str, entry: dict[str, Any]) -> None:
+        path = self.out / f"{name}.jsonl"
+        with self._writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror or error}) after {self.drawn} images, "
+                f"whose pictures and lines are in {self.out}; free space or mend the folder, then "
+                "give another --out"
+            ) from error
 
     def unreadable(self, i: int, error: Exception) -> None:
         reason, where = " ".join(str(error).split()), self.source.location(i)
         print(f"unreadable, left out: {where} ({reason})", file=sys.stderr)
         entry = {"sample_id": self.source.sample_id(i), "location": where, "reason": reason}
-        self.bad.append(json.dumps(entry))
-        if len(self.bad) > self.limit * len(self.source):
+        self._append("unreadable", entry)
+        self.bad += 1
+        if self.bad > self.limit * len(self.source):
             self.finish()
             raise InputError(
-                f"{self.source.path}: {len(self.bad)} of {len(self.source)} images cannot be read, "
+                f"{self.source.path}: {self.bad} of {len(self.source)} images cannot be read, "
                 f"more than max_unreadable allows ({self.limit:.1%}), the last one {where} "
                 f"({reason}); mend the source or raise the limit"
             )
 
     def finish(self) -> None:
-        from ssld.run.folder import write_atomically
-
-        for name, lines in (("predictions", self.lines), ("unreadable", self.bad)):
-            if lines:
-                write_atomically(self.out / f"{name}.jsonl", "\n".join(lines) + "\n")
-        unreadable = f", {len(self.bad)} could not be read" if self.bad else ""
-        print(f"{len(self.lines)} images drawn in {self.out / 'images'}{unreadable}")
+        unreadable = f", {self.bad} could not be read" if self.bad else ""
+        print(f"{self.drawn} images drawn in {self.out / 'images'}{unreadable}")
 
 
 def _open(config: PredictConfig, device: torch.device) -> Predictor:

@@ -247,7 +247,7 @@ def test_what_cannot_be_opened_is_one_sentence(teacher_file, tmp_path):
         ({"name": "test_resnet", "args": {"nonsense": 1}}, "check backbone.args"),
         ({"name": "resnet18", "checkpoint": str(teacher_file)}, "holds a 'test_resnet'"),
         ({"name": str(damaged), "checkpoint": str(teacher_file)}, "are both weights"),
-        ({"name": str(damaged)}, "run.json cannot be read"),
+        ({"name": str(damaged)}, "run.json is damaged"),
     ]
     for settings, said in cases:
         pretrained = settings.get("name") != "test_resnet"

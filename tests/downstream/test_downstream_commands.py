@@ -191,6 +191,27 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
     assert predict.main(words) == 2  # the folder is in use
 
 
+def test_a_run_holds_nothing_that_its_own_overwriting_would_refuse(trained) -> None:
+    from ssld.run import overwrite
+
+    overwrite.refuse(trained[1], {})
+
+
+def test_a_flipped_bit_is_found(trained, scenes, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[1], run)
+    file = run / "model/model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-50] ^= 4
+    file.write_bytes(data)
+    for path in (run, run / "model"):
+        assert predict.main([str(path), str(scenes / "images/val"), f"--out={tmp_path}/out"]) == 2
+        assert export.main([str(path), f"--out={tmp_path}/m.onnx"]) == 2
+        said = capsys.readouterr().err
+        assert said.count("model.safetensors is damaged or was changed") == 2
+    assert not (tmp_path / "out").exists() and not (tmp_path / "m.onnx").exists()
+
+
 def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> None:
     task, run = trained
     assert predict.main([str(run), str(scenes / "images/val"), f"--out={tmp_path / 'out'}"]) == 0
