@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ssld.config import require
+from ssld.loop_config import require, require_path
 
 PRESETS = {
     "detection": (0.05, 0.05, 0.1, 0.1, 0.15),
@@ -50,6 +50,7 @@ class BackboneConfig:
     five factors, of stem and stages 1 to 4."""
 
     def __post_init__(self) -> None:
+        require_path(self.checkpoint, "backbone.checkpoint", "backbone.name")
         known = [key for key in TAKEN if key in self.args]
         require(not known, f"backbone.args.{''.join(known[:1])} is for the task to say: remove it")
         require(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssld.config import DistillConfig, Triple
-from ssld.loop_config import Precision, require
+from ssld.loop_config import Precision, require, require_path
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         sources = [self.data] if isinstance(self.data, str) else list(self.data)
         object.__setattr__(self, "data", sources)
+        require_path(self.checkpoint, "checkpoint", "model")
         require(bool(sources), "data is empty: name a labeled source")
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
 

@@ -18,6 +18,7 @@ from ssld.loop_config import (
     LoopConfig,
     Precision,
     require,
+    require_path,
 )
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -38,6 +39,9 @@ class StudentConfig:
     """Start from these weights: a safetensors file, an exported model folder or a run folder."""
     num_classes: int | None = None
     """Number of classes; by default the teacher's, or the labeled set's in supervised training."""
+
+    def __post_init__(self) -> None:
+        require_path(self.checkpoint, "student.checkpoint", "student.arch, with student.pretrained")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class TeacherConfig:
     """Refuse to start when its top-1 on labeled images is near chance."""
 
     def __post_init__(self) -> None:
+        require_path(self.checkpoint, "teacher.checkpoint", "teacher.arch")
         require(
             self.micro_batch is None or self.micro_batch > 0,
             f"teacher.micro_batch is {self.micro_batch}: give a number above 0, or null",

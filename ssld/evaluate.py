@@ -90,7 +90,7 @@ def _open_model(config: EvaluateConfig) -> Network:
     from ssld.network import open_network
 
     folder = Path(config.model).is_dir()
-    return open_network(
+    network = open_network(
         "model",
         arch=None if folder else config.model,
         args=config.args,
@@ -100,6 +100,8 @@ def _open_model(config: EvaluateConfig) -> Network:
         mean=config.mean,
         std=config.std,
     )
+    network.require_classes("model")
+    return network
 
 
 def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ dataclasses. What a command trains, and on what, is in its own: `ssld/config.py`
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,14 @@ def require(holds: bool, message: str) -> None:
     """Raise ValueError with `message` unless something holds."""
     if not holds:
         raise ValueError(message)
+
+
+def require_path(checkpoint: str | None, setting: str, name: str) -> None:
+    """Refuse an id where weights on disk belong, before anything is imported for it."""
+    require(
+        not re.match(r"(local-dir|hf[-_]hub):", checkpoint or ""),
+        f"{setting} is {checkpoint!r}, but takes a file or a folder: give this as {name}",
+    )
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,14 @@ class Network(ImageModel):
     def num_classes(self) -> int:
         return int(self.model.num_classes)  # type: ignore[arg-type]
 
+    def require_classes(self, role: str) -> None:
+        """Raises InputError where the model has no classifier: timm's features alone."""
+        if not self.num_classes:
+            raise InputError(
+                f"{role} has no classifier (num_classes is 0): it makes features, not predictions; "
+                f"take weights with a classifier, or train one on it first (`ssld supervised`)"
+            )
+
     def freeze_but(self, names: Sequence[str]) -> None:
         """Train nothing but these modules of the model; the others stay in eval mode for good,
         batch statistics and dropout included."""

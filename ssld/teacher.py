@@ -122,9 +122,9 @@ def open_one(config: TeacherConfig) -> Network:
     """The network of one teacher's settings.
 
     Raises:
-        InputError: weights that are missing or do not fit.
+        InputError: weights that are missing, do not fit or have no classifier.
     """
-    return open_network(
+    network = open_network(
         "teacher",
         arch=config.arch,
         args=config.args,
@@ -134,6 +134,8 @@ def open_one(config: TeacherConfig) -> Network:
         mean=config.mean,
         std=config.std,
     )
+    network.require_classes("teacher")
+    return network
 
 
 def open_teacher(configs: Sequence[TeacherConfig], precision: str) -> tuple[Teacher, str]:
