@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ssld.class_tables import TRANSFER, ClassTable, class_names, misfit
 from ssld.data import loading
 from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
@@ -181,33 +182,22 @@ def eval_batches(
             bar.update(min(len(batch.ids) * world, images - bar.n))
 
 
-def class_names(sources: Sequence[Source]) -> list[str] | None:
-    """All class names of the sources, sorted, or None where classes are numbers or absent."""
-    names = {name for source in sources for name in source.class_names or ()}
-    return sorted(names) or None
-
-
 def label_index(
     sources: Sequence[Source], label_names: list[str] | None, num_classes: int, role: str
 ) -> LabelIndex:
     """How labels become class numbers: by the network's own class names where it has them.
 
     Raises:
-        InputError: the sources' class folders do not match the network's classes.
+        InputError: they are not the network's classes; see `ssld.class_tables.misfit`.
     """
-    names = class_names(sources)
-    if names is None:
-        return LabelIndex(None, num_classes)
     where = ", ".join(source.path for source in sources)
-    if label_names is None and len(names) != num_classes:
+    problem = misfit(ClassTable(f"the {role}", num_classes, label_names), sources, where)
+    if problem:
+        named, advice = class_names(sources), TRANSFER
+        if role == "student" and named and len(named) != num_classes:
+            advice = f"student.num_classes {len(named)} makes it a new classifier; {TRANSFER}"
         raise InputError(
-            f"{where}: {len(names)} classes are named ({', '.join(names[:3])}, ...) but the {role} "
-            f"has {num_classes} and does not say their names; give labels as numbers in a manifest"
+            f"{problem}: rename the folders, or give {role} and labels of the same classes "
+            f"(numbers in a manifest count as the {role} does, not as the folders); {advice}"
         )
-    unknown = sorted(set(names) - set(label_names or names))
-    if unknown:
-        raise InputError(
-            f"{where}: class {unknown[0]!r} is not among the {role}'s {num_classes} classes "
-            f"({', '.join((label_names or [])[:3])}, ...); rename the folder or take another {role}"
-        )
-    return LabelIndex(label_names or names, num_classes)
+    return LabelIndex(label_names or class_names(sources), num_classes)

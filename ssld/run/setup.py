@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ssld.class_tables import TRANSFER, ClassTable, class_names, differ, table_of
 from ssld.config import DistillConfig, RunConfig
 from ssld.data.loading import LabelIndex, View
 from ssld.data.part import hold_out, share_of
@@ -15,7 +16,7 @@ from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
 from ssld.errors import InputError
 from ssld.network import Network, open_network
-from ssld.run.batches import class_names, label_index
+from ssld.run.batches import label_index
 from ssld.run.optimizer import build_optimizer
 from ssld.run.start import Run, require_divisible, start
 from ssld.run.topology import check_launcher, open_accelerator
@@ -127,6 +128,7 @@ class Setup:
             input_size=self.config.augment.size,
         )
         build_optimizer(network, self.config.optimizer)  # refuse it before anything is written
+        self._require_same_classes(network, wanted, label_names)
         own_order = num_classes is None and network.label_names  # of a classifier that is kept
         if not own_order and (label_names or (names and len(names) == wanted)):
             network.label_names = label_names or names
@@ -136,6 +138,21 @@ class Setup:
             augment=dataclasses.replace(self.config.augment, size=network.input_size),
         )
         return network
+
+    def _require_same_classes(
+        self, student: Network, count: int, teachers: list[str] | None
+    ) -> None:
+        """Of a student that keeps its classifier. A first stage learns the teacher's classes anew,
+        one that goes on does not unlearn others."""
+        teacher = ClassTable("the teacher", count, teachers)
+        problem = differ(table_of("the student", student), teacher)
+        if problem and isinstance(self.config, FinetuneConfig):
+            raise InputError(
+                f"{problem}: take the teacher of the run that this stage goes on from, or one of "
+                f"the same classes; {TRANSFER}"
+            )
+        if problem:
+            self.accelerator.print(f"student: {problem}; its classifier will learn the teacher's")
 
     def _refuse_class_folders(self, names: set[str]) -> None:
         for source in self.unlabeled:
