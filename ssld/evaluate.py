@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.command_config import EvaluateConfig
 from ssld.errors import InputError
+from ssld.verdict import beyond_chance
 
 if TYPE_CHECKING:
     from ssld.data.loading import Batch
     from ssld.network import Network
     from ssld.tally import Tally
+
+
+CLEAR = 0.5
+"""Top-1 beyond chance from which the model is not accused, however few the images are."""
 
 
 def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float]:
@@ -78,6 +83,9 @@ def evaluate(config: EvaluateConfig) -> None:
     tally = accuracy(network, batches, config.precision)
     result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
+    doubt = near_chance(result, network)
+    if doubt:
+        print(f"warning: {doubt}")
     if config.out:
         written = {"model": config.model, **result}
         write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
@@ -111,6 +119,8 @@ def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> di
         hits, _ = tally.counted(name)
         low, high = wilson(hits, images)
         result |= {name: hits / images, f"{name}_low": low, f"{name}_high": high}
+    # What guessing reaches: of all classes alike, or each as often as this model says it.
+    result["chance"] = max(1 / network.num_classes, tally.metrics().get("top1_chance", 0.0))
     result["parameters"] = sum(p.numel() for p in network.model.parameters())
     return result
 
@@ -120,6 +130,31 @@ def _print_result(model: str, result: dict[str, Any]) -> None:
     for name, label in (("top1", "top-1"), ("top5", "top-5")):
         low, high = result[f"{name}_low"], result[f"{name}_high"]
         print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
+
+
+def near_chance(result: dict[str, Any], network: Network) -> str | None:
+    """What is to be said where the interval of top-1 reaches down to chance; None elsewhere."""
+    top1, chance = result["top1"], result["chance"]
+    if network.num_classes < 2 or result["top1_low"] > chance:
+        return None
+    if beyond_chance(top1, chance) >= CLEAR:
+        count = result["images"]
+        return f"{count} images are too few to tell this top-1 from chance ({chance:.2%})"
+    order = (
+        "the images' classes are named like the model's and mean others"
+        if network.label_names
+        else "the labels count the classes in another order than the model, which does not say its "
+        "names, or are of other classes"
+    )
+    return (
+        f"top-1 is no better than chance ({chance:.2%}); likely: {order}; another normalisation "
+        f"than the model was trained with (mean {_shown(network.mean)}, std "
+        f"{_shown(network.std)}, {network.input_size} px); weights that were not trained"
+    )
+
+
+def _shown(values: Sequence[float]) -> str:
+    return str([round(x, 4) for x in values])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
