@@ -116,6 +116,10 @@ class AnnotatedTask:
         """None: all are in the score."""
         return {}
 
+    def noted(self, network: Any, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
+        """What is compared of an evaluation: its value, as a score of 0 is behind all others."""
+        return {"metric": metric, "value": metrics[metric], "symptoms": []}
+
     def verdict(
         self,
         run: Run,

@@ -5,9 +5,9 @@ What their losses are is in `ssld/distill.py` and `ssld/supervised.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help must not
     from torch import Tensor
@@ -84,6 +84,12 @@ class Classification:
         every = run.config.probe.every_epochs
         due = every > 0 and run.due(step, every * run.steps_per_epoch)
         return probe(run, network) if due else {}
+
+    def noted(self, network: Network, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
+        """What is compared of an evaluation, symptoms included; see `ssld/verdict.py`."""
+        from ssld.verdict import noted
+
+        return noted(metrics, metric, network.num_classes)
 
     def verdict(
         self,

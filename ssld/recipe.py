@@ -20,7 +20,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,12 +177,18 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: what would be found days later.
     """
+    for stage, config in _configs(recipe):
+        _check_paths(f"{recipe.file}, {stage}", config)
+        StagePlace(recipe.out, stage).check()
+
+
+def _configs(recipe: Recipe) -> Iterator[tuple[str, LoopConfig]]:
+    """The settings of each stage, with what those before will have resolved still open."""
     before: dict[str, Any] = {}
     taught = False
     for stage in recipe.stages:
         config = recipe.config(stage, before, taught)
-        _check_paths(f"{recipe.file}, {stage}", config)
-        StagePlace(recipe.out, stage).check()
+        yield stage, config
         before = plain(config)
         taught = isinstance(config, DistillConfig) and before.get("targets") != "human"
 
@@ -227,12 +233,31 @@ def recipe(config: RecipeConfig) -> None:
     tree = cli.read_settings(Path(config.file))
     found = open_recipe(config.file, tree, config.out, config.overrides)
     main = open_processes().is_main_process
+    _require_classes(found)
     with locked(found.out) if main else contextlib.nullcontext():
         try:
             _run(found, config.overwrite, main)
         except Interrupted as error:
             said = str(error).replace("go on with --resume", "the same command goes on")
             raise Interrupted(said) from error
+
+
+def _require_classes(recipe: Recipe) -> None:
+    """
+    Raises:
+        InputError: classes of a later stage that are not its student's, on all processes.
+    """
+    from ssld.recipe_classes import check_classes
+
+    if len(recipe.stages) < 2:
+        return
+
+    def first() -> str | None:
+        return next(check_classes(list(_configs(recipe))), None)
+
+    problem = _on_main(first)
+    if problem:
+        raise InputError(f"{recipe.file}, {problem}")
 
 
 def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
@@ -270,7 +295,12 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
 
 
 def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
-    """complete, going on, from the start, or anew: the main process looks, all hear of it."""
+    """complete, going on, from the start, or anew."""
+    return _on_main(lambda: _look(recipe, stage, config, overwrite))
+
+
+def _on_main(look: Callable[[], Any]) -> Any:
+    """The main process looks, all hear of it."""
     from accelerate.utils import broadcast_object_list
 
     from ssld.run.topology import open_processes
@@ -278,7 +308,7 @@ def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> 
     found: list[Any] = [None, None]
     if open_processes().is_main_process:
         try:
-            found[0] = _look(recipe, stage, config, overwrite)
+            found[0] = look()
         except InputError as error:
             found[1] = str(error)
     broadcast_object_list(found)

@@ -117,7 +117,7 @@ def explained(found: Summary) -> str:
         said += "agreement@1 is with a cell's own teacher"
         said += ", which is not the same in all rows." if found.several_teachers() else "."
     if "fix" in found.ablation.stages:
-        said += " After fix: at the resolution that these very images chose."
+        said += " After fix: at the resolution that one half of these images chose, on the other."
     return said.strip().replace(".  ", ". ")
 
 

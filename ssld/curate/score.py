@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ssld.class_tables import misfit, table_of
 from ssld.curate import tables
 from ssld.curate.images import ImageSet, Shard, batched, key
 from ssld.curate.index import Index
@@ -84,12 +85,9 @@ class Scorer:
 
 def _check_classes(network: Network, labeled: ImageSet | None) -> None:
     for source in labeled.sources if labeled else []:
-        names = source.class_names
-        if names and len(names) != network.num_classes:
-            raise InputError(
-                f"labeled {source.path}: names {len(names)} classes but the teacher has "
-                f"{network.num_classes}: take a teacher of these classes, or leave `labeled` out"
-            )
+        problem = misfit(table_of("the teacher", network), [source], f"labeled {source.path}")
+        if problem:
+            raise InputError(f"{problem}: take a teacher of these classes, or leave `labeled` out")
 
 
 def score(work: Work, scorer: Scorer, index: Index) -> Scores:

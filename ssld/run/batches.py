@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ssld.class_tables import TRANSFER, ClassTable, class_names, class_names_for, misfit
 from ssld.data import loading
-from ssld.data.folder import are_numbers, class_order
 from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.data.views import EvalView
@@ -184,65 +183,22 @@ def eval_batches(
             bar.update(min(len(batch.ids) * world, images - bar.n))
 
 
-def class_names(sources: Sequence[Source]) -> list[str] | None:
-    """All class names of the sources, or None where classes are numbers or absent.
-
-    They are in the order that a source states for all of them, else sorted, and as numbers where
-    all are: 10 is ten.
-    """
-    names = {name for source in sources for name in source.class_names or ()}
-    whole = (source.class_names for source in sources if set(source.class_names or ()) == names)
-    return list(next(whole, None) or class_order(names)) or None
-
-
-def class_names_for(sources: Sequence[Source], label_names: list[str] | None) -> list[str] | None:
-    """Class names by the number that a network gives them: its own, else the sources', or None
-    where these are the very numbers of classes, as folders 0 to 11 are.
-
-    Raises:
-        InputError: two names are the same number, such as 1 and 01.
-    """
-    names = label_names or class_names(sources)
-    if label_names or names is None or not are_numbers(names):
-        return names
-    if len(set(map(int, names))) < len(names):
-        again = next(a for a, b in itertools.pairwise(names) if int(a) == int(b))
-        raise InputError(
-            f"{sources[0].path}: class {again!r} is there in two spellings of the same number; "
-            "give each class one folder"
-        )
-    return None
-
-
 def label_index(
     sources: Sequence[Source], label_names: list[str] | None, num_classes: int, role: str
 ) -> LabelIndex:
     """How labels become class numbers: by the network's own class names where it has them.
 
     Raises:
-        InputError: the sources' class folders do not match the network's classes.
+        InputError: they are not the network's classes; see `ssld.class_tables.misfit`.
     """
-    names = class_names(sources)
-    if names is None:
-        return LabelIndex(None, num_classes)
     where = ", ".join(source.path for source in sources)
-    if class_names_for(sources, label_names) is None:
-        if int(names[-1]) >= num_classes:
-            raise InputError(
-                f"{where}: class {names[-1]!r} is a number, and the {role} has the classes 0 to "
-                f"{num_classes - 1} without names; rename the folders, or give labels as numbers "
-                "in a manifest"
-            )
-        return LabelIndex(None, num_classes)
-    if label_names is None and len(names) != num_classes:
+    problem = misfit(ClassTable(f"the {role}", num_classes, label_names), sources, where)
+    if problem:
+        named, advice = class_names(sources), TRANSFER
+        if role == "student" and named and len(named) != num_classes:
+            advice = f"student.num_classes {len(named)} makes it a new classifier; {TRANSFER}"
         raise InputError(
-            f"{where}: {len(names)} classes are named ({', '.join(names[:3])}, ...) but the {role} "
-            f"has {num_classes} and does not say their names; give labels as numbers in a manifest"
+            f"{problem}: rename the folders, or give {role} and labels of the same classes "
+            f"(numbers in a manifest count as the {role} does, not as the folders); {advice}"
         )
-    unknown = sorted(set(names) - set(label_names or names))
-    if unknown:
-        raise InputError(
-            f"{where}: class {unknown[0]!r} is not among the {role}'s {num_classes} classes "
-            f"({', '.join((label_names or [])[:3])}, ...); rename the folder or take another {role}"
-        )
-    return LabelIndex(label_names or names, num_classes)
+    return LabelIndex(class_names_for(sources, label_names), num_classes)

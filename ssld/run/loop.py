@@ -68,6 +68,11 @@ class Task(Protocol):
 
     def further_metrics(self, run: Any, network: Any, step: int) -> dict[str, float]: ...
 
+    def noted(self, network: Any, metrics: Any, metric: str, /) -> dict[str, Any]:
+        """What `ssld.verdict.rank` compares of an evaluation; by the metrics that `Score` has, as
+        all processes must agree."""
+        ...
+
     def verdict(
         self,
         run: Any,
