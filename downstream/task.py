@@ -132,7 +132,7 @@ class AnnotatedTask:
     ) -> str:
         """How it goes, in a sentence."""
         best = self.best_by(run)
-        before = [line for line in run.folder.lines() if line["kind"] == "eval"]
+        before = run.folder.history.evaluations()
         metric = self.metric if best == "last" else best
         return verdict(metric, metrics, before, step / run.total_steps)
 

@@ -112,7 +112,7 @@ class Classification:
         from ssld import verdict
         from ssld.run.optimizer import warmup_steps
 
-        before = [line for line in run.folder.lines() if line["kind"] == "eval"]
+        before = run.folder.history.evaluations()
         now = {"epoch": step / run.steps_per_epoch, **metrics}
         metric = run.best_by if run.best_by != "last" else "agreement1"
         if metric not in metrics:

@@ -53,6 +53,10 @@ class Teacher(nn.Module):
         self.configs = list(configs)
         self.num_classes = networks[0].num_classes
         self.label_names = next((x.label_names for x in networks if x.label_names), None)
+        self.faulty = torch.zeros(len(networks), 0, dtype=torch.bool)
+        """[networks, b]: whose answer to which image of the last pass is no distribution. A single
+        class may be impossible (-inf); an infinite logit becomes NaN. Looked at when a loss is not
+        finite, so that no step waits for it."""
         for network, config in zip(networks, configs, strict=True):
             if config.batch_norm == "batch":
                 _use_batch_statistics(network)
@@ -97,12 +101,14 @@ class Teacher(nn.Module):
         """As `forward`, but every network's own: float32 [networks, b, classes]."""
         if any(module.training for module in self.modules()):
             self.eval()  # someone reached inside and called .train()
-        return torch.stack(
+        answers = torch.stack(
             [
                 F.log_softmax(_logits(network, config, images).float() / temperature, dim=-1)
                 for network, config in zip(self.networks, self.configs, strict=True)
             ]
         )
+        self.faulty = answers.isnan().any(-1)
+        return answers
 
 
 def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor:

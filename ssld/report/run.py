@@ -17,7 +17,6 @@ from ssld.report.training import (
     headline,
     plots_of,
     section,
-    thinned,
     time_curves,
     training_curves,
 )
@@ -40,9 +39,8 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
         student: the network as it would be exported.
         tally: of the last evaluation, where there was one.
     """
-    lines, out = run.folder.lines(), run.folder.path
-    train = thinned([line for line in lines if line["kind"] == "train"])
-    evaluations = [line for line in lines if line["kind"] == "eval"]
+    history, out = run.folder.history, run.folder.path
+    train, evaluations = history.training(), history.evaluations()
     title = out.resolve().name
     body = [
         f"<h1>{html.escape(title)}</h1>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.data.views import EvalView
 from ssld.errors import InputError
-from ssld.run.folder import write_atomically
+from ssld.run.folder import cannot_write, write_atomically
 from ssld.streams import is_terminal
 
 Entry = tuple[int, str, str, str]
@@ -71,6 +71,7 @@ class Unreadables:
         self.new: list[Entry] = []
         """Found by this process since the last `merge`."""
         self.counts = [0 for _ in sources]
+        self._sorted = False
 
     @property
     def count(self) -> int:
@@ -98,7 +99,7 @@ class Unreadables:
         return fresh
 
     def merge(self, found: Sequence[Entry]) -> None:
-        """Take in what all processes found since the last time, and bring the log up to date."""
+        """Take in what all processes found since the last time."""
         for entry in sorted(found):
             self._note(tuple(entry))  # type: ignore[arg-type]
         self.new.clear()
@@ -109,30 +110,52 @@ class Unreadables:
             self._note(tuple(entry))  # type: ignore[arg-type]
         self.new.clear()
 
-    def write(self) -> None:
-        """Write the log, sorted; deletes it where there is nothing to say."""
+    def append(self, found: Sequence[Entry]) -> None:
+        """Add to the log what all processes found since the last time.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if self.log is None:
             return
-        if not self.entries:
-            self.log.unlink(missing_ok=True)
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(_lines({entry[:2]: entry for entry in found}.values()))
+        except OSError as error:
+            raise cannot_write(self.log, error) from error
+        self._sorted = False
+
+    def write(self) -> None:
+        """Write the log anew, sorted, where it is not; deletes it where there is nothing to say.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self.log is None or self._sorted:
             return
-        names = ("sample_id", "location", "reason")
-        lines = [
-            json.dumps(dict(zip(names, entry[1:], strict=True)))
-            for entry in sorted(self.entries.values())
-        ]
-        write_atomically(self.log, "\n".join(lines) + "\n")
+        if self.entries:
+            write_atomically(self.log, _lines(self.entries.values()))
+        else:
+            self.log.unlink(missing_ok=True)
+        self._sorted = True
 
     def _check(self, entry: Entry) -> None:
         number, _, location, reason = entry
         source, bad = self.sources[number], self.counts[number]
         if bad > self.limit * len(source):
+            self._sorted = False
             self.write()
             raise InputError(
                 f"{source.path}: {bad} of {len(source)} images cannot be read, more than "
                 f"data.max_unreadable allows ({self.limit:.1%}), the last one {location} "
                 f"({reason}); mend the source or raise the limit"
             )
+
+
+def _lines(entries: Iterable[Entry]) -> str:
+    names = ("sample_id", "location", "reason")
+    found = (dict(zip(names, entry[1:], strict=True)) for entry in sorted(entries))
+    return "".join(json.dumps(x) + "\n" for x in found)
 
 
 def to_device(batch: Moved, device: torch.device) -> Moved:
