@@ -195,7 +195,8 @@ def _warn_of_seen_images(setup: Setup, start: Start) -> None:
     from ssld.run.start import fingerprint
 
     count = sum(map(len, setup.val))
-    if setup.held_out and fingerprint(setup.val) != start.facts["val_sha256"]:
+    main = setup.accelerator.is_main_process  # it alone asks for sizes of files, and prints
+    if main and setup.held_out and fingerprint(setup.val) != start.facts["val_sha256"]:
         setup.accelerator.print(
             f"warning: data.val is empty, and the {count} images held out were trained on in "
             f"{start.run}: evaluations are too good"

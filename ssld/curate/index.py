@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,17 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ssld.curate import tables
 from ssld.curate.engine import BATCH
 from ssld.curate.images import ImageSet, Shard, batched, key
 from ssld.curate.work import Part, Work
-from ssld.data.decode import Unreadable, decode
+from ssld.data.decode import Unreadable, alpha_of, decode, stored_as
 from ssld.data.sources import Address, read_address
 from ssld.errors import InputError
 
-VERSION = 1
+VERSION = 2
 """Of what a row says: another one makes the index anew."""
 
 MEASURED = ("sha256", "pixel_sha256", "bytes", "width", "height", "mode", "orientation", "reason")
@@ -32,29 +29,22 @@ MEASURED = ("sha256", "pixel_sha256", "bytes", "width", "height", "mode", "orien
 def measure(data: bytes) -> tuple:
     """The columns `MEASURED` of an encoded image.
 
-    The pixel hash is of height, width and upright RGB pixels, so that a file that was stored anew
-    without loss, or with other metadata, has the same one.
+    The pixel hash is of height, width, upright RGB pixels and, unless all are opaque, their alpha,
+    so that a file that was stored anew without loss, or with other metadata, has the same one.
+    Networks see no alpha; but drawings whose RGB is all black are not the same drawing.
     """
     digest = hashlib.sha256(data).digest()
     try:
-        pixels = decode(data)
+        pixels, alpha = decode(data), alpha_of(data)
+        mode, orientation = stored_as(data)
     except Unreadable as error:
         return digest, None, len(data), None, None, None, None, str(error)
     height, width = pixels.shape[:2]
     of_pixels = hashlib.sha256(f"{height} {width} ".encode())
     of_pixels.update(pixels.data)
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-        warnings.simplefilter("ignore")
-        mode, orientation = image.mode, _orientation(image)
+    if alpha is not None:
+        of_pixels.update(alpha.data)
     return digest, of_pixels.digest(), len(data), width, height, mode, orientation, None
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError):
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def measure_all(addresses: Sequence[Address]) -> list[tuple]:

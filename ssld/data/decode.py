@@ -3,14 +3,22 @@
 JPEGs in colour or grey take a fast path (libjpeg-turbo through simplejpeg, which also decodes at
 1/2, 1/4 or 1/8 size); everything else goes through Pillow. Alpha is dropped, as `convert("RGB")`
 does in timm and torchvision, for which published weights were trained and tested.
+
+Whatever a decoder raises is one unreadable image: Pillow's plugins meet damaged files with any
+exception. Memory is bounded before a pixel is decoded: an image may have MAX_PIXELS, and more than
+SMALL_PIXELS only with a byte for every PIXELS_PER_BYTE of them, which photographs exceed tenfold
+and bombs of a few bytes do not. The result takes 3 bytes per px; while it is made, a JPEG takes no
+more, formats that Pillow reads take 7 (11 below STRIP_PIXELS), WebP 11 and JPEG 2000 up to 19:
+below 1 GB for any file of less than 1 MB.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-import struct
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -18,6 +26,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 400_000_000
 """Larger images are taken for decompression bombs."""
+SMALL_PIXELS = 40_000_000
+"""So many px are decoded however small the file is."""
+PIXELS_PER_BYTE = 50
+"""Larger images with more px for each byte of the file are taken for decompression bombs, too. A
+photograph has 5 to 20; a page of 600 dpi in black and white with hardly any ink has 100."""
+STRIP_PIXELS = 8_000_000
+"""Larger images are converted to RGB strip by strip, which is slower and takes less memory."""
 
 
 class Unreadable(Exception):
@@ -52,29 +67,31 @@ def decode(data: bytes, reduce: int = 1) -> np.ndarray:
 
 
 def _stored_size(data: bytes) -> tuple[int, int]:
+    """Height and width in px as they are stored; of a file or of its beginning."""
     if data[:2] == b"\xff\xd8":
-        try:
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        except ValueError as error:
-            raise Unreadable(_reason(data, error)) from error
-        _refuse_bomb(int(height), int(width))
-        return int(height), int(width)
-    with _open(data) as image:
+        height, width = map(int, _jpeg_header(data)[:2])
+        _refuse_bomb(height, width)
+        return height, width
+    with _decoding(data), _open(data) as image:
         return image.height, image.width
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    if data[:2] != b"\xff\xd8":
-        return False
+def _jpeg_header(data: bytes) -> tuple[int, int, str, str]:
+    """Height, width, colour space and subsampling."""
     try:
-        return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray")
+        return simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise Unreadable(_reason(data, error)) from error
 
 
+def _is_plain_jpeg(data: bytes) -> bool:
+    return data[:2] == b"\xff\xd8" and _jpeg_header(data)[2] in ("YCbCr", "Gray")
+
+
 def _decode_jpeg(data: bytes, reduce: int) -> np.ndarray:
+    height, width = _stored_size(data)
+    _refuse_dense(height, width, data)
     try:
-        height, width = _stored_size(data)
         if reduce == 1:
             return simplejpeg.decode_jpeg(data)
         return simplejpeg.decode_jpeg(
@@ -90,40 +107,97 @@ def _decode_jpeg(data: bytes, reduce: int) -> np.ndarray:
 
 
 def _decode_any(data: bytes) -> np.ndarray:
-    with _open(data) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image.load()
-            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                # Pillow would clip at 255; 65535 / 255 = 257.
-                return np.repeat(_to_8_bit(np.asarray(image))[..., None], 3, axis=2)
-            if image.mode == "F":
-                raise Unreadable("floating-point pixels have no known range")
-            return np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, IndexError, struct.error) as error:
-            raise Unreadable(_reason(data, error)) from error
+    with _decoding(data), _open(data) as image:
+        stated = image.size
+        _refuse_dense(image.height, image.width, data)
+        image.load()
+        if image.size != stated:  # icons hold images of other sizes than they say
+            (w, h), (width, height) = stated, image.size
+            raise Unreadable(f"says {w} x {h} px, and has {width} x {height}")
+        if image.mode == "F":
+            raise Unreadable("floating-point pixels have no known range")
+        rows = image.height
+        if image.height * image.width > STRIP_PIXELS:
+            rows = max(1, STRIP_PIXELS // 4 // image.width)
+        if rows == image.height:
+            return _rgb(image)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            pixels[top : top + rows] = _rgb(strip)
+        return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Pixels as uint8 [h, w, 3]; each depends on itself alone."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        # Pillow would clip at 255; 65535 / 255 = 257.
+        return np.repeat(_to_8_bit(np.asarray(image))[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def alpha_of(data: bytes) -> np.ndarray | None:
+    """Opacity as uint8 [h, w], upright; None where every pixel is opaque.
+
+    Raises:
+        Unreadable: see `decode`.
+    """
+    if data[:2] == b"\xff\xd8":
+        return None
+    with _decoding(data), _open(data) as image:
+        if not image.has_transparency_data:
+            return None
+        _refuse_dense(image.height, image.width, data)
+        alpha = np.array(image.convert("RGBA").getchannel("A"))
+    if alpha.min() == 255:
+        return None
+    return _upright(alpha, orientation_of(data))
+
+
+def stored_as(data: bytes) -> tuple[str, int]:
+    """Pillow's name of the colours, and the EXIF orientation as written. Raises Unreadable."""
+    with _decoding(data), _open(data) as image:
+        return image.mode, _orientation(image)
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
     return ((pixels.astype(np.int64).clip(0, 65535) + 128) // 257).astype(np.uint8)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+@contextlib.contextmanager
+def _decoding(data: bytes) -> Iterator[None]:
+    """Turn whatever a decoder raises into Unreadable, and keep its warnings back."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, struct.error) as error:
+            yield
+    except (Unreadable, MemoryError):  # memory is bounded: where it ends, it is not the image
+        raise
+    except Exception as error:  # plugins raise anything: AssertionError, SystemError, KeyError, ...
         raise Unreadable(_reason(data, error)) from error
-    except Image.DecompressionBombError as error:
-        raise Unreadable(str(error)) from error
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    image = Image.open(io.BytesIO(data))
+    if image.format == "EPS":
+        raise Unreadable("PostScript is a program, which is not run")
     _refuse_bomb(image.height, image.width)
     return image  # type: ignore[return-value]
 
 
 def _refuse_bomb(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise Unreadable(f"{width} x {height} px: there is no pixel")
     if height * width > MAX_PIXELS:
         raise Unreadable(f"{width} x {height} px is taken for a decompression bomb")
+
+
+def _refuse_dense(height: int, width: int, data: bytes) -> None:
+    """The same by the size of the whole file."""
+    if height * width > max(SMALL_PIXELS, PIXELS_PER_BYTE * len(data)):
+        raise Unreadable(
+            f"{width} x {height} px in {len(data):,} bytes is taken for a decompression bomb"
+        )
 
 
 def _reason(data: bytes, error: Exception) -> str:
@@ -142,17 +216,20 @@ def orientation_of(data: bytes) -> int:
         return 1
     if data[:2] != b"\xff\xd8" and b"eXIf" not in data and b"EXIF" not in data:
         return 1
+    with _decoding(data), _open(data) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = _open(data).getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError, struct.error):
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # the picture may be whole where its metadata are not
         return 1
     return value if value in range(1, 9) else 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo EXIF orientation (EXIF 2.32, tag 0x0112); pixels are [h, w, 3]."""
+    """Undo EXIF orientation (EXIF 2.32, tag 0x0112); pixels are [h, w] or [h, w, 3]."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import re
+import secrets
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +35,21 @@ def is_remote(path: str) -> bool:
     return re.match(r"^\w[\w+.-]*://", path) is not None
 
 
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}
+"""What macOS, Synology and Windows put beside pictures: thumbnails and twins, no images."""
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a relative posix path has a part that begins with a dot."""
-    return name.startswith(".") or "/." in name
+    """Whether a relative posix path has a part that begins with a dot (`.` and `..` do not count)
+    or is a folder of the system's own."""
+    if not (name.startswith(".") or "/." in name or any(x in name for x in SYSTEM_FOLDERS)):
+        return False  # nearly all of them
+    return any(map(hides, name.split("/")))
+
+
+def hides(part: str) -> bool:
+    """The same of one part of a path."""
+    return part in SYSTEM_FOLDERS or (part.startswith(".") and part not in (".", ".."))
 
 
 def absolute(path: str) -> str:
@@ -124,23 +141,82 @@ def read_all(path: str) -> bytes:
 def derived(path: str, kind: str, make: Callable[[Path], None]) -> Path:
     """A file that `make` derives from `path` once: `<cache>/ssld/<digest>.<kind>`.
 
-    It lies in $XDG_CACHE_HOME or ~/.cache, is made anew when `path` changes, and appears whole.
+    It lies in $XDG_CACHE_HOME or ~/.cache, is made anew when `path` changes, and appears whole. Of
+    the processes of one machine that want it one makes it, and the others wait for it.
+
+    Raises:
+        InputError: the cache folder cannot be made or written, or is full.
     """
     key = hashlib.sha256(f"{absolute(path)}/{stamp(path)}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssld"
+    target = cache / f"{key}.{kind}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        if not target.is_file():
+            with _alone(cache / f".{key}.{kind}.lock"):
+                if not target.is_file():
+                    _make(target, make)
     except OSError as error:
+        if error.errno not in _CACHE_ERRORS:
+            raise
         raise InputError(
-            f"{cache}: the cache folder cannot be made ({error.strerror}); set XDG_CACHE_HOME to a "
-            "writable folder"
+            f"{cache}: the cache cannot be written ({error.strerror}); free space there, or set "
+            "XDG_CACHE_HOME to another writable folder"
         ) from error
-    target = cache / f"{key}.{kind}"
-    if not target.is_file():
-        temporary = cache / f".{key}.{kind}.{os.getpid()}"
-        try:
-            make(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
     return target
+
+
+_CACHE_ERRORS = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+_LEFT_SECONDS = 24 * 3600.0
+"""After which another machine's half-made file, in a cache that machines share, is nobody's."""
+
+
+def _make(target: Path, make: Callable[[Path], None]) -> None:
+    """Make `target` under a name of its own, and clear away what killed processes left of it."""
+    host = socket.gethostname()
+    for left in target.parent.glob(f".{target.name}.*.part"):
+        with contextlib.suppress(OSError):
+            # Who made it on this machine is dead: it held the lock that this process holds.
+            ours = left.name.startswith(f".{target.name}.{host}.")
+            if ours or time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                left.unlink()
+    name = f".{target.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.part"
+    temporary = target.parent / name
+    try:
+        make(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that dies with the process; its file is gone afterwards."""
+    while True:
+        file = open(lock, "wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                file.close()
+                raise
+            # A file system without locks: names are unique, so the worst is work done twice.
+        try:
+            if os.fstat(file.fileno()).st_ino == os.stat(lock).st_ino:
+                break
+        except FileNotFoundError:
+            pass  # whoever had it removed it: the next one is another file
+        file.close()
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()

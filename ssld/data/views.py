@@ -68,8 +68,16 @@ class TrainView:
         return pixels.contiguous()
 
 
+THIN = 16
+"""How many times longer than wide an image is that is cropped before it is resized: a strip of
+1 x 20000 px would become 256 x 5120000."""
+
+
 class EvalView:
-    """Resize the shorter side to size / crop_pct, crop the centre: timm's evaluation transform."""
+    """Resize the shorter side to size / crop_pct, crop the centre: timm's evaluation transform.
+
+    Besides the decoded image (`decode.py`) it takes at most 3 * THIN * (size / crop_pct)^2 bytes.
+    """
 
     def __init__(self, size: int, crop_pct: float, interpolation: str) -> None:
         self.size = size
@@ -91,6 +99,8 @@ class EvalView:
         side_w = shorter if width <= height else int(shorter * width / height)
         reduce = _reduction(min(height, width), 2 * shorter)  # keep twice the size: stay close
         pixels = torch.from_numpy(decode(data, reduce))
+        if max(height, width) > THIN * min(height, width):
+            pixels, side_h, side_w = _middle(pixels, shorter)
         if (pixels.shape[0], pixels.shape[1]) != (side_h, side_w):
             pixels = _resize(pixels, (side_h, side_w), self.interpolation, antialias=scale < 1)
         top, left = round((side_h - self.size) / 2), round((side_w - self.size) / 2)
@@ -151,6 +161,29 @@ def _resized_crop(
         h, w = min(bottom, pixels.shape[0]) - top, min(right, pixels.shape[1]) - left
     crop = torch.from_numpy(pixels[top : top + h, left : left + w])
     return _resize(crop, (size, size), interpolation, antialias)
+
+
+def _middle(pixels: Tensor, shorter: int) -> tuple[Tensor, int, int]:
+    """The middle of a thin image: more than the square of its shorter side and the filter's reach.
+
+    Both middles lie on each other, and the scale is the whole image's but for the part of a px to
+    which its longer side is rounded.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+
+    Returns:
+        the part, and the height and width to which it is to be resized.
+    """
+    height, width = pixels.shape[:2]
+    side, longer = min(height, width), max(height, width)
+    length = 5 * side
+    if (longer - length) % 2:  # else it would lie half a px beside the middle
+        length += side if side % 2 else 1
+    first, resized = (longer - length) // 2, round(length * shorter / side)
+    if height > width:
+        return pixels[first : first + length], resized, shorter
+    return pixels[:, first : first + length], shorter, resized
 
 
 def _reduction(side: int, wanted: int) -> int:

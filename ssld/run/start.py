@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
 
+from ssld.data.folder import FolderSource
+from ssld.data.part import Part
 from ssld.data.sampling import Order
 from ssld.errors import InputError
 from ssld.loop_config import LoopConfig
@@ -23,6 +29,9 @@ from ssld.run.timing import peak_flops
 
 if TYPE_CHECKING:
     from ssld.teacher import Teacher
+
+FINGERPRINT_ROWS = 65_536
+"""Images whose names and sizes are hashed at once."""
 
 
 @dataclass
@@ -85,8 +94,7 @@ def start(
     steps_per_epoch = order.samples_per_epoch / config.batch_size
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
     facts |= {
-        "data_sha256": fingerprint(sources),
-        "val_sha256": fingerprint(val),
+        **_fingerprints(accelerator, sources, val),
         "images": {s.path: len(s) for s in sources},
         "processes": world,
         "device": str(accelerator.device),
@@ -123,12 +131,61 @@ def require_divisible(config: LoopConfig, accelerator: Accelerator) -> None:
 
 
 def fingerprint(sources: Sequence[Images]) -> str:
-    """sha256 of all names and, where they are known, sizes."""
+    """sha256 of all names and, where they are known, sizes: `NAME\\0SIZE\\0` of each image, SIZE
+    None where it is not."""
     digest = hashlib.sha256()
-    for source in sources:
-        for i in range(len(source)):
-            digest.update(f"{source.sample_id(i)}\0{source.size(i)}\0".encode())
+    total = sum(map(len, sources))
+    with tqdm(total=total, desc="fingerprint", unit="img", delay=5.0, leave=False) as bar:
+        for source in sources:
+            for first in range(0, len(source), FINGERPRINT_ROWS):
+                rows = np.arange(first, min(first + FINGERPRINT_ROWS, len(source)))
+                digest.update(_words(source, rows))
+                bar.update(len(rows))
     return digest.hexdigest()
+
+
+def _words(source: Images, rows: np.ndarray) -> bytes | memoryview:
+    """What the fingerprint is made of, for some rows."""
+    listed = getattr(source, "listed", None)
+    if listed is None:  # of annotated images, which are fewer
+        words = (f"{source.sample_id(i)}\0{source.size(i)}\0" for i in rows.tolist())
+        return "".join(words).encode()
+    ids, sizes = listed(rows)
+    said = pc.fill_null(sizes.cast(pa.large_string()), "None")
+    # Each element ends in \0, so that their common buffer is the text itself.
+    nothing, between = (pa.scalar(text, pa.large_string()) for text in ("", "\0"))
+    words = pc.binary_join_element_wise(ids.cast(pa.large_string()), said, nothing, between)
+    offsets = np.frombuffer(words.buffers()[1], np.int64)[words.offset :][: len(words) + 1]
+    return memoryview(words.buffers()[2])[offsets[0] : offsets[-1]]
+
+
+def _fingerprints(
+    accelerator: Accelerator, sources: Sequence[Images], val: Sequence[Images]
+) -> dict[str, str]:
+    """The fingerprints of both sets, by the main process: that one alone asks for sizes of files.
+
+    The others get them, so that a file that changes is noticed wherever it is read.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        digests = {"data_sha256": fingerprint(sources), "val_sha256": fingerprint(val)}
+        found = [digests, [folder.sizes() for folder in _folders([*sources, *val])]]
+    if accelerator.num_processes > 1:
+        found = broadcast_object_list(found)
+        for folder, sizes in zip(_folders([*sources, *val]), found[1], strict=True):
+            folder.take_sizes(sizes)
+    return found[0]
+
+
+def _folders(sources: Sequence[Images]) -> list[FolderSource]:
+    """The different folders that sources, or what they are parts of, are."""
+    found = {}
+    for source in sources:
+        while isinstance(source, Part):
+            source = source.source
+        if isinstance(source, FolderSource):
+            found[id(source)] = source
+    return list(found.values())
 
 
 def _previous_checkpoint(

@@ -43,7 +43,7 @@ def tar(path: Path, members: list[tuple[str, bytes | str]], **options: Any) -> s
     return str(path)
 
 
-def table(path: Path, names: list[str] | None = None, **columns: Any) -> str:
+def table(path: Path, names: list[str] | None = None, /, **columns: Any) -> str:
     """A Parquet file; `names` are those of `label`'s classes, as the hub's library states them."""
     made = pa.table(columns)
     if names is not None:
