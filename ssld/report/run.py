@@ -52,8 +52,8 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
             time_curves(train),
             "On the main process. Reduction is the part that the backward pass does not hide; "
             "utilisation (MFU) is against a large matrix product on this device "
-            f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s). `ssld bench` measures the ratio to "
-            "supervised training; the curve derives it from this split.",
+            f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s), left out beyond that. `ssld bench` "
+            "measures the ratio to supervised training; the curve derives it from this split.",
         ),
         _predictions(run, tally),
         section("Views", [page.picture(*panel) for panel in views_as_seen(run, student)]),
