@@ -58,8 +58,8 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
             lambda: time_curves(train),
             "On the main process. Reduction is the part that the backward pass does not hide; "
             "utilisation (MFU) is against a large matrix product on this device "
-            f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s). `ssld bench` measures the ratio to "
-            "supervised training; the curve derives it from this split.",
+            f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s), left out beyond that. `ssld bench` "
+            "measures the ratio to supervised training; the curve derives it from this split.",
         ),
         attempt("classes and confidence", lambda: _predictions(run, tally)),
         section("Views", lambda: [page.picture(*x) for x in views_as_seen(run, student)]),

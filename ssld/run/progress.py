@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 CLOCK_KEYS = {"seconds", "images_per_second", "images_per_second_per_device", "supervised_ratio"}
 
+NO_CEILING = (
+    "the product was slowed down by something else, or the networks take fewer operations than are "
+    "counted"
+)
+
 
 def depends_on_the_clock(key: str) -> bool:
     """Whether a value of metrics.jsonl may differ between two runs that are otherwise the same."""
@@ -43,6 +48,7 @@ class Progress:
         self.kept: list[tuple[int, dict[str, Tensor], Tensor, list[str], Tensor | None]] = []
         """Step, {term: loss [b]}, weight [b], ids and `Teacher.faulty`; images are let go."""
         self.started = self.saved = time.monotonic()
+        self.peak_refuted = False
 
     def __enter__(self) -> Progress:
         accelerator, trackers = self.run.accelerator, self.run.config.trackers
@@ -141,8 +147,13 @@ class Progress:
             **{f"{name}_percent": round(100 * x / whole, 2) for name, x in seconds.items()},
             "seconds": round(whole, 3),
         }
-        flops = run.facts["flops_per_image"] * rate / run.world
-        speed["mfu_percent"] = round(100 * flops / run.facts["peak_flops"], 2)
+        flops, peak = run.facts["flops_per_image"] * rate / run.world, run.facts["peak_flops"]
+        if flops <= peak:
+            speed["mfu_percent"] = round(100 * flops / peak, 2)
+        elif not self.peak_refuted:
+            self.peak_refuted = True
+            said = f"{flops / 1e12:.3g} TFLOP/s by count, {peak / 1e12:.3g} in a large product"
+            run.accelerator.print(f"no mfu_percent where it is beyond 100 ({said}): {NO_CEILING}")
         if run.teacher is not None:
             speed["supervised_ratio"] = round((whole - seconds["teacher"]) / whole, 4)
         return speed

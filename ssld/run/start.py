@@ -100,7 +100,7 @@ def start(
         "device": str(accelerator.device),
         "steps": total,
         "peak_lr": config.schedule.lr * config.batch_size / 256,
-        "peak_flops": peak_flops(accelerator.device, config.precision),
+        "peak_flops": peak_flops(accelerator.device, _precisions(config, teacher)),
     }
     folder = RunFolder(Path(config.out), main=accelerator.is_main_process)
     previous = _previous_checkpoint(config, accelerator, facts, folder)
@@ -115,6 +115,12 @@ def start(
     return Run(
         config, accelerator, folder, sources, val, order, total, facts, teacher, previous
     )  # fmt: skip
+
+
+def _precisions(config: LoopConfig, teacher: Teacher | None) -> set[str]:
+    """Number formats in which this run's networks compute."""
+    own = [teacher_config.dtype for teacher_config in teacher.configs] if teacher else []
+    return {config.precision, *filter(None, own)}
 
 
 def require_divisible(config: LoopConfig, accelerator: Accelerator) -> None:

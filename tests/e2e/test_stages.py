@@ -195,6 +195,9 @@ def moved(run: Path, out: Path) -> set[str]:
 def test_a_fix_trains_the_classifier_only(distilled, tmp_path) -> None:
     assert fix(distilled, tmp_path / "fix", "--resolutions=[24,32,40]") == 0
     assert moved(distilled, tmp_path / "fix") == {"fc.weight", "fc.bias"}
+    facts = json.loads((tmp_path / "fix/run.json").read_text())
+    forward = facts["teacher"]["macs_m"] + facts["student"]["macs_m"]  # and hardly a way back
+    assert facts["flops_per_image"] == pytest.approx(2e6 * forward, rel=0.01)
 
 
 def test_a_fix_can_train_the_last_norm_too(distilled, tmp_path) -> None:
