@@ -40,10 +40,12 @@ def export(config: ExportConfig) -> None:
         InputError: no such network, packages that are missing, a file that differs from PyTorch.
     """
     from downstream.trained import read_description
+    from ssld.replaceable import check_file
 
     require_packages("ssld export", "onnx", "onnxruntime")
     run = Path(config.run)
     out = Path(config.out) if config.out else run / "model.onnx"
+    check_file("out", out, "onnx")
     if (run / "student").is_dir():
         print(_classifier(config, out))
         return

@@ -186,9 +186,11 @@ def bench(config: BenchConfig) -> None:
         InputError: bad settings, sources or weights.
     """
     from ssld.distill import named
+    from ssld.replaceable import check_file
     from ssld.run.setup import Setup
     from ssld.teacher import open_teacher
 
+    check_file("json", config.json, "bench")
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(quietly(config, folder))
         teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)

@@ -17,6 +17,7 @@ from typing import Any
 from ssld import cli
 from ssld.command_config import CompareConfig
 from ssld.errors import InputError
+from ssld.replaceable import check_file
 from ssld.resolution import said_of
 from ssld.run.folder import write_atomically
 from ssld.seen_run import SeenRun, open_runs
@@ -278,9 +279,8 @@ def compare(config: CompareConfig) -> None:
     Raises:
         InputError: not a run folder, or nothing logged in it yet; no place to write to.
     """
-    for name, target in (("out", config.out), ("json", config.json)):
-        if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):
-            raise InputError(f"{name} is {target}: name a file in a folder that exists")
+    check_file("out", config.out, "page")
+    check_file("json", config.json, "comparison")
     runs = open_runs(config.runs)
     differ, summaries = differences(runs), [summary(run) for run in runs]
     warned = warnings(runs, differ)

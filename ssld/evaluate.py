@@ -59,9 +59,11 @@ def evaluate(config: EvaluateConfig) -> None:
 
     from ssld.data.eval_view import eval_view
     from ssld.data.sources import open_source
+    from ssld.replaceable import check_file
     from ssld.run.batches import Unreadables, eval_batches, label_index
     from ssld.run.folder import write_atomically
 
+    check_file("out", config.out, "evaluation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")

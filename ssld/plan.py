@@ -41,11 +41,13 @@ def plan(config: PlanConfig) -> int:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
     """
     from ssld.distill import named
+    from ssld.replaceable import check_file
     from ssld.report.plan import describe
     from ssld.run.folder import check_out
     from ssld.run.setup import Setup
     from ssld.teacher import open_teacher
 
+    check_file("json", config.json, "plan")
     problems: list[str] = []
     try:
         check_out(dataclasses.replace(config, resume=False))

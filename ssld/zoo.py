@@ -142,9 +142,11 @@ def verify(config: VerifyConfig) -> None:
 
 def bundle(config: BundleConfig) -> None:
     """Pack weights of the catalogue, or release folders, into one tar."""
+    from ssld.replaceable import check_file
     from zoo.bundle import bundle as pack
     from zoo.converted import release_of
 
+    check_file("out", config.out, "bundle")
     with tempfile.TemporaryDirectory(prefix="ssld-bundle-") as temporary:
         folders: dict[str, Path] = {}
         for name in config.names:
@@ -170,8 +172,11 @@ def unbundle(config: UnbundleConfig) -> None:
 
 def export(config: ExportConfig) -> None:
     """Write a network in another format, compared with what it is now."""
+    from ssld.replaceable import check_file
     from zoo.export import export as write
 
+    if config.format != "torchvision":
+        check_file("out", config.out, config.format)
     written = write(_model(config), config.format, Path(config.out))
     sizes = ", ".join(f"{h}x{w}" for h, w in written.sizes)
     batches = ", ".join(map(str, written.batch_sizes))

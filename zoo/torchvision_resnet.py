@@ -65,7 +65,9 @@ def build(norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> ResNet:
 
 def check_folder(out: Path) -> None:
     """Raises InputError where an export would replace anything else than an earlier one."""
-    if out.is_dir() and not {path.name for path in out.iterdir()} <= set(FILES):
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    earlier = "model.py" in names and b"by `ssld zoo export`" in (out / "model.py").read_bytes()
+    if not names <= set(FILES) or (names and not earlier):
         raise InputError(f"{out} has other files in it: give a new folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, and this export is a folder: give another name")

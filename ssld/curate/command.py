@@ -13,7 +13,9 @@ then asks for no more of `duplicates` than it needs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +29,7 @@ from ssld import cli
 from ssld.curate.config import CurateConfig, ExplainConfig
 from ssld.errors import InputError
 from ssld.run.folder import LOCK, TEMPORARY, locked, write_atomically
+from ssld.run.overwrite import inputs_inside
 
 if TYPE_CHECKING:  # none of it is needed for --help
     import pyarrow as pa
@@ -38,6 +41,9 @@ if TYPE_CHECKING:  # none of it is needed for --help
     from ssld.curate.scored import Scores
     from ssld.curate.work import Work
 
+INPUTS = ("gallery", "protected", "labeled", "teacher")
+WRITTEN = {"gallery", "protected", "labeled", "engine", "shard_size", "max_unreadable", "out"}
+"""All of them are in the config.yaml of a curation; in one that a user wrote some are missing."""
 STAGES = {
     "index": "hashes, size, mode and readability of every file",
     "score": "classes, probabilities and features by the teacher",
@@ -129,6 +135,12 @@ def _check(config: CurateConfig, stage: str | None) -> None:
         raise InputError(
             f"out {out} is not empty and not the folder of a curation: give another folder"
         )
+    inside = inputs_inside(out, dataclasses.asdict(config), INPUTS) if stage != "report" else []
+    if inside:
+        raise InputError(
+            f"out {out}: {inside[0][0]} {inside[0][1]} lies inside of it, where the tables of this "
+            "curation are replaced; give another `out`, or move that"
+        )
     if stage == "report" and not out.is_dir():
         raise InputError(f"out {out}: no such folder; give that of a curation")
 
@@ -137,7 +149,9 @@ def _is_curation(out: Path) -> bool:
     config = out / "config.yaml"
     if not config.is_file():
         return not any(path.name not in (TEMPORARY, LOCK) for path in out.iterdir())
-    return "gallery" in (yaml.safe_load(config.read_text()) or {})
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return set(yaml.safe_load(config.read_text(encoding="utf-8")) or ()) >= WRITTEN
+    return False
 
 
 @contextlib.contextmanager
@@ -151,12 +165,21 @@ def _open(work: Work) -> Iterator[None]:
 
     with locked(work.out) if work.main else contextlib.nullcontext():
         if work.main:
-            for left_by_a_kill in [*work.out.rglob(".*.parquet.*"), *work.out.rglob(".*.npy.*")]:
+            for left_by_a_kill in _unfinished(work.out):
                 left_by_a_kill.unlink(missing_ok=True)
             text = yaml.safe_dump(settings(work), sort_keys=False)
             write_atomically(work.out / "config.yaml", text)
         work.processes.wait()
         yield
+
+
+def _unfinished(out: Path) -> Iterator[Path]:
+    """What `tables.write_whole` was writing when it was killed; elsewhere in `out` nothing of ours
+    lies."""
+    folders = [out / name for name in ("index", "scores", "work")]
+    for path in [*out.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]:
+        if re.fullmatch(r"\..+\.(parquet|npy)\.\d+", path.name) and not path.is_dir():
+            yield path
 
 
 def _excluded(config: CurateConfig) -> set[str]:

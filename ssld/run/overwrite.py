@@ -18,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,19 @@ def _is_run(out: Path) -> bool:
     return False
 
 
-def inputs_inside(out: Path, settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """(setting, value) of everything a run reads that lies in `out`, by whatever path or link."""
+def inputs_inside(
+    out: Path, settings: dict[str, Any], inputs: Sequence[str] = INPUTS
+) -> list[tuple[str, str]]:
+    """(setting, value) of everything that is read and lies in `out`, by whatever path or link.
+
+    Args:
+        inputs: settings, or groups of them, that name what is read.
+    """
     try:
         folder = os.stat(out)
     except OSError:
         return []
-    groups = {key: value for key, value in settings.items() if key in INPUTS}
+    groups = {key: value for key, value in settings.items() if key in inputs}
     named = [(key, text) for key, text in _texts(groups) if key not in NO_INPUTS]
     return [(key, text) for key, text in named if any(_within(x, folder) for x in _places(text))]
 
