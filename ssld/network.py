@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from ssld.errors import InputError
 from ssld.network_files import HUB, check_named, classes_in, read_checkpoint
+from zoo.described import Described
 from zoo.hub_errors import failures
 from zoo.watch import watched
 
@@ -45,6 +48,11 @@ class ImageModel(nn.Module):
         self.model = model
         self.mean = tuple(float(x) for x in mean)
         self.std = tuple(float(x) for x in std)
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise InputError(
+                f"normalisation by mean {self.mean} and std {self.std} makes no numbers of pixels: "
+                "give finite ones, and std above 0"
+            )
         self.label_names = list(label_names) if label_names else None
         self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std)), persistent=False)
         self.register_buffer(
@@ -208,7 +216,8 @@ def open_network(
         _try_without_memory(role, arch, arguments, weights, where)
         model = _create(role, arch, False, arguments)
         load_strictly(model, weights, where)
-        _merge_metadata(model, said.cfg, where)
+        _merge_metadata(model, said.cfg)
+        _check_labels(model, where)
         if num_classes is not None and num_classes != model.num_classes:
             model.reset_classifier(num_classes)  # type: ignore[operator]
             model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
@@ -216,6 +225,11 @@ def open_network(
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         model = _create(role, arch, pretrained, arguments)
+        if "num_classes" in arguments:  # perhaps of a new classifier
+            names = model.pretrained_cfg.get("label_names") or ()  # type: ignore[union-attr]
+            if len(names) != model.num_classes:
+                model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
+        _check_labels(model, f"{role}.arch {arch}")
     return Network(model, input_size=input_size, mean=mean, std=std)
 
 
@@ -234,6 +248,25 @@ def _try_without_memory(
     check_fit(expected, weights, where)
 
 
+def _require_memory(role: str, folder: Path, said: Described, args: Mapping[str, Any]) -> None:
+    """The same for what timm loads by itself: not far more parameters than bytes of weights."""
+    arguments = {**said.args, **args}
+    if not arguments.keys() - {"num_classes"}:
+        return
+    size = (folder / "model.safetensors").stat().st_size
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            model = _create(role, said.architecture, False, arguments)
+        except InputError:
+            return
+    parameters = sum(x.numel() for x in model.parameters())
+    if parameters > 2 * size + 10_000_000:  # of a new classifier, perhaps
+        raise InputError(
+            f"{role}: {folder / 'config.json'} asks for a network of {parameters:,} parameters, "
+            f"but model.safetensors has {size:,} bytes; export the model again"
+        )
+
+
 def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     import zoo  # noqa: F401, registers the distilled backbones in timm
 
@@ -246,7 +279,9 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
     try:
         with watched(arch) if pretrained or HUB.match(arch) else nullcontext():
-            check_named(role, arch, weights=pretrained)
+            said = check_named(role, arch, weights=pretrained)
+            if said and arch.startswith("local-dir:"):
+                _require_memory(role, Path(arch.removeprefix("local-dir:")), said, args)
             return timm.create_model(arch, pretrained=pretrained, **args)
     except InputError:
         raise
@@ -260,13 +295,16 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
 
 
-def _merge_metadata(model: nn.Module, said: Mapping[str, Any], where: str) -> None:
+def _merge_metadata(model: nn.Module, said: Mapping[str, Any]) -> None:
     """Let the weights' own words on preprocessing and labels win over timm's for the name."""
     wanted = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names")
     model.pretrained_cfg.update(  # type: ignore[union-attr]
         {k: said[k] for k in wanted if said.get(k) is not None}
     )
-    names, classes = said.get("label_names"), int(model.num_classes)  # type: ignore[arg-type]
+
+
+def _check_labels(model: nn.Module, where: str) -> None:
+    names, classes = model.pretrained_cfg.get("label_names"), model.num_classes  # type: ignore
     if names and len(names) != classes:
         raise InputError(
             f"{where} names {len(names)} classes, but its classifier has {classes}: mend "

@@ -53,9 +53,9 @@ def read_checkpoint(
         return str(arch or known), weights, said
 
 
-def check_named(role: str, arch: str, *, weights: bool) -> None:
-    """Check what `local-dir:` and `hf-hub:` name, before timm sees it; their weights, too, where
-    they are wanted.
+def check_named(role: str, arch: str, *, weights: bool) -> Described | None:
+    """What is said of what `local-dir:` and `hf-hub:` name, before timm sees it; their weights are
+    checked, too, where they are wanted.
 
     Raises:
         InputError: there is no such folder, it says what no network can have, or its weights are
@@ -66,13 +66,14 @@ def check_named(role: str, arch: str, *, weights: bool) -> None:
         if arch.startswith("local-dir:"):
             folder = Path(arch.removeprefix("local-dir:"))
             _require_export(role, folder)
-            read_config(folder / "config.json")
             if weights:
                 check_recorded(folder / "model.safetensors", f"{role}.arch")
-        elif hub:
+            return read_config(folder / "config.json")
+        if hub:
             from huggingface_hub import hf_hub_download
 
-            read_config(Path(hf_hub_download(hub[1], "config.json", revision=hub[2])))
+            return read_config(Path(hf_hub_download(hub[1], "config.json", revision=hub[2])))
+    return None
 
 
 def classes_in(arch: str, weights: Mapping[str, Tensor]) -> int | None:

@@ -206,6 +206,8 @@ def watched(whose: str, endpoint: str | None = None, limit: int | None = None) -
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import _http
 
+    quiet = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)  # torch.hub, which timm asks for some, sets none
     watch, before = Watch(whose, limit), _http._GLOBAL_CLIENT_FACTORY
     xet = constants.HF_HUB_DISABLE_XET
     host = urlsplit(endpoint or constants.ENDPOINT).hostname or ""
@@ -220,5 +222,6 @@ def watched(whose: str, endpoint: str | None = None, limit: int | None = None) -
         raise
     finally:
         watch.stop()
+        socket.setdefaulttimeout(quiet)
         set_client_factory(before)
         constants.HF_HUB_DISABLE_XET = xet

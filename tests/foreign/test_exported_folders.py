@@ -88,8 +88,6 @@ def test_what_no_network_can_have_is_one_sentence(folder: Path, changes: dict[st
     said = set()
     for names in ({"checkpoint": str(folder)}, {"pretrained": True}):
         arch = None if "checkpoint" in names else f"local-dir:{folder}"
-        if arch and "label_names" in changes:
-            continue  # how many there are is compared where weights are loaded here
         with pytest.raises(InputError) as error:
             open_network("teacher", arch=arch, **names)  # type: ignore[arg-type]
         said.add(str(error.value))
@@ -174,6 +172,21 @@ def test_arguments_are_compared_with_the_weights_before_memory_is_taken(folder: 
     changed(folder, {"model_args": {"channels": [8192] * 4, "stem_width": 8192}})
     with pytest.raises(InputError, match="does not fit the architecture"):
         open_network("model", arch=None, checkpoint=str(folder))
+    with pytest.raises(InputError, match="a network of .* parameters, but model.safetensors has"):
+        open_network("model", arch=f"local-dir:{folder}", pretrained=True)
+
+
+def test_a_new_classifier_has_no_names_of_the_old_one(folder: Path):
+    for names in ({"arch": None, "checkpoint": str(folder)},
+                  {"arch": f"local-dir:{folder}", "pretrained": True}):  # fmt: skip
+        network = open_network("student", num_classes=5, **names)  # type: ignore[arg-type]
+        assert network.num_classes == 5 and network.label_names is None
+
+
+@pytest.mark.parametrize("std", [(0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (NAN, 1.0, 1.0)])
+def test_a_std_in_the_settings_is_checked_likewise(folder: Path, std):
+    with pytest.raises(InputError, match="std above 0"):
+        open_network("teacher", arch=None, checkpoint=str(folder), std=std)
 
 
 def refused(code: int, told: str, folder: Path) -> None:

@@ -220,6 +220,15 @@ def test_lists_of_files_that_are_none_are_one_sentence(hub: HostileHub, release,
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("body", [b"null", b"[1]", b"{}", b"<html>", None])
+def test_answers_to_an_upload_that_are_none_are_one_sentence(hub, release, body):
+    nonsense = body if body is None else answer(body)
+    hub.answers = {INFO: RELEASE, "GET .*/tree/.*": answer(b"[]"), "(POST|PUT) .*": nonsense}
+    with pytest.raises(zoo.InputError) as error:
+        publish(release, REPO)
+    assert str(error.value).isprintable() and len(str(error.value)) < 700
+
+
 def test_a_list_of_files_without_end_is_given_up(hub: HostileHub, release, monkeypatch):
     monkeypatch.setattr(zoo.watch, "REQUESTS", 8)
     link = f'<{hub.url}/api/models/org/net/tree/{COMMIT}?again=1>; rel="next"'
