@@ -20,6 +20,7 @@ from downstream.ab_statistics import Point, Statistic
 from downstream.held_out import HELD_OUT
 from ssld.errors import InputError
 from ssld.run.folder import read_lines
+from ssld.written_files import reading
 
 PROBE = "probe.json"
 TOLERANCE = 1e-4
@@ -68,26 +69,21 @@ def read_result(folder: Path, task: str) -> Result:
         InputError: a file is missing or damaged; the record is not that of the exported network.
     """
     measure = MEASURES[task]
-    try:
+    with reading(folder, "remove it", OSError):
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         lines, step = read_lines(folder / "metrics.jsonl"), facts["exported"]["step"]
         evaluations = [line for line in lines if line["kind"] == "eval" and measure.key in line]
-        at_export = next(line for line in reversed(evaluations) if line["step"] == step)
+        at_export = next((x for x in reversed(evaluations) if x["step"] == step), None)
+        if at_export is None:
+            raise InputError(
+                f"{folder}: no evaluation of the exported network has {measure.key!r}; are there "
+                "labeled held-out images?"
+            )
         record = _record(folder, measure, at_export[measure.key])
         probe = _probe(folder, at_export)
         chosen = facts["exported"].get("metric", "last") != "last"
         score = at_export[measure.key]
         return Result(score, _curve(lines, measure.key), record, probe, chosen, folder)
-    except StopIteration:
-        raise InputError(
-            f"{folder}: no evaluation of the exported network has {measure.key!r}; are there "
-            "labeled held-out images?"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(
-            f"{folder} is damaged ({type(error).__name__}: {said}); remove it"
-        ) from error
 
 
 def _curve(lines: list[dict[str, Any]], key: str) -> list[Point]:

@@ -20,7 +20,9 @@ from ssld.curate.index import Index
 from ssld.curate.matching import RULE_VERSION
 from ssld.curate.select import KEPT, Outcome
 from ssld.curate.work import Work
+from ssld.errors import InputError
 from ssld.run.folder import versions, write_atomically
+from ssld.written_files import read_object
 
 if TYPE_CHECKING:  # torch is not needed to curate without a teacher
     from ssld.curate.score import Scorer
@@ -85,8 +87,8 @@ def _manifest(work: Work, sets: dict[str, Index], scorer: Scorer | None) -> dict
 
 
 def _before(out: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, InputError):
+        return read_object(out / "manifest.json", "it is written anew")
     return {}
 
 

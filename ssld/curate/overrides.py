@@ -20,13 +20,13 @@ def read_overrides(work: Work, gallery: Index, protected: Index) -> dict[tuple[i
     if not path.is_file():
         return {}
     said: dict[tuple[str, str], bool] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             said[row["gallery"], row["protected"]] = {"duplicate": True, "clear": False}[
                 row["verdict"]
             ]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path} line {number}: not an override as the report exports them; mend or delete "
                 "the line"

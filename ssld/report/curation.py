@@ -27,6 +27,7 @@ from ssld.report.curation_sets import (
     unreadable,
 )
 from ssld.report.curation_tables import Curation
+from ssld.written_files import reading
 
 CHECKERBOARD = (
     '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
@@ -43,9 +44,18 @@ def write_report(out: Path, read: Callable[[str], bytes]) -> None:
     Args:
         read: the bytes of the image at a location of the tables; OSError, Unreadable or KeyError
             where it is gone, which the page then says in its place.
+
+    Raises:
+        InputError: manifest.json or a table is not what a curation wrote.
     """
-    curation, pictures = Curation(out), Pictures(read)
     title = out.resolve().name
+    with reading(out, "move what was changed away, and run `ssld curate` again"):
+        body = _body(out, title, read)
+    page.write_page(out / "report.html", f"{title}: curation", body)
+
+
+def _body(out: Path, title: str, read: Callable[[str], bytes]) -> list[str]:
+    curation, pictures = Curation(out), Pictures(read)
     sections = [
         ("counts", "From the gallery to the selection", _stages(curation)),
         ("leakage", "Images that two sets share", leakage(curation)),
@@ -68,7 +78,7 @@ def write_report(out: Path, read: Callable[[str], bytes]) -> None:
     embedded = json.dumps(curation_pairs.data(curation, pictures), ensure_ascii=False).replace(
         "<", "\\u003c"
     )
-    body = [
+    return [
         f"<style>{_resource('curation.css')}</style>{CHECKERBOARD}<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(_lead(curation))}</p>',
         *(
@@ -83,7 +93,6 @@ def write_report(out: Path, read: Callable[[str], bytes]) -> None:
         f'<script type="application/json" id="data">{embedded}</script>',
         f"<script>{_resource('curation.js')}</script>",
     ]
-    page.write_page(out / "report.html", f"{title}: curation", body)
 
 
 def _resource(name: str) -> str:

@@ -235,10 +235,10 @@ def _selected(curation: Curation) -> set[str]:
 def previous_overrides(curation: Curation) -> list[Row]:
     """The lines of overrides.jsonl that are whole: an exported file must not lose them."""
     path, keys, found = curation.out / "overrides.jsonl", ("gallery", "protected", "verdict"), []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             found.append({key: str(row[key]) for key in keys})
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             continue  # the next `ssld curate` refuses it by its line
     return found

@@ -16,8 +16,10 @@ import pyarrow.dataset as ds
 
 from ssld.curate.matching import MIN_INLIERS
 from ssld.curate.tables import REASONS
+from ssld.written_files import read_object
 
 Where = pc.Expression | None
+AGAIN = "move it away, and the next `ssld curate` writes it anew"
 
 
 def opened(path: Path) -> ds.Dataset | None:
@@ -50,17 +52,15 @@ class Curation:
     def __init__(self, out: Path) -> None:
         self.out = out
         manifest = out / "manifest.json"
-        self.manifest: dict[str, Any] = (
-            json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-        )
+        self.manifest = read_object(manifest, AGAIN) if manifest.is_file() else {}
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl, but for one that a kill cut off."""
         path, found = self.out / "log.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(line.decode("utf-8")))
         return [line for line in found if isinstance(line, dict) and "stage" in line]
 
     def has(self, name: str) -> bool:

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from ssld.errors import InputError
 from ssld.run.written import remove, replace_folder
+from ssld.written_files import read_object, reading
 
+MENDED = "remove this checkpoint, and --resume goes on from the one before"
 _STEP = re.compile(r"step-\d{8,}")
 
 
@@ -126,11 +128,14 @@ def load(path: Path, networks: dict[str, nn.Module]) -> tuple[dict[str, Any], di
     """Fill `networks` from a checkpoint; returns its optimizer state, on the CPU, and its `state`.
 
     Raises:
-        InputError: the checkpoint is of another network.
+        InputError: the checkpoint is of another network, or not what was written.
     """
     for name, network in networks.items():
         load_network(path, name, network)
-    optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    with reading(path / "optimizer.pt", MENDED, RuntimeError):  # torch's own reader raises it
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        if not isinstance(optimizer, dict):
+            raise ValueError("no state of an optimizer")
     return optimizer, read_state(path)
 
 
@@ -149,8 +154,15 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The `state` that a checkpoint was saved with, and its `step`."""
-    return json.loads((path / "state.json").read_text())
+    """The `state` that a checkpoint was saved with, and its `step`.
+
+    Raises:
+        InputError: it is not what was written.
+    """
+    state = read_object(path / "state.json", MENDED)
+    if type(state.get("step")) is not int:
+        raise InputError(f"{path / 'state.json'} is damaged (it has no step); {MENDED}")
+    return state
 
 
 def _all(folder: Path) -> list[Path]:
@@ -178,10 +190,12 @@ def damage(path: Path) -> str | None:
         digests = json.loads((path / "manifest.json").read_text())
         if not isinstance(digests, dict) or not {"optimizer.pt", "state.json"} <= digests.keys():
             return "manifest.json is not whole"
+        if any(Path(name).name != name or "\0" in name for name in digests):
+            return "manifest.json names other places"
         wrong = [name for name, digest in digests.items() if _sha256(path / name) != digest]
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"manifest.json: {error}"
     return f"{wrong[0]} has another sha256" if wrong else None
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -303,15 +304,14 @@ def _overrides(folder: Path) -> None:
 
 
 def _curation(folder: Path) -> None:
-    from ssld.report.curation_pairs import previous_overrides
-    from ssld.report.curation_sets import hours
-    from ssld.report.curation_tables import Curation
+    """`ssld curate report`."""
+    from ssld.curate.manifest import _before
+    from ssld.report.curation import write_report
 
-    found = Curation(folder)
-    previous_overrides(found)
-    hours(found)
-    found.setting("protect", "x", 0)
-    found.class_name(0)
+    place = folder.parent / "out" / "curation"
+    shutil.copytree(folder, place)
+    _before(place)
+    write_report(place, lambda location: b"")
 
 
 def _cell(folder: Path) -> None:
@@ -326,7 +326,7 @@ def _cell(folder: Path) -> None:
 STATES = {"stage": _stage, "overrides": _overrides, "curation": _curation, "cell": _cell}
 RUNS = ("ssld.compare", "ssld.stage", "ssld.distill", "ssld.release", "ssld.ablate.results")
 RUNS += ("downstream.backbone_weights", "jsonargparse", "ssld.cli")
-CURATION = ("ssld.curate.overrides", "ssld.report.curation_sets", "ssld.recipe_folder")
+CURATION = ("ssld.curate.overrides", "ssld.report.curation", "ssld.recipe_folder")
 KINDS = {
     "records.run": Kind(write_run, use_run, RUNS),
     "records.checkpoint": Kind(write_checkpoint, use_checkpoint, ("ssld.run.checkpoint",)),
