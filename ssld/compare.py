@@ -16,7 +16,6 @@ from typing import Any
 
 from ssld import cli
 from ssld.command_config import CompareConfig
-from ssld.errors import InputError
 from ssld.replaceable import check_file
 from ssld.resolution import said_of
 from ssld.run.folder import write_atomically

@@ -88,7 +88,7 @@ class Judge:
         return True
 
     def _noted_again(self, best: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-        lines = (x for x in self.run.folder.lines() if x["kind"] == "eval")
+        lines = self.run.folder.history.evaluations()
         line = next((x for x in lines if x["step"] == best["step"]), None)
         if line is None:
             return {**best, "symptoms": []}
