@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> None:
     _print_result(config.model, result)
     doubt = near_chance(result, network)
     if doubt:
-        print(f"warning: {doubt}")
+        print(f"warning: {doubt}", file=sys.stderr)
     if config.out:
         written = {"model": config.model, **result}
         write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")

@@ -58,7 +58,8 @@ def evaluate(tmp_path, capsys):
         out = tmp_path / "result.json"
         given = [f"--model={model}", f"--data={data}", f"--out={out}", "--workers=0", *words]
         assert main(["evaluate", *given]) == 0
-        return capsys.readouterr().out, json.loads(out.read_text())
+        said = capsys.readouterr()
+        return said.out + said.err, json.loads(out.read_text())
 
     return run
 

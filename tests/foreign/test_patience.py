@@ -121,10 +121,10 @@ def test_a_damaged_line_is_named(tmp_path, text):
 
 def test_images_do_not_wait_for_a_line():
     progress = Progress.__new__(Progress)
-    progress.kept = []
+    progress.kept, progress.run = [], SimpleNamespace(teacher=None)  # type: ignore[assignment]
     batch = SimpleNamespace(weight=torch.ones(2), ids=["a", "b"], images=torch.zeros(2, 9, 9, 3))
     progress.add(1, {"loss": torch.zeros(2, requires_grad=True)}, batch)  # type: ignore[arg-type]
-    ((step, losses, weight, ids),) = progress.kept
+    ((step, losses, weight, ids, _),) = progress.kept
     assert (step, ids) == (1, ["a", "b"]) and weight.sum() == 2
     assert not losses["loss"].requires_grad
 

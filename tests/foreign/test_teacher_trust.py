@@ -143,12 +143,13 @@ def test_evaluating_and_planning_use_the_precision_of_training(
 
 
 def spoiled(teacher_file: Path, out: Path, harm: str) -> Path:
-    """The teacher's weights, of which some are no numbers, infinite or zero."""
+    """The teacher's weights, changed so that it overflows for every image, or says the same. (Weights
+    that are not finite themselves are refused when they are read.)"""
     weights = load_file(teacher_file)
     if harm == "constant":
         weights["fc.weight"].zero_()
     else:
-        weights["fc.weight"][1, 0] = {"nan": torch.nan, "inf": torch.inf}[harm]
+        weights["fc.weight"][1] = 3e38 * (1 if harm == "inf" else weights["fc.weight"][1].sign())
     save_file(weights, out, METADATA)
     return out
 
