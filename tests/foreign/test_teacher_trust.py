@@ -143,7 +143,7 @@ def test_evaluating_and_planning_use_the_precision_of_training(
 
 
 def spoiled(teacher_file: Path, out: Path, harm: str) -> Path:
-    """The teacher's weights, changed so that it overflows for every image, or says the same. (Weights
+    """The teacher's weights, so that it overflows for every image, or says the same. (Weights
     that are not finite themselves are refused when they are read.)"""
     weights = load_file(teacher_file)
     if harm == "constant":
