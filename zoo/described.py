@@ -135,7 +135,10 @@ def _checked(file: Path, architecture: str | None, args: Any, cfg: dict[str, Any
 
 
 def _wrong(file: Path, key: str, value: Any, what: str) -> InputError:
-    shown = repr(value) if not isinstance(value, list | dict | tuple) else json.dumps(value)[:90]
+    try:
+        shown = json.dumps(value, ensure_ascii=True)
+    except RecursionError:
+        shown = f"a {type(value).__name__} of many levels"
     shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
     return InputError(f"{file}: {key} is {shown}, but must be {what}; export the model again")
 

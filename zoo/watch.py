@@ -103,7 +103,9 @@ class Watch:
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self._sockets.add(info["return_value"].get_extra_info("socket"))
+            connection = info["return_value"].get_extra_info("socket")
+            if connection is not None:
+                self._sockets.add(connection)
 
     def _after(self, response: httpx2.Response) -> None:
         self.check()

@@ -66,7 +66,7 @@ def test_weights_of_the_zoo_by_name_are_distilled(tmp_path, monkeypatch):
     release = tmp_path / "published" / name
     release.mkdir(parents=True)
     save_file(timm.create_model(name).state_dict(), release / "model.safetensors")
-    (release / "config.json").write_text("{}")
+    (release / "config.json").write_text(f'{{"architecture": "{name}"}}')
     seal(release, {"name": name, "kind": "converted"})
     monkeypatch.setenv("SSLD_ZOO_DIR", str(release.parent))
     monkeypatch.setenv("SSLD_ZOO_CACHE", str(tmp_path / "cache"))

@@ -97,7 +97,9 @@ def test_what_no_network_can_have_is_one_sentence(folder: Path, changes: dict[st
 @pytest.mark.parametrize(
     "content",
     [b"", b"\xff\xfe", b"null", b"[1]", b'"x"', b"5", b"{", b"{}", b"[" * 99999, b"9" * 5000,
-     b'{"architecture": "test_resnet", "pretrained_cfg": ' + b"[" * 99999],
+     b'{"architecture": "test_resnet", "pretrained_cfg": ' + b"[" * 99999,
+     *(b'{"architecture": %s5%s}' % (b"[" * n, b"]" * n) for n in (900, 960, 980, 990))],
+    ids=lambda content: str(content[:30]),
 )  # fmt: skip
 def test_a_config_that_is_none_is_one_sentence(folder: Path, content: bytes):
     (folder / "config.json").write_bytes(content)

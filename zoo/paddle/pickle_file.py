@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,6 +205,9 @@ _OPERATIONS = (
 
 class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
     """Knows these names and operations and no others."""
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")
