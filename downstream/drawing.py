@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from downstream.data.texts import one_line
 from ssld.report.page import COLOURS
 
 SHEET_PX = 320
 """Longer side of an image in a sheet."""
 COLUMNS = 2
 """Pairs in a row of a sheet."""
+NAME = 40
+"""Characters of a class name that are drawn."""
 OPACITY = 0.55
 """Of a mask on its image."""
 
@@ -45,7 +48,7 @@ def draw_boxes(
     for box, label, score in reversed(list(zip(boxes.tolist(), labels, said, strict=True))):
         colour = colour_of(label)
         draw.rectangle(box, outline=colour, width=width)
-        text = f"{names[label]}{score}"
+        text = f"{one_line(names[label], NAME)}{score}"
         x, y = box[0], max(0, box[1] - size - 2)
         draw.rectangle(draw.textbbox((x + 1, y), text, font=font), fill=colour)
         draw.text((x + 1, y), text, fill="white", font=font)
@@ -57,7 +60,7 @@ def draw_lines(pixels: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     image = Image.fromarray(pixels.copy())
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(10, round(max(image.size) / 28)))
-    text = "\n".join(lines)
+    text = "\n".join(one_line(line, 2 * NAME) for line in lines)
     draw.rectangle(draw.multiline_textbbox((4, 4), text, font=font), fill="black")
     draw.multiline_text((4, 4), text, fill="white", font=font)
     return np.asarray(image)

@@ -3,6 +3,7 @@ intersection over union on held-out images."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from downstream import trained
 from downstream.data.mask_views import EvalMaskView, TrainMaskView
 from downstream.data.masks import MaskSource
+from downstream.data.texts import one_line
 from downstream.drawing import draw_mask, sheet
 from downstream.held_out import write_held_out
 from downstream.report import write_picture, write_report
@@ -28,6 +30,9 @@ from downstream.segmentation.model import SegmentationModel
 from downstream.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
 from ssld.report import page
 from ssld.run.start import Run
+
+NAME = 24
+"""Characters of a class name in a figure."""
 
 
 class SegmentationScore:
@@ -172,8 +177,10 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> str:
     plot = figure.subplots()
     plot.imshow(share, cmap="Blues", vmin=0, vmax=1)
     places = range(len(names))
-    plot.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
-    plot.set_yticks(places, names, fontsize=7)
+    # A name is no formula, whatever dollars it has.
+    shown = [one_line(name, NAME) for name in names]
+    plot.set_xticks(places, shown, rotation=60, ha="right", fontsize=7, parse_math=False)
+    plot.set_yticks(places, shown, fontsize=7, parse_math=False)
     if len(names) <= 20:
         for i in places:
             for j in places:
@@ -183,4 +190,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> str:
                     plot.text(j, i, text, ha="center", va="center", color=colour, fontsize=6)
     plot.set_xlabel("taken for")
     plot.set_ylabel("is")
-    return page.drawn("share of each class's pixels", figure)
+    with warnings.catch_warnings():  # the font lacks letters: they are boxes then
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
+        return page.drawn("share of each class's pixels", figure)
