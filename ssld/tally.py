@@ -92,7 +92,7 @@ class Tally:
         hits = five == batch.labels[:, None]
         self._add("top1", hits[:, 0], labeled)
         self._add("top5", hits.any(1), labeled)
-        self._add("entropy_student", -(log_s.exp() * log_s).sum(-1), weight)
+        self._add("entropy_student", -(log_s.exp() * log_s.clamp(min=-1e5)).sum(-1), weight)
         self.predicted[0].index_add_(0, best, weight.double())
         self.labeled[0].index_add_(0, best, labeled.double())
         self.labeled[1].index_add_(0, batch.labels.clamp(min=0), labeled.double())
@@ -107,7 +107,7 @@ class Tally:
         self._add("agreement1", agreed[:, 0], weight)
         self._add("agreement5", agreed.any(1), weight)
         self._add("divergence", distance, weight)
-        finite = targets.clamp(min=-1e5)  # 0 * -inf is NaN
+        finite = targets.clamp(min=-1e5)  # 0 * -inf is NaN, as above
         self._add("entropy_teacher", -(finite.exp() * finite).sum(-1), weight)
         self.predicted[1].index_add_(0, wanted, weight.double())
         self.by_class.index_add_(
