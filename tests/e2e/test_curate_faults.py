@@ -101,6 +101,26 @@ def test_several_processes_select_what_one_selects(processes, world, undisturbed
         assert curation.table(out, name) == one
 
 
+def test_one_of_two_processes_killed_at_random_moments(world, undisturbed, teacher_file):
+    """The other one ends, too, and both go on together."""
+    out, draw = world.root / "out", random.Random(4)
+    seconds = sum(undisturbed[stage][1] for stage in STAGES[:-1])
+    argv = ["curate", "select", *world.settings(out, teacher_file)]
+    for victim in (1, 0, None):
+        moment = draw.uniform(0.2, 0.9) * seconds
+        kill = functools.partial(sabotage.kill_after, "ssld.curate.command:_open", moment)
+        harm = [[kill] if rank == victim else [] for rank in range(2)]
+        started = sabotage.ranks(argv, world.root / f"said of {victim}", harm)
+        codes = [each.end() for each in started]
+        if victim is None:
+            assert codes == [0, 0], started[0].words
+        else:
+            assert codes[victim] in (0, -9) and "Traceback" not in started[1 - victim].words
+    for name in ("selected", "dropped", "inside"):
+        assert curation.table(out, name) == curation.table(undisturbed["select"][0], name)
+    shutil.rmtree(out)
+
+
 def test_worker_processes_give_the_same_tables_and_end_with_a_killed_parent(
     world, undisturbed, teacher_file
 ):
