@@ -271,7 +271,7 @@ def train(run: Run, task: Task, student: ImageModel) -> Any:
         judge.finish(trainer)
         return judge.score
     except RuntimeError as error:
-        raise _lost_process(error) or error from error
+        raise lost_process(error) or error from error
     finally:
         run.folder.leave()
 
@@ -322,7 +322,7 @@ def _until(stop: Preemption, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         yield batch
 
 
-def _lost_process(error: RuntimeError) -> Interrupted | None:
+def lost_process(error: RuntimeError) -> Interrupted | None:
     """What a RuntimeError of torch says when another process is gone, or None for other errors."""
     said = " ".join(str(error).split())
     if "DataLoader worker (pid" in said:
