@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.command_config import BenchConfig
 from ssld.config import DistillConfig
+from ssld.local_paths import check_inputs, check_target
 
 if TYPE_CHECKING:
     import torch
@@ -179,6 +180,8 @@ def bench(config: BenchConfig) -> None:
     Raises:
         InputError: bad settings, sources or weights.
     """
+    check_inputs(config)
+    check_target("json", config.json)
     from ssld.distill import named
     from ssld.run.setup import Setup
     from ssld.teacher import open_teacher

@@ -20,6 +20,7 @@ import yaml
 from ssld import cli
 from ssld.command_config import CompareConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_target
 from ssld.run.folder import flat, read_lines, write_atomically
 from ssld.text_table import ABSENT, CELL, text_table
 
@@ -344,8 +345,7 @@ def compare(config: CompareConfig) -> None:
         InputError: not a run folder, or nothing logged in it yet; no place to write to.
     """
     for name, target in (("out", config.out), ("json", config.json)):
-        if target and (Path(target).is_dir() or not Path(target).parent.is_dir()):
-            raise InputError(f"{name} is {target}: name a file in a folder that exists")
+        check_target(name, target)
     runs = open_runs(config.runs)
     differ, summaries = differences(runs), [summary(run) for run in runs]
     warned = warnings(runs, differ)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.command_config import EvaluateConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs, check_target
 
 if TYPE_CHECKING:
     from ssld.data.loading import Batch
@@ -50,6 +51,8 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises:
         InputError: a source without labels, labels that the model does not know, a bad model.
     """
+    check_inputs(config)
+    check_target("out", config.out)
     import torch
 
     from ssld.data.sources import open_source

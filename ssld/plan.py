@@ -17,6 +17,7 @@ from ssld import cli
 from ssld.bench import Bench, quietly, write_json
 from ssld.command_config import PlanConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs, check_target
 
 if TYPE_CHECKING:
     from ssld.data.sources import Source
@@ -39,6 +40,8 @@ def plan(config: PlanConfig) -> int:
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
     """
+    check_inputs(config)
+    check_target("json", config.json)
     from ssld.distill import named
     from ssld.report.plan import describe
     from ssld.run.folder import check_out

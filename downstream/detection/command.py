@@ -17,6 +17,9 @@ def detection(config: DetectionConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
+    from ssld.run.folder import check_out
+
+    check_out(config)  # before torch is imported
     import torch
 
     from downstream.data.boxes import open_boxes
@@ -24,10 +27,8 @@ def detection(config: DetectionConfig) -> None:
     from downstream.detection.networks import build
     from downstream.detection.task import DetectionTask
     from downstream.start import open_processes, open_sources, start_run
-    from ssld.run.folder import check_out
     from ssld.run.loop import train
 
-    check_out(config)
     accelerator = open_processes(config)
     sources, val = open_sources(config.data, open_boxes)
     names = sources[0].class_names
