@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.command_config import EvaluateConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs
+from ssld.replaceable import check_file
 from ssld.verdict import beyond_chance
 
 if TYPE_CHECKING:
@@ -56,15 +58,15 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises:
         InputError: a source without labels, labels that the model does not know, a bad model.
     """
+    check_inputs(config)
+    check_file("out", config.out, "evaluation")
     import torch
 
     from ssld.data.eval_view import eval_view
     from ssld.data.sources import open_source
-    from ssld.replaceable import check_file
     from ssld.run.batches import Unreadables, eval_batches, label_index
     from ssld.run.folder import write_atomically
 
-    check_file("out", config.out, "evaluation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")

@@ -44,12 +44,13 @@ def fix(config: FixConfig) -> None:
         InputError: a run that has not finished, no held-out image, bad settings or sources; nothing
             was written then.
     """
+    from ssld.run.folder import check_out
+
+    check_out(config)  # before torch is imported
     from ssld.data.eval_view import eval_view
     from ssld.network import open_network
-    from ssld.run.folder import check_out
     from ssld.run.loop import train
 
-    check_out(config)
     start = open_start(config.run)
     setup, student, teacher, digest, task = prepare(config, start)
     if not setup.val:

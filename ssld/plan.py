@@ -17,6 +17,8 @@ from ssld import cli
 from ssld.bench import Bench, quietly, write_json
 from ssld.command_config import PlanConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs
+from ssld.replaceable import check_file
 
 if TYPE_CHECKING:
     from ssld.data.sources import Source
@@ -40,14 +42,14 @@ def plan(config: PlanConfig) -> int:
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
     """
+    check_inputs(config)
+    check_file("json", config.json, "plan")
     from ssld.distill import named
-    from ssld.replaceable import check_file
     from ssld.report.plan import describe
     from ssld.run.folder import check_out
     from ssld.run.setup import Setup
     from ssld.teacher import open_teacher
 
-    check_file("json", config.json, "plan")
     problems: list[str] = []
     try:
         check_out(dataclasses.replace(config, resume=False))

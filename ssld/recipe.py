@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,8 +26,9 @@ from typing import Any
 
 from ssld import cli
 from ssld.commands import COMMANDS, DOWNSTREAM, stage_of
-from ssld.config import DistillConfig, RunConfig
+from ssld.config import DistillConfig
 from ssld.errors import InputError, Interrupted
+from ssld.local_paths import check_inputs
 from ssld.loop_config import LoopConfig, require
 from ssld.recipe_folder import StagePlace
 from ssld.run.folder import HARMLESS, flat, locked, plain, under
@@ -37,7 +37,6 @@ from ssld.stage_config import FinetuneConfig
 
 STAGES = [name for name, command in COMMANDS.items() if command.config]
 FIRST = ("distill", "supervised")
-SOURCES = ("labeled", "unlabeled", "train", "val")
 ORDERS = (["finetune"], ["fix"], ["finetune", "fix"], [])
 
 
@@ -178,7 +177,7 @@ def check(recipe: Recipe) -> None:
         InputError: what would be found days later.
     """
     for stage, config in _configs(recipe):
-        _check_paths(f"{recipe.file}, {stage}", config)
+        check_inputs(config, f"{recipe.file}, {stage}")
         StagePlace(recipe.out, stage).check()
 
 
@@ -193,33 +192,6 @@ def _configs(recipe: Recipe) -> Iterator[tuple[str, LoopConfig]]:
         taught = isinstance(config, DistillConfig) and before.get("targets") != "human"
 
 
-def _check_paths(where: str, config: LoopConfig) -> None:
-    """What is a plain local path must be there."""
-    named: list[tuple[str, str | None]] = [
-        (f"data.{name}", path)
-        for name in SOURCES
-        for path in _listed(getattr(config.data, name, None))
-    ]
-    if isinstance(config, DistillConfig):
-        named += [("teacher.checkpoint", x.checkpoint) for x in [config.teacher, *config.teachers]]
-    if isinstance(config, RunConfig) and not isinstance(config, FinetuneConfig):
-        named.append(("student.checkpoint", config.student.checkpoint))
-    if hasattr(config, "backbone"):
-        named.append(("backbone.checkpoint", config.backbone.checkpoint))  # type: ignore[attr-defined]
-    for name, given in named:
-        path = (given or "").partition("::")[0]  # annotations::images, folder::split
-        if not path or re.search(r"://|[{*]", path):
-            continue
-        if not Path(path).exists():
-            raise InputError(f"{where}: {name} {path}: no such file or folder")
-        if Path(path).is_dir() and not any(Path(path).iterdir()):
-            raise InputError(f"{where}: {name} {path} is an empty folder")
-
-
-def _listed(paths: str | list[str] | None) -> list[str]:
-    return [paths] if isinstance(paths, str) else paths or []
-
-
 def recipe(config: RecipeConfig) -> None:
     """Run what is not complete, then write one report over all stages.
 
@@ -228,10 +200,10 @@ def recipe(config: RecipeConfig) -> None:
             work in the same folder.
         Interrupted: see `ssld.run.loop.train`; the same command goes on.
     """
-    from ssld.run.topology import open_processes
-
     tree = cli.read_settings(Path(config.file))
     found = open_recipe(config.file, tree, config.out, config.overrides)
+    from ssld.run.topology import open_processes  # not before: it imports torch
+
     main = open_processes().is_main_process
     _require_classes(found)
     with locked(found.out) if main else contextlib.nullcontext():

@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs
 from ssld.loop_config import LoopConfig
 from ssld.run import overwrite
 from ssld.run.history import History, cut_after, lines_of
@@ -100,9 +101,10 @@ def check_out(config: LoopConfig) -> None:
     """`out` must be usable before minutes are spent on loading; nothing is created here.
 
     Raises:
-        InputError: it is in use, foreign or not writable; it was made with other settings; with
-            `overwrite` whatever `ssld.run.overwrite.refuse` finds.
+        InputError: it is in use, foreign or not writable; it was made with other settings; a source
+            or weights are not there; with `overwrite` whatever `ssld.run.overwrite.refuse` finds.
     """
+    check_inputs(config)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
