@@ -117,7 +117,7 @@ def _probe(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, floa
 
 
 def _hits(folder: Path) -> tuple[np.ndarray, Statistic]:
-    with np.load(folder / HELD_OUT) as file:
+    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
         ids, hits = file["ids"], file["hits"].astype(np.float64)
     return ids, lambda draws: hits[draws].mean(1)
 
@@ -125,7 +125,7 @@ def _hits(folder: Path) -> tuple[np.ndarray, Statistic]:
 def _miou(folder: Path) -> tuple[np.ndarray, Statistic]:
     """The mean of `downstream.segmentation.confusion.class_iou` over the classes that occur, as
     there, on the summed matrices of each draw."""
-    with np.load(folder / HELD_OUT) as file:
+    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
         ids, matrices = file["ids"], file["confusion"].astype(np.float64)  # [n, c, c]
     hits = matrices.diagonal(axis1=1, axis2=2)  # [n, c]
     union = matrices.sum(1) + matrices.sum(2) - hits
@@ -150,7 +150,7 @@ def how_often(draws: np.ndarray, images: int) -> np.ndarray:
 def _average_precision(folder: Path) -> tuple[np.ndarray, Statistic]:
     from downstream.detection.average_precision import bootstrap
 
-    with np.load(folder / HELD_OUT) as file:
+    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
         ids, detections = file["ids"], {key: file[key] for key in file.files}
     return ids, lambda draws: np.asarray(bootstrap(detections, draws), np.float64)
 

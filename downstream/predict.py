@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.errors import InputError
 from ssld.loop_config import require
+from ssld.written_files import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,7 +193,7 @@ def _open(config: PredictConfig, device: torch.device) -> Predictor:
     classifier = (run / "student").is_dir() or (
         not (run / FOLDER).is_dir()
         and config_file.is_file()
-        and "architecture" in json.loads(config_file.read_text(encoding="utf-8"))
+        and "architecture" in read_object(config_file, "give another copy of it")
     )
     if classifier:
         return _classifier(config.run, device)

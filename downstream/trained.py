@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,12 +17,17 @@ from ssld.network import ImageModel, load_strictly
 from ssld.run import checkpoint
 from ssld.run.export import replace_export
 from ssld.run.recorded import check_recorded
+from ssld.written_files import read_object, reading
 from zoo.release import save_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
 FOLDER = "model"
+AGAIN = "export the model again, or take another copy of it"
+MAX_SCALE = 16
+"""Largest factor at which a segmenter's test sees an image; a stranger's file cannot ask for any
+memory."""
 
 
 def save(
@@ -63,19 +69,47 @@ def read_description(path: str) -> tuple[Path, dict[str, Any]]:
         InputError: it is no such folder, or damaged.
     """
     folder = Path(path) / FOLDER if (Path(path) / FOLDER).is_dir() else Path(path)
+    file = folder / "config.json"
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = read_object(file, AGAIN)
     except OSError as error:
         raise InputError(
             f"{path} holds no trained detector or segmenter ({error.filename}: {error.strerror}): "
             "give the run folder of a downstream.detection or downstream.segmentation run that "
             "has been evaluated, or a copy of its `model` folder"
         ) from error
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'} is damaged ({error})") from error
-    if not isinstance(content, dict) or "task" not in content:
-        raise InputError(f"{folder / 'config.json'} is of no detector or segmenter")
+    if "task" not in content:
+        raise InputError(f"{file} is of no detector or segmenter")
+    with reading(file, AGAIN):
+        _check(content)
     return folder, content
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Raises what `reading` takes for damage where something is not as `save` writes it."""
+    from downstream.data.augment_config import BoxAugmentConfig
+    from downstream.segmentation.config import TestConfig
+
+    head, names, view = content["head"], content["class_names"], dict(content["view"])
+    if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
+        raise TypeError(f"class_names is {names!r}")
+    if not isinstance(head["name"], str) or not isinstance(head.get("args", {}), dict):
+        raise TypeError(f"head is {head!r}")
+    if content["task"] == "detection":
+        augment = BoxAugmentConfig(**view)
+        sides = [augment.test_size, *augment.sizes, augment.longest or 1]
+    elif content["task"] == "segmentation":
+        palette, trained_on = view.pop("palette"), view.pop("trained_on")
+        test = TestConfig(**view)
+        sides = [*trained_on, *(test.crop or ()), *(test.stride or ())]
+        if len(sides) % 2 or max(test.scales) > MAX_SCALE or type(test.flip) is not bool:
+            raise ValueError(f"view is {view!r}")
+        if np.array(palette, np.uint8).shape != (len(names), 3):
+            raise ValueError("palette has not three numbers of each class")
+    else:
+        raise ValueError(f"task is {content['task']!r}")
+    if not all(type(side) is int for side in sides):
+        raise TypeError(f"view is {view!r}")
 
 
 def load(
@@ -91,12 +125,34 @@ def load(
     """
     from downstream.backbone import rebuild
 
-    model = build(rebuild(content["backbone"]), len(content["class_names"]))
     file = folder / "model.safetensors"
     try:
         check_recorded(file)
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({error})") from error
+    with reading(folder / "config.json", AGAIN, RuntimeError):
+        _require_memory(content["backbone"], sum(x.nbytes for x in weights.values()))
+        model = build(rebuild(content["backbone"]), len(content["class_names"]))
     load_strictly(model, weights, str(file))
     return model.eval()
+
+
+def _require_memory(backbone: dict[str, Any], size: int) -> None:
+    """A stranger's arguments can ask for any width: so the backbone is built without memory first.
+
+    Args:
+        size: bytes of all weights.
+    """
+    import torch
+
+    from downstream.backbone_weights import create
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            model = create(backbone["architecture"], backbone["args"])
+        except InputError:  # some need memory: building it in earnest says what is wrong
+            return
+    needed = sum(x.numel() for x in model.parameters())
+    if needed > size:  # of 4 bytes each, and a classifier that is not kept
+        raise ValueError(f"a backbone of {needed:,} parameters, but {size:,} bytes of weights")

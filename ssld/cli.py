@@ -28,6 +28,8 @@ Config = TypeVar("Config")
 EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75
 EXIT_INTERRUPTED = 130
+SENTENCE = 1500
+"""Most characters of a sentence: somebody must read it."""
 LONGEST = 300
 """Characters of what another package says."""
 
@@ -236,7 +238,11 @@ def _sentence(error: BaseException) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename or 'file system'}: {error.strerror}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    if len(said) <= SENTENCE:
+        return said
+    left = len(said) - SENTENCE  # it quotes what was given; the end says what to do
+    return f"{said[: SENTENCE // 2]} [{left:,} characters] {said[-SENTENCE // 2 :]}"
 
 
 def _with_values(argv: list[str], config_class: type) -> list[str]:

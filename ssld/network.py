@@ -27,6 +27,9 @@ from zoo.described import Described
 from zoo.hub_errors import failures
 from zoo.watch import watched
 
+TRIED_PX = 512
+"""Larger images are not tried when a network is opened, for their cost."""
+
 
 class ImageModel(nn.Module):
     """A model and how it wants pixels normalised; `model` is what is saved and exported.
@@ -171,8 +174,10 @@ class Network(ImageModel):
         self.model.eval()
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.model(images)  # two: batch statistics need more than one value
-        except (AssertionError, RuntimeError, ValueError) as error:
+                logits = self.model(images)  # two: batch statistics need more than one value
+            if self.num_classes and tuple(logits.shape) != (len(images), self.num_classes):
+                raise ValueError(f"its answer is {tuple(logits.shape)}")
+        except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.model.pretrained_cfg.get('architecture')} does not run on images of "  # type: ignore[union-attr]
                 f"{self.input_size} px ({error}); set another size or `args`"
@@ -230,7 +235,11 @@ def open_network(
             if len(names) != model.num_classes:
                 model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
         _check_labels(model, f"{role}.arch {arch}")
-    return Network(model, input_size=input_size, mean=mean, std=std)
+    network = Network(model, input_size=input_size, mean=mean, std=std)
+    given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
+    if given and network.input_size <= TRIED_PX:
+        network.cost()  # arguments can be accepted and make no classifier
+    return network
 
 
 def _try_without_memory(

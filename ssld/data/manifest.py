@@ -53,6 +53,19 @@ class ManifestSource:
             table = self._read(parquet, columns)
         if not table.num_rows:
             raise InputError(f"{path}: the manifest has no rows")
+        try:
+            table.validate(full=True)  # text may be no UTF-8
+            self._take(table, columns)
+        except pa.ArrowException as error:
+            said = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path}: a column is not of the kind that its name stands for in a manifest "
+                f"({said}); make the manifest anew"
+            ) from error
+
+    def _take(self, table: pa.Table, columns: Columns) -> None:
+        """Raises InputError, pa.ArrowException."""
+        path = self.path
         self._labels = None
         if columns.label is not None:
             self._labels = read_labels(path, table[columns.label], columns.names)

@@ -10,6 +10,7 @@ import io
 import json
 import random
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,56 @@ WAYS = {
     "evaluate": _evaluate,
     "ablate": _ablated,
 }
+
+
+def whole_run(folder: Path) -> None:
+    """The recorded distillation as it was, with a student."""
+    said, student = recorded()["distill"], folder / "student"
+    student.mkdir(parents=True)
+    data = weights_file((("step", "6"),))
+    (student / "config.json").write_text(json.dumps(CONFIG))
+    (student / "model.safetensors").write_bytes(data)
+    facts = {**said["run"], "exported": {**said["run"]["exported"], "sha256": _sha256(data)}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "config.yaml").write_text(yaml.dump(said["config"]))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in said["lines"]))
+
+
+@functools.cache
+def release_files() -> dict[str, bytes]:
+    """What `ssld zoo publish` makes of that run."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        whole_run(place / "run")
+        _publish(place / "run", place)
+        return {x.name: x.read_bytes() for x in (place / "release").iterdir() if x.is_file()}
+
+
+def write_release(rng: random.Random, folder: Path) -> None:
+    """A release whose ssld.json, config or card is another one, most of the time with sums that
+    fit."""
+    files = dict(release_files())
+    manifest = json.loads(files.pop("ssld.json"))
+    if rng.random() < 0.3:
+        name = rng.choice(sorted(files))
+        is_config = name == "config.json"
+        tree = changed(rng, CONFIG, rng.choice((1, 3)))
+        files[name] = as_json(rng, tree) if is_config else damaged(rng, files[name])
+        if rng.random() < 0.8:
+            manifest["files"][name] = {"sha256": _sha256(files[name]), "bytes": len(files[name])}
+    if rng.random() < 0.8:
+        manifest = changed(rng, manifest, rng.choice((1, 1, 3)))
+    for name, data in {**files, "ssld.json": as_json(rng, manifest)}.items():
+        (folder / name).write_bytes(data)
+
+
+def use_release(folder: Path, out: Path) -> None:
+    """`ssld zoo publish --to`, and `pull`'s check."""
+    from ssld.release import assemble
+    from zoo.local import place
+
+    assemble(folder, out / "new", repo="a/b")
+    place(out / "new", out / "placed", say=str)
 
 
 def write_checkpoint(rng: random.Random, folder: Path) -> None:
@@ -329,6 +380,7 @@ RUNS += ("downstream.backbone_weights", "jsonargparse", "ssld.cli")
 CURATION = ("ssld.curate.overrides", "ssld.report.curation", "ssld.recipe_folder")
 KINDS = {
     "records.run": Kind(write_run, use_run, RUNS),
+    "records.release": Kind(write_release, use_release, (*RUNS, "zoo.local")),
     "records.checkpoint": Kind(write_checkpoint, use_checkpoint, ("ssld.run.checkpoint",)),
     "records.held_out": Kind(write_held_out, use_held_out, ("downstream.ab_records",)),
     "records.states": Kind(write_states, use_states, (*CURATION, "ssld.ablate.state")),

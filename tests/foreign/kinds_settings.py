@@ -215,23 +215,28 @@ def use_command(folder: Path, out: Path) -> None:
 def write_recipe(rng: random.Random, folder: Path) -> None:
     kind = rng.choice(("recipe", "recipe", "ablate"))
     tree = rng.choice(recipes()[kind])
+    (folder / "images").mkdir()
+    (folder / "images" / "0.png").write_bytes(b"only its name is looked at")
     tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.7 else tree
     (folder / f"{kind}.yaml").write_bytes(yaml_of(rng, tree))
 
 
 def use_recipe(folder: Path, out: Path) -> None:
     os.chdir(out)
-    file = next(folder.iterdir())
+    file = next(folder.glob("*.yaml"))
+    place = str(folder / "images")
+    words = {"data.labeled": place, "data.val": place}
     if file.name == "ablate.yaml":
         from ssld.ablate.command import _check_recipes
         from ssld.ablate.grid import read
 
-        _check_recipes(read(str(file), None, []))
+        _check_recipes(read(str(file), None, [f"{k}={x}" for k, x in words.items()]))
         return
     from ssld.cli import read_settings
     from ssld.recipe import open_recipe
 
-    open_recipe(str(file), read_settings(file), None, [])
+    words = [word for k, x in words.items() for word in (f"--{k}", x)]
+    open_recipe(str(file), read_settings(file), None, words)
 
 
 MODULES = ("jsonargparse", *(module for module, _, _ in COMMANDS.values()))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import multiprocessing
 import os
 import random
 import re
@@ -31,7 +30,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as pytest does
+
 from audit import Audit
+from sabotage import CONTEXT
 
 SECONDS = 10
 MEMORY = 2**30
@@ -41,7 +43,6 @@ LONGEST = 2000
 """Characters of a sentence."""
 MOST = 12
 """Ways to fail after which a kind is given up."""
-PRELOADED = ("torch", "timm", "torchvision", "pyarrow.parquet", "PIL.Image", "ssld.cli", "zoo")
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,10 @@ def _until_death(
 ) -> int:
     """Run one worker; returns the seed to go on from."""
     first, end = seeds
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    mine, its = context.Pipe(duplex=False)
+    mine, its = CONTEXT.Pipe(duplex=False)
     trace = folder / "trace"
     trace.write_bytes(b"")
-    worker = context.Process(target=_work, args=(its, name, seeds, folder, seconds))
+    worker = CONTEXT.Process(target=_work, args=(its, name, seeds, folder, seconds))
     worker.start()
     its.close()
     seed = first
@@ -185,6 +184,7 @@ def _work(
             if os.fstat(said.fileno()).st_size > 2**26:
                 os.ftruncate(said.fileno(), 0)
         connection.send((seeds[1], "done", f"{time.process_time() - began}"))
+        os._exit(0)  # whatever threads a kind has left
 
 
 def _told(error: BaseException) -> str:

@@ -12,7 +12,6 @@ INPUTS = [
     ("models.file", 200),
     ("models.pickle", 600),
     ("models.segmenter", 60),
-    ("models.release", 60),
 ]
 
 

@@ -9,6 +9,7 @@ from sandbox import trusted
 
 INPUTS = [
     ("records.run", 200),
+    ("records.release", 100),
     ("records.checkpoint", 200),
     ("records.held_out", 200),
     ("records.states", 200),
