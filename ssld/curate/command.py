@@ -53,6 +53,26 @@ STAGES = {
 }
 
 
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    """
+    Raises:
+        Interrupted: another process of this curation is gone.
+    """
+    from ssld.run.loop import lost_process
+
+    try:
+        yield
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        said = str(lost).replace("of this run", "of this curation")
+        said = said.replace("go on with --resume", "the same command goes on")
+        raise Interrupted(said) from error
+
+
+@_lost_processes()
 def curate(config: CurateConfig, stage: str | None = None) -> None:
     """Run `stage` and what it needs, or everything.
 
@@ -76,27 +96,8 @@ def curate(config: CurateConfig, stage: str | None = None) -> None:
     }
     scorer = _scorer(work, sets.get("labeled")) if config.has_teacher and stage != "index" else None
     excluded = _excluded(config) if stage in (None, "select") else set()
-    with _open(work), _lost_processes():
+    with _open(work):
         _run(work, stage, sets, scorer, excluded)
-
-
-@contextlib.contextmanager
-def _lost_processes() -> Iterator[None]:
-    """
-    Raises:
-        Interrupted: another process of this curation is gone.
-    """
-    from ssld.run.loop import lost_process
-
-    try:
-        yield
-    except RuntimeError as error:
-        lost = lost_process(error)
-        if lost is None:
-            raise
-        said = str(lost).replace("of this run", "of this curation")
-        said = said.replace("go on with --resume", "the same command goes on")
-        raise Interrupted(said) from error
 
 
 def _run(
