@@ -18,6 +18,7 @@ from stages import first_stage, words
 
 from ssld.__main__ import main
 from ssld.network import open_network
+from ssld.run.written import foreign
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -223,6 +224,7 @@ def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_p
         row = next(row for row in found[moment] if row["size"] == 48)
         assert row["top1"] == pytest.approx(json.loads(out.read_text())["top1"])
     assert "Resolution</h2>" in (tmp_path / "fix/report.html").read_text()
+    assert foreign(tmp_path / "fix") == []  # or its own --overwrite would refuse it
 
 
 def test_a_fix_for_nothing_exports_the_student_as_it_came(distilled, tmp_path, capsys) -> None:

@@ -59,6 +59,7 @@ def test_a_file_in_the_way_of_out(tmp_path, capsys):
 
 def test_a_folder_that_became_read_only_after_the_check(tmp_path, monkeypatch):
     """The lock, the settings and the facts are each refused in a sentence."""
+
     def refused(path: Path, *args, **kwargs) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
