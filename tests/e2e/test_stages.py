@@ -18,6 +18,7 @@ from stages import first_stage, words
 
 from ssld.__main__ import main
 from ssld.network import open_network
+from ssld.run.written import foreign
 from ssld.verdict import symptoms
 
 
@@ -231,6 +232,7 @@ def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_p
     facts = json.loads((tmp_path / "fix/run.json").read_text())
     assert facts["resolution"]["metrics"] == best  # what tables, cards and comparisons take
     assert "Resolution</h2>" in (tmp_path / "fix/report.html").read_text()
+    assert foreign(tmp_path / "fix") == []  # or its own --overwrite would refuse it
 
 
 def worth(row: dict[str, Any]) -> tuple[bool, float]:
