@@ -78,7 +78,8 @@ WRONG: list[dict[str, Any]] = [
     *({"num_classes": x} for x in (-1, "3", 3.5, NAN, 10**12, [3])),
     {".license": 5}, {".tag": []}, {".custom_load": "yes"}, {".state_dict": {}},
     {".fixed_input_size": "yes"}, {".pool_size": [0, 0]}, {".first_conv": 5}, {".classifier": {}},
-    {".file": ["x"]}, {".url": 7},
+    {".file": ["x"]}, {".license": "\ud800"}, {"label_names": ["a", "b", "\udfff"]},
+    {"model_args": {"act_layer": "\ud800"}}, {".url": 7},
 ]  # fmt: skip
 
 
