@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -256,13 +256,13 @@ def _refuse_box(
 
 def _stated(images: Entries) -> np.ndarray:
     sizes = [(entry.get("height"), entry.get("width")) for entry in images]
-    known = [_number(h) and 0 < h < LARGEST and _number(w) and 0 < w < LARGEST for h, w in sizes]
+    known = [all(_number(side) and 0 < side < LARGEST for side in size) for size in sizes]
     return np.array(
         [size if ok else (UNSTATED, UNSTATED) for size, ok in zip(sizes, known, strict=True)]
     ).astype(np.int64)
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return type(value) is int or type(value) is float
 
 
@@ -346,8 +346,8 @@ def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:
             best, fewest = candidate, missing
     others = f" and {len(fewest) - 1} more of {len(names)}" if len(fewest) > 1 else ""
     raise InputError(
-        f"{path}: images[{fewest[0]}].file_name {shown(names[fewest[0]])}{others} is no file in {best}; "
-        f"complete the images, or name their folder as {os.path.basename(path)}::FOLDER"
+        f"{path}: images[{fewest[0]}].file_name {shown(names[fewest[0]])}{others} is no file in "
+        f"{best}; complete the images, or name their folder as {os.path.basename(path)}::FOLDER"
     )
 
 
