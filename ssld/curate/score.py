@@ -32,6 +32,7 @@ from ssld.network import Network
 from ssld.run.batches import Unreadables, eval_batches
 from ssld.run.verify import VERIFY_IMAGES, judge, teacher_labels, unknown_labels
 from ssld.teacher import autocast, open_one
+from ssld.teacher_faults import CURE, samples
 
 VERSION = 1
 STEP = 2.0**-20
@@ -118,6 +119,12 @@ def _table(
     embeddings: np.ndarray,
 ) -> pa.Table:
     readable = batch.weight.numpy() > 0
+    wrong = np.flatnonzero(np.isnan(probabilities).any(1) & readable)
+    if len(wrong):
+        named = samples([images.sample_id(rows[i]) for i in wrong])
+        raise InputError(
+            f"the teacher's predictions are not finite (NaN or infinite) for {named}; {CURE}"
+        )
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, : tables.TOP]
     top = np.take_along_axis(probabilities, order, axis=1)
     lacking = ((0, 0), (0, tables.TOP - order.shape[1]))  # a teacher of fewer classes

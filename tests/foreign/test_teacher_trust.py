@@ -323,3 +323,19 @@ def test_other_preprocessing_that_seems_better_without_labels_is_a_hint(
     assert "without labels that proves nothing" in said
     found = json.loads(file.read_text())
     assert found["problems"] == [] and found["hints"] and found["teacher"][0]["findings"] == []
+
+
+def test_a_teacher_of_no_numbers_chooses_no_images(colours, teacher_file, tmp_path, capsys):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", "nan")
+    settings = {
+        "out": tmp_path / "curated",
+        "gallery": colours / "unlabeled",
+        "protected": colours / "val",
+        "teacher.checkpoint": bad,
+        "select.k": 5,
+        "workers": 0,
+    }
+    assert main(["curate", *(f"--{key}={value}" for key, value in settings.items())]) == 2
+    said = capsys.readouterr()
+    assert "the teacher's predictions are not finite" in said.err and "é.png" in said.err
+    assert "nan%" not in (said.out + said.err).lower()
