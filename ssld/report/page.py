@@ -126,7 +126,7 @@ def curves(
     shown = {name: points for name, points in series.items() if points}
     for (name, points), colour in zip(shown.items(), COLOURS * 4, strict=False):
         marker = "o" if len(points) < 30 else ""
-        style = {"label": label(name), "color": colour, "marker": marker}
+        style: dict[str, Any] = {"label": label(name), "color": colour, "marker": marker}
         plot.plot(*zip(*points, strict=True), **style, ms=3, lw=1.5)
     plot.set_ylim(low, high)
     plot.ticklabel_format(axis="y", scilimits=(-3, 5))  # no longer than the margin
