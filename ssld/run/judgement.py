@@ -58,7 +58,8 @@ class Judge:
             if improved:
                 task.export(trainer.result, self.folder, step)
             task.keep(run, score, step, improved)
-            if time.monotonic() - self.reported > REPORT_SECONDS:
+            last = step == run.total_steps  # `finish` writes one next
+            if not last and time.monotonic() - self.reported > REPORT_SECONDS:
                 self.report(trainer)
         trainer.evaluation_pending = False
         return False

@@ -56,7 +56,8 @@ class Progress:
         if "tensorboard" in trackers and accelerator.is_main_process:
             # metrics.jsonl is the truth: what a killed run had not flushed, or had to repeat, is
             # neither missing nor double.
-            writer = accelerator.get_tracker("tensorboard", unwrap=True).file_writer
+            tracker: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+            writer = tracker.file_writer
             for line in lines_of(self.run.folder.metrics):
                 _write_again(writer, line)
             writer.flush()
@@ -226,7 +227,7 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
 
 def _write_again(writer: Any, line: dict[str, Any]) -> None:
     """All scalars of a line as one event, a fifth of the time that single ones take."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 
     values = _scalars(line).items()
     summary = Summary(value=[Summary.Value(tag=tag, simple_value=x) for tag, x in values])

@@ -334,7 +334,7 @@ def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> N
         (
             {"finetune": {"data": {"labeled": "no/where"}}},
             [],
-            "finetune: data.labeled no/where: no",
+            "finetune: data.labeled: no/where: no",
         ),
         ({"polish": {}}, [], "'polish' is no stage"),
         ({"distill": "absent"}, [], "the stages are finetune, fix; give distill"),
