@@ -95,6 +95,8 @@ def _check(content: dict[str, Any]) -> None:
         raise TypeError(f"class_names is {names!r}")
     if not isinstance(head["name"], str) or not isinstance(head.get("args", {}), dict):
         raise TypeError(f"head is {head!r}")
+    if len([float(x) for name in ("mean", "std") for x in content["backbone"][name]]) != 6:
+        raise ValueError("mean and std are not three numbers each")
     if content["task"] == "detection":
         augment = BoxAugmentConfig(**view)
         sides = [augment.test_size, *augment.sizes, augment.longest or 1]

@@ -22,6 +22,7 @@ from ssld.run.folder import write_atomically
 from ssld.seen_run import SeenRun, open_runs
 from ssld.text_table import ABSENT, CELL, text_table
 from ssld.verdict import CHANCE, is_not_learning, level
+from ssld.written_files import reading
 
 Column = tuple[str, Callable[[Any], str], Callable[..., Any] | None]
 """Heading, how a value is shown, and max or min where one is better than the other."""
@@ -280,13 +281,14 @@ def compare(config: CompareConfig) -> None:
     """
     check_file("out", config.out, "page")
     check_file("json", config.json, "comparison")
-    runs = open_runs(config.runs)
-    differ, summaries = differences(runs), [summary(run) for run in runs]
-    warned = warnings(runs, differ)
-    settings = [
-        [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
-        for key, x in differ.items()
-    ]
+    with reading("one of the runs", "leave out the one whose config.yaml or run.json was changed"):
+        runs = open_runs(config.runs)
+        differ, summaries = differences(runs), [summary(run) for run in runs]
+        warned = warnings(runs, differ)
+        settings = [
+            [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
+            for key, x in differ.items()
+        ]
     results = _results(summaries, set().union(*warned.values()))
     verdicts = [run["verdict"] or ABSENT for run in summaries]
     found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])

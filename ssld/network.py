@@ -176,7 +176,8 @@ class Network(ImageModel):
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 logits = self.model(images)  # two: batch statistics need more than one value
-            if self.num_classes and tuple(logits.shape) != (len(images), self.num_classes):
+            classes = int(getattr(self.model, "num_classes", 0))
+            if classes and tuple(logits.shape) != (len(images), classes):
                 raise ValueError(f"its answer is {tuple(logits.shape)}")
         except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
 import random
 import tarfile
 from pathlib import Path
@@ -177,9 +178,15 @@ def _columns_changed(rng: random.Random, columns: dict[str, list[Any]]) -> dict[
     return found
 
 
+TINY = b"\x08\0\0\0\0\0\0\0{}      "
+"""A safetensors file without tensors."""
+
+
 def write_bundle(rng: random.Random, folder: Path) -> None:
     """What `ssld zoo bundle` writes, and worse."""
-    files = {"model.safetensors": b"x", "config.json": b"{}", "README.md": b"# net"}
+    from kinds_models import CONFIG
+
+    files = {"model.safetensors": TINY, "config.json": json.dumps(CONFIG).encode()}
     sums = {n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in files.items()}
     manifest: Any = {"format": 1, "kind": "converted", "files": sums}
     if rng.random() < 0.5:

@@ -79,13 +79,14 @@ def use_run(folder: Path, out: Path) -> None:
 
 
 def _compare(folder: Path, out: Path) -> None:
-    """`ssld compare`, up to the tables that it prints."""
-    from ssld.compare import differences, open_runs, summary
+    """`ssld compare` with the run as it was, without curves, which take half a second."""
+    from ssld import compare
+    from ssld.command_config import CompareConfig
 
-    runs = open_runs([str(folder)])
-    differences(runs)
-    summary(runs[0])
-    runs[0].points("train", "loss")
+    compare._overlays = lambda runs: []
+    whole_run(out / "whole")
+    runs = [str(folder), str(out / "whole")]
+    compare.compare(CompareConfig(runs=runs, out=str(out / "c.html"), json=str(out / "c.json")))
 
 
 def _go_on(folder: Path, out: Path) -> None:
@@ -179,7 +180,9 @@ def release_files() -> dict[str, bytes]:
         place = Path(folder)
         whole_run(place / "run")
         _publish(place / "run", place)
-        return {x.name: x.read_bytes() for x in (place / "release").iterdir() if x.is_file()}
+        made = place / "release"
+        files = [x for x in made.rglob("*") if x.is_file()]
+        return {x.relative_to(made).as_posix(): x.read_bytes() for x in files}
 
 
 def write_release(rng: random.Random, folder: Path) -> None:
@@ -197,6 +200,7 @@ def write_release(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.8:
         manifest = changed(rng, manifest, rng.choice((1, 1, 3)))
     for name, data in {**files, "ssld.json": as_json(rng, manifest)}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
 
 

@@ -20,6 +20,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -216,8 +217,10 @@ class Box:
         for module in self.kind.modules:
             importlib.import_module(module)
         import torch
+        from tqdm import tqdm
 
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # its own is a semaphore that outlives the process
         self.audit = Audit([self.out, self.cache])
         with _peak() as none:
             pass

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sandbox import trusted
 
-INPUTS = [("settings.commands", 350), ("settings.recipes", 150)]
+INPUTS = [("settings.commands", 400), ("settings.recipes", 100)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)
