@@ -153,7 +153,7 @@ def _words(source: Images, rows: np.ndarray) -> bytes | memoryview:
     said = pc.fill_null(sizes.cast(pa.large_string()), "None")
     # Each element ends in \0, so that their common buffer is the text itself.
     nothing, between = (pa.scalar(text, pa.large_string()) for text in ("", "\0"))
-    words = pc.binary_join_element_wise(ids.cast(pa.large_string()), said, nothing, between)
+    words = pc.binary_join_element_wise(ids.cast(pa.large_string()), said, nothing, between)  # type: ignore[attr-defined]
     offsets = np.frombuffer(words.buffers()[1], np.int64)[words.offset :][: len(words) + 1]
     return memoryview(words.buffers()[2])[offsets[0] : offsets[-1]]
 
