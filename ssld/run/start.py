@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,15 @@ def fingerprint(sources: Sequence[Images]) -> str:
     """sha256 of all names and, where they are known, sizes: `NAME\\0SIZE\\0` of each image, SIZE
     None where it is not."""
     digest = hashlib.sha256()
-    total = sum(map(len, sources))
-    with tqdm(total=total, desc="fingerprint", unit="img", delay=5.0, leave=False) as bar:
+    bar = tqdm(
+        total=sum(map(len, sources)),
+        desc="fingerprint",
+        unit="img",
+        delay=5.0,
+        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+        leave=False,
+    )
+    with bar:
         for source in sources:
             for first in range(0, len(source), FINGERPRINT_ROWS):
                 rows = np.arange(first, min(first + FINGERPRINT_ROWS, len(source)))
