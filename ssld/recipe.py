@@ -200,11 +200,12 @@ def _check_paths(where: str, config: LoopConfig) -> None:
         named.append(("backbone.checkpoint", config.backbone.checkpoint))  # type: ignore[attr-defined]
     for name, given in named:
         path = (given or "").partition("::")[0]  # annotations::images, folder::split
-        if not path or re.search(r"://|[{*]", path):
+        if not path or re.search(r"://|[{*?]", path):
             continue
-        if not Path(path).exists():
+        place = Path(path).expanduser() if name.startswith("data.") else Path(path)
+        if not place.exists():
             raise InputError(f"{where}: {name} {path}: no such file or folder")
-        if Path(path).is_dir() and not any(Path(path).iterdir()):
+        if place.is_dir() and not any(place.iterdir()):
             raise InputError(f"{where}: {name} {path} is an empty folder")
 
 
