@@ -66,7 +66,7 @@ def said_of(names: Sequence[str], faults: Tensor, weight: Tensor, ids: Sequence[
         weight: float [b], 0 for what could not be read.
     """
     for name, faulty in zip(names, faults, strict=True):
-        rows = (faulty & (weight > 0)).nonzero().flatten().tolist()
+        rows: list[int] = (faulty & (weight > 0)).nonzero().flatten().tolist()
         if rows:
             return (
                 f"the {name}'s predictions are not finite (NaN or infinite) for the samples "
