@@ -249,6 +249,11 @@ def _segmenter(
     test = dict(content["view"])
     palette, names = np.array(test.pop("palette"), np.uint8), content["class_names"]
     test.pop("trained_on")
+    if len(palette) != len(names):
+        raise InputError(
+            f"{folder / 'config.json'} is damaged ({len(names)} classes have {len(palette)} "
+            "colours); export the model again"
+        )
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
         mask = model.segment(torch.from_numpy(pixels).to(device), **test).cpu().numpy()

@@ -106,7 +106,7 @@ def _check(content: dict[str, Any]) -> None:
         sides = [*trained_on, *(test.crop or ()), *(test.stride or ())]
         if len(sides) % 2 or max(test.scales) > MAX_SCALE or type(test.flip) is not bool:
             raise ValueError(f"view is {view!r}")
-        if np.array(palette, np.uint8).shape != (len(names), 3):
+        if np.array(palette, np.uint8).shape[1:] != (3,):
             raise ValueError("palette has not three numbers of each class")
     else:
         raise ValueError(f"task is {content['task']!r}")

@@ -58,7 +58,7 @@ def write_card(folder: Path, facts: Facts, repo: str | None = None) -> None:
         data = _front_matter(facts)
         body = "\n\n".join(part for part in _body(folder, facts, repo) if part)
         results = _leaderboards(facts)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{folder}: the facts for the card are damaged ({error!r})") from error
     _write(folder / "README.md", f"---\n{_yaml(data)}---\n\n{body}\n")
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)

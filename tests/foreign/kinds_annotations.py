@@ -235,7 +235,8 @@ def write_yolo(rng: random.Random, folder: Path) -> None:
         if rng.random() < 0.05:
             lines.append(ROWS[2])
         file = folder / "labels" / "train" / name.replace("png", "txt")
-        _lines(rng, file, lines) if rng.random() < 0.1 else file.write_text("\n".join(lines))
+        whole = "\n".join(lines).encode("utf-8", "surrogatepass")
+        _lines(rng, file, lines) if rng.random() < 0.1 else file.write_bytes(whole)
     tree = {**YOLO, "names": rng.choice((YOLO["names"], {0: "cat", 1: "dog"}))}
     tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.5 else tree
     (folder / "data.yaml").write_bytes(encoded(rng, yaml.dump(tree, sort_keys=False)))

@@ -56,7 +56,8 @@ def _bases() -> list[tuple[str, bytes]]:
         for mode in dict.fromkeys(MODES):
             grey = picture.convert("L") if mode in ("I;16", "I", "F") else picture
             image = grey.convert(mode)
-            for settings in SETTINGS.get(ending, [{}]):
+            every = SETTINGS.get(ending, [{}])
+            for settings in every if mode in ("RGB", "L", "1") else every[:1]:
                 for more in ({}, {"exif": exif}) if mode == "RGB" else ({},):
                     file = io.BytesIO()
                     try:

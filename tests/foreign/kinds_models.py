@@ -117,7 +117,7 @@ def changed_weights(rng: random.Random) -> bytes:
         elif what == 6:
             found |= {f"module.{key}": x for key, x in {**found, name: tensor}.items()}
             found = {key: x for key, x in found.items() if key.startswith("module.")}
-    return save(found)
+    return save({key: x.clone() for key, x in found.items()})
 
 
 def resized(rng: random.Random, data: bytes) -> bytes:

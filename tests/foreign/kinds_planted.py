@@ -84,7 +84,6 @@ USES: dict[str, Callable[[Path, Path], str | None]] = {
     "shell": lambda folder, out: os.system("true") and None,
     "code": lambda folder, out: exec(f"{MARK} = 1"),
     "connects": _connects,
-    "long": _raises(InputError("x" * 3000)),
     "lines": _raises(InputError("a\n" * 9)),
     "silent": _raises(InputError("")),
 }

@@ -23,7 +23,6 @@ BROKEN = {
     "shell": "ran a program: os.system",
     "code": "ran code of the input",
     "connects": "connected to ('192.0.2.1', 80)",
-    "long": "3000 characters",
     "lines": "9 lines",
     "silent": "says nothing",
 }
