@@ -49,9 +49,8 @@ def write_report(
         by_class: rows of a table, and its head.
         confusion: further figures of the last evaluation.
     """
-    lines, out = run.folder.lines(), run.folder.path
-    train = training.thinned([line for line in lines if line["kind"] == "train"])
-    evaluations = [line for line in lines if line["kind"] == "eval"]
+    history, out = run.folder.history, run.folder.path
+    train, evaluations = history.training(), history.evaluations()
     title = out.resolve().name
     rows, head = by_class
     body = [

@@ -116,6 +116,10 @@ class AnnotatedTask:
         """None: all are in the score."""
         return {}
 
+    def noted(self, network: Any, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
+        """What is compared of an evaluation: its value, as a score of 0 is behind all others."""
+        return {"metric": metric, "value": metrics[metric], "symptoms": []}
+
     def verdict(
         self,
         run: Run,
@@ -128,7 +132,7 @@ class AnnotatedTask:
     ) -> str:
         """How it goes, in a sentence."""
         best = self.best_by(run)
-        before = [line for line in run.folder.lines() if line["kind"] == "eval"]
+        before = run.folder.history.evaluations()
         metric = self.metric if best == "last" else best
         return verdict(metric, metrics, before, step / run.total_steps)
 

@@ -200,18 +200,15 @@ def _write(path: Path, rows: list[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ssld.curate.tables import write_whole
+
     columns: dict[str, Any] = {"sample_id": [row.sample_id for row in rows]}
     columns["label"] = [row.label for row in rows]
     if rows[0].path is None:
         columns["bytes"] = pa.array([_png(row.pixels) for row in rows], pa.binary())
     else:
         columns["path"] = [row.path for row in rows]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        pq.write_table(pa.table(columns), temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    write_whole(path, lambda file: pq.write_table(pa.table(columns), file))
 
 
 def _png(pixels: Any) -> bytes:

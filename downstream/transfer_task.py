@@ -20,11 +20,11 @@ from downstream.backbone_config import PARTS, PRESETS, BackboneConfig
 from downstream.backbone_weights import architecture, is_distilled, open_classifier
 from downstream.held_out import write_held_out
 from downstream.transfer_config import TransferConfig
+from ssld.class_tables import class_names
 from ssld.data.loading import Batch
 from ssld.errors import InputError
 from ssld.network import Network
 from ssld.probe import probe
-from ssld.run.batches import class_names
 from ssld.run.folder import write_atomically
 from ssld.run.optimizer import build_optimizer
 from ssld.run.setup import ClassifierRun, Setup

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.command_config import BenchConfig
 from ssld.config import DistillConfig
+from ssld.local_paths import check_inputs
+from ssld.replaceable import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -185,12 +187,12 @@ def bench(config: BenchConfig) -> None:
     Raises:
         InputError: bad settings, sources or weights.
     """
+    check_inputs(config)
+    check_file("json", config.json, "bench")
     from ssld.distill import named
-    from ssld.replaceable import check_file
     from ssld.run.setup import Setup
     from ssld.teacher import open_teacher
 
-    check_file("json", config.json, "bench")
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(quietly(config, folder))
         teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)

@@ -5,9 +5,9 @@ What their losses are is in `ssld/distill.py` and `ssld/supervised.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help must not
     from torch import Tensor
@@ -85,6 +85,12 @@ class Classification:
         due = every > 0 and run.due(step, every * run.steps_per_epoch)
         return probe(run, network) if due else {}
 
+    def noted(self, network: Network, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
+        """What is compared of an evaluation, symptoms included; see `ssld/verdict.py`."""
+        from ssld.verdict import noted
+
+        return noted(metrics, metric, network.num_classes)
+
     def verdict(
         self,
         run: ClassifierRun,
@@ -106,7 +112,7 @@ class Classification:
         from ssld import verdict
         from ssld.run.optimizer import warmup_steps
 
-        before = [line for line in run.folder.lines() if line["kind"] == "eval"]
+        before = run.folder.history.evaluations()
         now = {"epoch": step / run.steps_per_epoch, **metrics}
         metric = run.best_by if run.best_by != "last" else "agreement1"
         if metric not in metrics:

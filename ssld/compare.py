@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import textwrap
@@ -15,27 +14,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssld import cli
 from ssld.command_config import CompareConfig
-from ssld.errors import InputError
 from ssld.replaceable import check_file
-from ssld.run.folder import flat, read_lines, write_atomically
+from ssld.resolution import said_of
+from ssld.run.folder import write_atomically
+from ssld.seen_run import SeenRun, open_runs
 from ssld.text_table import ABSENT, CELL, text_table
+from ssld.verdict import CHANCE, is_not_learning, level
 from ssld.written_files import reading
-
-HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
-FACTS = (
-    "teacher_sha256",
-    "data_sha256",
-    "val_sha256",
-    "held_out",
-    "processes",
-    "device",
-    "versions",
-)
-"""What run.json knows beyond the settings and that may explain a difference."""
 
 Column = tuple[str, Callable[[Any], str], Callable[..., Any] | None]
 """Heading, how a value is shown, and max or min where one is better than the other."""
@@ -61,6 +48,8 @@ COLUMNS: dict[str, Column] = {
         for key, (head, shown, better) in EVALUATED.items()
         for which in ("best", "last")
     },
+    "agreement_chance_last": ("chance of agreement@1", PERCENT, None),
+    "top1_chance_last": ("chance of top-1", PERCENT, None),
     "entropy_student": ("entropy, nats", "{:.3f}".format, None),
     "images_per_second": ("images per second", "{:,.0f}".format, max),
     "data_wait_percent": ("data wait, %", "{:.1f}".format, min),
@@ -81,27 +70,6 @@ STYLE = """
 
 
 @dataclass(frozen=True)
-class SeenRun:
-    """What a run folder holds at this moment."""
-
-    label: str
-    path: str
-    settings: dict[str, Any]
-    """Of config.yaml and run.json, by full name."""
-    facts: dict[str, Any]
-    lines: list[dict[str, Any]]
-    """Of metrics.jsonl, at least one."""
-
-    def points(self, kind: str, key: str) -> list[tuple[float, Any]]:
-        """(epoch, value) of the lines that have it."""
-        lines = (line for line in self.lines if line["kind"] == kind)
-        return [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
-
-    def values(self, kind: str, key: str) -> list[Any]:
-        return [value for _, value in self.points(kind, key)]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What is printed and drawn."""
 
@@ -115,68 +83,6 @@ class Comparison:
     def rows(self, shown: Callable[[str, bool], str]) -> list[list[str]]:
         """Heading and the value of each run, shown by its text and whether it is the best."""
         return [[head, *(shown(*cell) for cell in row)] for head, row in self.results.items()]
-
-
-def open_runs(paths: Sequence[str]) -> list[SeenRun]:
-    """Read run folders.
-
-    Raises:
-        InputError: no run folder, one without a logged line or with a damaged file, the same twice.
-    """
-    return [_open(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
-
-
-def _labels(paths: Sequence[str]) -> list[str]:
-    """Each folder's name, with as many parents as it takes to tell it from the others."""
-    places = [os.path.realpath(path) for path in paths]
-    same = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
-    if same:
-        raise InputError(f"runs: the same folder is given twice ({', '.join(same)}); give it once")
-    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]  # without the root
-
-    def label(mine: tuple[str, ...]) -> str:
-        depth = 1
-        while depth < len(mine) and sum(x[-depth:] == mine[-depth:] for x in parts) > 1:
-            depth += 1
-        return "/".join(mine[-depth:])
-
-    return [label(mine) for mine in parts]
-
-
-def _open(path: str, label: str) -> SeenRun:
-    folder, advice = Path(path), "give folders that a training command wrote"
-    if not folder.is_dir():
-        raise InputError(f"runs: {path} is no folder; {advice}")
-    for name in ("config.yaml", "run.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"runs: {path} is not a run folder, it has no {name}; {advice}")
-    config = _read(folder / "config.yaml", lambda f: dict(yaml.safe_load(f.read_text("utf-8"))))
-    facts = _read(folder / "run.json", lambda f: dict(json.loads(f.read_text("utf-8"))))
-    lines = _read(folder / "metrics.jsonl", _lines)
-    if not lines:
-        raise InputError(f"runs: {path} has no logged line yet; wait for one, or leave it out")
-    return SeenRun(label, path, _settings(config, facts), facts, lines)
-
-
-def _read(file: Path, parse: Callable[[Path], Any]) -> Any:
-    try:
-        return parse(file)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise InputError(f"runs: {file} is damaged ({said}); leave this run out") from error
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [line for line in read_lines(file) if (line["kind"], line["step"], line["epoch"])]
-
-
-def _settings(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    tree = {key: value for key, value in config.items() if key not in HIDDEN}
-    tree["teachers"] = {str(i): one for i, one in enumerate(config.get("teachers") or [])}
-    tree |= {key: facts[key] for key in (*FACTS, "changed_on_resume") if facts.get(key)}
-    if "held_out" in tree:  # a list, because a path is no name of a setting
-        tree["held_out"] = [f"{path}: {count}" for path, count in tree["held_out"].items()]
-    return {key: value for key, value in flat(tree).items() if value != {}}
 
 
 def differences(runs: Sequence[SeenRun]) -> dict[str, dict[str, Any]]:
@@ -200,16 +106,22 @@ def summary(run: SeenRun) -> dict[str, Any]:
     found |= {"step": line["step"], "steps": steps, "epochs": line["epoch"]}
     found["progress"] = f"{line['step']:,}/{f'{steps:,}' if steps else '?'}"
     found |= {"loss": last("train", "loss"), "verdict": last("eval", "verdict")}
+    found |= _learned(run, found["verdict"])
+    counted = run.counted()
     for key, (_, _, better) in EVALUATED.items():
-        finite = filter(math.isfinite, run.values("eval", key))
+        finite = [x[key] for x in counted if x.get(key) is not None and math.isfinite(x[key])]
         found[f"{key}_best"] = better(finite, default=None) if better else None
+        found[f"{key}_last"] = last("eval", key)
+    for key in CHANCE.values():
         found[f"{key}_last"] = last("eval", key)
     resolution = run.facts.get("resolution")
     if resolution:  # what it exported was evaluated at another size than in training
         for key in EVALUATED:
             found[f"{key}_best"] = found[f"{key}_last"] = resolution["metrics"].get(key)
-        came = "as it came" if resolution["classifier"] == "before" else "fixed"
-        found["verdict"] = f"exported for {resolution['chosen']} px, its classifier {came}"
+        for key in CHANCE.values():
+            found[f"{key}_last"] = resolution["metrics"].get(key)
+        said = said_of(resolution)
+        found["verdict"] = f"{found['verdict']}; {said}" if found["not_learning"] else said
     found["entropy_student"] = last("eval", "entropy_student")
     for key in ("images_per_second", "data_wait_percent"):
         values = run.values("train", key)
@@ -217,6 +129,15 @@ def summary(run: SeenRun) -> dict[str, Any]:
     exported = run.facts.get("exported") or {}
     hours = sum(run.values("train", "seconds")) / 3600
     return found | {"hours": hours, "exported_step": exported.get("step")}
+
+
+def _learned(run: SeenRun, verdict: str | None) -> dict[str, Any]:
+    """Whether its last verdict, or what is known of its exported student, says that it did not
+    learn, and how it stands against chance."""
+    symptoms = (run.facts.get("exported") or {}).get("symptoms")
+    lines = [line for line in run.lines if line["kind"] == "eval"]
+    bad = bool(symptoms) or is_not_learning(verdict)
+    return {"not_learning": bad, "standing": level(lines[-1]) if lines else ""}
 
 
 def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[str]]:
@@ -235,18 +156,31 @@ def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[s
     return found
 
 
+def no_results(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for each run that has learned nothing."""
+    return [
+        f"{run['label']} is not learning: its evaluations are no result, and none of them is a best"
+        + (f" ({run['standing']})." if run["standing"] else ".")
+        for run in summaries
+        if run["not_learning"]
+    ]
+
+
 def _results(summaries: Sequence[dict[str, Any]], incomparable: set[str]) -> Results:
-    """Those columns of `COLUMNS` that some run has."""
+    """Those columns of `COLUMNS` that some run has. Evaluations of a run that has learned nothing
+    are shown and never the best."""
     found = {}
     for key, (head, shown, better) in COLUMNS.items():
+        name = key.removesuffix("_best").removesuffix("_last")
         texts = [ABSENT if run[key] is None else shown(run[key]) for run in summaries]
-        known = [run[key] for run in summaries if run[key] is not None]
-        compares = key.removesuffix("_best").removesuffix("_last") not in incomparable
+        counts = [not (name in EVALUATED and run["not_learning"]) for run in summaries]
+        rated = [run[key] for run, x in zip(summaries, counts, strict=True) if x]
+        known = [value for value in rated if value is not None]
         best = None
-        if better and compares and len({*texts} - {ABSENT}) > 1:
+        if better and name not in incomparable and len({*texts} - {ABSENT}) > 1:
             best = shown(better(filter(math.isfinite, known), default=math.nan))
-        if known:
-            found[head] = [(text, text == best) for text in texts]
+        if any(text != ABSENT for text in texts):
+            found[head] = [(x, x == best and c) for x, c in zip(texts, counts, strict=True)]
     return found
 
 
@@ -339,7 +273,6 @@ def _write(path: Path, found: Comparison) -> None:
     write_page(path, f"{', '.join(labels)} compared", body)
 
 
-@reading("one of the runs", "leave out the one whose config.yaml or run.json was changed")
 def compare(config: CompareConfig) -> None:
     """Print both tables, write the page to `config.out` and the values to `config.json`.
 
@@ -348,16 +281,17 @@ def compare(config: CompareConfig) -> None:
     """
     check_file("out", config.out, "page")
     check_file("json", config.json, "comparison")
-    runs = open_runs(config.runs)
-    differ, summaries = differences(runs), [summary(run) for run in runs]
-    warned = warnings(runs, differ)
-    settings = [
-        [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
-        for key, x in differ.items()
-    ]
+    with reading("one of the runs", "leave out the one whose config.yaml or run.json was changed"):
+        runs = open_runs(config.runs)
+        differ, summaries = differences(runs), [summary(run) for run in runs]
+        warned = warnings(runs, differ)
+        settings = [
+            [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
+            for key, x in differ.items()
+        ]
     results = _results(summaries, set().union(*warned.values()))
     verdicts = [run["verdict"] or ABSENT for run in summaries]
-    found = Comparison(runs, settings, results, verdicts, list(warned))
+    found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
     if config.json:
         written = {"differences": differ, "runs": summaries}
         write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")

@@ -207,8 +207,9 @@ class ClassifierCheckpointConfig(CheckpointConfig):
     """
 
     best: Literal["agreement1", "agreement5", "divergence", "top1", "last"] = "agreement1"
-    """The metric on held-out images by which the checkpoint is chosen that `student/` holds;
-    supervised training takes top1 for agreement1. last: whatever came last."""
+    """The metric on held-out images by which the checkpoint is chosen that `student/` holds, of
+    those without symptoms (collapsed, at chance) while there is one. agreement1 counts beyond
+    chance (Cohen's kappa); supervised training takes top1 for it. last: whatever came last."""
 
 
 @dataclass(frozen=True)

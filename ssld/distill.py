@@ -83,12 +83,13 @@ def distill(config: DistillConfig) -> None:
         InputError: bad settings, sources, weights or launcher; nothing was written then.
     """
     from ssld.run.folder import check_out
+
+    check_out(config)  # before torch is imported
     from ssld.run.loop import train
     from ssld.run.setup import Setup
     from ssld.run.verify import verify_teacher
     from ssld.teacher import open_teacher
 
-    check_out(config)
     setup = Setup(config)
     teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
     student = setup.open_student(teacher.num_classes, teacher.label_names)

@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.command_config import EvaluateConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs
+from ssld.replaceable import check_file
+from ssld.verdict import beyond_chance
 
 if TYPE_CHECKING:
     from ssld.data.loading import Batch
-    from ssld.data.sources import Source
     from ssld.network import Network
     from ssld.tally import Tally
+
+
+CLEAR = 0.5
+"""Top-1 beyond chance from which the model is not accused, however few the images are."""
 
 
 def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float]:
@@ -52,15 +58,15 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises:
         InputError: a source without labels, labels that the model does not know, a bad model.
     """
+    check_inputs(config)
+    check_file("out", config.out, "evaluation")
     import torch
 
     from ssld.data.eval_view import eval_view
     from ssld.data.sources import open_source
-    from ssld.replaceable import check_file
     from ssld.run.batches import Unreadables, eval_batches, label_index
     from ssld.run.folder import write_atomically
 
-    check_file("out", config.out, "evaluation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
@@ -82,7 +88,9 @@ def evaluate(config: EvaluateConfig) -> None:
     tally = accuracy(network, batches, config.precision)
     result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
-    _warn_near_chance(result, network, sources)
+    doubt = near_chance(result, network)
+    if doubt:
+        print(f"warning: {doubt}", file=sys.stderr)
     if config.out:
         written = {"model": config.model, **result}
         write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
@@ -123,6 +131,8 @@ def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> di
         hits, _ = tally.counted(name)
         low, high = wilson(hits, images)
         result |= {name: hits / images, f"{name}_low": low, f"{name}_high": high}
+    # What guessing reaches: of all classes alike, or each as often as this model says it.
+    result["chance"] = max(1 / network.num_classes, tally.metrics().get("top1_chance", 0.0))
     result["parameters"] = sum(p.numel() for p in network.model.parameters())
     return result
 
@@ -134,22 +144,29 @@ def _print_result(model: str, result: dict[str, Any]) -> None:
         print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
 
 
-def _warn_near_chance(result: dict[str, Any], network: Network, sources: list[Source]) -> None:
-    """Say so where the model guesses: labels that mean other classes look just like that."""
-    from ssld.run.batches import class_names, class_names_for
-    from ssld.teacher_check import near_chance
-
-    classes = network.num_classes
-    if classes < 2 or not near_chance(result["top1_low"], classes):
-        return
-    how = "class numbers" if class_names_for(sources, network.label_names) is None else "names"
-    if how == "names" and not network.label_names:
-        how = f"the order of their names, {', '.join((class_names(sources) or [])[:3])}, ..."
-    print(
-        f"warning: near chance ({1 / classes:.2%} for {classes} classes); labels are matched by "
-        f"{how}: check that the model means the same classes, and its mean, std and input_size",
-        file=sys.stderr,
+def near_chance(result: dict[str, Any], network: Network) -> str | None:
+    """What is to be said where the interval of top-1 reaches down to chance; None elsewhere."""
+    top1, chance = result["top1"], result["chance"]
+    if network.num_classes < 2 or result["top1_low"] > chance:
+        return None
+    if beyond_chance(top1, chance) >= CLEAR:
+        count = result["images"]
+        return f"{count} images are too few to tell this top-1 from chance ({chance:.2%})"
+    order = (
+        "the images' classes are named like the model's and mean others"
+        if network.label_names
+        else "the labels count the classes in another order than the model, which does not say its "
+        "names, or are of other classes"
     )
+    return (
+        f"top-1 is no better than chance ({chance:.2%}); likely: {order}; another normalisation "
+        f"than the model was trained with (mean {_shown(network.mean)}, std "
+        f"{_shown(network.std)}, {network.input_size} px); weights that were not trained"
+    )
+
+
+def _shown(values: Sequence[float]) -> str:
+    return str([round(x, 4) for x in values])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

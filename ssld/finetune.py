@@ -22,9 +22,10 @@ def finetune(config: FinetuneConfig) -> None:
         InputError: a run that has not finished, bad settings or sources; nothing was written then.
     """
     from ssld.run.folder import check_out
+
+    check_out(config)  # before torch is imported
     from ssld.run.loop import train
 
-    check_out(config)
     setup, student, teacher, digest, task = prepare(config, open_start(config.run))
     run = setup.start(student, teacher=teacher, teacher_sha256=digest)
     train(run, task, student)

@@ -5,21 +5,28 @@ crops show a network larger objects in training than the centre crop does in a t
 at a larger test size, and better still once its classifier (and the norm before it) has seen the
 statistics of that size. Nothing else is trained, on images as they are tested. SSLD table 1:
 ResNet50-D 83.0 -> 84.0 %; the reference trains the classifier only, at 320 px.
+
+One half of the held-out images chooses: the step whose classifier is taken, the size, and whether
+the fix brought anything. The other half reports what that is worth (`ssld/resolution.py`).
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssld import cli
 from ssld.errors import InputError
+from ssld.resolution import CHOOSE, chosen, deciding, halves, said_of
 from ssld.stage import inherited, open_start, prepare, resolutions_from
 from ssld.stage_config import FixConfig
+from ssld.text_table import ABSENT, text_table
 
 if TYPE_CHECKING:
+    from ssld.data.sources import Source
     from ssld.distill import Distillation
     from ssld.network import Network
     from ssld.run.setup import ClassifierRun
@@ -30,18 +37,20 @@ TABLE = "resolutions.json"
 
 
 def fix(config: FixConfig) -> None:
-    """Train the classifier at a test size; evaluate at several before and after, export the best.
+    """Train the classifier at a test size; evaluate at several before and after, export the best
+    by one half of the held-out images.
 
     Raises:
         InputError: a run that has not finished, no held-out image, bad settings or sources; nothing
             was written then.
     """
+    from ssld.run.folder import check_out
+
+    check_out(config)  # before torch is imported
     from ssld.data.eval_view import eval_view
     from ssld.network import open_network
-    from ssld.run.folder import check_out
     from ssld.run.loop import train
 
-    check_out(config)
     start = open_start(config.run)
     setup, student, teacher, digest, task = prepare(config, start)
     if not setup.val:
@@ -49,16 +58,24 @@ def fix(config: FixConfig) -> None:
             "data.val is empty and data.holdout is 0: held-out images choose the resolution"
         )
     student.freeze_but(trained_parts(student, config.train))
+    # Backward, twice a forward pass, goes no further than the classifier.
+    setup.facts["flops_per_image"] -= 2 * 2e6 * setup.facts["student"]["macs_m"]
     view = eval_view(student)
     run = setup.start(student, teacher=teacher, teacher_sha256=digest, view=view)
+    choosing, reporting = halves(run.val)
+    run = dataclasses.replace(run, val=choosing)
     trained_at = int(start.settings["augment"]["size"])
-    sizes = sorted({*(config.resolutions or resolutions_from(trained_at)), student.input_size})
-    before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes)
+    asked = config.resolutions or resolutions_from(trained_at)
+    sizes = sorted({*asked, student.input_size, trained_at})
+    before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes, reporting)
+    counts = {"chosen_on": sum(map(len, choosing)), "reported_on": sum(map(len, reporting))}
     table = {"trained_at": trained_at, "fixed_at": student.input_size, "before": before}
+    table |= {"metric": deciding(before[0], run.best_by)}
+    table |= {"images": {**counts, "same": choosing == reporting}}
     _write(run, table)
     tally = train(run, task, student)
     fixed = open_network("student", arch=None, checkpoint=config.out).to(setup.device)
-    after = sweep(run, task, fixed, sizes)
+    after = sweep(run, task, fixed, sizes, reporting)
     _export(run, fixed, tally, {**table, "after": after})
 
 
@@ -90,46 +107,43 @@ def trained_parts(network: Network, train: str) -> list[str]:
 
 
 def sweep(
-    run: ClassifierRun, task: Distillation | Supervision, network: Network, sizes: Sequence[int]
+    run: ClassifierRun,
+    task: Distillation | Supervision,
+    network: Network,
+    sizes: Sequence[int],
+    reporting: Sequence[Source],
 ) -> list[dict[str, Any]]:
-    """The metrics of the held-out images at each size; changes `network.input_size`."""
+    """A row for each size: the metrics on the images that report, and under `choose` those on
+    `run.val`; changes `network.input_size`."""
+    network.to(run.accelerator.device).eval()
+    reports = dataclasses.replace(run, val=list(reporting))
+    rows = []
+    for network.input_size in sizes:
+        found = [_measured(x, task, network) for x in (reports, run)]
+        rows.append({"size": network.input_size, **found[0], CHOOSE: found[1]})
+    return rows
+
+
+def _measured(
+    run: ClassifierRun, task: Distillation | Supervision, network: Network
+) -> dict[str, float]:
     import torch
 
     from ssld.data.eval_view import eval_view
 
-    network.to(run.accelerator.device).eval()
-    rows = []
-    for size in sizes:
-        network.input_size = size
-        view = eval_view(network, size)
-        batches = task.held_out(run, view, f"evaluate at {size} px")
-        try:
-            with torch.inference_mode(), run.accelerator.autocast():
-                tally = task.evaluate(network, batches)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"resolutions: the student does not run on images of {size} px "
-                f"({' '.join(str(error).split())[:200]}); leave that size out"
-            ) from error
-        tally.reduce(run.accelerator, cut_short=False)
-        rows.append({"size": size, **tally.metrics()})
-    return rows
-
-
-def chosen(
-    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], best_by: str
-) -> tuple[str, str, dict[str, Any]]:
-    """The metric that decides, whether the best row by it is one `before` or `after` the fix, and
-    that row; of equal ones the one after, at the smallest size.
-
-    Args:
-        best_by: `checkpoint.best`; a share, or else agreement, or where there is no teacher top-1.
-    """
-    metric = best_by if best_by in ("agreement1", "agreement5", "top1") else "agreement1"
-    metric = metric if metric in after[0] else "top1"
-    rows = [("before", row) for row in before] + [("after", row) for row in after]
-    moment, best = max(rows, key=lambda x: (x[1][metric], x[0] == "after", -x[1]["size"]))
-    return metric, moment, best
+    size = network.input_size
+    view = eval_view(network, size)
+    batches = task.held_out(run, view, f"evaluate at {size} px")
+    try:
+        with torch.inference_mode(), run.accelerator.autocast():
+            tally = task.evaluate(network, batches)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"resolutions: the student does not run on images of {size} px "
+            f"({' '.join(str(error).split())[:200]}); leave that size out"
+        ) from error
+    tally.reduce(run.accelerator, cut_short=False)
+    return tally.metrics()
 
 
 def _known(run: ClassifierRun, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
@@ -140,7 +154,8 @@ def _known(run: ClassifierRun, sizes: Sequence[int]) -> list[dict[str, Any]] | N
     path = run.folder.path / TABLE
     if run.config.resume and path.is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))["before"]
-        found = [rows if [row["size"] for row in rows] == list(sizes) else None]
+        same = [row["size"] for row in rows] == list(sizes)
+        found = [rows if same and all(CHOOSE in row for row in rows) else None]
     return broadcast_object_list(found)[0]
 
 
@@ -158,12 +173,12 @@ def _export(run: ClassifierRun, fixed: Network, tally: Tally | None, table: dict
     from ssld.network import open_network
     from ssld.report.run import write_report
     from ssld.run.export import export
-    from ssld.text_table import text_table
 
-    before, after = table["before"], table["after"]
-    metric, moment, best = chosen(before, after, run.best_by)
+    before, after, metric = table["before"], table["after"], table["metric"]
+    moment, best = chosen(before, after, metric, fixed.num_classes)
     found = {"chosen": best["size"], "classifier": moment, "metric": metric}
-    _write(run, {**table, **found})
+    found["before"] = next(row for row in before if row["size"] == table["trained_at"])
+    _write(run, {**table, "chosen": best["size"], "classifier": moment})
     if not run.accelerator.is_main_process:
         return
     facts = json.loads((run.folder.path / "run.json").read_text(encoding="utf-8"))
@@ -173,17 +188,21 @@ def _export(run: ClassifierRun, fixed: Network, tally: Tally | None, table: dict
         network, step = open_network("student", arch=None, checkpoint=start), 0
     network.input_size = best["size"]
     digest = export(network, run.folder.path / "student", step)
-    exported = {"step": step, "metric": metric, "value": best[metric], "sha256": digest}
+    exported = {"step": step, "metric": metric, "value": best.get(metric), "sha256": digest}
     run.folder.record("exported", exported)
-    run.folder.record("resolution", {**found, "metrics": best})
+    resolution = {**found, "metrics": best, "images": table["images"]}
+    run.folder.record("resolution", resolution)
     write_report(run, network.to(run.accelerator.device), tally)
     rows = [
-        [f"{a['size']} px", *(f"{x[metric]:.2%}{' *' * (x is best)}" for x in (b, a))]
+        [f"{a['size']} px", *(f"{_percent(x, metric)}{' *' * (x is best)}" for x in (b, a))]
         for b, a in zip(before, after, strict=True)
     ]
     print(text_table(["at", f"{metric} before", "after"], rows))
-    as_it_came = "" if moment == "after" else ", the classifier as it came: the fix brought nothing"
-    print(f"* exported{as_it_came}; chosen on these very images, so a little too good")
+    print(f"* {said_of(resolution)}")
+
+
+def _percent(row: dict[str, Any], metric: str) -> str:
+    return f"{row[metric]:.2%}" if metric in row else ABSENT
 
 
 def main(argv: Sequence[str] | None = None) -> int:

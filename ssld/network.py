@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ssld.errors import InputError
 from ssld.network_files import HUB, check_named, classes_in, read_checkpoint
 from zoo.described import Described
+from zoo.errors import printable
 from zoo.hub_errors import failures
 from zoo.watch import watched
 
@@ -296,7 +297,7 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
     except InputError:
         raise
     except failures() as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = printable(" ".join(str(error).split())[:300])
         advice = (
             f"give weights on disk as {role}.checkpoint, or check the name and the network"
             if pretrained or ":" in arch

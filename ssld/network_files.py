@@ -36,10 +36,14 @@ def read_checkpoint(
         if path.is_dir():
             folder = path / "student" if (path / "student").is_dir() else path
             _require_export(role, folder)
-            file, said = folder / "model.safetensors", read_config(folder / "config.json")
+            file = folder / "model.safetensors"
+            check_recorded(file, f"{role}.checkpoint")
+            said = read_config(folder / "config.json")
         else:
             _require_safetensors(role, path)
-            file, said = path, _header(path)
+            file = path
+            check_recorded(file, f"{role}.checkpoint")
+            said = _header(path)
         known = said.architecture
         if arch and known and arch.split(".")[0] != known.split(".")[0]:
             raise InputError(
@@ -48,9 +52,7 @@ def read_checkpoint(
             )
         if not (arch or known):
             raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
-        weights = _tensors(file)
-        check_recorded(file, f"{role}.checkpoint")
-        return str(arch or known), weights, said
+        return str(arch or known), _tensors(file), said
 
 
 def check_named(role: str, arch: str, *, weights: bool) -> Described | None:

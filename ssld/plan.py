@@ -17,6 +17,8 @@ from ssld import cli
 from ssld.bench import Bench, quietly, write_json
 from ssld.command_config import PlanConfig
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs
+from ssld.replaceable import check_file
 
 if TYPE_CHECKING:
     from ssld.data.sources import Source
@@ -40,14 +42,14 @@ def plan(config: PlanConfig) -> int:
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
     """
+    check_inputs(config)
+    check_file("json", config.json, "plan")
     from ssld.distill import named
-    from ssld.replaceable import check_file
     from ssld.report.plan import describe
     from ssld.run.folder import check_out
     from ssld.run.setup import Setup
     from ssld.teacher import open_teacher
 
-    check_file("json", config.json, "plan")
     problems: list[str] = []
     try:
         check_out(dataclasses.replace(config, resume=False))
@@ -79,7 +81,7 @@ def plan(config: PlanConfig) -> int:
 
 def _class_counts(setup: Setup, teacher: Teacher) -> list[str]:
     """Class counts that do not go together; the plan goes on with the teacher's."""
-    from ssld.run.batches import class_names, class_names_for
+    from ssld.class_tables import misfit, table_of
 
     found, student = [], setup.config.student
     if student.num_classes not in (None, teacher.num_classes):
@@ -89,28 +91,11 @@ def _class_counts(setup: Setup, teacher: Teacher) -> list[str]:
         )
         without = dataclasses.replace(student, num_classes=None)
         setup.config = dataclasses.replace(setup.config, student=without)
-    known = teacher.label_names
     for setting, sources in (("data.labeled", setup.labeled), ("data.val", setup.val)):
-        names = class_names(sources)
-        if not names or not _checked(teacher):
-            continue
-        unknown = sorted(set(names) - set(known or names))
-        if class_names_for(sources, known) is None:
-            if int(names[-1]) >= teacher.num_classes:
-                found.append(
-                    f"the teacher's classes are 0 to {teacher.num_classes - 1} without names but "
-                    f"{setting} has class {names[-1]}: rename the folders, or set teacher.verify "
-                    "to false if it is meant so"
-                )
-        elif not known and len(names) != teacher.num_classes:
+        problem = misfit(table_of("the teacher", teacher), sources, setting)
+        if problem and _checked(teacher):
             found.append(
-                f"the teacher has {teacher.num_classes} classes but {setting} names {len(names)}: "
-                "take a teacher of these classes, or set teacher.verify to false if it is meant so"
-            )
-        elif unknown:
-            found.append(
-                f"the teacher does not know the class {unknown[0]!r} of {setting} "
-                f"({len(unknown)} of {len(names)} are unknown to it): rename the folders, or set "
+                f"{problem}: rename the folders, take a teacher of these classes, or set "
                 "teacher.verify to false if it is meant so"
             )
     return found

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from ssld.class_tables import class_names
 from ssld.config import ProbeConfig
 from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.network import Network
-from ssld.run.batches import Unreadables, class_names, eval_batches
+from ssld.run.batches import Unreadables, eval_batches
 from ssld.run.setup import ClassifierRun
 
 TEMPERATURE = 0.07

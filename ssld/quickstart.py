@@ -7,21 +7,35 @@ labeled images on which an off-the-shelf teacher was trained elsewhere; `labeled
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ssld import cli
+from ssld.errors import InputError
 
 CLASSES = 10
 PER_CLASS = {"teacher": 60, "labeled": 3, "unlabeled": 76}
 """Images of each digit; the rest is held out."""
 SIDE = 32
 RECIPES = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """`ssld quickstart`: the whole method on handwritten digits, with the commands a user would
+    type."""
+
+    out: str = "runs/quickstart"
+    """Folder to use."""
+    seed: int = 0
+    """Of splits, weights, order and views."""
 
 
 def write_digits(folder: Path, seed: int) -> dict[str, int]:
@@ -94,28 +108,34 @@ def table(out: Path, counts: dict[str, int]) -> str:
     return "\n".join(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything into `--out`; returns the first exit code that is not 0."""
-    parser = argparse.ArgumentParser(
-        prog="ssld quickstart", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to use")
-    parser.add_argument("--seed", type=int, default=0, help="of splits, weights, order and views")
-    given = parser.parse_args(argv)
-    started = time.monotonic()
-    marker = given.out / "data" / ".ssld-quickstart"
-    if given.out.exists() and any(given.out.iterdir()) and not marker.is_file():
-        print(f"error: {given.out} is not empty: give another --out", file=sys.stderr)
-        return 2
-    counts = write_digits(given.out / "data", given.seed)
+def quickstart(config: QuickstartConfig) -> int:
+    """Run everything into `config.out`; returns the first exit code that is not 0.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    out, started = Path(config.out), time.monotonic()
+    marker = out / "data" / ".ssld-quickstart"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not marker.is_file())):
+        raise InputError(f"{out} is not empty: give another --out")
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    counts = write_digits(out / "data", config.seed)
     marker.touch()
-    for arguments in commands(given.out, given.seed):
+    for arguments in commands(out, config.seed):
         print(f"\n$ ssld {shlex.join(arguments)}", flush=True)
         code = subprocess.run([sys.executable, "-m", "ssld", *arguments]).returncode
         if code:
             return code
     print(f"\n{counts['val']} held-out images, {time.monotonic() - started:.0f} seconds in all\n")
-    print(table(given.out, counts))
-    print(f"\nrun folder: {given.out / 'distilled'}")
-    print(f"report:     {given.out / 'distilled' / 'report.html'}")
+    print(table(out, counts))
+    print(f"\nrun folder: {out / 'distilled'}")
+    print(f"report:     {out / 'distilled' / 'report.html'}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.command("ssld quickstart", QuickstartConfig, quickstart, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ssld import cli
 from ssld.commands import COMMANDS, DOWNSTREAM, stage_of
-from ssld.config import DistillConfig, RunConfig
+from ssld.config import DistillConfig
 from ssld.errors import InputError, Interrupted
+from ssld.local_paths import check_inputs
 from ssld.loop_config import LoopConfig, require
 from ssld.recipe_folder import StagePlace
 from ssld.run.folder import HARMLESS, flat, locked, plain, under
@@ -37,7 +37,6 @@ from ssld.stage_config import FinetuneConfig
 
 STAGES = [name for name, command in COMMANDS.items() if command.config]
 FIRST = ("distill", "supervised")
-SOURCES = ("labeled", "unlabeled", "train", "val")
 ORDERS = (["finetune"], ["fix"], ["finetune", "fix"], [])
 
 
@@ -177,41 +176,20 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: what would be found days later.
     """
+    for stage, config in _configs(recipe):
+        check_inputs(config, f"{recipe.file}, {stage}")
+        StagePlace(recipe.out, stage).check()
+
+
+def _configs(recipe: Recipe) -> Iterator[tuple[str, LoopConfig]]:
+    """The settings of each stage, with what those before will have resolved still open."""
     before: dict[str, Any] = {}
     taught = False
     for stage in recipe.stages:
         config = recipe.config(stage, before, taught)
-        _check_paths(f"{recipe.file}, {stage}", config)
-        StagePlace(recipe.out, stage).check()
+        yield stage, config
         before = plain(config)
         taught = isinstance(config, DistillConfig) and before.get("targets") != "human"
-
-
-def _check_paths(where: str, config: LoopConfig) -> None:
-    """What is a plain local path must be there."""
-    named: list[tuple[str, str | None]] = [
-        (f"data.{name}", path)
-        for name in SOURCES
-        for path in _listed(getattr(config.data, name, None))
-    ]
-    if isinstance(config, DistillConfig):
-        named += [("teacher.checkpoint", x.checkpoint) for x in [config.teacher, *config.teachers]]
-    if isinstance(config, RunConfig) and not isinstance(config, FinetuneConfig):
-        named.append(("student.checkpoint", config.student.checkpoint))
-    if hasattr(config, "backbone"):
-        named.append(("backbone.checkpoint", config.backbone.checkpoint))  # type: ignore[attr-defined]
-    for name, given in named:
-        path = (given or "").partition("::")[0]  # annotations::images, folder::split
-        if not path or re.search(r"://|[{*]", path):
-            continue
-        if not Path(path).exists():
-            raise InputError(f"{where}: {name} {path}: no such file or folder")
-        if Path(path).is_dir() and not any(Path(path).iterdir()):
-            raise InputError(f"{where}: {name} {path} is an empty folder")
-
-
-def _listed(paths: str | list[str] | None) -> list[str]:
-    return [paths] if isinstance(paths, str) else paths or []
 
 
 def recipe(config: RecipeConfig) -> None:
@@ -222,17 +200,36 @@ def recipe(config: RecipeConfig) -> None:
             work in the same folder.
         Interrupted: see `ssld.run.loop.train`; the same command goes on.
     """
-    from ssld.run.topology import open_processes
-
     tree = cli.read_settings(Path(config.file))
     found = open_recipe(config.file, tree, config.out, config.overrides)
+    from ssld.run.topology import open_processes  # not before: it imports torch
+
     main = open_processes().is_main_process
+    _require_classes(found)
     with locked(found.out) if main else contextlib.nullcontext():
         try:
             _run(found, config.overwrite, main)
         except Interrupted as error:
             said = str(error).replace("go on with --resume", "the same command goes on")
             raise Interrupted(said) from error
+
+
+def _require_classes(recipe: Recipe) -> None:
+    """
+    Raises:
+        InputError: classes of a later stage that are not its student's, on all processes.
+    """
+    from ssld.recipe_classes import check_classes
+
+    if len(recipe.stages) < 2:
+        return
+
+    def first() -> str | None:
+        return next(check_classes(list(_configs(recipe))), None)
+
+    problem = _on_main(first)
+    if problem:
+        raise InputError(f"{recipe.file}, {problem}")
 
 
 def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
@@ -270,7 +267,12 @@ def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
 
 
 def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
-    """complete, going on, from the start, or anew: the main process looks, all hear of it."""
+    """complete, going on, from the start, or anew."""
+    return _on_main(lambda: _look(recipe, stage, config, overwrite))
+
+
+def _on_main(look: Callable[[], Any]) -> Any:
+    """The main process looks, all hear of it."""
     from accelerate.utils import broadcast_object_list
 
     from ssld.run.topology import open_processes
@@ -278,7 +280,7 @@ def _decide(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> 
     found: list[Any] = [None, None]
     if open_processes().is_main_process:
         try:
-            found[0] = _look(recipe, stage, config, overwrite)
+            found[0] = look()
         except InputError as error:
             found[1] = str(error)
     broadcast_object_list(found)

@@ -21,8 +21,11 @@ import yaml
 
 from ssld.errors import InputError
 from ssld.evaluate import wilson
+from ssld.report.verdicts import signs_of
+from ssld.resolution import said_of
 from ssld.run.folder import read_lines
 from ssld.run.recorded import check_recorded
+from ssld.verdict import CHANCE
 from ssld.written_files import WRONG, read_yaml
 from ssld.zoo_config import About
 from zoo.card import CURVES, METRICS, slug, write_card
@@ -130,8 +133,10 @@ def _make_release(source: Path, folder: Path, about: About, repo: str | None) ->
     facts["data"] |= _about_data(about)
     _relicense(folder / "config.json", facts["license"]["license"], is_run)
     if is_run:
+        from ssld.report.release import draw_curves
+
         (folder / RECIPE).write_text(yaml.safe_dump(facts["recipe"], sort_keys=False), "utf-8")
-        _draw_curves(folder / CURVES, read_lines(source / "metrics.jsonl"), facts["step"])
+        draw_curves(folder / CURVES, read_lines(source / "metrics.jsonl"), facts["step"])
     write_card(folder, facts, repo)
     seal(folder, facts)
 
@@ -175,12 +180,11 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
     recipe = read_yaml(run / "config.yaml", "put a copy of it back")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     lines = read_lines(run / "metrics.jsonl")
-    evaluation = next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
+    evaluations = [x for x in lines if x["kind"] == "eval"]
+    last = evaluations[-1] if evaluations else {}
+    evaluation = next((x for x in evaluations if x["step"] == step), {})
     if facts.get("resolution"):  # another size than the one that was evaluated in training
-        chosen = "size chosen on these very images, so the numbers are a little too good"
-        if facts["resolution"]["classifier"] == "before":
-            chosen += "; the fix brought nothing, the weights are as they came"
-        evaluation = {**facts["resolution"]["metrics"], "verdict": chosen}
+        evaluation = facts["resolution"]["metrics"]
     if any(isinstance(x, float) and not math.isfinite(x) for x in evaluation.values()):
         raise InputError(f"{run}: the student of step {step} diverged; publish another run")
     stages = list(_stages(recipe, facts))
@@ -193,7 +197,10 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
         "steps": facts["steps"],
         "reached": max((x["step"] for x in lines), default=step),
         "finished": facts.get("exported") is not None,
-        "verdict": evaluation.get("verdict"),
+        "verdict": last.get("verdict"),
+        "verdict_step": last.get("step"),
+        "symptoms": _symptoms(recipe, evaluation),
+        **({"chosen": said_of(facts["resolution"])} if facts.get("resolution") else {}),
         "recipe": without_secrets(recipe),
     }
     inherited = []
@@ -217,6 +224,12 @@ def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[st
         "versions": facts["versions"],
         "metrics": list(_metrics(recipe, facts, evaluation, about, model)),
     }
+
+
+def _symptoms(recipe: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """What shows that the exported weights have not learned."""
+    classes = recipe["student"].get("num_classes") if "student" in recipe else None
+    return signs_of(evaluation, classes) if classes else []
 
 
 def _stages(
@@ -248,16 +261,19 @@ def _metrics(
     again = f"ssld {_command(recipe)} --config {RECIPE}"
     where = shlex.quote(val[0] if len(val) == 1 else json.dumps(val))
     evaluate = f"ssld evaluate --model {model} --data {where}"
+    if (facts.get("resolution") or {}).get("images"):  # measured on a half of them
+        evaluate = again
     for name in METRICS:
         if name not in line:
             continue
         images = round(line["images"]) if name.startswith("agreement") else None
         if name in ("top1", "top5"):
-            images = _labeled(facts, round(line["images"]), line[name])
+            images = _labeled(facts, line, line[name])
         low, high = wilson(line[name] * images, images) if images else (None, None)
         yield {
             "name": name,
             "value": line[name],
+            "chance": line.get(CHANCE.get(name, "")),
             "low": low,
             "high": high,
             "images": images,
@@ -267,11 +283,14 @@ def _metrics(
         }
 
 
-def _labeled(facts: dict[str, Any], images: int, share: float) -> int | None:
-    """How many of the held-out images count for accuracy: all of them, or not known.
+def _labeled(facts: dict[str, Any], line: dict[str, Any], share: float) -> int | None:
+    """How many of the held-out images count for accuracy.
 
-    metrics.jsonl counts labeled and other images together; a distillation has counted the labeled
-    ones when it checked its teacher, supervised training knows no others."""
+    Older lines of metrics.jsonl count labeled and other images together; a distillation has counted
+    the labeled ones when it checked its teacher, supervised training knows no others."""
+    images = round(line["images"])
+    if "labeled" in line:
+        return round(line["labeled"])
     if abs(share * images - round(share * images)) > 1e-6:
         return None  # it is a share of fewer
     verified = (facts.get("teacher_top1") or {}).get("images")
@@ -365,35 +384,3 @@ def _relicense(config: Path, license: str, is_run: bool) -> None:
         entries.pop(key, None)
     content["pretrained_cfg"] = {**without_secrets(entries), "license": license}
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _draw_curves(path: Path, lines: list[dict[str, Any]], step: int | None) -> None:
-    """Training loss, and what evaluations on held-out images found, over steps."""
-    from ssld.report import page
-
-    shares = {"agreement1": "the teacher's best", "top1": "top-1", "knn": "nearest neighbours"}
-    plots = [
-        ("loss, training batches", "train", {"loss": "loss"}, None),
-        ("divergence, held-out images", "eval", {"divergence": "divergence"}, None),
-        ("held-out images", "eval", shares, 1.02),
-    ]
-    shown = [p for p in plots if any(x["kind"] == p[1] and x.keys() & p[2].keys() for x in lines)]
-    if not shown:
-        return
-    figure = page.new_figure()
-    figure.set_size_inches(4.4 * len(shown), 2.8)
-    parts = figure.subfigures(1, len(shown), squeeze=False)[0]
-    for part, (title, kind, names, high) in zip(parts, shown, strict=True):
-        plot = page.axes(part, "step")
-        plot.set_title(title, fontsize=10)
-        for (key, label), colour in zip(names.items(), page.COLOURS, strict=False):
-            xy = [(x["step"], x[key]) for x in lines if x["kind"] == kind and key in x]
-            marker = "o" if len(xy) < 30 else ""
-            if xy:
-                plot.plot(*zip(*xy, strict=True), label=label, color=colour, marker=marker, ms=3)
-        plot.axvline(step or 0, color="#57606a", lw=1, ls=":")
-        plot.set_xlim(left=0)
-        plot.set_ylim(0, high)
-        if len(names) > 1:
-            plot.legend(frameon=False, fontsize=8)
-    path.write_bytes(page.png(figure, metadata={"Software": None}).getvalue())

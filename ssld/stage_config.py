@@ -56,8 +56,9 @@ class FixConfig(FinetuneConfig):
     train: Literal["classifier", "classifier_and_norm"] = "classifier"
     """What is trained; the norm is the last one before the classifier, its statistics included."""
     resolutions: list[int] = field(default_factory=list)
-    """Sides in px at which the student is evaluated before and after; the best one afterwards is
-    exported. By default seven from a bit below the size that it was trained at."""
+    """Sides in px at which the student is evaluated before and after, besides those that it was
+    trained and is fixed at. One half of the held-out images chooses which is exported, the other
+    half reports. By default seven from a bit below the size that it was trained at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,10 +70,11 @@ def supervised(config: SupervisedConfig) -> None:
         InputError: bad settings, sources or launcher; nothing was written then.
     """
     from ssld.run.folder import check_out
+
+    check_out(config)  # before torch is imported
     from ssld.run.loop import train
     from ssld.run.setup import Setup
 
-    check_out(config)
     setup = Setup(config)
     student = setup.open_student(None, None)
     setup.describe({"student": student})

@@ -61,6 +61,8 @@ class Tally:
         """Sum and weight of each of `MEANS`."""
         self.predicted = zeros(2, num_classes)
         """How often student and teacher predicted each class."""
+        self.labeled = zeros(2, num_classes)
+        """Of images with a label: how often each class was predicted, and is right."""
         self.by_class = zeros(num_classes, 2)
         """Images of each class, by the teacher's word, and on how many of them both agree."""
         self.bins = zeros(BINS, 3)
@@ -90,8 +92,10 @@ class Tally:
         hits = five == batch.labels[:, None]
         self._add("top1", hits[:, 0], labeled)
         self._add("top5", hits.any(1), labeled)
-        self._add("entropy_student", -(log_s.exp() * log_s).sum(-1), weight)
+        self._add("entropy_student", -(log_s.exp() * log_s.clamp(min=-1e5)).sum(-1), weight)
         self.predicted[0].index_add_(0, best, weight.double())
+        self.labeled[0].index_add_(0, best, labeled.double())
+        self.labeled[1].index_add_(0, batch.labels.clamp(min=0), labeled.double())
         confidence = log_s.gather(1, best[:, None]).exp()[:, 0].nan_to_num(0.0)
         rows = torch.stack([torch.ones_like(confidence), confidence, hits[:, 0].float()], 1)
         number = (confidence * BINS).long().clamp(max=BINS - 1)
@@ -103,7 +107,7 @@ class Tally:
         self._add("agreement1", agreed[:, 0], weight)
         self._add("agreement5", agreed.any(1), weight)
         self._add("divergence", distance, weight)
-        finite = targets.clamp(min=-1e5)  # 0 * -inf is NaN
+        finite = targets.clamp(min=-1e5)  # 0 * -inf is NaN, as above
         self._add("entropy_teacher", -(finite.exp() * finite).sum(-1), weight)
         self.predicted[1].index_add_(0, wanted, weight.double())
         self.by_class.index_add_(
@@ -142,11 +146,11 @@ class Tally:
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """Add up over all processes; False when it was cut short on any of them."""
-        parts = [self.means, self.predicted, self.by_class, self.bins]
+        parts = [self.means, self.predicted, self.labeled, self.by_class, self.bins]
         flag = self.means.new_tensor([float(cut_short)])
         packed: Any = accelerator.reduce(torch.cat([flag, *(p.flatten() for p in parts)]), "sum")
         rest = packed[1:].split([p.numel() for p in parts])
-        self.means, self.predicted, self.by_class, self.bins = (
+        self.means, self.predicted, self.labeled, self.by_class, self.bins = (
             values.view_as(part) for values, part in zip(rest, parts, strict=True)
         )
         if accelerator.num_processes > 1:
@@ -157,8 +161,10 @@ class Tally:
         """Means over the images that count for each; nothing where none does.
 
         `agreement_chance` is what two networks agree on that predict each class as often as these,
-        but independently (Cohen 1960). `classes_*` is the share of classes ever predicted. `ece` is
-        the expected calibration error (Guo et al. 2017, equation 3). Entropies are in nats.
+        but independently (Cohen 1960); `top1_chance` is the same of predictions and labels, where
+        these are of several classes. `labeled` of `images` have a label. `classes_*` is the share
+        of classes ever predicted. `ece` is the expected calibration error (Guo et al. 2017,
+        equation 3). Entropies are in nats.
         """
         found = {
             name: total / count
@@ -175,6 +181,14 @@ class Tally:
         if "top1" in found:
             gaps = (self.bins[:, 1] - self.bins[:, 2]).abs().sum()
             found["ece"] = float(gaps / self.bins[:, 0].sum())
+            found |= self._against_labels()
+        return found
+
+    def _against_labels(self) -> dict[str, float]:
+        count = self.labeled[1].sum().item()
+        found = {"labeled": count}
+        if (self.labeled[1] > 0).sum() > 1:  # of one class alone any network's chance is its top-1
+            found["top1_chance"] = float((self.labeled[0] * self.labeled[1]).sum()) / count**2
         return found
 
     def counted(self, name: str) -> tuple[int, int]:

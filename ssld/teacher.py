@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssld.class_tables import differ, table_of
 from ssld.config import TeacherConfig
 from ssld.errors import InputError
 from ssld.network import Network, open_network
@@ -43,15 +44,19 @@ class Teacher(nn.Module):
 
     def __init__(self, networks: Sequence[Network], configs: Sequence[TeacherConfig]) -> None:
         super().__init__()
-        counts = {network.num_classes for network in networks}
-        if len(counts) > 1:
-            raise InputError(
-                f"the teachers have {sorted(counts)} classes; averaging needs the same classes"
-            )
+        tables = [table_of(f"teacher {i}", network) for i, network in enumerate(networks)]
+        for table in tables[1:]:
+            problem = differ(tables[0], table)
+            if problem:
+                raise InputError(f"{problem}; averaging needs the same classes in the same order")
         self.networks = nn.ModuleList(networks)
         self.configs = list(configs)
-        self.num_classes = counts.pop()
-        self.label_names = networks[0].label_names
+        self.num_classes = networks[0].num_classes
+        self.label_names = next((x.label_names for x in networks if x.label_names), None)
+        self.faulty = torch.zeros(len(networks), 0, dtype=torch.bool)
+        """[networks, b]: whose answer to which image of the last pass is no distribution. A single
+        class may be impossible (-inf); an infinite logit becomes NaN. Looked at when a loss is not
+        finite, so that no step waits for it."""
         for network, config in zip(networks, configs, strict=True):
             if config.batch_norm == "batch":
                 _use_batch_statistics(network)
@@ -96,12 +101,14 @@ class Teacher(nn.Module):
         """As `forward`, but every network's own: float32 [networks, b, classes]."""
         if any(module.training for module in self.modules()):
             self.eval()  # someone reached inside and called .train()
-        return torch.stack(
+        answers = torch.stack(
             [
                 F.log_softmax(_logits(network, config, images).float() / temperature, dim=-1)
                 for network, config in zip(self.networks, self.configs, strict=True)
             ]
         )
+        self.faulty = answers.isnan().any(-1)
+        return answers
 
 
 def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor:

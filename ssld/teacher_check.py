@@ -68,7 +68,7 @@ class TeacherCheck:
     hints: list[str] = field(default_factory=list)
     """The same of variants that only seem to be: no evidence, but worth a look."""
     fault: str | None = None
-    """Why its predictions cannot be targets under any preprocessing; nothing else is said then."""
+    """Why its predictions cannot be targets at all; no finding is said then."""
 
 
 def check_teacher(
@@ -116,7 +116,7 @@ def check_teacher(
     found = compare(network, answers, np.concatenate(labels))
     if not found.findings and constant(*map(torch.cat, zip(*first, strict=True))):
         said = f"it predicts exactly the same for {images} different images"
-        return TeacherCheck(images, 0, {}, {}, [], fault=said)
+        return TeacherCheck(images, 0, {}, {}, [], found.hints, said)
     return found
 
 

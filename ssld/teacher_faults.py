@@ -38,8 +38,8 @@ def samples(ids: Sequence[str]) -> str:
 
 
 def not_finite(log_probs: Tensor) -> Tensor:
-    """bool [b]: rows of float [b, classes] that are no distribution. A single class may be
-    impossible (-inf); NaN, or an infinite logit, which becomes NaN, is none."""
+    """bool [..., b]: which rows of float [..., b, classes] are no distribution; see
+    `Teacher.faulty`."""
     return log_probs.isnan().any(-1)
 
 
@@ -58,17 +58,27 @@ def constant(log_probs: Tensor, images: Tensor) -> bool:
     return bool(torch.allclose(finite, finite[:1].expand_as(finite), rtol=SAME, atol=SAME))
 
 
-def without_numbers(teacher: Teacher, batch: Batch) -> str | None:
-    """Which network of the teacher predicts no numbers, and for which readable samples, or None."""
-    seen = batch.images if batch.other_images is None else batch.other_images
-    for name, log_probs in zip(teacher.names, teacher.each(seen), strict=True):
-        rows = (not_finite(log_probs) & (batch.weight > 0)).nonzero().flatten().tolist()
+def said_of(names: Sequence[str], faults: Tensor, weight: Tensor, ids: Sequence[str]) -> str | None:
+    """Which network of a teacher predicts no numbers, and for which readable samples, or None.
+
+    Args:
+        faults: bool [networks, b]; see `Teacher.faulty`.
+        weight: float [b], 0 for what could not be read.
+    """
+    for name, faulty in zip(names, faults, strict=True):
+        rows: list[int] = (faulty & (weight > 0)).nonzero().flatten().tolist()
         if rows:
             return (
                 f"the {name}'s predictions are not finite (NaN or infinite) for the samples "
-                f"{samples([batch.ids[i] for i in rows])}"
+                f"{samples([ids[i] for i in rows])}"
             )
     return None
+
+
+def without_numbers(teacher: Teacher, batch: Batch) -> str | None:
+    """`said_of` a batch that the teacher has not answered yet."""
+    teacher.each(batch.images if batch.other_images is None else batch.other_images)
+    return said_of(teacher.names, teacher.faulty, batch.weight, batch.ids)
 
 
 CURE = (
@@ -83,7 +93,8 @@ def require_numbers(teacher: Teacher, batch: Batch, log_probs: Tensor) -> None:
         InputError: some of what the teacher predicted, float [b, classes], are no numbers.
     """
     if (not_finite(log_probs) & (batch.weight > 0)).any():
-        found = without_numbers(teacher, batch) or "the teacher's predictions are not finite"
+        found = said_of(teacher.names, teacher.faulty, batch.weight, batch.ids)
+        found = found or "the teacher's predictions are not finite"
         raise InputError(f"{found}; {CURE}, or look at these images")
 
 

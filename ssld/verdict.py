@@ -7,7 +7,7 @@ that does not learn are looked for in `ssld/diagnosis.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,11 @@ FLAT_SHARE = 0.2
 """Flat is what has not risen for this share of the epochs so far, and at least `FLAT_COUNT`
 evaluations."""
 FLAT_COUNT = 3
+LITTLE = 0.2
+"""Agreement beyond chance below which it is "slight" (Landis and Koch 1977, p. 165)."""
+CHANCE = {"agreement1": "agreement_chance", "top1": "top1_chance"}
+"""What each of these is by chance."""
+LOWER_IS_BETTER = ("divergence",)
 NAMES = {
     "agreement1": "agreement@1",
     "agreement5": "agreement@5",
@@ -63,13 +68,73 @@ def judge(
         more = f" ({'; '.join(signs)})" if signs else ""
         return Verdict("too early", f"too early to say{more}")
     found = _trend(evaluations, metric, share_of_peak)
+    little = _little(evaluations[-1], metric)
     if not finished:
-        return found
+        return Verdict(found.kind, found.sentence + little)
     more = "; a longer schedule may bring more" if found.kind == "improving" else ""
-    return Verdict(found.kind, f"finished, {found.sentence.removesuffix(STOP)}{more}")
+    return Verdict(found.kind, f"finished, {found.sentence.removesuffix(STOP)}{little}{more}")
 
 
-def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
+def is_not_learning(sentence: str | None) -> bool:
+    """Whether that is what a verdict says."""
+    return (sentence or "").removeprefix("finished, ").startswith("not learning")
+
+
+def beyond_chance(share: float, chance: float) -> float:
+    """How much of what chance leaves over is reached, at most 1: Cohen's kappa (Cohen 1960,
+    equation 1); 0 where chance leaves nothing."""
+    return (share - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def noted(evaluation: Mapping[str, Any], metric: str, num_classes: int) -> dict[str, Any]:
+    """What is kept of an evaluation to compare others with it (`rank`), as JSON holds it."""
+    found: dict[str, Any] = {"metric": metric, "value": evaluation[metric]}
+    # A teacher that says one class of all images is agreed with by chance alone, whatever is said.
+    several = round(evaluation.get("classes_teacher", 0) * num_classes) > 1
+    if metric == "agreement1" and several:
+        found["chance"] = evaluation[CHANCE[metric]]
+    signs = symptoms(evaluation, num_classes) if "entropy_student" in evaluation else []
+    return {**found, "symptoms": signs}
+
+
+def rank(known: Mapping[str, Any]) -> tuple[bool, float]:
+    """The larger, the better. One with symptoms is behind all without; agreement@1 counts beyond
+    chance, because where few classes occur a constant prediction agrees with the teacher, too.
+
+    Args:
+        known: see `noted`.
+    """
+    value = known["value"]
+    if known["metric"] in LOWER_IS_BETTER:
+        value = -value
+    elif "chance" in known:
+        value = beyond_chance(value, known["chance"])
+    return not known.get("symptoms"), value if math.isfinite(value) else -math.inf
+
+
+def level(evaluation: Mapping[str, Any]) -> str:
+    """Each share with its chance level, in words; empty where there is none."""
+    said = []
+    for key, chance in CHANCE.items():
+        if key in evaluation and chance in evaluation:
+            share, by_chance = evaluation[key], evaluation[chance]
+            kappa = beyond_chance(share, by_chance)
+            said.append(
+                f"{NAMES[key]} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})"
+            )
+    return ", ".join(said)
+
+
+def _little(evaluation: Mapping[str, Any], metric: str) -> str:
+    """What is to be said of a share that is but a little above chance."""
+    chance = evaluation.get(CHANCE.get(metric, ""), 0.0)
+    share = evaluation[metric]
+    if not chance or share >= 2 * chance or beyond_chance(share, chance) >= LITTLE:
+        return ""
+    return f"; that is little above chance ({chance:.1%})"
+
+
+def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
     """What shows that a network has not learned, each as a phrase; empty when nothing does."""
     e, found = evaluation, []
     if math.isnan(e["entropy_student"]):
@@ -77,20 +142,21 @@ def symptoms(evaluation: dict[str, Any], num_classes: int) -> list[str]:
     count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
     used = round(e.get("classes_student", 1) * num_classes)
     wanted = min(round(e.get("classes_teacher", 1) * num_classes), int(count))
+    top1_chance = max(1 / num_classes, e.get("top1_chance", 0.0))
     if "agreement1" in e:
         if _at_chance(e["agreement1"], e["agreement_chance"], count):
             found.append(
                 f"agreement@1 with the teacher is {e['agreement1']:.1%}, which is chance "
                 f"({e['agreement_chance']:.1%})"
             )
-        elif "top1" in e and _at_chance(e["top1"], 1 / num_classes, count):
+        elif "top1" in e and _at_chance(e["top1"], top1_chance, e.get("labeled", count)):
             found.append(
                 f"the student follows its teacher (agreement@1 {e['agreement1']:.1%}) but its "
                 f"top-1 on labeled images is {e['top1']:.1%}, which is chance"
             )
         if e["entropy_teacher"] > 0.98 * log_c:
             found.append("the teacher itself says the same of all classes")
-    elif "top1" in e and _at_chance(e["top1"], 1 / num_classes, count):
+    elif "top1" in e and _at_chance(e["top1"], top1_chance, e.get("labeled", count)):
         found.append(f"top-1 is {e['top1']:.1%}, which is chance")
     if e["entropy_student"] > 0.98 * log_c and e.get("entropy_teacher", 0) < 0.9 * log_c:
         found.append(
@@ -111,7 +177,7 @@ def _at_chance(share: float, chance: float, count: int) -> bool:
 def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: float) -> Verdict:
     name, sign = NAMES[metric], -1.0 if metric == "divergence" else 1.0
     epochs = [e["epoch"] for e in evaluations]
-    values = [sign * e[metric] for e in evaluations]
+    values = [sign * x for x in _comparable(evaluations, metric)]
     now, best, last = values[-1], max(values), epochs[-1]
     shown = f"{name} {_shown(metric, sign * now)}"
     reached = next(i for i, v in enumerate(values) if v >= best - _noise(evaluations[-1], metric))
@@ -139,6 +205,17 @@ def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: fl
         )
     per = f"{100 * slope:+.2g} points" if metric != "divergence" else f"{-slope:+.2g}"
     return Verdict("improving", f"still improving: {shown}, {per} per epoch lately")
+
+
+def _comparable(evaluations: Sequence[dict[str, Any]], metric: str) -> list[float]:
+    """The metric's values; agreement@1 as if chance had always been what it is at the last one."""
+    chance = evaluations[-1].get("agreement_chance")
+    if metric != "agreement1" or chance is None:
+        return [e[metric] for e in evaluations]
+    return [
+        chance + (1 - chance) * beyond_chance(e[metric], e.get("agreement_chance", chance))
+        for e in evaluations[:-1]
+    ] + [evaluations[-1][metric]]
 
 
 def _noise(evaluation: dict[str, Any], metric: str) -> float:

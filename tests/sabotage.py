@@ -208,9 +208,9 @@ def kill_a_worker() -> None:
 
 def hang_a_worker(once: str) -> None:
     """The first loader process never begins, as one that was forked with a lock held."""
-    from ssld.data import loading
+    from ssld.data import workers
 
-    loading.START_SECONDS = 2.0
+    workers.START_SECONDS = 2.0
 
     def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:

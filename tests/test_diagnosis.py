@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -10,12 +11,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ssld import diagnosis
 from ssld.config import TeacherConfig
 from ssld.data.loading import Batch
 from ssld.diagnosis import causes
 from ssld.network import Network
 from ssld.teacher import Teacher
-from ssld.teacher_check import NORMALISATIONS
+from ssld.teacher_check import NORMALISATIONS, check_teacher
 
 CLASSES = 12
 COLOURS = torch.rand(CLASSES, 3, generator=torch.Generator().manual_seed(3))
@@ -268,3 +270,24 @@ def test_unreadable_images_do_not_hide_that_all_look_the_same():
     assert found[0].startswith("dead layers: from 0 on,")
     first.weight[5:] = 1  # the grey ones do look different
     assert only(causes(network, initial, parts, None)).startswith(HEALTHY)
+
+
+def test_without_labels_a_seemingly_better_preprocessing_is_no_cause(monkeypatch):
+    """On another domain a right teacher may well tell more with its channels swapped."""
+    check = check_teacher(teacher().networks[0], batches(labeled=False))  # type: ignore[arg-type]
+    assert check.findings == check.hints == []
+    hinted = dataclasses.replace(check, hints=["colour channels swapped: predictions tell more"])
+    monkeypatch.setattr(diagnosis, "check_teacher", lambda *_: hinted)
+    healthy, hint = diagnose(*moved(), teacher(), labeled=False)
+    assert healthy.startswith(HEALTHY) and hint.startswith("hint on the teacher, colour channels")
+    said = only(diagnose(*moved(share=1e-5), teacher(), labeled=False))
+    assert said.startswith("learning rate too low")  # where there is a cause, no hint is needed
+
+
+def test_a_teacher_of_no_numbers_is_the_cause():
+    broken = teacher()
+    with torch.no_grad():
+        broken.networks[0].model.known[2] = torch.inf  # type: ignore[union-attr, index]
+    said = diagnose(*moved(), broken)[0]
+    assert said.startswith("the teacher cannot teach, its predictions are not finite")
+    assert "learning rate" not in said and "nan%" not in said.lower()

@@ -18,6 +18,7 @@ from ssld.data.loading import Batch
 from ssld.divergence import divergence
 from ssld.tally import EXAMPLES, Tally
 
+LABELED = ("top1", "top5", "ece", "labeled", "top1_chance")
 CPU = torch.device("cpu")
 
 
@@ -72,6 +73,11 @@ def naive_ece(log_s: np.ndarray, labels: np.ndarray) -> float:
     return total
 
 
+def _chance(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of all pairs, one of each, that agree."""
+    return float((a[:, None] == b[None, :]).mean())
+
+
 def expected(draw: Draw) -> dict[str, float]:
     seen = draw.weight > 0
     log_s, log_t = draw.log_s[seen], draw.log_t[seen]
@@ -90,6 +96,8 @@ def expected(draw: Draw) -> dict[str, float]:
         "classes_student": len(set(log_s.argmax(1))) / draw.classes,
         "classes_teacher": len(set(log_t.argmax(1))) / draw.classes,
         "images": seen.sum(),
+        "labeled": known.sum(),
+        "top1_chance": _chance(log_s.argmax(1)[known], labels[known]),
         "ece": naive_ece(log_s[known], labels[known]),
     }
 
@@ -151,7 +159,7 @@ def test_labels_change_only_what_speaks_of_labels():
     draw.labels[:] = -1
     without = draw.tally()
     assert without.counted("top1") == (0, 0) and without.bins.sum() == 0
-    rest = {k: v for k, v in labeled.items() if k not in ("top1", "top5", "ece")}
+    rest = {k: v for k, v in labeled.items() if k not in LABELED}
     assert without.metrics() == rest
 
 
@@ -159,7 +167,7 @@ def test_without_a_teacher_nothing_speaks_of_one():
     draw = Draw()
     wanted = expected(draw)
     found = draw.tally((100, 140), teacher=False)
-    names = {"top1", "top5", "ece", "entropy_student", "classes_student", "images"}
+    names = {*LABELED, "entropy_student", "classes_student", "images"}
     assert found.metrics().keys() == names
     assert all(found.metrics()[n] == pytest.approx(wanted[n], rel=1e-5) for n in names)
     assert found.examples == []

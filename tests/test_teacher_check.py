@@ -6,6 +6,8 @@ right only under the normalisation, channel order and class order that it was ma
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -104,8 +106,49 @@ def test_a_wrong_normalisation_is_named_without_labels(right):
     given = "0 to 255" if right == "ImageNet's" else "ImageNet's"
     found = check_teacher(network(given, right=right), batches(labeled=False))
     assert found.labeled == 0 and found.top1 == {}
-    assert any(f.startswith(f"normalisation {right}: ") for f in found.findings)
+    said = next(f for f in found.findings if f.startswith(f"normalisation {right}: "))
+    assert "times too large" in said if right == "ImageNet's" else "times too small" in said
+    assert str([round(x, 4) for x in NORMALISATIONS[right][0]]) in said
     assert all("judged without labels" in f for f in found.findings)
+
+
+@pytest.mark.parametrize("given", ["Inception's", "CLIP's", "0 to 1"])
+def test_what_tells_more_without_labels_is_no_more_than_a_hint(given):
+    """Two narrow domains that look alike as they are given, and not in another way."""
+    net = network(given, right=given)
+    two = [[0.5, 0.5, 0.1], [0.5, 0.5, 0.8]]
+    mean, std = (torch.tensor(x) for x in NORMALISATIONS[given])
+    with torch.no_grad():  # sure that both are the first; swapped, one is the second
+        net.model.known[:] = 50
+        net.model.known[0] = (torch.tensor([0.1, 0.5, 0.5]) - mean) / std
+        net.model.known[1] = (torch.tensor([0.95, 0.5, 0.48]) - mean) / std
+    pixels = (255 * torch.tensor(two)).round().to(torch.uint8)[torch.arange(40) % 2]
+    images = pixels[:, None, None].expand(40, 4, 4, 3).contiguous()
+    batch = Batch(images, torch.ones(40), torch.full((40,), -1), ["x"] * 40, [])
+    found = check_teacher(net, [batch])
+    assert found.information[SWAPPED] > 1.2 * found.information[GIVEN] + 0.1
+    assert found.findings == [] and found.fault is None
+    assert found.hints[0].startswith(f"{SWAPPED}: ") and "proves nothing" in found.hints[0]
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_teacher_of_no_numbers_is_at_fault_and_nothing_else_is_said(labeled):
+    net = network()
+    with torch.no_grad():
+        net.model.known[7] = torch.nan
+    found = check_teacher(net, batches(labeled=labeled))
+    assert found.fault and "480 of 480 images (0, 1, 2, 3, 4, 5, 6, 7 and 472 more)" in found.fault
+    assert found.findings == found.hints == [] and found.information == found.top1 == {}
+
+
+def test_a_constant_teacher_is_at_fault_unless_its_preprocessing_is():
+    net = network()
+    net.model.sharpness = 0.0
+    assert check_teacher(net, batches()).fault == (
+        "it predicts exactly the same for 480 different images"
+    )
+    alike = [dataclasses.replace(b, images=torch.full_like(b.images, 90)) for b in batches()]
+    assert check_teacher(net, alike).fault is None
 
 
 def test_information_is_what_predictions_tell_about_an_image():

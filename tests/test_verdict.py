@@ -302,3 +302,18 @@ def test_a_finished_run_says_what_came_of_it(evaluations, said):
         finished=True,
     )
     assert found.sentence.startswith(said) and "consider stopping" not in found.sentence
+
+
+def test_predictions_that_are_no_numbers_are_named_without_a_percentage():
+    nan = float("nan")
+    bad = evaluation(agreement1=0.0, entropy_student=nan, divergence=nan)
+    assert symptoms(bad, CLASSES) == ["its predictions are not finite (NaN or infinite)"]
+    for early in (True, False):
+        found = judge(
+            [evaluation(1), bad | {"epoch": 2.0}],
+            metric="divergence",
+            num_classes=CLASSES,
+            share_of_peak=0.5,
+            early=early,
+        )
+        assert "not finite" in found.sentence and "nan%" not in found.sentence.lower()

@@ -1,23 +1,20 @@
 """The model card of a release, from the facts of its `ssld.json`: front matter that the hub's own
 classes and YAML write, a body that people read, and `.eval_results/` for leaderboards.
 
-Whatever a fact says is a stranger's text: folder names, class names and pulled manifests reach
-this file. It gets onto the card in three ways only, all below `_clean`: `prose` (every character
-that Markdown or HTML could take for syntax as a numeric entity, which CommonMark 0.31, section 2.5,
-never takes for structure), `code` (a code span) and `_block` (a fence longer than any inside it).
+Whatever a fact says is a stranger's text; it gets onto the card by `zoo/card_text.py` only.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from zoo.card_text import block, clean, code, prose, slug
 from zoo.errors import InputError
 from zoo.licences import TERMS_FILE, front_matter, is_loud, known, of_release, timm_weights
 
@@ -38,8 +35,8 @@ SHARES = tuple(METRICS)[:6]
 REPORTED = {"top1": "accuracy", "top5": "accuracy", "agreement1": "agreement"}
 """What goes into the front matter and to leaderboards: our name -> the hub's metric type."""
 HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-LIMIT, RECIPE_LIMIT = 2_000, 20_000
-"""Characters of one text, and of the recipe, on a card; all of it is in ssld.json."""
+RECIPE_LIMIT = 20_000
+"""Characters of the recipe on a card; all of it is in ssld.json."""
 Facts = Mapping[str, Any]
 
 
@@ -71,39 +68,6 @@ def write_card(folder: Path, facts: Facts, repo: str | None = None) -> None:
         _write(folder / TERMS_FILE, "\n\n".join(_license_section(facts)) + "\n")
 
 
-def prose(text: object, limit: int = LIMIT) -> str:
-    """Any text as plain words of a Markdown paragraph, heading or table cell."""
-    cleaned = _clean(text, limit)
-    # A word joiner: some renderers make links of bare addresses after entities were decoded.
-    cleaned = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", cleaned, flags=re.IGNORECASE)
-    escaped = re.sub(r"[^\w\s.,:;?!%/()'\"\u2060-]|(?<!\w)_|_(?!\w)", _entity, cleaned)
-    return re.sub(r"^(?:-|\d+(?=[.)]))", _entity, escaped)  # or it would begin a list
-
-
-def code(text: object, limit: int = 256) -> str:
-    """Any text as a code span, also in a table."""
-    return f"`{_clean(text, limit).replace('`', chr(39)).replace('|', '¦') or '?'}`"
-
-
-def _clean(text: object, limit: int) -> str:
-    """One line without control, format or unassigned characters, cut to `limit`."""
-    whole = str(text)[: 8 * limit]
-    seen = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in whole)
-    line = " ".join(seen.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def _entity(match: re.Match[str]) -> str:
-    return "".join(f"&#{ord(c)};" for c in match.group())
-
-
-def _block(language: str, text: str) -> str:
-    """A fenced block that its own text cannot close."""
-    longest = max(map(len, re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
 def _yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
@@ -111,11 +75,6 @@ def _yaml(content: Any) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def slug(text: object) -> str:
-    """A file's or a model's name made of any text."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", _clean(text, 96)).strip("-.") or "model"
 
 
 def _front_matter(facts: Facts) -> dict[str, Any]:
@@ -127,7 +86,7 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
         EvalResult(
             task_type="image-classification",
             dataset_type=_dataset_id(metric, facts),
-            dataset_name=_clean(metric.get("dataset") or "held-out images", 96),
+            dataset_name=clean(metric.get("dataset") or "held-out images", 96),
             metric_type=REPORTED[metric["name"]],
             metric_name=METRICS[metric["name"]],
             metric_value=round(float(metric["value"]), 6),
@@ -192,7 +151,7 @@ def _leaderboards(facts: Facts) -> dict[str, list[dict[str, Any]]]:
             dataset_id=dataset,
             task_id=metric["name"],
             value=round(float(metric["value"]), 6),
-            source_url=_clean(source, 512) if re.match(r"https?://", source) else None,
+            source_url=clean(source, 512) if re.match(r"https?://", source) else None,
             notes="; ".join(_notes(metric)) or None,
         )
         found.setdefault(slug(dataset), []).append(entry)
@@ -204,8 +163,10 @@ def _notes(metric: Mapping[str, Any]) -> Iterator[str]:
         yield f"95 % interval {metric['low']:.6f} to {metric['high']:.6f}"
     if metric.get("images") is not None:
         yield f"{int(metric['images'])} images"
+    if metric.get("chance") is not None:
+        yield f"{metric['chance']:.6f} by chance"
     if metric.get("command"):
-        yield _clean(metric["command"], 512)
+        yield clean(metric["command"], 512)
 
 
 def _body(folder: Path, facts: Facts, repo: str | None) -> Iterator[str]:
@@ -213,8 +174,10 @@ def _body(folder: Path, facts: Facts, repo: str | None) -> Iterator[str]:
     yield f"# {prose(facts['name'], 96)}"
     if loud:
         yield _alert("WARNING", facts["license"]["note"])
-    if str(facts.get("verdict") or "").startswith("not learning"):
+    if str(facts.get("verdict") or "").removeprefix("finished, ").startswith("not learning"):
         yield _alert("WARNING", f"The run's own verdict: {facts['verdict']}")
+    if facts.get("symptoms"):
+        yield _alert("WARNING", f"Of these very weights: {'; '.join(facts['symptoms'])}.")
     yield _summary(facts)
     if facts.get("description"):
         yield prose(facts["description"])
@@ -268,7 +231,7 @@ def _usage(facts: Facts, repo: str | None) -> Iterator[str]:
     lines.append(f'model = timm.create_model("{name}", pretrained=True).eval()')
     cfg = "timm.data.resolve_model_data_config(model)"
     lines.append(f"transform = timm.data.create_transform(**{cfg})")
-    yield _block("python", "\n".join(lines))
+    yield block("python", "\n".join(lines))
     if repo:
         yield "`@` and a commit's 40 digits after the name pin the weights."
 
@@ -287,10 +250,18 @@ def _results(facts: Facts) -> Iterator[str]:
     if not metrics:
         return
     yield "## Results"
+    if facts.get("verdict"):
+        at = facts.get("verdict_step")
+        where = f", of step {int(at):,}" if at is not None else ""
+        yield f"The run's last verdict{where}: {prose(facts['verdict'])}."
+    if facts.get("chosen"):
+        yield f"{prose(facts['chosen'])}."
+    chances = any(m.get("chance") is not None for m in metrics)
     rows = [
         (
             METRICS.get(m["name"]) or prose(m["name"], 96),
             _number(m["name"], m["value"]),
+            *([_chance(m)] if chances else []),
             f"{_number(m['name'], m['low'])} to {_number(m['name'], m['high'])}"
             if m.get("low") is not None
             else "not known",
@@ -299,14 +270,21 @@ def _results(facts: Facts) -> Iterator[str]:
         )
         for m in metrics
     ]
-    yield _table(("metric", "value", "95 % interval (Wilson)", "images", "measured on"), rows)
-    commands = dict.fromkeys(_clean(m["command"], 512) for m in metrics if m.get("command"))
+    by_chance = ("by chance",) if chances else ()
+    head = ("metric", "value", *by_chance, "95 % interval (Wilson)", "images", "measured on")
+    yield _table(head, rows)
+    commands = dict.fromkeys(clean(m["command"], 512) for m in metrics if m.get("command"))
     if commands:
         yield "How these numbers were made; run it in this folder, with the place of your own copy:"
-        yield _block("bash", "\n".join(commands))
-    sources = dict.fromkeys(_clean(m["source"], 512) for m in metrics if m.get("source"))
+        yield block("bash", "\n".join(commands))
+    sources = dict.fromkeys(clean(m["source"], 512) for m in metrics if m.get("source"))
     if sources:
         yield f"Published by: {', '.join(code(source, 512) for source in sources)}"
+
+
+def _chance(metric: Mapping[str, Any]) -> str:
+    known = metric.get("chance")
+    return "–" if known is None else _number(metric["name"], known)
 
 
 def _number(name: str, value: Any) -> str:
@@ -397,4 +375,4 @@ def _recipe(facts: Facts) -> Iterator[str]:
             text = _yaml(facts[key])
             cut = "\n# ... the rest is in ssld.json" if len(text) > RECIPE_LIMIT else ""
             shown = "".join(c for c in text[:RECIPE_LIMIT] if c == "\n" or c.isprintable()) + cut
-            yield f"<details><summary>{title}</summary>\n\n{_block('yaml', shown)}\n\n</details>"
+            yield f"<details><summary>{title}</summary>\n\n{block('yaml', shown)}\n\n</details>"

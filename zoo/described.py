@@ -25,7 +25,7 @@ MAX_CLASSES = 10_000_000
 MAX_ARGUMENT = 8192
 """Of one number among the arguments: a width, a depth, a size in px (timm's largest are 1,536,
 500 and 1,024)."""
-MAX_VALUES = 256
+MAX_VALUES, TEXT_CHARACTERS = 256, 1 << 16
 INTERPOLATIONS = ("bilinear", "bicubic")
 """What evaluation does as timm does it; all weights that timm knows want one of them."""
 CROP_MODES = ("center", "squash", "border")
@@ -158,7 +158,7 @@ def _is_argument(value: Any, most: int, depth: int = 3) -> bool:
             and all(_is_argument(x, most, depth - 1) for x in parts)
         )
     if isinstance(value, str):
-        return len(value) <= MAX_VALUES
+        return len(value) <= MAX_VALUES and _is_text(value)
     return value is None or isinstance(value, bool) or (_is_number(value) and abs(value) <= most)
 
 
@@ -175,11 +175,16 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(x, str) for x in value)
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 1 << 16
+    """Half a surrogate pair, which JSON can hold, could be written to no file afterwards."""
+    return (
+        isinstance(value, str)
+        and len(value) <= TEXT_CHARACTERS
+        and not any("\ud800" <= x <= "\udfff" for x in value)
+    )
 
 
 def _is_texts(value: Any) -> bool:

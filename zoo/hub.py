@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 from zoo.hub_cache import COMMIT, forget, git_hash, hashes, refuse_outside
 from zoo.hub_errors import failures, sentence
 from zoo.release import MANIFEST, naming, read_manifest, same_release, sha256_of, staging, verify
@@ -354,5 +354,4 @@ class _Hub:
 
     def _scrub(self, text: str) -> str:
         text = text.replace(self.endpoint, self.shown)
-        text = text.replace(self.token, "***") if self.token else text
-        return "".join(x if x.isprintable() or x == "\n" else "?" for x in text)  # of a stranger
+        return printable(text.replace(self.token, "***") if self.token else text)

@@ -33,7 +33,7 @@ import numpy as np
 import yaml
 
 from downstream.data.class_lists import LABELMAP, NAMES, rows_of_labelmap, rows_of_names
-from downstream.data.texts import decode_text, require_name, shown
+from downstream.data.texts import decode_text, one_line, require_name, shown
 from ssld.errors import InputError
 
 FILES = ("classes.json", "classes.yaml", "classes.yml", "classes.csv", NAMES, LABELMAP)
@@ -176,7 +176,7 @@ def _tree(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
         is_json = path.suffix == ".json"
         tree = json.loads(text) if is_json else yaml.load(text, yaml.BaseLoader)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(str(error))
         raise InputError(f"{path}: not {path.suffix[1:].upper()} ({said}); mend it") from error
     entries = tree.get("classes") if isinstance(tree, dict) else tree
     if not isinstance(entries, list):
@@ -222,7 +222,7 @@ def _row(entry: Any, i: int, path: Path) -> Row:
     ignore = _truth(entry.get("ignore", False), f"{where}: ignore")
     missing = [field for field in ("id", "name") if field not in entry]
     if missing and not (ignore and missing == ["name"]):
-        others = ", ".join(str(key)[:40] for key in list(entry)[:5] if key not in known)
+        others = ", ".join(one_line(str(key), 40) for key in list(entry)[:5] if key not in known)
         raise InputError(
             f"{where}: the field {missing[0]} is missing"
             + (f" ({others} is none that is known)" if others else "")

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -30,7 +30,14 @@ from downstream.data.annotations import (
     require_finite,
 )
 from downstream.data.outlines import extent
-from downstream.data.texts import decode_text, require_name, require_unique, shown, writable
+from downstream.data.texts import (
+    decode_text,
+    one_line,
+    require_name,
+    require_unique,
+    shown,
+    writable,
+)
 from ssld.errors import InputError
 
 BBOX = ("bbox[0] (x)", "bbox[1] (y)", "bbox[2] (width)", "bbox[3] (height)")
@@ -67,7 +74,7 @@ def read_coco(path: str, folder: str | None = None) -> Annotations:
     image = _numbers(path, annotations, "image_id", image_ids, place, "image")
 
     def where(j: int) -> str:
-        return f"{path}: {place(j)} of image {names[image[j]]!r}"
+        return f"{path}: {place(j)} of image {shown(names[image[j]])}"
 
     labels = _numbers(path, annotations, "category_id", category_ids, place, "category")
     bbox = _boxes(path, annotations, where)
@@ -107,7 +114,7 @@ def _load(path: str) -> tuple[Entries, Entries, Entries]:
     try:
         content = _parsed(path)
     except (OSError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(str(error))
         raise InputError(f"{path}: cannot be read as json ({said})") from error
     keys = ("images", "annotations", "categories")
     for key in keys:
@@ -249,13 +256,13 @@ def _refuse_box(
 
 def _stated(images: Entries) -> np.ndarray:
     sizes = [(entry.get("height"), entry.get("width")) for entry in images]
-    known = [_number(h) and 0 < h < LARGEST and _number(w) and 0 < w < LARGEST for h, w in sizes]
+    known = [all(_number(side) and 0 < side < LARGEST for side in size) for size in sizes]
     return np.array(
         [size if ok else (UNSTATED, UNSTATED) for size, ok in zip(sizes, known, strict=True)]
     ).astype(np.int64)
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return type(value) is int or type(value) is float
 
 
@@ -339,8 +346,8 @@ def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:
             best, fewest = candidate, missing
     others = f" and {len(fewest) - 1} more of {len(names)}" if len(fewest) > 1 else ""
     raise InputError(
-        f"{path}: images[{fewest[0]}].file_name {names[fewest[0]]!r}{others} is no file in {best}; "
-        f"complete the images, or name their folder as {os.path.basename(path)}::FOLDER"
+        f"{path}: images[{fewest[0]}].file_name {shown(names[fewest[0]])}{others} is no file in "
+        f"{best}; complete the images, or name their folder as {os.path.basename(path)}::FOLDER"
     )
 
 

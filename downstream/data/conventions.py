@@ -101,5 +101,6 @@ def _read(numbers: np.ndarray, what: str) -> np.ndarray:
 
 def _fit(xyxy: np.ndarray, edges: np.ndarray, slack: float | np.ndarray = 1.0) -> np.ndarray:
     """bool [m]: has a size, and lies within its image, give or take `slack` px."""
-    sized = (xyxy[:, 2:] > xyxy[:, :2]).all(1)
-    return sized & (xyxy[:, :2] >= -slack).all(1) & (xyxy[:, 2:] <= edges + slack).all(1)
+    sized = xyxy[:, 2:] > xyxy[:, :2]
+    within = (xyxy[:, :2] >= -slack) & (xyxy[:, 2:] <= edges + slack)
+    return np.logical_and.reduce(sized & within, axis=1)

@@ -12,6 +12,7 @@ The PNGs lie in a folder named as the JSON is, beside it, as COCO's zips unpack.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _annotated(path: Path, tree: dict[str, Any]) -> list[str]:
         where = f"{path}: annotations[{k}].image_id"
         image = _id(path, tree, "annotations", k, "image_id")
         if image not in images:
-            raise InputError(f"{where} is {image!r}, which no image has; mend it")
+            raise InputError(f"{where} is {shown(image)}, which no image has; mend it")
         if images[image] in names:
             raise InputError(
                 f"{where}: {one_line(images[image][:200])} has "
@@ -128,7 +129,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(decode_text(path.read_bytes())[0])
     except (OSError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(str(error))
         raise InputError(f"{path}: cannot be read as JSON ({said})") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
@@ -228,7 +229,7 @@ def _image_folder(path: Path, images: str | None, tree: dict[str, Any]) -> Path:
     here = path.parent
     places = [here / name, here.parent / name, here / "images", here.parent / "images", here]
     for place in places:
-        if (place / first).is_file():
+        if os.path.isfile(place / first):
             return place
     raise InputError(
         f"{path}: images[0].file_name {shown(first)} is in none of "

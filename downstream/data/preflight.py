@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from downstream.data.texts import one_line
 from ssld.run.folder import write_atomically
 
 EXAMPLES = 5
@@ -75,12 +76,12 @@ class BoxReport:
             f"{len(self.classes)} classes",
             "classes (number: name, id in the file, boxes): "
             + ", ".join(
-                f"{i}: {entry.name}, {entry.category_id}, {entry.boxes}"
+                f"{i}: {one_line(entry.name)}, {entry.category_id}, {entry.boxes}"
                 for i, entry in enumerate(self.classes[:SHOWN])
             )
             + (f", {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""),
         ]
-        empty = [entry.name for entry in self.classes if not entry.boxes]
+        empty = [one_line(entry.name) for entry in self.classes if not entry.boxes]
         if empty:
             lines.append(f"no box of {len(empty)} classes: {', '.join(empty[:SHOWN])}")
         lines += [f"fixed: {finding.line()}" for finding in self.fixed]

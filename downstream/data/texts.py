@@ -38,10 +38,12 @@ def shown(value: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)[:200]
 
 
-def one_line(text: str) -> str:
-    """A name for a line of text: white space is one space, what cannot be printed is escaped."""
+def one_line(text: str, most: int = 200) -> str:
+    """A name for a line of text: white space is one space, what cannot be printed is escaped, and
+    what is longer than `most` characters is cut."""
     joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+    return said if len(said) <= most else f"{said[: most - 1]}…"
 
 
 def decode_text(data: bytes, declared: str | None = None) -> tuple[str, str]:

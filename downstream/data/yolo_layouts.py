@@ -248,7 +248,7 @@ def _listed(file: Path, number: int, name: str) -> str:
     here = file.parent
     places = [here / name, here / name.removeprefix("data/"), here / name.partition("/")[2]]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return os.path.normpath(place)
     raise InputError(
         f"{file}: line {number}: {shown(name)} is no file in {here}; complete the images"

@@ -13,7 +13,14 @@ from typing import Any
 
 import yaml
 
-from downstream.data.texts import name_lines, read_text, require_name, require_unique, shown
+from downstream.data.texts import (
+    name_lines,
+    one_line,
+    read_text,
+    require_name,
+    require_unique,
+    shown,
+)
 from ssld.errors import InputError
 
 TABLE = "data.yaml"
@@ -44,7 +51,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(file), yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(str(error))
         raise InputError(f"{file}: cannot be read as YAML ({said})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: is no mapping; give names, and train and val")
@@ -111,8 +118,9 @@ def _place(file: Path, base: str, text: str, split: str) -> Path:
     if text.startswith("../"):  # as Roboflow writes it, which is meant from a folder further down
         places.append(root / text[3:])
     for place in places:
-        if place.exists():
+        if os.path.exists(place):
             return Path(os.path.normpath(place))
     raise InputError(
-        f"{file}: {split} is {text!r}, and there is no {places[0]}; mend path or {split}"
+        f"{file}: {split} is {shown(text)}, and there is no such folder or list in "
+        f"{one_line(str(root / base))} or {root}; mend path or {split}"
     )

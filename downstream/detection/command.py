@@ -18,6 +18,10 @@ def detection(config: DetectionConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
+    from ssld.run.folder import check_out
+
+    require_packages("detection", "faster_coco_eval", *BY_HEAD.get(config.detector.name, ()))
+    check_out(config)  # before torch is imported
     import torch
 
     from downstream.data.box_limits import note_many, note_other_ids, note_small
@@ -27,11 +31,8 @@ def detection(config: DetectionConfig) -> None:
     from downstream.detection.networks import build
     from downstream.detection.task import DetectionTask
     from downstream.start import open_processes, open_sources, start_run
-    from ssld.run.folder import check_out
     from ssld.run.loop import train
 
-    require_packages("detection", "faster_coco_eval", *BY_HEAD.get(config.detector.name, ()))
-    check_out(config)
     accelerator = open_processes(config)
     sources, val = open_sources(config.data, open_boxes)
     note_small(sources, config.augment)

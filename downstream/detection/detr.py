@@ -11,7 +11,8 @@ The pieces of `transformers/models/detr` are put together here instead of taking
 - with auxiliary losses feeds the normalised output of each decoder layer to the next one; in
   the reference the norm is for the loss only;
 - divides the number of boxes by the number of processes twice (accelerate's `reduce` takes the
-  mean already), and raises on boxes that are not numbers.
+  mean already), and raises on boxes that are not numbers;
+- takes the classes' mean over each process's queries, not over those of the whole batch.
 
 Weights of the reference for the loss (models/detr.py, build): class 1, L1 5, GIoU 2, "no object"
 .1, the same for each decoder layer; the matcher's costs are class 1, L1 5, GIoU 2.
@@ -34,8 +35,12 @@ from transformers.models.detr.modeling_detr import (
 )
 
 from downstream.detection.decoding import MAX_DETECTIONS, Detections, clip, detections
+from downstream.detection.over_processes import mean_count, rescale
 
 Targets = list[dict[str, Tensor]]
+
+NO_OBJECT = 0.1
+"""Weight of that class."""
 
 
 class DETR(nn.Module):
@@ -88,7 +93,7 @@ class DETR(nn.Module):
         self.class_labels_classifier = nn.Linear(width, num_classes + 1)
         self.bbox_predictor = DetrMLPPredictionHead(width, width, output_dim=4, num_layers=3)
         matcher = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
-        self.criterion = ImageLoss(matcher, num_classes, eos_coef=0.1, losses=[])
+        self.criterion = ImageLoss(matcher, num_classes, eos_coef=NO_OBJECT, losses=[])
         for part in (self.encoder, self.decoder):
             for weight in part.parameters():
                 if weight.dim() > 1:
@@ -135,9 +140,11 @@ class DETR(nn.Module):
         if not boxes.isfinite().all():  # the matcher would raise; the loop names the term
             count = torch.full_like(count, torch.nan)
             boxes = boxes.nan_to_num()
+        share = self._share(targets, logits)
         terms = [
             self._layer_losses(*one, targets, count) for one in zip(logits, boxes, strict=True)
         ]
+        terms = [{**term, "classification": term["classification"] * share} for term in terms]
         auxiliary = [loss for layer in terms[:-1] for loss in layer.values()]
         return terms[-1] | ({"auxiliary": torch.stack(auxiliary).sum()} if auxiliary else {})
 
@@ -154,14 +161,19 @@ class DETR(nn.Module):
             "giou": 2 * corners["loss_giou"],
         }
 
+    def _share(self, targets: Targets, logits: Tensor) -> Tensor:
+        """By what the classes' weighted mean over this process's queries is to be multiplied to be
+        that over the whole batch."""
+        _, batch, queries, _ = logits.shape
+        matched = sum(min(len(t["boxes"]), queries) for t in targets)
+        weight = matched + NO_OBJECT * (batch * queries - matched)
+        return rescale(logits.new_tensor(float(weight)), self.training)
+
     def _boxes_per_process(self, targets: Targets, like: Tensor) -> Tensor:
         """Mean over the processes, at least 1: so that two are worth one with twice the batch. In
         eval mode of this one, as then the processes need not have as many batches."""
         count = like.new_tensor(float(sum(len(t["boxes"]) for t in targets)))
-        if self.training and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count = count / torch.distributed.get_world_size()
-        return count.clamp(min=1)
+        return mean_count(count, self.training).clamp(min=1)
 
     def _decode(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> list[Detections]:
         """The best class of each query (models/detr.py, PostProcess), best queries first."""

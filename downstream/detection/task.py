@@ -22,6 +22,7 @@ from downstream.detection.average_precision import Detections
 from downstream.detection.batches import BoxBatch, EvalBoxes, TrainBoxes
 from downstream.detection.config import DetectorConfig
 from downstream.detection.model import DetectionModel
+from downstream.detection.over_processes import pad_to_largest
 from downstream.drawing import SHEET_PX, draw_boxes, sheet
 from downstream.held_out import write_held_out
 from downstream.report import write_picture, write_report
@@ -148,7 +149,10 @@ class DetectionTask(AnnotatedTask):
         the batch. An unreadable image is not shown to it."""
         kept = batch.weight.nonzero()[:, 0].tolist() or list(range(len(batch.ids)))
         targets = [batch.targets[i] for i in kept]
-        terms = detector(batch.images[kept], batch.sizes[kept], targets)
+        # With square views all have the size of the batch.
+        same = self.augment.resize == "square"
+        images = batch.images if same else pad_to_largest(batch.images)
+        terms = detector(images[kept], batch.sizes[kept], targets)
         return {name: loss.float().expand(len(batch.ids)) for name, loss in terms.items()}
 
     def evaluate(self, detector: DetectionModel, batches: Iterable[BoxBatch]) -> DetectionScore:

@@ -12,6 +12,8 @@ faster_rcnn.py, retinanet.py, fcos.py; BSD-3-Clause): RetinaNet matches at IoU .
   as map / picture, and a picture of 100 px padded to 160 would halve every coordinate for good.
 - Whatever leaves a head is float32, and so are anchors, losses and decoding: bfloat16, as autocast
   would have it, rounds 300 px to a multiple of 2.
+- FCOS divides its losses by the cells of the whole batch that learn a box, not of each process's
+  part. (RetinaNet's are by image; Faster R-CNN's are of boxes that are drawn in each process.)
 - At most 100 boxes (what COCO evaluates), class numbers from 0.
 """
 
@@ -37,6 +39,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from torchvision.ops.poolers import LevelMapper
 
 from downstream.detection.decoding import MAX_DETECTIONS, Detections
+from downstream.detection.over_processes import rescale
 from ssld.errors import InputError
 
 Targets = list[dict[str, Tensor]]
@@ -229,6 +232,21 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         return {"classification": losses["classification"], "boxes": losses["bbox_regression"]}
 
 
+class _SharedFCOSHead(FCOSHead):
+    """Divides its losses by what is in the batch of all processes."""
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        share = rescale(torch.stack([(x >= 0).sum() for x in matched_idxs]).sum(), self.training)
+        return {name: loss * share for name, loss in losses.items()}
+
+
 class FCOS(TorchvisionFCOS, _Thresholded):
     """FCOS (arXiv:1904.01355) on strides 8 to 32 and P6, P7 from P5. It has no anchors: a level
     finds the boxes whose farthest side is 4 to 8 strides from the point.
@@ -262,7 +280,7 @@ class FCOS(TorchvisionFCOS, _Thresholded):
             _Channels(channels),
             num_classes,
             anchor_generator=Anchors([(s,) for s in strides], (1.0,), strides),
-            head=FCOSHead(channels, 1, num_classes),
+            head=_SharedFCOSHead(channels, 1, num_classes),
             score_thresh=score_threshold,
             nms_thresh=nms_iou,
             detections_per_img=MAX_DETECTIONS,

@@ -12,6 +12,7 @@ anew. What differs, and why:
 - The heatmap's loss is computed from logits, not from probabilities clamped into [1e-4, 1 - 1e-4],
   so that a cell that is very wrong still has a gradient.
 - Convolutions before batch norm have no bias, which the norm would take away again.
+- Losses are divided by the peaks and weights of the whole batch, not of each process's part.
 - Distances start at 16 px, not at 0: they pass a ReLU, and of six random starts at 0 two had a side
   whose output was negative in every cell that learns a box, which then never gets a gradient.
 """
@@ -28,6 +29,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from downstream.detection.decoding import MAX_DETECTIONS, Detections, clip, detections
 from downstream.detection.deformable import DeformableConv
+from downstream.detection.over_processes import rescale
 from downstream.detection.ttfnet_targets import TTFNetTargets, ttfnet_targets
 from ssld.errors import InputError
 
@@ -42,6 +44,7 @@ HEATMAP_PRIOR = 0.01
 """What the heatmaps say everywhere before training (RetinaNet, arXiv 1708.02002, section 4.1)."""
 DISTANCE_UNIT_PX = 16.0
 """Distances to a box's sides are relu(output) times this (`wh_offset_base`)."""
+EPSILON = 1e-4
 BOX_WEIGHT = 5.0
 """Of the boxes' loss, the heatmap's being 1 (`wh_weight`)."""
 
@@ -95,8 +98,8 @@ class TTFNet(nn.Module):
 
         Returns:
             With targets "heatmap" and "boxes", float32 scalars, finite also without any box. Both
-            are normalised by what is in this process's batch (number of peaks, sum of weights), as
-            in the references. Otherwise per image "boxes" float32 [k, 4] xyxy px within the
+            are normalised by what is in the batch (number of peaks, sum of weights), in training
+            that of all processes. Otherwise per image "boxes" float32 [k, 4] xyxy px within the
             picture, "scores" float32 [k] and "labels" int64 [k], best first, k <= 100.
         """
         heatmap, distances = self.raw(images)
@@ -104,9 +107,11 @@ class TTFNet(nn.Module):
             return detections(*self.decode(heatmap, distances, sizes), self.score_threshold)
         h, w = heatmap.shape[-2:]
         wanted = ttfnet_targets(targets, self.num_classes, (h, w), STRIDES[0])
+        peaks = rescale((wanted.heatmap == 1).sum(), self.training)
+        weights = rescale(wanted.weights.sum() + EPSILON, self.training, EPSILON)
         return {
-            "heatmap": heatmap_loss(heatmap, wanted.heatmap),
-            "boxes": BOX_WEIGHT * box_loss(distances, wanted),
+            "heatmap": heatmap_loss(heatmap, wanted.heatmap) * peaks,
+            "boxes": BOX_WEIGHT * box_loss(distances, wanted) * weights,
         }
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +179,7 @@ def box_loss(distances: Tensor, targets: TTFNetTargets) -> Tensor:
     *_, h, w = distances.shape
     reach = distances.permute(0, 2, 3, 1).reshape(-1, 4)[targets.cells]
     losses = generalized_box_iou_loss(_boxes(targets.cells % (h * w), reach, w), targets.boxes)
-    return (losses * targets.weights).sum() / (targets.weights.sum() + 1e-4)
+    return (losses * targets.weights).sum() / (targets.weights.sum() + EPSILON)
 
 
 def _boxes(cells: Tensor, reach: Tensor, width: int) -> Tensor:

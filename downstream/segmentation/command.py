@@ -29,6 +29,10 @@ def segmentation(config: SegmentationConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
+    from ssld.run.folder import check_out
+
+    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
+    check_out(config)  # before torch is imported
     import torch
 
     from downstream.data.masks import open_masks
@@ -36,11 +40,8 @@ def segmentation(config: SegmentationConfig) -> None:
     from downstream.segmentation.networks import build
     from downstream.segmentation.task import SegmentationTask
     from downstream.start import open_processes, open_sources, start_run
-    from ssld.run.folder import check_out
     from ssld.run.loop import train
 
-    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
-    check_out(config)
     accelerator = open_processes(config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
     if config.segmenter.name == "deeplabv3plus" and images < 2:

@@ -42,6 +42,8 @@ COLUMNS = {
     "steps": "int64",
     "epochs": "double",
     "images": "int64",  # to train on
+    "held_out_images": "int64",
+    "held_out_labels": "int64",  # images that top-1 is a share of
     "teacher_top1": "double",
     "resolution": "int64",  # px, as the stage `fix` chose it
     "run": "string",  # folder, seen from the table
@@ -79,7 +81,7 @@ def read_stage(folder: Path) -> Row:
     evaluated = at_step[-1] if at_step else {}
     speeds = [line["images_per_second"] for line in train]
     teacher = facts.get("teacher_top1")
-    row = {key: evaluated.get(key) for key in EVALUATED}
+    row = _evaluated(evaluated)
     row |= {"exported_step": step, "steps": facts.get("steps")}
     row["epochs"] = lines[-1]["epoch"] if lines else None
     row["images"] = sum((facts.get("images") or {}).values()) or None
@@ -93,8 +95,13 @@ def read_stage(folder: Path) -> Row:
 
 def _at_resolution(found: dict[str, Any]) -> Row:
     """The student of `ssld fix` is for the resolution chosen, and worth what it is there."""
-    seen = {key: found["metrics"].get(key) for key in EVALUATED}
-    return {"resolution": found["chosen"], **seen}
+    return {"resolution": found["chosen"], **_evaluated(found["metrics"])}
+
+
+def _evaluated(metrics: Mapping[str, Any]) -> Row:
+    counts = {"held_out_images": metrics.get("images"), "held_out_labels": metrics.get("labeled")}
+    whole = {key: None if count is None else round(count) for key, count in counts.items()}
+    return {**{key: metrics.get(key) for key in EVALUATED}, **whole}
 
 
 def tidy(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ssld.ablate.grid import SEED, Ablation, Cell
 from ssld.ablate.state import Row
+from ssld.evaluate import wilson
 from ssld.text_table import ABSENT
 
 METRICS = {"top1": "top-1", "agreement1": "agreement@1", "ap": "AP", "miou": "mIoU"}
@@ -15,11 +17,31 @@ Place = tuple[str, ...]
 """A value on each axis but that of the seeds, as text."""
 
 
+INTERVALS = {
+    "seeds": "bars: 95 % interval of the mean over seeds (Student's t), on the same images",
+    "two": "bars: from one of two seeds to the other, too few for an interval",
+    "images": "bars: 95 % interval over held-out images (Wilson); one seed, how others differ is "
+    "not known",
+}
+"""What a bar of a plot is, by the kind of `Interval`."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Of a share."""
+
+    kind: str
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Spread:
     """Values of the same cell under several seeds."""
 
     points: tuple[float, ...]
+    images: int | None = None
+    """Of which the one value is a share, where it is the only one and that is known."""
 
     @property
     def mean(self) -> float:
@@ -29,6 +51,20 @@ class Spread:
     def deviation(self) -> float | None:
         """Of a sample, that is with n - 1; None with one seed."""
         return statistics.stdev(self.points) if len(self.points) > 1 else None
+
+    def interval(self) -> Interval | None:
+        """How far off the mean may be."""
+        count, mean = len(self.points), self.mean
+        if count == 1 and self.images:
+            return Interval("images", *wilson(mean * self.images, self.images))
+        if count < 2 or self.deviation is None:
+            return None
+        if count == 2:
+            return Interval("two", min(self.points), max(self.points))
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, count - 1)) * self.deviation / math.sqrt(count)
+        return Interval("seeds", max(0.0, mean - half), min(1.0, mean + half))
 
     def percent(self) -> str:
         if not self.points:
@@ -61,6 +97,11 @@ class Summary:
     def spread(self, cells: Sequence[Cell], stage: str, metric: str) -> Spread:
         values = (self.value(cell, stage, metric) for cell in cells)
         return Spread(tuple(x for x in values if x is not None))
+
+    def images(self, cell: Cell, stage: str, metric: str) -> int | None:
+        """Held-out images of which a metric is a share; None where it is no share or not known."""
+        counts = {"top1": "held_out_labels", "agreement1": "held_out_images"}
+        return self.rows[cell.name, stage].get(counts.get(metric, ""))
 
     def measured(self) -> list[tuple[str, str]]:
         """(stage, metric) of what some cell has."""
@@ -117,7 +158,7 @@ def explained(found: Summary) -> str:
         said += "agreement@1 is with a cell's own teacher"
         said += ", which is not the same in all rows." if found.several_teachers() else "."
     if "fix" in found.ablation.stages:
-        said += " After fix: at the resolution that these very images chose."
+        said += " After fix: at the resolution that one half of these images chose, on the other."
     return said.strip().replace(".  ", ". ")
 
 

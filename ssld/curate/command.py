@@ -27,7 +27,7 @@ import yaml
 
 from ssld import cli
 from ssld.curate.config import CurateConfig, ExplainConfig
-from ssld.errors import InputError
+from ssld.errors import InputError, Interrupted
 from ssld.run.folder import LOCK, TEMPORARY, locked, write_atomically
 from ssld.run.overwrite import inputs_inside
 
@@ -53,12 +53,33 @@ STAGES = {
 }
 
 
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    """
+    Raises:
+        Interrupted: another process of this curation is gone.
+    """
+    from ssld.run.loop import lost_process
+
+    try:
+        yield
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        said = str(lost).replace("of this run", "of this curation")
+        said = said.replace("go on with --resume", "the same command goes on")
+        raise Interrupted(said) from error
+
+
+@_lost_processes()
 def curate(config: CurateConfig, stage: str | None = None) -> None:
     """Run `stage` and what it needs, or everything.
 
     Raises:
         InputError: bad settings, sources or weights; an empty protected set; too many unreadable
             files; a full disk. Tables written so far stay valid.
+        Interrupted: another process is gone; the same command goes on.
     """
     from ssld.curate.images import ImageSet
     from ssld.curate.work import Work

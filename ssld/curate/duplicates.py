@@ -127,6 +127,7 @@ def prepare(work: Work, protected: Index, scorer_key: str | None, views: list[Pa
             ProtectedSet.build(temporary, found, _embeddings(views, rows))
             temporary.replace(folder)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise cannot_write(folder, error) from error
     work.processes.wait()
     return Prepared(folder, name, rows, np.array(ProtectedSet(folder).structureless))

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ssld.class_tables import misfit, table_of
 from ssld.curate import tables
 from ssld.curate.images import ImageSet, Shard, batched, key
 from ssld.curate.index import Index
@@ -31,6 +32,7 @@ from ssld.network import Network
 from ssld.run.batches import Unreadables, eval_batches
 from ssld.run.verify import VERIFY_IMAGES, judge, teacher_labels, unknown_labels
 from ssld.teacher import autocast, open_one
+from ssld.teacher_faults import CURE, samples
 
 VERSION = 1
 STEP = 2.0**-20
@@ -84,12 +86,9 @@ class Scorer:
 
 def _check_classes(network: Network, labeled: ImageSet | None) -> None:
     for source in labeled.sources if labeled else []:
-        names = source.class_names
-        if names and len(names) != network.num_classes:
-            raise InputError(
-                f"labeled {source.path}: names {len(names)} classes but the teacher has "
-                f"{network.num_classes}: take a teacher of these classes, or leave `labeled` out"
-            )
+        problem = misfit(table_of("the teacher", network), [source], f"labeled {source.path}")
+        if problem:
+            raise InputError(f"{problem}: take a teacher of these classes, or leave `labeled` out")
 
 
 def score(work: Work, scorer: Scorer, index: Index) -> Scores:
@@ -120,6 +119,12 @@ def _table(
     embeddings: np.ndarray,
 ) -> pa.Table:
     readable = batch.weight.numpy() > 0
+    wrong = np.flatnonzero(np.isnan(probabilities).any(1) & readable)
+    if len(wrong):
+        named = samples([images.sample_id(rows[i]) for i in wrong])
+        raise InputError(
+            f"the teacher's predictions are not finite (NaN or infinite) for {named}; {CURE}"
+        )
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, : tables.TOP]
     top = np.take_along_axis(probabilities, order, axis=1)
     lacking = ((0, 0), (0, tables.TOP - order.shape[1]))  # a teacher of fewer classes

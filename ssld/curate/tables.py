@@ -7,6 +7,7 @@ pairs.parquet       gallery against protected      inside.parquet     selected a
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -146,7 +147,8 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path, columns: list[str] | None = None, **filters: str) -> pa.Table:

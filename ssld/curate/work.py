@@ -40,14 +40,9 @@ class Processes:
 
     def _state(self) -> Any:
         # Not before it is needed: importing torch takes longer than curating a thousand images.
-        from datetime import timedelta
+        from ssld.run.topology import open_processes
 
-        import torch
-        from accelerate import PartialState
-
-        cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-        # The slowest piece decides how long the others wait; the default is 10 to 30 minutes.
-        return PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=timedelta(days=7))
+        return open_processes()
 
 
 @dataclass

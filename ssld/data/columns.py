@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from ssld.errors import InputError
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 IMAGES = ("image", "img", "picture", "jpg", "png", "webp")
 """Names of columns of images, beside our own `bytes`; another one is taken where it is the only
@@ -76,8 +79,9 @@ def _features(schema: pa.Schema) -> dict:
 def _class_names(features: dict, label: str | None) -> list[str] | None:
     feature = features.get(label) if label else None
     names = feature.get("names") if isinstance(feature, dict) else None
-    good = isinstance(names, list) and names and all(isinstance(x, str) and x for x in names)
-    return names if good and len(set(names)) == len(names) else None
+    if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names):
+        return None
+    return names if names and len(set(names)) == len(names) else None
 
 
 def _field(kind: pa.DataType, name: str) -> bool:

@@ -69,17 +69,18 @@ def decode(data: bytes, reduce: int = 1) -> np.ndarray:
 def _stored_size(data: bytes) -> tuple[int, int]:
     """Height and width in px as they are stored; of a file or of its beginning."""
     if data[:2] == b"\xff\xd8":
-        height, width = map(int, _jpeg_header(data)[:2])
+        height, width, _ = _jpeg_header(data)
         _refuse_bomb(height, width)
         return height, width
     with _decoding(data), _open(data) as image:
         return image.height, image.width
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, str, str]:
-    """Height, width, colour space and subsampling."""
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Height, width and colour space."""
     try:
-        return simplejpeg.decode_jpeg_header(data)
+        height, width, space = simplejpeg.decode_jpeg_header(data)[:3]
+        return int(height), int(width), space
     except ValueError as error:
         raise Unreadable(_reason(data, error)) from error
 

@@ -23,7 +23,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ssld.data.account import Account
@@ -31,6 +31,8 @@ from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
 from ssld.data.folder import class_order
 from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
 from ssld.errors import InputError
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 _NULL = -1
 """In arrays of offsets and sizes."""

@@ -22,7 +22,7 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -32,6 +32,8 @@ from ssld.data.patterns import expand
 from ssld.data.storage import Address, absolute, derived, is_hidden, read_range
 from ssld.data.tar_samples import SCHEMA, Samples, as_text, plain_name, resolve
 from ssld.errors import InputError
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 ACCOUNT = b"ssld.left_out"
 """Where an index's metadata says what the shard holds besides."""

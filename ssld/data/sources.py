@@ -38,8 +38,11 @@ class Source(Protocol):
     class_names: list[str] | None
     """Names of classes, where labels are names: in the source's own order where it states one, else
     sorted (as numbers, where all are)."""
-    account: Account
-    """What it left out."""
+
+    @property
+    def account(self) -> Account:
+        """What it left out."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -101,7 +104,8 @@ def _open(path: str) -> Source:
     if not is_folder and path.lower().endswith(".tar"):
         return ShardSource(path, _of_one_split(path))
     base, colons, split = path.rpartition("::")
-    if colons and not os.path.exists(path) and "/" not in split:
+    chained = is_remote(base) and "." in split  # zip://x::archive.zip
+    if colons and not os.path.exists(path) and "/" not in split and not chained:
         return _open_split(base, split)
     if is_remote(path):
         return _open_remote_folder(path)

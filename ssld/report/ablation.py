@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from ssld.ablate.grid import SEED, Ablation, Axis, Cell, file_name
-from ssld.ablate.summary import METRICS, Spread, Summary, explained, table
+from ssld.ablate.summary import INTERVALS, METRICS, Spread, Summary, explained, table
 from ssld.report import page
 from ssld.run.folder import write_atomically
 
@@ -27,6 +27,8 @@ LOG_FROM = 10.0
 """Largest number of an axis over its smallest from which on its scale may be logarithmic."""
 STAGES = ("-", "--", ":")
 MARKERS = ("o", "s", "^")
+SEEN_FROM = 0.25
+"""Range of what is drawn over its highest value, below which an axis from 0 on hides it."""
 APART, MOST_APART = 6.0, 30.0
 """Between lines of several colours, and of all together; in points."""
 NAMED_APART, WIDTH = 18.0, 240.0
@@ -89,11 +91,20 @@ def draw(found: Summary, axis: Axis) -> Figure:
     for line, shift in zip(lines, _shifts(lines, axis), strict=True):
         _draw_line(figure, plot, line, shift, joined)
     _legend(figure, lines, stages if len(stages) > 1 else [], title, joined)
-    seeds = max((len(spread.points) for line in lines for _, spread in line.points), default=0)
-    if seeds > 1:
-        said = f"mean ± standard deviation over {seeds} seeds; small dots: each seed"
-        figure.supxlabel(said, fontsize=8, color="#57606a")
+    figure.supxlabel(_bars_explained(lines), fontsize=8, color="#57606a")
     return figure
+
+
+def _bars_explained(lines: Sequence[Line]) -> str:
+    spreads = [spread for line in lines for _, spread in line.points]
+    intervals = [spread.interval() for spread in spreads]
+    kinds = {one.kind for one in intervals if one}
+    said = [words for kind, words in INTERVALS.items() if kind in kinds]
+    if None in intervals:
+        said.append("no bar: one seed, and no share of images, or of how many is not known")
+    if any(len(spread.points) > 1 for spread in spreads):
+        said.append("small dots: each seed")
+    return "\n".join(said)
 
 
 def _shifts(lines: Sequence[Line], axis: Axis) -> list[float]:
@@ -110,11 +121,9 @@ def _limit(plot: Axes, axis: Axis, lines: Sequence[Line]) -> None:
     """Set here, as matplotlib does not see lines that are moved aside."""
     spreads = [spread for line in lines for _, spread in line.points]
     ends = [100 * x for spread in spreads for x in spread.points]
-    for spread in spreads:
-        deviation = spread.deviation or 0
-        ends += [100 * (spread.mean - deviation), 100 * (spread.mean + deviation)]
-    margin = 0.08 * (max(ends) - min(ends)) or 1.0
-    plot.set_ylim(min(ends) - margin, max(ends) + margin)
+    for interval in filter(None, (spread.interval() for spread in spreads)):
+        ends += [100 * interval.low, 100 * interval.high]
+    _limit_shares(plot, min(ends), max(ends))
     low, high = min(_places(axis)), max(_places(axis))
     if _log(axis):
         factor = (high / low) ** 0.1
@@ -122,6 +131,22 @@ def _limit(plot: Axes, axis: Axis, lines: Sequence[Line]) -> None:
     else:
         aside = 0.1 * (high - low) if axis.numeric else 0.5
         plot.set_xlim(low - aside, high + aside)
+
+
+def _limit_shares(plot: Axes, low: float, high: float) -> None:
+    """From 0 on, or where differences would be lost there from a break on that can be seen."""
+    margin = 0.08 * (high - low) or 1.0
+    if low - margin <= 0 or high - low >= SEEN_FROM * high:
+        plot.set_ylim(0, 1.04 * high or 1.0)
+        return
+    plot.set_ylim(low - margin, high + margin)
+    x, y = [0, -0.012, 0.012, -0.012, 0.012, 0], [0, 0.01, 0.022, 0.034, 0.046, 0.056]
+    for colour, width in (("white", 5), ("#1b1f24", 1)):
+        plot.plot(x, y, transform=plot.transAxes, color=colour, lw=width, clip_on=False, zorder=5)
+    plot.set_title(
+        f"the axis is broken: it begins at {low - margin:.1f} %, not at 0",
+        loc="left", fontsize=8, color="#57606a",
+    )  # fmt: skip
 
 
 def _lines(found: Summary, axis: Axis, stages: list[str], metric: str) -> tuple[list[Line], str]:
@@ -149,10 +174,13 @@ def _spreads(
     """For each value of the axis, over seeds. Where there are several cells of a seed, their mean;
     of those that are known for all values, as others would compare what is not alike."""
     known: dict[tuple[str, ...], dict[str, float]] = {}
+    images: dict[str, int | None] = {}
     for cell in cells:
-        value = found.value(cell, stage, metric)
+        value, text = found.value(cell, stage, metric), cell.values[axis.name].text
         if value is not None:
-            known.setdefault(cell.others(axis.name), {})[cell.values[axis.name].text] = value
+            known.setdefault(cell.others(axis.name), {})[text] = value
+            alone = text not in images  # a mean over cells is no share of images
+            images[text] = found.images(cell, stage, metric) if alone else None
     one_each = len(known) == len({_seed(found.ablation, place, axis) for place in known})
     whole = {k: x for k, x in known.items() if one_each or len(x) == len(axis.values)}
     spreads = []
@@ -161,7 +189,8 @@ def _spreads(
         for place, x in whole.items():
             if value.text in x:
                 by_seed.setdefault(_seed(found.ablation, place, axis), []).append(x[value.text])
-        spreads.append(Spread(tuple(map(statistics.fmean, by_seed.values()))))
+        means = tuple(map(statistics.fmean, by_seed.values()))
+        spreads.append(Spread(means, images.get(value.text)))
     return spreads
 
 
@@ -227,11 +256,17 @@ def _draw_line(figure: Figure, plot: Axes, line: Line, shift: float, joined: boo
         }
         for x in (shift, shift + BESIDE)
     )
-    deviations = [100 * (spread.deviation or 0) for _, spread in line.points]
+    intervals = [spread.interval() for _, spread in line.points]
+    bars = [
+        [0.0, 0.0]
+        if one is None
+        else [100 * (spread.mean - one.low), 100 * (one.high - spread.mean)]
+        for (_, spread), one in zip(line.points, intervals, strict=True)
+    ]
     plot.errorbar(
         [place for place, _ in line.points],
         [100 * spread.mean for _, spread in line.points],
-        yerr=deviations if any(deviations) else None,
+        yerr=[list(x) for x in zip(*bars, strict=True)] if any(intervals) else None,
         ls=STAGES[line.stage] if joined else "",
         marker=MARKERS[line.stage],
         ms=5.5,

@@ -10,8 +10,7 @@ from ssld.teacher_check import GIVEN
 def describe(result: dict[str, Any]) -> str:
     """The plan as text."""
     schedule, rates, cost = result["schedule"], result["rates"], result["cost"]
-    memory, disk = result["memory"], result["disk"]
-    fits = memory["largest_batch"]
+    memory, disk, fits = result["memory"], result["disk"], result["memory"]["largest_batch"]
     if cost["wall"] == "compute":
         times = rates["loader"] / rates["both"]
         wall = f"compute is the wall, decode could feed {times:.2g} times as much"

@@ -10,7 +10,10 @@ from typing import Any
 
 from ssld.report import page
 from ssld.report.resolutions import figures
+from ssld.report.verdicts import paragraph
+from ssld.resolution import said_of
 from ssld.run.folder import read_lines
+from ssld.verdict import is_not_learning, level
 
 COLUMNS = {
     "top1": "top-1",
@@ -27,8 +30,10 @@ def write_report(out: Path, stages: Sequence[str]) -> None:
     body = [
         f"<h1>{html.escape(out.resolve().name)}</h1>",
         f'<p class="lead">{html.escape(_headline(seen))}</p>',
+        *(paragraph(_evaluations(lines), stage) for stage, (_, lines) in seen.items()),
         '<p class="note">Each stage at the step whose student it exported, on held-out images; the '
-        "resolution fix at the size that it chose, its curves at the one that it trains at.</p>",
+        "resolution fix at the size that it chose, on the images that did not choose it; its "
+        "curves are of those that choose, at the size that it trains at.</p>",
         page.table([_row(out, stage, *found) for stage, found in seen.items()], HEAD),
         f"<p>{' · '.join(_link(stage) for stage in stages)}</p>",
         "<h2>Held-out images, stage after stage</h2>",
@@ -36,11 +41,12 @@ def write_report(out: Path, stages: Sequence[str]) -> None:
     ]
     if "fix" in seen:
         table = json.loads((out / "fix" / "resolutions.json").read_text(encoding="utf-8"))
-        body += ["<h2>Resolution</h2>", *figures(table)]
+        body += ["<h2>Resolution</h2>", *figures(table, seen["fix"][0]["resolution"])]
     page.write_page(out / "report.html", out.resolve().name, body)
 
 
-HEAD = ["stage", *COLUMNS.values(), "px", "steps", "epochs", "peak lr", "hours", "targets"]
+HEAD = ["stage", *COLUMNS.values(), "images", "px"]
+HEAD += ["steps", "epochs", "peak lr", "hours", "targets"]
 Seen = tuple[dict[str, Any], list[dict[str, Any]]]
 """run.json and the lines of metrics.jsonl."""
 
@@ -59,11 +65,37 @@ def at_export(facts: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, A
     return line
 
 
+def _evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["kind"] == "eval"]
+
+
+def _not_learning(facts: dict[str, Any], lines: list[dict[str, Any]]) -> bool:
+    """By its last verdict, or by the evaluation of what it exported."""
+    evaluations = _evaluations(lines)
+    symptoms = facts["exported"].get("symptoms")
+    return bool(symptoms) or bool(evaluations) and is_not_learning(evaluations[-1]["verdict"])
+
+
 def _headline(seen: dict[str, Seen]) -> str:
-    metrics = {stage: at_export(*found) for stage, found in seen.items()}
+    """What came of it; numbers of the same images only, and none of stages that learned nothing."""
+    bad = [stage for stage, found in seen.items() if _not_learning(*found)]
+    if bad:
+        metrics = at_export(*seen[bad[0]])
+        at = f" ({bad[0]}: {level(metrics)})" if level(metrics) else ""
+        return f"Not learning: {', '.join(bad)}{at}. The numbers below are no result."
+    metrics = {stage: at_export(*found) for stage, found in seen.items() if stage != "fix"}
     key = "top1" if all("top1" in x for x in metrics.values()) else "agreement1"
     told = [f"{stage} {x[key]:.1%}" for stage, x in metrics.items() if key in x]
-    return f"{COLUMNS[key].capitalize()}: {', then '.join(told)}." if told else "No evaluation."
+    images = {_images(x, key) for x in metrics.values() if key in x}
+    on = f" on {images.pop():,} held-out images" if len(images) == 1 else ""
+    said = f"{COLUMNS[key].capitalize()}: {', then '.join(told)}{on}." if told else "No evaluation."
+    fixed = seen["fix"][0]["resolution"] if "fix" in seen else None
+    return f"{said} The fix: {said_of(fixed)}." if fixed else said
+
+
+def _images(metrics: dict[str, Any], key: str) -> int:
+    """How many count for a share."""
+    return round(metrics.get("labeled" if key == "top1" else "images", metrics["images"]))
 
 
 def _row(out: Path, stage: str, facts: dict[str, Any], lines: list[dict[str, Any]]) -> list[str]:
@@ -80,8 +112,9 @@ def _row(out: Path, stage: str, facts: dict[str, Any], lines: list[dict[str, Any
     size = (facts.get("resolution") or {}).get("chosen") or facts["student"]["input_size"]
     targets = "teacher" if facts["teacher_sha256"] else "labels"
     epochs = f"{lines[-1]['epoch']:.1f}" if lines else "–"
-    return [stage, *shown, str(size), f"{facts['steps']:,}", epochs, f"{facts['peak_lr']:.4g}",
-            f"{hours:.2f}", targets]  # fmt: skip
+    images = f"{round(metrics['images']):,}" if "images" in metrics else "–"
+    took = [f"{facts['steps']:,}", epochs, f"{facts['peak_lr']:.4g}", f"{hours:.2f}"]
+    return [stage, *shown, images, str(size), *took, targets]
 
 
 def _link(stage: str) -> str:

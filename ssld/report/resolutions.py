@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 from ssld.report import page
+from ssld.resolution import said_of
+from ssld.verdict import NAMES
 
-NAMES = {"top1": "top-1", "agreement1": "agreement@1"}
+SHOWN = ("top1", "agreement1")
 
 
-def figures(table: dict[str, Any]) -> list[str]:
+def figures(table: dict[str, Any], resolution: dict[str, Any]) -> list[str]:
     """Elements of a page.
 
     Args:
         table: what a fix's resolutions.json holds, finished.
+        resolution: what its run.json says.
     """
     metric, name = table["metric"], NAMES[table["metric"]]
-    best, moments = table["chosen"], ("before", "after")
-    series = {moment: [(row["size"], row[metric]) for row in table[moment]] for moment in moments}
+    moments = ("before", "after")
+    series = {
+        moment: [(row["size"], row[metric]) for row in table[moment] if metric in row]
+        for moment in moments
+    }
     rows = [
-        [f"{a['size']} px"] + [f"{row[key]:.2%}" if key in row else "–" for key in NAMES
+        [f"{a['size']} px"] + [f"{row[key]:.2%}" if key in row else "–" for key in SHOWN
                                for row in (b, a)]
         for b, a in zip(table["before"], table["after"], strict=True)
     ]  # fmt: skip
-    head = [f"{NAMES[key]} {moment}" for key in NAMES for moment in moments]
-    fixed = table["classifier"] == "after"
+    head = [f"{NAMES[key]} {moment}" for key in SHOWN for moment in moments]
+    said = said_of(resolution)
     note = (
         f"Trained at {table['trained_at']} px, its classifier fixed at {table['fixed_at']} px. "
-        f"Exported at {best} px, the best by {name}, "
-        f"{'after the fix' if fixed else 'as it came: the fix brought nothing'}; chosen on these "
-        "very images, so a little too good."
+        f"{said[:1].upper()}{said[1:]}."
     )
+    if "images" in table:
+        note += " Table and curve are of the images that report."
     curve = page.curves(f"{name} over test size", series, xlabel="px")
     return [
-        f'<p class="note">{note}</p>',
+        f'<p class="note">{html.escape(note)}</p>',
         page.table(rows, ["held-out images at", *head]),
         f'<div class="row">{curve}</div>',
     ]

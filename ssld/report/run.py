@@ -17,10 +17,10 @@ from ssld.report.training import (
     headline,
     plots_of,
     section,
-    thinned,
     time_curves,
     training_curves,
 )
+from ssld.report.verdicts import paragraph, standing
 from ssld.report.views import views_as_seen
 from ssld.run.folder import versions
 from ssld.run.setup import ClassifierRun
@@ -39,14 +39,17 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
         student: the network as it would be exported.
         tally: of the last evaluation, where there was one.
     """
-    lines, out = run.folder.lines(), run.folder.path
-    train = thinned([line for line in lines if line["kind"] == "train"])
-    evaluations = [line for line in lines if line["kind"] == "eval"]
+    history, out = run.folder.history, run.folder.path
+    train, evaluations = history.training(), history.evaluations()
     title = out.resolve().name
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(headline(run, train))}</p>',
-        _verdict(evaluations),
+        paragraph(evaluations),
+        attempt(
+            "where the student stands",
+            lambda: standing(evaluations, _exported(out), student.num_classes),
+        ),
         attempt("the resolutions", lambda: "".join(_resolutions(out))),
         section("Held-out images", lambda: _progress_curves(evaluations)),
         section("Training", lambda: training_curves(train)),
@@ -55,8 +58,8 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
             lambda: time_curves(train),
             "On the main process. Reduction is the part that the backward pass does not hide; "
             "utilisation (MFU) is against a large matrix product on this device "
-            f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s). `ssld bench` measures the ratio to "
-            "supervised training; the curve derives it from this split.",
+            f"({run.facts['peak_flops'] / 1e12:.2f} TFLOP/s), left out beyond that. `ssld bench` "
+            "measures the ratio to supervised training; the curve derives it from this split.",
         ),
         attempt("classes and confidence", lambda: _predictions(run, tally)),
         section("Views", lambda: [page.picture(*x) for x in views_as_seen(run, student)]),
@@ -72,21 +75,21 @@ def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> N
 def _resolutions(out: Path) -> list[str]:
     """What a resolution fix found, where this run is a finished one."""
     path = out / "resolutions.json"
-    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return ["<h2>Resolution</h2>", *resolutions.figures(table)] if "after" in table else []
+    found = _facts_on_disk(out).get("resolution")
+    if not found or not path.is_file():
+        return []
+    table = json.loads(path.read_text(encoding="utf-8"))
+    return ["<h2>Resolution</h2>", *resolutions.figures(table, found)]
 
 
-def _verdict(evaluations: Lines) -> str:
-    if not evaluations:
-        return '<p class="verdict">No verdict: no evaluation yet.</p>'
-    said = evaluations[-1]["verdict"]
-    names = ("still improving", "flat", "no longer", "not learning")
-    css = dict(zip(names, ("improving", "flat", "flat", "not"), strict=True))
-    kind = next(
-        (css[name] for name in names if said.removeprefix("finished, ").startswith(name)), ""
-    )
-    sentence = html.escape(said[:1].upper() + said[1:])
-    return f'<p class="verdict {kind}">{sentence}.</p>'
+def _exported(out: Path) -> dict[str, Any] | None:
+    """Of which step the exported student is; after a fix that is said under its sizes."""
+    facts = _facts_on_disk(out)
+    return None if facts.get("resolution") else facts.get("exported")
+
+
+def _facts_on_disk(out: Path) -> dict[str, Any]:
+    return json.loads((out / "run.json").read_text(encoding="utf-8"))
 
 
 def _progress_curves(evaluations: Lines) -> list[str]:
@@ -96,7 +99,8 @@ def _progress_curves(evaluations: Lines) -> list[str]:
         "agreement5": "among the student's five best",
         "agreement_chance": "by chance",
     }
-    labels = {"top1": "top-1", "top5": "top-5", "knn": "probe: nearest neighbours"}
+    labels = {"top1": "top-1", "top5": "top-5", "top1_chance": "top-1 by chance"}
+    labels["knn"] = "probe: nearest neighbours"
     labels["linear"] = "probe: linear"
     plots = [
         ("agreement with the teacher", agreement, share),

@@ -6,15 +6,11 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ssld.report import page
 from ssld.report.parts import attempt
 from ssld.run.start import Run
 from ssld.run.timing import SECTIONS
 
-SHOWN = 1000
-"""Points of a curve."""
 Lines = list[dict[str, Any]]
 
 
@@ -28,21 +24,6 @@ def section(title: str, make: Callable[[], list[str]], note: str = "") -> str:
         return f'{head}<div class="row">{figures}</div>' if figures else ""
 
     return attempt(f"the section {title!r} of report.html", made)
-
-
-def thinned(train: Lines) -> Lines:
-    """At most `SHOWN` lines: a plot has no more room. Each is a mean over neighbours, at the step
-    of the last of them."""
-    size = -(-len(train) // SHOWN)
-    if size < 2:
-        return train
-    groups = [train[i : i + size] for i in range(0, len(train), size)]
-    exact = ("kind", "step", "epoch", "unreadable")
-    return [
-        {k: v if k in exact else float(np.mean([line[k] for line in group if k in line]))
-         for k, v in group[-1].items()}
-        for group in groups
-    ]  # fmt: skip
 
 
 def headline(run: Run, train: Lines) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ssld.class_tables import TRANSFER, ClassTable, class_names, class_names_for, misfit
 from ssld.data import loading
-from ssld.data.folder import are_numbers, class_order
 from ssld.data.loading import Batch, LabelIndex
 from ssld.data.sources import Source
 from ssld.data.views import EvalView
 from ssld.errors import InputError
-from ssld.run.folder import write_atomically
+from ssld.run.folder import cannot_write, write_atomically
 from ssld.streams import is_terminal
 
 Entry = tuple[int, str, str, str]
@@ -72,6 +71,7 @@ class Unreadables:
         self.new: list[Entry] = []
         """Found by this process since the last `merge`."""
         self.counts = [0 for _ in sources]
+        self._sorted = False
 
     @property
     def count(self) -> int:
@@ -99,7 +99,7 @@ class Unreadables:
         return fresh
 
     def merge(self, found: Sequence[Entry]) -> None:
-        """Take in what all processes found since the last time, and bring the log up to date."""
+        """Take in what all processes found since the last time."""
         for entry in sorted(found):
             self._note(tuple(entry))  # type: ignore[arg-type]
         self.new.clear()
@@ -110,30 +110,52 @@ class Unreadables:
             self._note(tuple(entry))  # type: ignore[arg-type]
         self.new.clear()
 
-    def write(self) -> None:
-        """Write the log, sorted; deletes it where there is nothing to say."""
+    def append(self, found: Sequence[Entry]) -> None:
+        """Add to the log what all processes found since the last time.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if self.log is None:
             return
-        if not self.entries:
-            self.log.unlink(missing_ok=True)
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(_lines({entry[:2]: entry for entry in found}.values()))
+        except OSError as error:
+            raise cannot_write(self.log, error) from error
+        self._sorted = False
+
+    def write(self) -> None:
+        """Write the log anew, sorted, where it is not; deletes it where there is nothing to say.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self.log is None or self._sorted:
             return
-        names = ("sample_id", "location", "reason")
-        lines = [
-            json.dumps(dict(zip(names, entry[1:], strict=True)))
-            for entry in sorted(self.entries.values())
-        ]
-        write_atomically(self.log, "\n".join(lines) + "\n")
+        if self.entries:
+            write_atomically(self.log, _lines(self.entries.values()))
+        else:
+            self.log.unlink(missing_ok=True)
+        self._sorted = True
 
     def _check(self, entry: Entry) -> None:
         number, _, location, reason = entry
         source, bad = self.sources[number], self.counts[number]
         if bad > self.limit * len(source):
+            self._sorted = False
             self.write()
             raise InputError(
                 f"{source.path}: {bad} of {len(source)} images cannot be read, more than "
                 f"data.max_unreadable allows ({self.limit:.1%}), the last one {location} "
                 f"({reason}); mend the source or raise the limit"
             )
+
+
+def _lines(entries: Iterable[Entry]) -> str:
+    names = ("sample_id", "location", "reason")
+    found = (dict(zip(names, entry[1:], strict=True)) for entry in sorted(entries))
+    return "".join(json.dumps(x) + "\n" for x in found)
 
 
 def to_device(batch: Moved, device: torch.device) -> Moved:
@@ -184,65 +206,22 @@ def eval_batches(
             bar.update(min(len(batch.ids) * world, images - bar.n))
 
 
-def class_names(sources: Sequence[Source]) -> list[str] | None:
-    """All class names of the sources, or None where classes are numbers or absent.
-
-    They are in the order that a source states for all of them, else sorted, and as numbers where
-    all are: 10 is ten.
-    """
-    names = {name for source in sources for name in source.class_names or ()}
-    whole = (source.class_names for source in sources if set(source.class_names or ()) == names)
-    return list(next(whole, None) or class_order(names)) or None
-
-
-def class_names_for(sources: Sequence[Source], label_names: list[str] | None) -> list[str] | None:
-    """Class names by the number that a network gives them: its own, else the sources', or None
-    where these are the very numbers of classes, as folders 0 to 11 are.
-
-    Raises:
-        InputError: two names are the same number, such as 1 and 01.
-    """
-    names = label_names or class_names(sources)
-    if label_names or names is None or not are_numbers(names):
-        return names
-    if len(set(map(int, names))) < len(names):
-        again = next(a for a, b in itertools.pairwise(names) if int(a) == int(b))
-        raise InputError(
-            f"{sources[0].path}: class {again!r} is there in two spellings of the same number; "
-            "give each class one folder"
-        )
-    return None
-
-
 def label_index(
     sources: Sequence[Source], label_names: list[str] | None, num_classes: int, role: str
 ) -> LabelIndex:
     """How labels become class numbers: by the network's own class names where it has them.
 
     Raises:
-        InputError: the sources' class folders do not match the network's classes.
+        InputError: they are not the network's classes; see `ssld.class_tables.misfit`.
     """
-    names = class_names(sources)
-    if names is None:
-        return LabelIndex(None, num_classes)
     where = ", ".join(source.path for source in sources)
-    if class_names_for(sources, label_names) is None:
-        if int(names[-1]) >= num_classes:
-            raise InputError(
-                f"{where}: class {names[-1]!r} is a number, and the {role} has the classes 0 to "
-                f"{num_classes - 1} without names; rename the folders, or give labels as numbers "
-                "in a manifest"
-            )
-        return LabelIndex(None, num_classes)
-    if label_names is None and len(names) != num_classes:
+    problem = misfit(ClassTable(f"the {role}", num_classes, label_names), sources, where)
+    if problem:
+        named, advice = class_names(sources), TRANSFER
+        if role == "student" and named and len(named) != num_classes:
+            advice = f"student.num_classes {len(named)} makes it a new classifier; {TRANSFER}"
         raise InputError(
-            f"{where}: {len(names)} classes are named ({', '.join(names[:3])}, ...) but the {role} "
-            f"has {num_classes} and does not say their names; give labels as numbers in a manifest"
+            f"{problem}: rename the folders, or give {role} and labels of the same classes "
+            f"(numbers in a manifest count as the {role} does, not as the folders); {advice}"
         )
-    unknown = sorted(set(names) - set(label_names or names))
-    if unknown:
-        raise InputError(
-            f"{where}: class {unknown[0]!r} is not among the {role}'s {num_classes} classes "
-            f"({', '.join((label_names or [])[:3])}, ...); rename the folder or take another {role}"
-        )
-    return LabelIndex(label_names or names, num_classes)
+    return LabelIndex(class_names_for(sources, label_names), num_classes)

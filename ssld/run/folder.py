@@ -23,8 +23,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ssld.errors import InputError
+from ssld.local_paths import check_inputs
 from ssld.loop_config import LoopConfig
 from ssld.run import overwrite
+from ssld.run.history import History, cut_after, lines_of
 from ssld.run.written import CONFIG, LOCK, OLD, remove
 from ssld.written_files import read_yaml
 
@@ -100,9 +102,10 @@ def check_out(config: LoopConfig) -> None:
     """`out` must be usable before minutes are spent on loading; nothing is created here.
 
     Raises:
-        InputError: it is in use, foreign or not writable; it was made with other settings; with
-            `overwrite` whatever `ssld.run.overwrite.refuse` finds.
+        InputError: it is in use, foreign or not writable; it was made with other settings; a source
+            or weights are not there; with `overwrite` whatever `ssld.run.overwrite.refuse` finds.
     """
+    check_inputs(config)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
@@ -181,6 +184,7 @@ class RunFolder:
         self.path = path
         self.main = main
         self.lock: FileLock | None = None
+        self.history = History(self.metrics)
 
     def take(self) -> None:
         """Make the folder; from now on until `leave` it is this run's alone.
@@ -264,10 +268,6 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.metrics, error) from error
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl."""
-        return read_lines(self.metrics)
-
     def sync(self) -> None:
         """Bring metrics.jsonl to the disk, before a checkpoint says that its lines are there."""
         if self.main and self.metrics.is_file():
@@ -278,23 +278,18 @@ class RunFolder:
         """Drop the metrics of what a resume repeats."""
         if not self.main:
             return
-        kept = [
-            line
-            for line in self.lines()
-            if line["step"] < step
-            or (line["step"] == step and not (pending_evaluation and line["kind"] == "eval"))
-        ]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        try:
+            cut_after(self.metrics, step, pending_evaluation)
+        except OSError as error:
+            raise cannot_write(self.metrics, error) from error
+        self.history.forget()
         if not (self.path / "tensorboard").is_symlink():
             remove(self.path / "tensorboard", "tensorboard")  # written anew from the lines
 
 
 def read_lines(metrics: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics.jsonl; one that was cut off by a kill is left out."""
-    if not metrics.is_file():
-        return []
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return list(lines_of(metrics))
 
 
 def versions() -> dict[str, str]:

@@ -15,13 +15,13 @@ from ssld.run.export import load_exported
 from ssld.run.preemption import Preemption
 from ssld.run.progress import Progress
 from ssld.run.start import Run
+from ssld.verdict import rank
 
 if TYPE_CHECKING:
     from ssld.run.loop import Score, Task, Trainer
 
 REPORT_SECONDS = 60.0
 """Least time between two reports of a run that goes on."""
-LOWER_IS_BETTER = ("divergence",)
 
 
 class Judge:
@@ -58,7 +58,8 @@ class Judge:
             if improved:
                 task.export(trainer.result, self.folder, step)
             task.keep(run, score, step, improved)
-            if time.monotonic() - self.reported > REPORT_SECONDS:
+            last = step == run.total_steps  # `finish` writes one next
+            if not last and time.monotonic() - self.reported > REPORT_SECONDS:
                 self.report(trainer)
         trainer.evaluation_pending = False
         return False
@@ -71,19 +72,28 @@ class Judge:
             self.reported = time.monotonic()
 
     def _is_best(self, trainer: Trainer, metrics: dict[str, float]) -> bool:
-        """Note the best evaluation; of equal ones the later, which has seen more."""
+        """Note the best evaluation (`ssld.verdict.rank`); of equal ones the later, which has seen
+        more."""
         metric = self.task.best_by(self.run)
         if metric not in metrics:
             return False
-        value, before = metrics[metric], trainer.best
+        before = trainer.best
         if before is not None and before["metric"] != metric:  # changed on resume
             before = None
-        worse = before is not None and (
-            value > before["value"] if metric in LOWER_IS_BETTER else value < before["value"]
-        )
-        if not worse:
-            trainer.best = {"step": trainer.step, "metric": metric, "value": value}
-        return not worse
+        if before is not None and "symptoms" not in before:  # by an ssld that knew of none
+            before = trainer.best = self._noted_again(before, trainer)
+        now = {"step": trainer.step, **self.task.noted(trainer.result, metrics, metric)}
+        if before is not None and rank(now) < rank(before):
+            return False
+        trainer.best = now
+        return True
+
+    def _noted_again(self, best: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+        lines = self.run.folder.history.evaluations()
+        line = next((x for x in lines if x["step"] == best["step"]), None)
+        if line is None:
+            return {**best, "symptoms": []}
+        return {**best, **self.task.noted(trainer.result, line, best["metric"])}
 
     def finish(self, trainer: Trainer) -> None:
         """Export the best network and write the last report."""

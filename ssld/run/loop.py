@@ -68,6 +68,11 @@ class Task(Protocol):
 
     def further_metrics(self, run: Any, network: Any, step: int) -> dict[str, float]: ...
 
+    def noted(self, network: Any, metrics: Any, metric: str, /) -> dict[str, Any]:
+        """What `ssld.verdict.rank` compares of an evaluation; by the metrics that `Score` has, as
+        all processes must agree."""
+        ...
+
     def verdict(
         self,
         run: Any,
@@ -266,7 +271,7 @@ def train(run: Run, task: Task, student: ImageModel) -> Any:
         judge.finish(trainer)
         return judge.score
     except RuntimeError as error:
-        raise _lost_process(error) or error from error
+        raise lost_process(error) or error from error
     finally:
         run.folder.leave()
 
@@ -317,7 +322,7 @@ def _until(stop: Preemption, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         yield batch
 
 
-def _lost_process(error: RuntimeError) -> Interrupted | None:
+def lost_process(error: RuntimeError) -> Interrupted | None:
     """What a RuntimeError of torch says when another process is gone, or None for other errors."""
     said = " ".join(str(error).split())
     if "DataLoader worker (pid" in said:

@@ -38,8 +38,7 @@ def check_recorded(file: Path, setting: str = "", found: str | None = None) -> N
         found: its sha256, if that is known.
 
     Raises:
-        InputError: it is another one, or the record is damaged.
-        OSError: the file cannot be read.
+        InputError: it is another one, the record is damaged, or the file cannot be read.
     """
     for place in dict.fromkeys((file, Path(os.path.realpath(file)))):
         for record, recorded, advice in _records(place):
@@ -75,8 +74,11 @@ def _records(file: Path) -> Iterator[tuple[Path, Any, str]]:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error})") from error
 
 
 def _read(record: Path) -> dict[str, Any] | None:

@@ -7,6 +7,14 @@ from typing import Any
 
 import torch
 
+from ssld.class_tables import (
+    TRANSFER,
+    ClassTable,
+    class_names,
+    class_names_for,
+    differ,
+    table_of,
+)
 from ssld.config import DistillConfig, RunConfig
 from ssld.data.eval_view import eval_view
 from ssld.data.loading import LabelIndex, View
@@ -16,7 +24,7 @@ from ssld.data.sources import Source, open_source
 from ssld.data.views import EvalView, TrainView
 from ssld.errors import InputError
 from ssld.network import Network, open_network
-from ssld.run.batches import class_names, class_names_for, label_index
+from ssld.run.batches import label_index
 from ssld.run.optimizer import build_optimizer
 from ssld.run.start import Run, require_divisible, start
 from ssld.run.topology import check_launcher, open_accelerator
@@ -128,6 +136,7 @@ class Setup:
             input_size=self.config.augment.size,
         )
         build_optimizer(network, self.config.optimizer)  # refuse it before anything is written
+        self._require_same_classes(network, wanted, label_names)
         own_order = num_classes is None and network.label_names  # of a classifier that is kept
         if num_classes is not None and class_names_for(self.labeled, label_names) is None:
             names = None  # the teacher's classes have numbers alone, and so have the folders
@@ -139,6 +148,21 @@ class Setup:
             augment=dataclasses.replace(self.config.augment, size=network.input_size),
         )
         return network
+
+    def _require_same_classes(
+        self, student: Network, count: int, teachers: list[str] | None
+    ) -> None:
+        """Of a student that keeps its classifier. A first stage learns the teacher's classes anew,
+        one that goes on does not unlearn others."""
+        teacher = ClassTable("the teacher", count, teachers)
+        problem = differ(table_of("the student", student), teacher)
+        if problem and isinstance(self.config, FinetuneConfig):
+            raise InputError(
+                f"{problem}: take the teacher of the run that this stage goes on from, or one of "
+                f"the same classes; {TRANSFER}"
+            )
+        if problem:
+            self.accelerator.print(f"student: {problem}; its classifier will learn the teacher's")
 
     def _refuse_class_folders(self, names: set[str]) -> None:
         for source in self.unlabeled:

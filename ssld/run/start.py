@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def start(
         "device": str(accelerator.device),
         "steps": total,
         "peak_lr": config.schedule.lr * config.batch_size / 256,
-        "peak_flops": peak_flops(accelerator.device, config.precision),
+        "peak_flops": peak_flops(accelerator.device, _precisions(config, teacher)),
     }
     folder = RunFolder(Path(config.out), main=accelerator.is_main_process)
     previous = _previous_checkpoint(config, accelerator, facts, folder)
@@ -115,6 +116,12 @@ def start(
     return Run(
         config, accelerator, folder, sources, val, order, total, facts, teacher, previous
     )  # fmt: skip
+
+
+def _precisions(config: LoopConfig, teacher: Teacher | None) -> set[str]:
+    """Number formats in which this run's networks compute."""
+    own = [teacher_config.dtype for teacher_config in teacher.configs] if teacher else []
+    return {config.precision, *filter(None, own)}
 
 
 def require_divisible(config: LoopConfig, accelerator: Accelerator) -> None:
@@ -134,8 +141,15 @@ def fingerprint(sources: Sequence[Images]) -> str:
     """sha256 of all names and, where they are known, sizes: `NAME\\0SIZE\\0` of each image, SIZE
     None where it is not."""
     digest = hashlib.sha256()
-    total = sum(map(len, sources))
-    with tqdm(total=total, desc="fingerprint", unit="img", delay=5.0, leave=False) as bar:
+    bar = tqdm(
+        total=sum(map(len, sources)),
+        desc="fingerprint",
+        unit="img",
+        delay=5.0,
+        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+        leave=False,
+    )
+    with bar:
         for source in sources:
             for first in range(0, len(source), FINGERPRINT_ROWS):
                 rows = np.arange(first, min(first + FINGERPRINT_ROWS, len(source)))
@@ -154,7 +168,7 @@ def _words(source: Images, rows: np.ndarray) -> bytes | memoryview:
     said = pc.fill_null(sizes.cast(pa.large_string()), "None")
     # Each element ends in \0, so that their common buffer is the text itself.
     nothing, between = (pa.scalar(text, pa.large_string()) for text in ("", "\0"))
-    words = pc.binary_join_element_wise(ids.cast(pa.large_string()), said, nothing, between)
+    words = pc.binary_join_element_wise(ids.cast(pa.large_string()), said, nothing, between)  # type: ignore[attr-defined]
     offsets = np.frombuffer(words.buffers()[1], np.int64)[words.offset :][: len(words) + 1]
     return memoryview(words.buffers()[2])[offsets[0] : offsets[-1]]
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    PartialState,
+)
 from accelerate.utils import ProjectConfiguration
 
 from ssld.errors import InputError
 from ssld.loop_config import LoopConfig
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others. torch gives up after 10 minutes on GPUs, and a main
+process that reads masks, indexes shards, writes a report or is at the slowest piece of a curation
+takes longer. A process that is gone is noticed by its launcher and by its closed connections."""
 
 
 def check_launcher(config: LoopConfig) -> None:
@@ -45,7 +56,7 @@ def _on_cpu() -> bool:
 
 def open_processes() -> PartialState:
     """The processes of this command, before any of its runs has opened them."""
-    return PartialState(cpu=_on_cpu())
+    return PartialState(cpu=_on_cpu(), timeout=PATIENCE)
 
 
 def open_accelerator(config: LoopConfig) -> Accelerator:
@@ -67,9 +78,10 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
             kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
                 DistributedDataParallelKwargs(
                     broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
-                )
+                ),
             ],
         )
     except ValueError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ssld.class_tables import class_names_for, misfit, table_of
 from ssld.data.eval_view import eval_view
 from ssld.data.loading import LabelIndex
 from ssld.data.sources import Source
 from ssld.errors import InputError
 from ssld.evaluate import accuracy, wilson
 from ssld.network import Network
-from ssld.run.batches import Unreadables, class_names, class_names_for, eval_batches
+from ssld.run.batches import Unreadables, eval_batches
 from ssld.run.setup import Setup, has_labels
 from ssld.teacher import Teacher
 from ssld.teacher_check import near_chance
@@ -45,16 +46,8 @@ def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | N
     """Why the labels of `sources` cannot be compared with the teacher's classes, or None."""
     if not has_labels(sources):
         return "no labeled images are given"
-    named = class_names(sources)
-    if named and class_names_for(sources, teacher.label_names) is None:
-        if int(named[-1]) < teacher.num_classes:
-            return None
-        return f"its classes are 0 to {teacher.num_classes - 1}, that of an image is {named[-1]}"
-    if named and not teacher.label_names and len(named) != teacher.num_classes:
-        return f"its {teacher.num_classes} classes are not the {len(named)} of the labeled images"
-    if named and teacher.label_names and not set(named) <= set(teacher.label_names):
-        return "the labeled images have other classes"
-    return None
+    where = ", ".join(source.path for source in sources)
+    return misfit(table_of("the teacher", teacher), sources, where, VERIFY_IMAGES)
 
 
 def teacher_labels(sources: list[Source], teacher: Teacher | Network) -> LabelIndex:

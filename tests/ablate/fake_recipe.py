@@ -50,7 +50,8 @@ def essence(settings: dict) -> str:
 
 def write(folder: Path, stage: str, recipe: dict) -> None:
     """A finished run whose numbers depend on all settings; one of other settings is redone."""
-    if folder.exists() and (folder / "settings").read_text() != essence(recipe[stage]):
+    begun = (folder / "settings").is_file()  # else it was killed before
+    if begun and (folder / "settings").read_text() != essence(recipe[stage]):
         if "--overwrite" not in sys.argv:
             print("error: made with other settings")
             sys.exit(2)

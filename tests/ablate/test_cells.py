@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import psutil
@@ -15,6 +18,8 @@ import yaml
 from ablation_bench import FAKE, GRID, SECONDS, STAGE, lines_of, without_clock
 
 from ssld.ablate import pool
+
+KILLS = 3
 
 
 def test_finished_cells_are_kept_when_the_grid_grows(bench, capsys):
@@ -143,6 +148,35 @@ def test_the_command_is_alone_and_may_be_killed_at_any_instant(bench, capsys):
     assert bench.run() == 0 and bench.started() == ["seed=1", "seed=2"]
     assert without_clock(bench.table()) == without_clock(bench.table(whole))
     assert lines_of(bench) == (whole / "table.md").read_text().splitlines()
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_tables(bench):
+    """The command or one of its cells, whoever it hits."""
+    bench.write({"seed": [0, 1, 2], "epochs": [1, 2]})
+    whole, draw, kills = bench.out.with_name("whole"), random.Random(2), 0
+    assert bench.run("--out", str(whole)) == 0
+    bench.starts()
+    starts, code = 0, None
+    while code != 0:
+        process = bench.process()
+        while kills < KILLS and process.poll() is None:
+            time.sleep(draw.uniform(0, 0.1))
+            if (bench.asked / "starts").exists():
+                kills += _kill_one(process.pid, draw)
+        process.communicate(timeout=SECONDS)
+        code, starts = process.returncode, starts + len(bench.starts())
+        assert code in (0, 1, -signal.SIGKILL)  # 1: a cell was hit twice
+    assert kills == KILLS and starts <= 6 + KILLS  # what is done is not done again
+    assert without_clock(bench.table()) == without_clock(bench.table(whole))
+    assert lines_of(bench) == (whole / "table.md").read_text().splitlines()
+
+
+def _kill_one(pid: int, draw: random.Random) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        command = psutil.Process(pid)
+        draw.choice([command, *command.children(recursive=True)]).kill()
+        return True
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -19,6 +19,7 @@ from ssld.data.sources import open_source
 from ssld.data.views import EvalView
 from ssld.network import open_network
 from ssld.probe import scores
+from ssld.run.written import foreign
 
 FACTORS = {"conv1": 0.1, "bn1": 0.1, "layer1": 0.1, "layer2": 0.2, "layer3": 0.2, "layer4": 0.3}
 """The preset of PaddleClas (docs/en/tutorials/quick_start_en.md, `lr_mult_list`), by hand."""
@@ -63,6 +64,10 @@ def first(colours, tmp_path_factory) -> Path:
         patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"pixels"))
         transfer(parsed(colours, out, **{"steps": 6, "probe.every_epochs": 1}))
     return out
+
+
+def test_a_run_holds_nothing_that_its_own_overwriting_would_refuse(first):
+    assert foreign(first) == []
 
 
 def test_hits_are_those_of_the_exported_network(colours, first):

@@ -15,6 +15,7 @@ import pytest
 import sabotage
 
 KILLS = 10
+KILLS_OF_TWO = 3
 STAGES = ["index", "score", "duplicates", "select", "report"]
 FIRST = dict.fromkeys(STAGES, "ssld.curate.command:_open")
 FIRST["report"] = "ssld.curate.command:_report"
@@ -99,6 +100,30 @@ def test_several_processes_select_what_one_selects(processes, world, undisturbed
     for name in ("selected", "dropped", "inside"):
         one = curation.table(undisturbed["select"][0], name)
         assert curation.table(out, name) == one
+
+
+def test_one_of_two_processes_killed_at_random_moments(world, undisturbed, teacher_file):
+    """The other one ends, too, in a sentence; the same command goes on to the same tables."""
+    out, draw, kills = world.root / "out", random.Random(4), 0
+    argv = ["curate", "select", *world.settings(out, teacher_file)]
+    seconds = undisturbed["select"][1]
+    while kills < KILLS_OF_TWO or out.exists():
+        victim, moment = draw.randrange(2), draw.uniform(0, seconds)
+        kill = functools.partial(sabotage.kill_after, "ssld.curate.command:_open", moment)
+        harm = [[kill] if kills < KILLS_OF_TWO and rank == victim else [] for rank in range(2)]
+        started = sabotage.ranks(argv, world.root / "said of two", harm)
+        codes = [each.end() for each in started]
+        if codes == [0, 0]:  # where kills are left, it is compared all the same, and begun anew
+            for name in ("selected", "dropped", "inside"):
+                assert curation.table(out, name) == curation.table(undisturbed["select"][0], name)
+            shutil.rmtree(out)
+            continue
+        kills += 1
+        other = started[1 - victim].words
+        assert codes[victim] == -9 and codes[1 - victim] in (75, 0), other
+        if codes[1 - victim] == 75:
+            assert "another process of this curation is gone" in other
+            assert "the same command goes on" in other and "Traceback" not in other
 
 
 def test_worker_processes_give_the_same_tables_and_end_with_a_killed_parent(

@@ -340,7 +340,7 @@ def test_evaluate_refuses_classes_that_are_not_the_models(colours, capsys, tmp_p
     arguments = ["--model", "test_resnet", "--checkpoint", str(tmp_path / "w.safetensors")]
     arguments += ["--data", str(colours / "val"), "--workers", "0"]
     assert main(["evaluate", *arguments]) == 2
-    assert "3 classes are named" in capsys.readouterr().err
+    assert "names 3 classes (blue, green, red) and the model has 7" in capsys.readouterr().err
 
 
 def test_errors_in_a_process_of_their_own_show_no_traceback(tmp_path):

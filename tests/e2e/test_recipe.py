@@ -92,7 +92,7 @@ def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, real_pic
         assert f'<a href="{stage}/report.html">' in page
     best = json.loads((out / "fix/resolutions.json").read_text())
     row = next(x for x in best[best["classifier"]] if x["size"] == best["chosen"])
-    assert f"{row['top1']:.1%}" in page and f"Exported at {best['chosen']} px" in page
+    assert f"{row['top1']:.1%}" in page and f"Exported for {best['chosen']} px" in page
     before = outcome(out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/student/*")}
     assert main(["recipe", str(file)]) == 0
@@ -334,7 +334,7 @@ def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> N
         (
             {"finetune": {"data": {"labeled": "no/where"}}},
             [],
-            "finetune: data.labeled no/where: no",
+            "finetune: data.labeled: no/where: no",
         ),
         ({"polish": {}}, [], "'polish' is no stage"),
         ({"distill": "absent"}, [], "the stages are finetune, fix; give distill"),

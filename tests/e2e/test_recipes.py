@@ -86,7 +86,10 @@ def words(settings: dict[str, Any]) -> list[str]:
 
 def checked(file: Path, stages: Stages) -> Recipe:
     """As `ssld recipe` checks it before anything runs."""
-    return open_recipe(str(file), {"out": "run", **stages}, None, words(SOME_FOLDERS))
+    folders = dict(SOME_FOLDERS)
+    if file.stem == "quickstart-recipe":  # its teacher is what `ssld quickstart` made
+        folders["teacher.checkpoint"] = CONFIGS_DIR
+    return open_recipe(str(file), {"out": "run", **stages}, None, words(folders))
 
 
 @cache

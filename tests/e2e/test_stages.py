@@ -18,6 +18,8 @@ from stages import first_stage, words
 
 from ssld.__main__ import main
 from ssld.network import open_network
+from ssld.run.written import foreign
+from ssld.verdict import symptoms
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -194,6 +196,9 @@ def moved(run: Path, out: Path) -> set[str]:
 def test_a_fix_trains_the_classifier_only(distilled, tmp_path) -> None:
     assert fix(distilled, tmp_path / "fix", "--resolutions=[24,32,40]") == 0
     assert moved(distilled, tmp_path / "fix") == {"fc.weight", "fc.bias"}
+    facts = json.loads((tmp_path / "fix/run.json").read_text())
+    forward = facts["teacher"]["macs_m"] + facts["student"]["macs_m"]  # and hardly a way back
+    assert facts["flops_per_image"] == pytest.approx(2e6 * forward, rel=0.01)
 
 
 def test_a_fix_can_train_the_last_norm_too(distilled, tmp_path) -> None:
@@ -205,15 +210,16 @@ def test_a_fix_can_train_the_last_norm_too(distilled, tmp_path) -> None:
 
 
 def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_path) -> None:
-    """The numbers are those that `ssld evaluate` finds at the same sizes."""
+    """The numbers of both halves together are those that `ssld evaluate` finds."""
     sizes = [24, 32, 48]
     rest = (f"--resolutions={sizes}", "--checkpoint.best=top1")
     assert fix(distilled, tmp_path / "fix", *rest) == 0
     found = table(tmp_path / "fix")
     assert [row["size"] for row in found["before"]] == [24, 32, 44, 48]  # 44: where it was fixed
     assert (found["trained_at"], found["fixed_at"], found["metric"]) == (32, 44, "top1")
-    best = max(found["after"], key=lambda row: (row["top1"], -row["size"]))
-    assert (found["chosen"], found["classifier"]) == (best["size"], "after")
+    rows = [(row, moment) for moment in ("before", "after") for row in found[moment]]
+    best, moment = max(rows, key=lambda x: (worth(x[0]), x[1] == "after", -x[0]["size"]))
+    assert (found["chosen"], found["classifier"]) == (best["size"], moment)
     exported = timm.create_model(f"local-dir:{tmp_path / 'fix/student'}", pretrained=True)
     assert exported.pretrained_cfg["input_size"] == (3, best["size"], best["size"])
     for moment, run in (("before", distilled), ("after", tmp_path / "fix")):
@@ -221,15 +227,24 @@ def test_a_fix_reports_every_size_and_exports_the_best(distilled, colours, tmp_p
         assert main(["evaluate", f"--model={run}", f"--data={colours / 'val'}", "--workers=0",
                      "--input_size=48", f"--out={out}"]) == 0  # fmt: skip
         row = next(row for row in found[moment] if row["size"] == 48)
-        assert row["top1"] == pytest.approx(json.loads(out.read_text())["top1"])
+        hits = [half["top1"] * half["labeled"] for half in (row, row["choose"])]
+        assert sum(hits) == pytest.approx(24 * json.loads(out.read_text())["top1"])
+    facts = json.loads((tmp_path / "fix/run.json").read_text())
+    assert facts["resolution"]["metrics"] == best  # what tables, cards and comparisons take
     assert "Resolution</h2>" in (tmp_path / "fix/report.html").read_text()
+    assert foreign(tmp_path / "fix") == []  # or its own --overwrite would refuse it
+
+
+def worth(row: dict[str, Any]) -> tuple[bool, float]:
+    """By the half that chooses: no collapse, then top-1."""
+    return not symptoms(row["choose"], 3), row["choose"]["top1"]
 
 
 def test_a_fix_for_nothing_exports_the_student_as_it_came(distilled, tmp_path, capsys) -> None:
     """At a rate that destroys the classifier."""
     rest = ("--schedule.lr=1e4", "--resolutions=[32]", "--ema.decay=0")
     assert fix(distilled, tmp_path / "fix", *rest) == 0
-    assert "the classifier as it came" in capsys.readouterr().out
+    assert "its classifier as it came" in capsys.readouterr().out
     a, b = (load_file(x / "student/model.safetensors") for x in (distilled, tmp_path / "fix"))
     assert all(torch.equal(a[key], b[key]) for key in a)
     found = table(tmp_path / "fix")

@@ -150,7 +150,8 @@ def test_the_best_checkpoint_is_kept_and_exported(command, tmp_path):
     values = {line["step"]: line["divergence"] for line in metrics(out, "eval")}
     best = min(values, key=lambda step: (values[step], -step))
     exported = json.loads((out / "run.json").read_text())["exported"]
-    digest = exported.pop("sha256")
+    digest, symptoms = exported.pop("sha256"), exported.pop("symptoms")
+    assert symptoms  # all evaluations have some here: the best of them it is
     assert exported == {"step": best, "metric": "divergence", "value": values[best]}
     assert sha256_of(out / "student/model.safetensors") == digest
     kept = {path.name for path in (out / "checkpoints").iterdir()}

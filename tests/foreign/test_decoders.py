@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+import shutil
 import struct
 import zlib
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from ssld import evaluate
 from ssld.curate.features import features
 from ssld.curate.index import measure
 from ssld.data import decode as decoding
@@ -87,7 +89,7 @@ def test_every_format_under_any_name_and_damaged():
     assert {"PNG RGB", "JPEG CMYK", "AVIF RGB", "DDS RGB", "PCX L", "QOI RGBA"} <= whole
     assert not {name for name in whole if name.startswith(("EPS", "PDF"))}
     for data in files.values():
-        for _ in range(4):
+        for _ in range(2):
             read(mutated(data, draw), (decode, alpha_of, READERS[6]))
 
 
@@ -249,3 +251,20 @@ def test_alpha_is_part_of_a_picture():
     few = opaque.quantize(8)
     clear = measure(encoded(few, transparency=3))[1]
     assert clear != measure(encoded(few))[1] == measure(encoded(few.convert("RGB")))[1]
+
+
+def test_damaged_files_are_counted_by_the_command(colours, teacher_file, tmp_path, capsys):
+    shutil.copytree(colours / "val", tmp_path / "val")
+    broken = bytearray(encoded(PIXELS, "AVIF"))
+    broken[len(broken) // 2 :] = bytes(len(broken) - len(broken) // 2)
+    strip = encoded(np.full((20000, 1), 128, np.uint8))
+    odd = {"a.jpg": bytes(broken), "b.jpg": b"DDS " + bytes(200), "strip.png": strip}
+    for name, data in odd.items():
+        (tmp_path / "val/red" / name).write_bytes(data)
+    words = ["--model=test_resnet", f"--checkpoint={teacher_file}", "--workers=0"]
+    words += [f'--data=["{tmp_path}/val"]', "--max_unreadable=0.5"]
+    assert evaluate.main(words) == 0
+    shown = capsys.readouterr()
+    bad = sum(read(data, [decode]) for data in odd.values())
+    assert f"on {27 - bad} images, {bad} unreadable" in shown.out and bad > 0
+    assert shown.err.count("unreadable, left out: ") == bad

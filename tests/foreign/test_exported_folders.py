@@ -17,6 +17,7 @@ from timm.models._hub import save_config_for_hf
 
 from downstream.backbone_config import BackboneConfig
 from downstream.backbone_weights import open_classifier
+from ssld.distill import main as distill
 from ssld.errors import InputError
 from ssld.evaluate import main as evaluate
 from ssld.network import open_network
@@ -78,7 +79,8 @@ WRONG: list[dict[str, Any]] = [
     *({"num_classes": x} for x in (-1, "3", 3.5, NAN, 10**12, [3])),
     {".license": 5}, {".tag": []}, {".custom_load": "yes"}, {".state_dict": {}},
     {".fixed_input_size": "yes"}, {".pool_size": [0, 0]}, {".first_conv": 5}, {".classifier": {}},
-    {".file": ["x"]}, {".url": 7},
+    {".file": ["x"]}, {".license": "\ud800"}, {"label_names": ["a", "b", "\udfff"]},
+    {"model_args": {"act_layer": "\ud800"}}, {".url": 7},
 ]  # fmt: skip
 
 
@@ -203,6 +205,11 @@ def test_every_command_says_it(folder: Path, tmp_path: Path, colours: Path, caps
         code = evaluate(["--model", *argv, "--data", data])
         refused(code, capsys.readouterr().err, folder)
     out = tmp_path / "out"
+    run = ["--data.unlabeled", str(colours / "unlabeled"), "--out", str(out)]
+    run += ["--student.arch", "test_resnet", "--steps", "1", "--batch_size", "4"]
+    for named in ("teacher.checkpoint", "teacher.arch"):
+        value = str(folder) if named.endswith("checkpoint") else f"local-dir:{folder}"
+        refused(distill([*run, f"--{named}", value]), capsys.readouterr().err, folder)
     for command in ("publish", "export"):
         more = ["--to", str(out)] if command == "publish" else ["--format", "torchscript",
                                                                 "--out", str(out)]  # fmt: skip

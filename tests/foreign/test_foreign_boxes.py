@@ -167,7 +167,7 @@ def test_names_are_text(tmp_path, names, wanted):
         ("names: {0: a, 00: b}", "names has the keys"),
         ("names: [a]\nnc: [1]", "nc is"),
         ("names: [a]\ntrain: {a: b}", "train.* give a folder or a list"),
-        ("names: [a]\ntrain: nowhere", "train is 'nowhere', and there is no"),
+        ("names: [a]\ntrain: nowhere", "train is 'nowhere', and there is no such"),
         ("names: [a]\nkpt_shape: 5", "kpt_shape is '5'"),
         ("- a\n- train", "is no mapping"),
         ("names: [a", "cannot be read as YAML"),

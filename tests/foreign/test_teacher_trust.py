@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pictures
 import pytest
+import timm
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ssld import teacher as teachers
@@ -143,12 +146,13 @@ def test_evaluating_and_planning_use_the_precision_of_training(
 
 
 def spoiled(teacher_file: Path, out: Path, harm: str) -> Path:
-    """The teacher's weights, of which some are no numbers, infinite or zero."""
+    """The teacher's weights, so that it overflows for every image, or says the same. (Weights
+    that are not finite themselves are refused when they are read.)"""
     weights = load_file(teacher_file)
     if harm == "constant":
         weights["fc.weight"].zero_()
     else:
-        weights["fc.weight"][1, 0] = {"nan": torch.nan, "inf": torch.inf}[harm]
+        weights["fc.weight"][1] = 3e38 * (1 if harm == "inf" else weights["fc.weight"][1].sign())
     save_file(weights, out, METADATA)
     return out
 
@@ -192,8 +196,6 @@ def test_a_constant_teacher_may_be_meant_so(colours, teacher_file, tmp_path, cap
 
 
 def test_equal_images_do_not_make_a_teacher_constant(teacher_file, tmp_path, capsys, colours):
-    from PIL import Image
-
     folder = tmp_path / "equal"
     folder.mkdir()
     for i in range(20):
@@ -275,3 +277,65 @@ def test_a_model_whose_predictions_are_no_numbers_is_not_evaluated(
     given = ["--model=test_resnet", f"--checkpoint={bad}", f"--data={colours / 'val'}"]
     assert main(["evaluate", *given, "--workers=0"]) == 2
     assert "the model's predictions are not finite" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def blue_and_green(tmp_path_factory) -> Path:
+    """A narrow domain: images differ in blue alone, which the teacher below hardly looks at."""
+    folder = tmp_path_factory.mktemp("narrow")
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        pixels = np.full((40, 40, 3), (120, 90, 30 if i % 2 else 220), np.uint8)
+        pixels += rng.integers(0, 9, pixels.shape).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def red_teacher(teacher_file, tmp_path_factory) -> Path:
+    """Sure of what it says, which depends on red: two reds are two classes."""
+    weights = load_file(teacher_file)
+    stem = next(name for name, x in weights.items() if x.dim() == 4 and x.shape[1] == 3)
+    weights[stem] *= torch.tensor([1.0, 0.02, 0.02]).view(1, 3, 1, 1)
+    weights["fc.weight"] *= 3000
+    model = timm.create_model("test_resnet", num_classes=3)
+    model.load_state_dict(weights)
+    network = Network(model, input_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)).eval()
+    reds = torch.tensor([[30, 90, 120], [220, 90, 120]], dtype=torch.uint8)
+    with torch.no_grad():
+        said = network(reds[:, None, None].expand(2, 32, 32, 3))
+    weights["fc.bias"] -= said.mean(0)
+    path = tmp_path_factory.mktemp("red") / "teacher.safetensors"
+    save_file(weights, path, METADATA)
+    return path
+
+
+def test_other_preprocessing_that_seems_better_without_labels_is_a_hint(
+    blue_and_green, red_teacher, tmp_path, capsys
+):
+    file = tmp_path / "plan.json"
+    given = {"seconds": 0.01, "json": file, "teacher.verify": "true", "data.val": blue_and_green}
+    given["data.unlabeled"] = blue_and_green
+    assert main(["plan", *words(tmp_path, red_teacher, tmp_path / "run", **given)]) == 0
+    said = capsys.readouterr().out
+    assert "problems  none found" in said
+    assert "hints     the teacher, colour channels swapped: predictions tell" in said
+    assert "without labels that proves nothing" in said
+    found = json.loads(file.read_text())
+    assert found["problems"] == [] and found["hints"] and found["teacher"][0]["findings"] == []
+
+
+def test_a_teacher_of_no_numbers_chooses_no_images(colours, teacher_file, tmp_path, capsys):
+    bad = spoiled(teacher_file, tmp_path / "bad.safetensors", "nan")
+    settings = {
+        "out": tmp_path / "curated",
+        "gallery": colours / "unlabeled",
+        "protected": colours / "val",
+        "teacher.checkpoint": bad,
+        "select.k": 5,
+        "workers": 0,
+    }
+    assert main(["curate", *(f"--{key}={value}" for key, value in settings.items())]) == 2
+    said = capsys.readouterr()
+    assert "the teacher's predictions are not finite" in said.err and "é.png" in said.err
+    assert "nan%" not in (said.out + said.err).lower()

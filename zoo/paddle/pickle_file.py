@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 from zoo.prefixes import unwrapped
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's internal names of the same tensors
@@ -50,7 +50,7 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
     try:
         found = _ArraysOnly(content).load()
     except _Refused as error:
-        raise InputError(f"{path} is refused: {_plain(str(error))}") from error
+        raise InputError(f"{path} is refused: {printable(str(error))}") from error
     except Exception as error:  # a damaged pickle can fail in any way
         said = f"{type(error).__name__}: {_short(error)}"
         raise InputError(f"{path} is no readable .pdparams file ({said}); fetch it anew") from error
@@ -84,11 +84,7 @@ def _short(value: object) -> str:
         text = str(value) if abs(value) < 1 << 64 else "a long number"
     else:
         text = str(value)[:200] if isinstance(value, Exception) else repr(value[:80])
-    return _plain(text)
-
-
-def _plain(text: str) -> str:
-    return "".join(x if x.isprintable() else "?" for x in text)
+    return printable(text)
 
 
 def _tensor(path: Path, name: str, value: Any) -> Tensor:

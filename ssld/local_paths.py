@@ -1,0 +1,60 @@
+"""What settings name on this machine must be there: asked before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from ssld.errors import InputError
+
+SOURCES = ("labeled", "unlabeled", "train", "val")
+
+
+def check_inputs(config: Any, where: str = "") -> None:
+    """Plain local paths of sources and weights.
+
+    Args:
+        config: settings of any command.
+        where: they stand, for messages.
+
+    Raises:
+        InputError: there is nothing, or an empty folder; an id in the place of a file.
+    """
+    for name, path in [*_sources(config), *_weights(config)]:
+        _check(f"{where}: {name}" if where else name, path)
+
+
+def _sources(config: Any) -> list[tuple[str, str]]:
+    data = getattr(config, "data", None)
+    if isinstance(data, str | list):  # of `ssld evaluate`
+        return [("data", path) for path in _listed(data)]
+    return [(f"data.{x}", path) for x in SOURCES for path in _listed(getattr(data, x, None))]
+
+
+def _weights(config: Any) -> list[tuple[str, str]]:
+    groups = [("teacher", getattr(config, "teacher", None))]
+    groups += [("teachers", teacher) for teacher in getattr(config, "teachers", [])]
+    if not hasattr(config, "run"):  # a later stage's student is another stage's, perhaps to come
+        groups.append(("student", getattr(config, "student", None)))
+    groups.append(("backbone", getattr(config, "backbone", None)))
+    found = [(f"{name}.checkpoint", getattr(x, "checkpoint", None)) for name, x in groups]
+    return [(name, path) for name, path in found if path]
+
+
+def _listed(paths: str | list[str] | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else paths or []
+
+
+def _check(name: str, given: str) -> None:
+    path = given.partition("::")[0]  # annotations::images, folder::split
+    if name.endswith("checkpoint") and re.match(r"(local-dir|hf-hub|hf_hub):", given):
+        group = name.rpartition(": ")[2].partition(".")[0]
+        key = "name" if group == "backbone" else "arch"
+        raise InputError(f"{name} is {given!r}, which is no file: give it as {group}.{key}")
+    if not path or re.search(r"://|[?{*]", path):
+        return
+    if not os.path.exists(path):
+        raise InputError(f"{name}: {path}: no such file or folder; check the path")
+    if os.path.isdir(path) and not os.listdir(path):
+        raise InputError(f"{name}: {path} is an empty folder")
