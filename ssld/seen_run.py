@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssld.errors import InputError
 from ssld.report.verdicts import signs_of
 from ssld.run.folder import flat, read_lines
+from ssld.written_files import read_object, read_yaml, reading
 
+LEAVE_OUT = "leave this run out"
 HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
 FACTS = (
     "teacher_sha256",
@@ -89,20 +88,14 @@ def _open(path: str, label: str) -> SeenRun:
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
             raise InputError(f"runs: {path} is not a run folder, it has no {name}; {advice}")
-    config = _read(folder / "config.yaml", lambda f: dict(yaml.safe_load(f.read_text("utf-8"))))
-    facts = _read(folder / "run.json", lambda f: dict(json.loads(f.read_text("utf-8"))))
-    lines = _read(folder / "metrics.jsonl", _lines)
+    config = read_yaml(folder / "config.yaml", LEAVE_OUT)
+    facts = read_object(folder / "run.json", LEAVE_OUT)
+    with reading(folder / "metrics.jsonl", LEAVE_OUT):
+        lines = _lines(folder / "metrics.jsonl")
     if not lines:
         raise InputError(f"runs: {path} has no logged line yet; wait for one, or leave it out")
-    return SeenRun(label, path, _settings(config, facts), facts, lines)
-
-
-def _read(file: Path, parse: Callable[[Path], Any]) -> Any:
-    try:
-        return parse(file)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise InputError(f"runs: {file} is damaged ({said}); leave this run out") from error
+    with reading(folder, LEAVE_OUT):
+        return SeenRun(label, path, _settings(config, facts), facts, lines)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
