@@ -289,14 +289,14 @@ def compare(config: CompareConfig) -> None:
             [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
             for key, x in differ.items()
         ]
-    results = _results(summaries, set().union(*warned.values()))
-    verdicts = [run["verdict"] or ABSENT for run in summaries]
-    found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
-    if config.json:
-        written = {"differences": differ, "runs": summaries}
-        write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")
-    _write(Path(config.out), found)
-    _print(found)
+        results = _results(summaries, set().union(*warned.values()))
+        verdicts = [run["verdict"] or ABSENT for run in summaries]
+        found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
+        if config.json:
+            written = {"differences": differ, "runs": summaries}
+            write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")
+        _write(Path(config.out), found)
+        _print(found)
     print(f"\n{config.out}")
 
 
