@@ -67,7 +67,9 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
             count_values(node, {})
         except InputError as error:
             raise ValueError(str(error)) from error
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
+        json.dumps(found)  # which is how settings go on; a number of 5,000 digits does not
+        return found
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
