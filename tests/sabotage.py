@@ -24,20 +24,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pictures
 import psutil
 
 Harm = Callable[[], None]
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = ["ssld.distill", "ssld.run.loop", "ssld.run.verify", "torch.utils.tensorboard"]
-PRELOADED += ["torch._dynamo", "sklearn.linear_model", "sklearn.neighbors", "sklearn.pipeline"]
-PRELOADED += ["sklearn.preprocessing", "matplotlib.backends.backend_agg", "jsonargparse", "pytest"]
-PRELOADED += ["ssld.curate.score", "ssld.curate.inside", "ssld.curate.select", "faiss"]
-PRELOADED += ["ssld.curate.projection", "ssld.report.curation"]
-PRELOADED += ["docstring_parser", "torch.utils.flop_counter", "ssld.divergence"]
-PRELOADED += ["ssld.recipe", "ssld.report.recipe"]
-CONTEXT.set_forkserver_preload(PRELOADED)
+CONTEXT.set_forkserver_preload(["warm"])
 SECONDS = 120
 """After which a process counts as hanging."""
 
@@ -56,14 +50,10 @@ class Started:
         self.process = CONTEXT.Process(
             target=_child, args=(list(argv), str(said), list(harm), environment)
         )
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"  # the fork server takes it over
-        try:
+        # What the fork server takes over; it is started by the first process.
+        settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        with mock.patch.dict(os.environ, settings):
             self.process.start()
-        finally:
-            del os.environ["OMP_NUM_THREADS"]
-            if before is not None:
-                os.environ["OMP_NUM_THREADS"] = before
 
     def end(self) -> int:
         """Wait for it; its exit code, -9 after SIGKILL."""
