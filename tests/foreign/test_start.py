@@ -16,7 +16,7 @@ from ssld.stage_config import FinetuneConfig
 
 RUN = ["--out=o", "--steps=1", "--student.arch=resnet18", "--data.labeled=images"]
 BAD = {
-    "teacher.checkpoint is 'local-dir:x', which is no file: give it as teacher.arch": [
+    "teacher.checkpoint is 'local-dir:x', but takes a file or a folder: give this as teacher.arch": [
         ["distill", *RUN, "--teacher.checkpoint=local-dir:x"],
         ["plan", *RUN, "--teacher.checkpoint=local-dir:x"],
     ],
@@ -32,6 +32,7 @@ BAD = {
         ["segmentation", "--out=o", "--steps=1", "--backbone.name=resnet18", "--data.val=nowhere",
          "--data.train=images"],
     ],
+    "teacher.arch is missing": [["curate", "--gallery=images", "--protected=images", "--out=o"]],
     "data: empty is an empty folder": [["evaluate", "--model=resnet18", "--data=empty"]],
     "name a file in a folder that exists": [
         ["evaluate", "--model=resnet18", "--data=images", "--out=nowhere/a.json"],
