@@ -19,7 +19,7 @@ def check_inputs(config: Any, where: str = "") -> None:
         where: they stand, for messages.
 
     Raises:
-        InputError: there is nothing, or an empty folder; an id in the place of a file.
+        InputError: there is nothing, or an empty folder.
     """
     for name, path in [*_sources(config), *_weights(config)]:
         _check(f"{where}: {name}" if where else name, path)
@@ -48,10 +48,6 @@ def _listed(paths: str | list[str] | None) -> list[str]:
 
 def _check(name: str, given: str) -> None:
     path = given.partition("::")[0]  # annotations::images, folder::split
-    if name.endswith("checkpoint") and re.match(r"(local-dir|hf-hub|hf_hub):", given):
-        group = name.rpartition(": ")[2].partition(".")[0]
-        key = "name" if group == "backbone" else "arch"
-        raise InputError(f"{name} is {given!r}, which is no file: give it as {group}.{key}")
     if not path or re.search(r"://|[?{*]", path):
         return
     if not os.path.exists(path):
