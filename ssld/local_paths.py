@@ -47,10 +47,14 @@ def _listed(paths: str | list[str] | None) -> list[str]:
 
 
 def _check(name: str, given: str) -> None:
-    path = given.partition("::")[0]  # annotations::images, folder::split
-    if not path or re.search(r"://|[?{*]", path):
+    path = given
+    if not os.path.exists(given):
+        path = os.path.expanduser(given.partition("::")[0])  # annotations::images, folder::split
+    if not path or "://" in path:
         return
-    if not os.path.exists(path):
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:  # of millions one is enough
+            if next(entries, None) is None:
+                raise InputError(f"{name}: {path} is an empty folder")
+    elif not os.path.exists(path) and not re.search(r"[?{*[]", path):  # no pattern
         raise InputError(f"{name}: {path}: no such file or folder; check the path")
-    if os.path.isdir(path) and not os.listdir(path):
-        raise InputError(f"{name}: {path} is an empty folder")

@@ -16,7 +16,7 @@ from ssld.stage_config import FinetuneConfig
 
 RUN = ["--out=o", "--steps=1", "--student.arch=resnet18", "--data.labeled=images"]
 BAD = {
-    "teacher.checkpoint is 'local-dir:x', but takes a file or a folder: give this as teacher.arch": [
+    "teacher.checkpoint is 'local-dir:x', but takes a file or a folder: give this as teacher": [
         ["distill", *RUN, "--teacher.checkpoint=local-dir:x"],
         ["plan", *RUN, "--teacher.checkpoint=local-dir:x"],
     ],
@@ -82,6 +82,9 @@ def config(kind=DistillConfig, **settings):
         "x-{000..127}.tar",
         "*.tar",
         "train-?.parquet",
+        "x-[0-3].tar",
+        "~/home",
+        "odd::name",
         "here",
         "here::train",
         "a.tar",
@@ -89,8 +92,10 @@ def config(kind=DistillConfig, **settings):
 )
 def test_what_is_there_or_elsewhere_is_not_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "here" / "train").mkdir(parents=True)
-    (tmp_path / "a.tar").touch()
+    for name in ("a.tar", "home", "odd::name"):
+        (tmp_path / name).touch()
     check_inputs(config(data=DataConfig(labeled=path)))
 
 
