@@ -68,6 +68,11 @@ def is_terminal(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
+def bar_seconds() -> float:
+    """Least time between two updates of a progress bar, of which a log file keeps every one."""
+    return 0.5 if is_terminal(sys.stderr) else 30.0
+
+
 def _prepare() -> None:
     """No closed stream, whose number the next file would get; no character that stops a print."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
