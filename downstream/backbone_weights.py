@@ -3,7 +3,6 @@ distilled, as their metadata says: the zoo's catalogue, `ssld.json` of a release
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from downstream.backbone_config import BackboneConfig
 from ssld.errors import InputError
 from ssld.network import Network, open_network
+from ssld.written_files import read_object
 from zoo.catalog import catalog
 from zoo.hub_errors import failures
 from zoo.release import MANIFEST
@@ -194,11 +194,9 @@ def _hub_is_distilled(repo: str, revision: str | None) -> bool:
 
 def _facts(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return read_object(file, "restore it or delete it")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{file} cannot be read ({error}): restore it or delete it") from error
 
 
 def _release_is_distilled(manifest: Mapping[str, Any]) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssld.errors import InputError
 from ssld.report.verdicts import signs_of
 from ssld.run.folder import flat, read_lines
+from ssld.written_files import read_object, reading
 
 HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
 FACTS = (
@@ -89,24 +87,15 @@ def _open(path: str, label: str) -> SeenRun:
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
             raise InputError(f"runs: {path} is not a run folder, it has no {name}; {advice}")
-    config = _read(folder / "config.yaml", lambda f: dict(yaml.safe_load(f.read_text("utf-8"))))
-    facts = _read(folder / "run.json", lambda f: dict(json.loads(f.read_text("utf-8"))))
-    lines = _read(folder / "metrics.jsonl", _lines)
+    leave = "leave this run out"
+    config, facts = (read_object(folder / name, leave) for name in ("config.yaml", "run.json"))
+    with reading(folder / "metrics.jsonl", leave):
+        lines = read_lines(folder / "metrics.jsonl")
+        if not all("epoch" in line for line in lines):
+            raise ValueError("a line without epoch")
     if not lines:
         raise InputError(f"runs: {path} has no logged line yet; wait for one, or leave it out")
     return SeenRun(label, path, _settings(config, facts), facts, lines)
-
-
-def _read(file: Path, parse: Callable[[Path], Any]) -> Any:
-    try:
-        return parse(file)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise InputError(f"runs: {file} is damaged ({said}); leave this run out") from error
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [line for line in read_lines(file) if (line["kind"], line["step"], line["epoch"])]
 
 
 def _settings(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from ssld.errors import InputError
 from ssld.run.folder import flat, plain
 from ssld.run.recorded import MADE_AGAIN, check_recorded
 from ssld.stage_config import FinetuneConfig, FixConfig
+from ssld.written_files import read_object
 
 if TYPE_CHECKING:
     from ssld.distill import Distillation
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["finetune", "fix"]
 CONFIGS: dict[Stage, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixConfig}
+DAMAGED = "put a copy back, or take another run"
 OWN = ("run", "targets", "train", "resolutions", "out", "resume", "overwrite", "allow_changes")
 """Settings that are of one run and no other's."""
 SLOWER = 0.01
@@ -78,12 +77,10 @@ def open_start(run: str) -> Start:
     """
     folder = Path(run)
     try:
-        settings = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        facts = dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+        settings = read_object(folder / "config.yaml", DAMAGED)
+        facts = read_object(folder / "run.json", DAMAGED)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"run {run} is not a run folder ({error.filename} is missing)") from error
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"run {run} is damaged ({' '.join(str(error).split())})") from error
     if not facts.get("exported"):
         raise InputError(
             f"run {run} has not finished: start its command again with --resume, with fewer steps "

@@ -51,14 +51,15 @@ def reading(place: str | Path, advice: str, *more: type[Exception]) -> Iterator[
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """What a JSON file says, which must be an object.
+    """What a JSON or YAML file says, by its ending, which must be an object.
 
     Raises:
         InputError: it is none.
         OSError: it cannot be read.
     """
     with reading(path, advice):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        parse = yaml.safe_load if path.suffix == ".yaml" else json.loads
+        found = parse(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it is no object but {str(found)[:40]!r}")
     return found

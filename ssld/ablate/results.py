@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssld.ablate.grid import Ablation, Axis, Cell, Value
 from ssld.ablate.state import Row
-from ssld.errors import InputError
 from ssld.run.folder import read_lines, write_atomically
+from ssld.written_files import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,12 +61,8 @@ def read_cell(ablation: Ablation, cell: Cell) -> list[Row]:
     folder = ablation.folder(cell)
     rows = []
     for stage in ablation.stages:
-        try:
+        with reading(folder / stage, "remove it", OSError):
             row = read_stage(folder / stage)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{folder / stage} is damaged ({type(error).__name__}: {error}); remove it"
-            ) from error
         if row:
             run = (folder / stage).relative_to(ablation.out).as_posix()
             rows.append({"stage": stage, "status": "done", **row, "run": run})

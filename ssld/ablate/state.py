@@ -14,6 +14,7 @@ import yaml
 from ssld.ablate.grid import Ablation, Cell, show
 from ssld.errors import InputError
 from ssld.run.folder import HARMLESS, flat, under, write_atomically
+from ssld.written_files import read_object
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
 BEFORE = "recipe.before.yaml"
@@ -103,13 +104,9 @@ def _shown(settings: dict[str, Any], key: str) -> str:
 
 def _recipe_of(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return dict(yaml.safe_load((folder / name).read_text(encoding="utf-8")))
+        return read_object(folder / name, f"remove {folder}")
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder / name} is damaged ({' '.join(str(error).split())}); remove {folder}"
-        ) from error
 
 
 def check_unchanged(ablation: Ablation) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ssld.errors import InputError
+from ssld.written_files import reading
 
 RELEASE = "ssld.json"
 """`zoo.release.MANIFEST`; zoo imports timm, and help must answer at once."""
@@ -82,16 +83,12 @@ def _sha256(file: Path) -> str:
 
 
 def _read(record: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError, OSError) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{record} is damaged ({said}), so that the weights beside it cannot be checked: put "
-            "a copy back, or give a copy of the weights' folder"
-        ) from error
+    advice = "put a copy back, or give a copy of the weights' folder, which cannot be checked now"
+    with reading(record, advice, OSError):
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     return found if isinstance(found, dict) else {}
 
 
