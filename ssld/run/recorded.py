@@ -9,7 +9,6 @@ has a run before its end or one of an older version.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -75,9 +74,10 @@ def _records(file: Path) -> Iterator[tuple[Path, Any, str]]:
 
 
 def _sha256(file: Path) -> str:
+    from zoo.release import sha256_of  # see RELEASE
+
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror or error})") from error
 
