@@ -289,7 +289,7 @@ def compare(config: CompareConfig) -> None:
             [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
             for key, x in differ.items()
         ]
-    results = _results(summaries, set().union(*warned.values()))
+        results = _results(summaries, set().union(*warned.values()))
     verdicts = [run["verdict"] or ABSENT for run in summaries]
     found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
     if config.json:
