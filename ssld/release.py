@@ -26,6 +26,7 @@ from ssld.resolution import said_of
 from ssld.run.folder import read_lines
 from ssld.run.recorded import check_recorded
 from ssld.verdict import CHANCE
+from ssld.written_files import WRONG, read_object
 from ssld.zoo_config import About
 from zoo.card import CURVES, METRICS, slug, write_card
 from zoo.errors import InputError as ZooError
@@ -37,8 +38,6 @@ MODEL_FILES = ("config.json", "model.safetensors")
 VERIFIED = 1000
 """Labeled images at most on which a run checks its teacher (VERIFY_IMAGES in ssld/run/verify.py,
 which imports torch)."""
-DAMAGE = (KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError, json.JSONDecodeError)
-"""What reading a file of a run raises that does not hold what a run writes."""
 
 
 def assemble(
@@ -73,7 +72,7 @@ def assemble(
         temporary.replace(folder)  # onto an empty folder too
     except (InputError, ZooError) as error:  # what is wrong with the copy is wrong with the source
         raise InputError(str(error).replace(str(temporary), str(source))) from error
-    except DAMAGE as error:
+    except WRONG as error:
         raise InputError(f"{source}: one of its files is damaged ({error!r})") from error
     except OSError as error:
         said = " ".join((error.strerror or str(error)).split())
@@ -178,8 +177,7 @@ def _exported_facts(folder: Path, about: About) -> dict[str, Any]:
 
 
 def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[str, Any]:
-    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    recipe, facts = (read_object(run / x, "publish another run") for x in (RECIPE, "run.json"))
     lines = read_lines(run / "metrics.jsonl")
     evaluations = [x for x in lines if x["kind"] == "eval"]
     last = evaluations[-1] if evaluations else {}

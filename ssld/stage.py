@@ -11,7 +11,7 @@ from ssld.errors import InputError
 from ssld.run.folder import flat, plain
 from ssld.run.recorded import MADE_AGAIN, check_recorded
 from ssld.stage_config import FinetuneConfig, FixConfig
-from ssld.written_files import read_object
+from ssld.written_files import read_object, reading
 
 if TYPE_CHECKING:
     from ssld.distill import Distillation
@@ -97,7 +97,8 @@ def inherited(stage: Stage) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not run:
             return {}  # the configuration says that it is missing
         start = open_start(str(run))
-        return settings_after(stage, start.settings, start.taught, str(run), given)
+        with reading(f"run {run}", DAMAGED):  # an older ssld, or an editor, left some of it out
+            return settings_after(stage, start.settings, start.taught, str(run), given)
 
     return defaults
 

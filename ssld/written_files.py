@@ -58,8 +58,12 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     with reading(path, advice):
-        parse = yaml.safe_load if path.suffix == ".yaml" else json.loads
-        found = parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".yaml":
+            found = yaml.safe_load(text)
+            json.dumps(found)  # no date, no bytes, nothing that holds itself is of ours
+        else:
+            found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"it is no object but {str(found)[:40]!r}")
     return found
