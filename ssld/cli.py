@@ -238,7 +238,7 @@ def _sentence(error: BaseException) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename or 'file system'}: {error.strerror}"
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    said = streams.printable(said)
     if len(said) <= SENTENCE:
         return said
     left = len(said) - SENTENCE  # it quotes what was given; the end says what to do

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import pytest
+import short_runs
 import timm
 import torch
 from matplotlib.figure import Figure
@@ -28,25 +29,8 @@ METADATA = {
 
 
 def words(colours: Path, teacher_file: Path, out: Path, **changes: object) -> list[str]:
-    settings = {
-        "out": out,
-        "steps": 2,
-        "batch_size": 8,
-        "log_every_steps": 1,
-        "student.arch": "test_resnet",
-        "augment.size": 32,
-        "teacher.checkpoint": teacher_file,
-        "teacher.verify": "false",
-        "data.unlabeled": colours / "unlabeled",
-        "data.val": colours / "val",
-        "data.workers": 0,
-        "probe.every_epochs": 0,
-        "checkpoint.every_steps": 100,
-        "evaluate_every_epochs": 100,
-        "trackers": "[]",
-        **changes,
-    }
-    return [f"--{key}={value}" for key, value in settings.items() if value is not None]
+    once = {"checkpoint.every_steps": 100, "evaluate_every_epochs": 100}
+    return short_runs.words(colours, teacher_file, out, **{**once, **changes})
 
 
 @pytest.fixture(autouse=True)
