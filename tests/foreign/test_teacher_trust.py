@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from ssld import teacher as teachers
 from ssld.__main__ import main
 from ssld.distill import Distillation
+from ssld.errors import InputError
 from ssld.network import Network
+from ssld.run.verify import judge
 
 METADATA = {
     "architecture": "test_resnet",
@@ -323,3 +325,14 @@ def test_a_teacher_of_no_numbers_chooses_no_images(colours, teacher_file, tmp_pa
     said = capsys.readouterr()
     assert "the teacher's predictions are not finite" in said.err and "é.png" in said.err
     assert "nan%" not in (said.out + said.err).lower()
+
+
+def test_few_images_refuse_no_teacher():
+    """One image of which the teacher is right, or wrong, says nothing; three wrong ones do."""
+    assert "too few to tell" in judge(1, 1, 3, True)
+    assert "too few to tell" in judge(0, 1, 3, True)
+    assert "too few" not in judge(3, 3, 3, True)
+    with pytest.raises(InputError, match="near chance"):
+        judge(1, 3, 3, True)
+    with pytest.raises(InputError, match="near chance"):
+        judge(0, 1, 1000, True)
