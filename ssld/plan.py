@@ -263,7 +263,7 @@ def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
 
 def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
     """What the measurements say is wrong."""
-    from ssld.teacher_check import near_chance
+    from ssld.teacher_check import GIVEN, near_chance
 
     problems = []
     for teacher in result["teacher"]:
@@ -273,7 +273,9 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
             )
         elif teacher["findings"]:
             problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
-        elif teacher["interval"] and near_chance(teacher["interval"][0], teacher["classes"]):
+        elif teacher["interval"] and near_chance(
+            teacher["top1"][GIVEN], teacher["interval"][0], teacher["classes"]
+        ):
             problems.append(
                 f"the {teacher['name']} is near chance and no other preprocessing or class order "
                 "helps: check teacher.checkpoint"

@@ -153,7 +153,8 @@ def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -
     ]
     told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
     enough = count >= FEWEST_LABELED
-    wrong = near_chance(float(given.mean()), network.num_classes)
+    share = float(given.mean())
+    wrong = near_chance(share, share, network.num_classes)
     if enough and wrong and not findings and told > SURE * most:
         findings.append(
             f"another class order: its predictions are sure and varied (they tell {told:.2f} of "
@@ -272,7 +273,8 @@ def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) ->
     )
 
 
-def near_chance(low: float, num_classes: int) -> bool:
-    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
+def near_chance(top1: float, low: float, num_classes: int) -> bool:
+    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1, and it
+    itself in the first half: one image of one cannot be beyond chance, and says nothing against."""
     chance = 1 / num_classes
-    return low <= chance + 0.05 * (1 - chance)
+    return low <= chance + 0.05 * (1 - chance) and top1 < chance + 0.5 * (1 - chance)

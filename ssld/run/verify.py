@@ -88,7 +88,7 @@ def judge(hits: int, count: int, num_classes: int, verify: bool) -> str:
         return "not verified, no labeled image could be read"
     low, high = wilson(hits, count)
     said = f"top-1 {hits / count:.2%} [{low:.2%} to {high:.2%}] on {count} labeled images"
-    if verify and near_chance(low, num_classes):
+    if verify and near_chance(hits / count, low, num_classes):
         raise InputError(
             f"the teacher is near chance: {said}, chance {1 / num_classes:.2%}; `ssld plan` with "
             "the same settings says whether another normalisation or class order would do; check "
