@@ -13,7 +13,7 @@ from typing import Any
 from downstream.backbone_config import BackboneConfig
 from ssld.errors import InputError
 from ssld.network import Network, open_network
-from ssld.written_files import read_object
+from ssld.written_files import read_object, reading
 from zoo.catalog import catalog
 from zoo.hub_errors import failures
 from zoo.release import MANIFEST
