@@ -24,9 +24,9 @@ def config(out: Path, **changes: object) -> DistillConfig:
     return DistillConfig(
         out=str(out),
         steps=1,
-        teacher=TeacherConfig(checkpoint="t"),
+        teacher=TeacherConfig(checkpoint=__file__),
         student=StudentConfig(arch="test_resnet"),
-        data=DataConfig(labeled=["x"]),
+        data=DataConfig(labeled=[__file__]),
         **changes,  # type: ignore[arg-type]
     )
 
@@ -49,9 +49,12 @@ def test_out_in_a_folder_without_rights(tmp_path, monkeypatch):
 
 def test_a_file_in_the_way_of_out(tmp_path, capsys):
     (tmp_path / "file").write_text("precious")
-    given = ["distill", "--teacher.checkpoint=t", "--student.arch=test_resnet", "--steps=1"]
+    given = ["distill", f"--teacher.checkpoint={__file__}", f"--data.labeled={__file__}"]
     for out in ("file", "file/run", "file/a/b"):
-        assert main([*given, "--data.labeled=x", f"--out={tmp_path / out}"]) == 2
+        assert (
+            main([*given, "--student.arch=test_resnet", "--steps=1", f"--out={tmp_path / out}"])
+            == 2
+        )
         said = capsys.readouterr().err
         assert said.startswith(f"error: out {tmp_path / out}") and said.count("\n") == 1
     assert (tmp_path / "file").read_text() == "precious"
