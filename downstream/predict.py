@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.errors import InputError
 from ssld.loop_config import require
+from ssld.streams import is_terminal
 from ssld.written_files import read_object
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def predict(config: PredictConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = _open(config, device)
     writer = _Writer(out, source, config.max_unreadable)
-    for i in tqdm(range(len(source)), unit="img", disable=not sys.stderr.isatty()):
+    for i in tqdm(range(len(source)), unit="img", disable=not is_terminal(sys.stderr)):
         try:
             data = source.read(i)
             pixels = decode(data)

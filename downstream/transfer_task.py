@@ -20,7 +20,7 @@ from downstream.backbone_config import PARTS, PRESETS, BackboneConfig
 from downstream.backbone_weights import architecture, is_distilled, open_classifier
 from downstream.held_out import write_held_out
 from downstream.transfer_config import TransferConfig
-from ssld.class_tables import class_names
+from ssld.class_tables import class_names, kept_order
 from ssld.data.loading import Batch
 from ssld.errors import InputError
 from ssld.network import Network
@@ -114,7 +114,7 @@ def open_network(setup: Setup, config: TransferConfig) -> TransferNetwork:
     Raises:
         InputError: no classes are named, weights that do not fit, settings of an optimizer.
     """
-    names = class_names(setup.labeled)
+    names = kept_order(class_names(setup.labeled), config.out, config.resume)
     if names is None:
         raise InputError(
             "data.labeled names no classes: give one subfolder per class, or a manifest with the "

@@ -3,9 +3,12 @@ sentence per kind of misfit, for all commands: number, names, order, integers be
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssld.data.folder import are_numbers, class_order
@@ -69,6 +72,23 @@ def class_names_for(
             "give each class one folder"
         )
     return None
+
+
+def kept_order(names: list[str] | None, out: str, resume: bool) -> list[str] | None:
+    """`names` in the order that a resumed run began with, as its exported student tells: versions
+    before 2026-11-30 sorted folders 0 to 11 as text, and an output must not change its class.
+
+    Args:
+        out: the run folder.
+    """
+    if not (resume and names and are_numbers(names)):
+        return names
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        exported = json.loads((Path(out) / "student" / "config.json").read_text(encoding="utf-8"))
+        before = exported.get("label_names")
+        if sorted(before) == sorted(names):
+            return list(before)
+    return names
 
 
 def misfit(

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,9 +130,10 @@ def parse(
     if settings:
         layers = [(settings[0], _checked(*settings, known)), *layers]
         argv = ["--config", json.dumps(layers[0][1]), *argv]
+    given = [pair for _, tree in layers for pair in _flat(tree, known)] + list(_named_in(argv))
+    _refuse_other_numbers(given, parser)
     if defaults:
-        given = {key: value for _, tree in layers for key, value in _flat(tree, known)}
-        argv = ["--config", json.dumps(defaults(given | dict(_named_in(argv)))), *argv]
+        argv = ["--config", json.dumps(defaults(dict(given))), *argv]
     try:
         found = parser.instantiate(parser.parse_args(argv))
     except (ArgumentError, ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -198,6 +199,29 @@ def _named_in(argv: list[str]) -> Iterator[tuple[str, str]]:
             yield name.removeprefix("--"), value if equals else following
 
 
+_OTHER_NUMBER = re.compile(r"[-+]?(?:0[xb][\da-f_]+|\d[\d_]*(?::[\d_.]+)+)", re.IGNORECASE)
+
+
+def _refuse_other_numbers(given: Iterable[tuple[str, Any]], parser: ArgumentParser) -> None:
+    """Refuse 1:30, which jsonargparse takes for 90 where a number belongs, and 0x10 for 16."""
+    types = {str(x.dest): str(getattr(x, "_typehint", "a group")) for x in parser._actions}
+    for key, value in given:
+        kind = types.get(key, "str")
+        if "str" in kind or "Any" in kind:
+            continue
+        if isinstance(value, str) and value[:1] in ("[", "{"):
+            try:
+                value = _value(value)
+            except InputError:
+                continue  # jsonargparse will say so, with the name
+        if isinstance(value, dict):
+            below = [(f"{key}.{name}", x) for name, x in value.items()]
+            _refuse_other_numbers(below, parser)
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and _OTHER_NUMBER.fullmatch(word.strip()):
+                raise InputError(f"{key} is {shortened(word)}: give a number in decimal digits")
+
+
 def _checked(
     where: str, tree: dict[str, Any], known: list[str], prefix: str = ""
 ) -> dict[str, Any]:
@@ -238,7 +262,7 @@ def _sentence(error: BaseException) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename or 'file system'}: {error.strerror}"
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    said = streams.printable(said)
     if len(said) <= SENTENCE:
         return said
     left = len(said) - SENTENCE  # it quotes what was given; the end says what to do
@@ -278,7 +302,7 @@ def _plain(sentence: str, known: list[str]) -> str:
     if not wrong:
         return sentence
     key, complaint = wrong.group(1), wrong.group(2).replace("typing.Literal", "one of ")
-    complaint = re.sub(r"<class '(\w+)'>", lambda x: _TYPES.get(x[1], x[1]), complaint)
+    complaint = re.sub(r"<class '(\w+)'>\d*", lambda x: _TYPES.get(x[1], x[1]), complaint)
     found = re.findall(r"Expected (?:an? )?(.+?)(?:\.| - |$| Got| Given)", complaint)
     found = found or re.findall(r"Subtypes: \[(.*?)\]", complaint)
     expected = " or ".join(dict.fromkeys(found))

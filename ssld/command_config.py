@@ -44,6 +44,7 @@ class EvaluateConfig:
         require_path(self.checkpoint, "checkpoint", "model")
         require(bool(sources), "data is empty: name a labeled source")
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
+        require(self.workers >= 0, f"workers is {self.workers}: give 0 or more")
 
 
 @dataclass(frozen=True)

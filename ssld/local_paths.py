@@ -19,7 +19,7 @@ def check_inputs(config: Any, where: str = "") -> None:
         where: they stand, for messages.
 
     Raises:
-        InputError: there is nothing, or an empty folder; an id in the place of a file.
+        InputError: there is nothing, or an empty folder.
     """
     for name, path in [*_sources(config), *_weights(config)]:
         _check(f"{where}: {name}" if where else name, path)
@@ -47,14 +47,14 @@ def _listed(paths: str | list[str] | None) -> list[str]:
 
 
 def _check(name: str, given: str) -> None:
-    path = given.partition("::")[0]  # annotations::images, folder::split
-    if name.endswith("checkpoint") and re.match(r"(local-dir|hf-hub|hf_hub):", given):
-        group = name.rpartition(": ")[2].partition(".")[0]
-        key = "name" if group == "backbone" else "arch"
-        raise InputError(f"{name} is {given!r}, which is no file: give it as {group}.{key}")
-    if not path or re.search(r"://|[?{*]", path):
+    path = given
+    if not os.path.exists(given):
+        path = os.path.expanduser(given.partition("::")[0])  # annotations::images, folder::split
+    if not path or "://" in path:
         return
-    if not os.path.exists(path):
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:  # of millions one is enough
+            if next(entries, None) is None:
+                raise InputError(f"{name}: {path} is an empty folder")
+    elif not os.path.exists(path) and not re.search(r"[?{*[]", path):  # no pattern
         raise InputError(f"{name}: {path}: no such file or folder; check the path")
-    if os.path.isdir(path) and not os.listdir(path):
-        raise InputError(f"{name}: {path} is an empty folder")

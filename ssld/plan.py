@@ -263,6 +263,7 @@ def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
 
 def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
     """What the measurements say is wrong."""
+    from ssld.run.verify import too_few
     from ssld.teacher_check import near_chance
 
     problems = []
@@ -273,7 +274,9 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
             )
         elif teacher["findings"]:
             problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
-        elif teacher["interval"] and near_chance(teacher["interval"][0], teacher["classes"]):
+        elif too_few(teacher["labeled"], teacher["classes"]):
+            pass  # the table has its interval
+        elif near_chance(teacher["interval"][0], teacher["classes"]):
             problems.append(
                 f"the {teacher['name']} is near chance and no other preprocessing or class order "
                 "helps: check teacher.checkpoint"

@@ -19,6 +19,7 @@ from typing import Any
 
 from ssld import cli
 from ssld.errors import InputError
+from ssld.loop_config import require
 
 CLASSES = 10
 PER_CLASS = {"teacher": 60, "labeled": 3, "unlabeled": 76}
@@ -36,6 +37,9 @@ class QuickstartConfig:
     """Folder to use."""
     seed: int = 0
     """Of splits, weights, order and views."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
 
 
 def write_digits(folder: Path, seed: int) -> dict[str, int]:
@@ -119,8 +123,8 @@ def quickstart(config: QuickstartConfig) -> int:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not marker.is_file())):
         raise InputError(f"{out} is not empty: give another --out")
     (out / "data").mkdir(parents=True, exist_ok=True)
+    marker.touch()  # first: what is killed while it writes is started anew
     counts = write_digits(out / "data", config.seed)
-    marker.touch()
     for arguments in commands(out, config.seed):
         print(f"\n$ ssld {shlex.join(arguments)}", flush=True)
         code = subprocess.run([sys.executable, "-m", "ssld", *arguments]).returncode

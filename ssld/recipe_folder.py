@@ -14,7 +14,7 @@ from ssld.run import overwrite
 from ssld.run.folder import LOCK, TEMPORARY, flat, write_atomically
 from ssld.run.recorded import check_recorded
 from ssld.run.written import remove
-from ssld.written_files import read_yaml
+from ssld.written_files import read_object
 
 STATE = "recipe.json"
 """What every stage was last started with, before anything was resolved, and from which student."""
@@ -94,7 +94,7 @@ class StagePlace:
         return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
     def _resolved(self) -> dict[str, Any]:
-        settings = read_yaml(self.folder / "config.yaml", f"move {self.folder} away")
+        settings = read_object(self.folder / "config.yaml", f"move {self.folder} away")
         return {**flat(settings), **_read_json(self.folder / "run.json")}
 
     def check_overwrite(self, settings: dict[str, Any]) -> None:
@@ -147,14 +147,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
+    advice = "delete it" if path.name == STATE else f"move {path.parent} away"
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")) or {})
-        if path.name == STATE and path.parent.name[:1] != "." and not _is_state(found):
-            raise ValueError("not what a recipe writes")
-        return found
+        found = read_object(path, advice)
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError) as error:
-        said = " ".join(str(error).split())
-        advice = "delete it" if path.name == STATE else f"move {path.parent} away"
-        raise InputError(f"{path} is damaged ({said}): {advice}") from error
+    if path.name == STATE and path.parent.name[:1] != "." and not _is_state(found):
+        raise InputError(f"{path} is damaged (not what a recipe writes); {advice}")
+    return found

@@ -26,7 +26,7 @@ from ssld.resolution import said_of
 from ssld.run.folder import read_lines
 from ssld.run.recorded import check_recorded
 from ssld.verdict import CHANCE
-from ssld.written_files import WRONG, read_yaml
+from ssld.written_files import WRONG, read_object
 from ssld.zoo_config import About
 from zoo.card import CURVES, METRICS, slug, write_card
 from zoo.errors import InputError as ZooError
@@ -177,8 +177,7 @@ def _exported_facts(folder: Path, about: About) -> dict[str, Any]:
 
 
 def _run_facts(run: Path, step: int | None, about: About, model: str) -> dict[str, Any]:
-    recipe = read_yaml(run / "config.yaml", "put a copy of it back")
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    recipe, facts = (read_object(run / x, "publish another run") for x in (RECIPE, "run.json"))
     lines = read_lines(run / "metrics.jsonl")
     evaluations = [x for x in lines if x["kind"] == "eval"]
     last = evaluations[-1] if evaluations else {}

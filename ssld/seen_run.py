@@ -11,7 +11,7 @@ from typing import Any
 from ssld.errors import InputError
 from ssld.report.verdicts import signs_of
 from ssld.run.folder import flat, read_lines
-from ssld.written_files import read_object, read_yaml, reading
+from ssld.written_files import read_object, reading
 
 LEAVE_OUT = "leave this run out"
 HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
@@ -88,18 +88,15 @@ def _open(path: str, label: str) -> SeenRun:
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
             raise InputError(f"runs: {path} is not a run folder, it has no {name}; {advice}")
-    config = read_yaml(folder / "config.yaml", LEAVE_OUT)
-    facts = read_object(folder / "run.json", LEAVE_OUT)
+    config, facts = (read_object(folder / x, LEAVE_OUT) for x in ("config.yaml", "run.json"))
     with reading(folder / "metrics.jsonl", LEAVE_OUT):
-        lines = _lines(folder / "metrics.jsonl")
+        lines = read_lines(folder / "metrics.jsonl")
+        if not all("epoch" in line for line in lines):
+            raise ValueError("a line without epoch")
     if not lines:
         raise InputError(f"runs: {path} has no logged line yet; wait for one, or leave it out")
     with reading(folder, LEAVE_OUT):
         return SeenRun(label, path, _settings(config, facts), facts, lines)
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [line for line in read_lines(file) if (line["kind"], line["step"], line["epoch"])]
 
 
 def _settings(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ssld.errors import InputError
 from ssld.run.folder import flat, plain
 from ssld.run.recorded import MADE_AGAIN, check_recorded
 from ssld.stage_config import FinetuneConfig, FixConfig
-from ssld.written_files import read_object, read_yaml, reading
+from ssld.written_files import read_object, reading
 
 if TYPE_CHECKING:
     from ssld.distill import Distillation
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["finetune", "fix"]
 CONFIGS: dict[Stage, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixConfig}
-RESTORE = "put a copy of it back, or give another run"
+DAMAGED = "put a copy back, or take another run"
 OWN = ("run", "targets", "train", "resolutions", "out", "resume", "overwrite", "allow_changes")
 """Settings that are of one run and no other's."""
 SLOWER = 0.01
@@ -77,8 +77,8 @@ def open_start(run: str) -> Start:
     """
     folder = Path(run)
     try:
-        settings = read_yaml(folder / "config.yaml", RESTORE)
-        facts = read_object(folder / "run.json", RESTORE)
+        settings = read_object(folder / "config.yaml", DAMAGED)
+        facts = read_object(folder / "run.json", DAMAGED)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"run {run} is not a run folder ({error.filename} is missing)") from error
     if not facts.get("exported"):
@@ -86,7 +86,7 @@ def open_start(run: str) -> Start:
             f"run {run} has not finished: start its command again with --resume, with fewer steps "
             "allowed by --allow_changes if it has seen enough"
         )
-    with reading(folder / "run.json", RESTORE):
+    with reading(folder / "run.json", DAMAGED):
         if "teacher_sha256" not in facts or "step" not in facts["exported"]:
             raise ValueError("it lacks teacher_sha256 or exported.step")
     return Start(run, settings, facts)
@@ -100,7 +100,7 @@ def inherited(stage: Stage) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not run:
             return {}  # the configuration says that it is missing
         start = open_start(str(run))
-        with reading(Path(run) / "config.yaml", RESTORE):
+        with reading(f"run {run}", DAMAGED):  # an older ssld, or an editor, left some of it out
             return settings_after(stage, start.settings, start.taught, str(run), given)
 
     return defaults

@@ -68,6 +68,16 @@ def is_terminal(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
+def printable(text: str) -> str:
+    """Text whose characters that are not to be seen, which a terminal may obey, are written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def bar_seconds() -> float:
+    """Least time between two updates of a progress bar, of which a log file keeps every one."""
+    return 0.5 if is_terminal(sys.stderr) else 30.0
+
+
 def _prepare() -> None:
     """No closed stream, whose number the next file would get; no character that stops a print."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):

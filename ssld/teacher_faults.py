@@ -17,6 +17,7 @@ from ssld.errors import InputError
 from ssld.teacher import Teacher
 
 if TYPE_CHECKING:
+    from ssld.network import Network
     from ssld.run.setup import Setup
 
 CHECKED = 16
@@ -127,13 +128,13 @@ def check_answers(setup: Setup, teacher: Teacher) -> None:
 
 def _some_images(setup: Setup, teacher: Teacher) -> Batch | None:
     """The same on all processes, so that all come to the same end."""
-    from ssld.data.views import EvalView
+    from ssld.data.eval_view import eval_view
     from ssld.run.batches import Unreadables, eval_batches
 
-    network = teacher.networks[0]
+    network: Network = teacher.networks[0]  # type: ignore[assignment]
     batches = eval_batches(
         setup.sources,
-        EvalView(network.input_size, network.crop_pct, network.interpolation),  # type: ignore[arg-type]
+        eval_view(network),
         batch_size=CHECKED,
         workers=0,
         device=setup.device,

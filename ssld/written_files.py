@@ -51,36 +51,29 @@ def reading(place: str | Path, advice: str, *more: type[Exception]) -> Iterator[
         ) from error
 
 
-def read_yaml(path: Path, advice: str) -> dict[str, Any]:
-    """What a config.yaml says.
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """What a JSON or YAML file says, by its ending, which must be an object.
 
     Raises:
-        InputError: it is not what ssld writes: no mapping, with tags, or with more values than any.
+        InputError: it is none; YAML with tags, or with more values than any settings have.
         OSError: it cannot be read.
     """
     with reading(path, advice):
         text = path.read_text(encoding="utf-8")
-        try:
-            node = yaml.compose(text, yaml.SafeLoader)
-            if not isinstance(node, yaml.MappingNode):
-                raise ValueError("it holds no settings")
-            count_values(node, {})
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        found = yaml.safe_load(text)
-        json.dumps(found)  # which is how settings go on; a number of 5,000 digits does not
-        return found
-
-
-def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """What a JSON file says, which must be an object.
-
-    Raises:
-        InputError: it is none.
-        OSError: it cannot be read.
-    """
-    with reading(path, advice):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _yaml(text) if path.suffix == ".yaml" else json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"it is no object but {str(found)[:40]!r}")
+    return found
+
+
+def _yaml(text: str) -> Any:
+    node = yaml.compose(text, yaml.SafeLoader)
+    if node is None:
+        raise ValueError("it is empty")
+    try:
+        count_values(node, {})
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    found = yaml.safe_load(text)
+    json.dumps(found)  # no date, no bytes, no number of 5,000 digits is of ours
     return found

@@ -1,4 +1,4 @@
-"""What the fork server of `sabotage` does once, so that no run of a test does it again: imports, and
+"""What the fork server of `sabotage` does once, so that no run of a test does it again: imports and
 the parsers of commands, a fifth of a second each."""
 
 from __future__ import annotations

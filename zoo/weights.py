@@ -195,7 +195,7 @@ def _download(entry: Entry, file: Path) -> None:
     try:
         with (
             watched(url, limit=_FILE_BYTES) as watch,
-            watch.client(Client(follow_redirects=True)) as client,
+            watch.client(Client(follow_redirects=True, timeout=None)) as client,  # the watch's
         ):
             with client.stream("GET", url) as answer, file.open("wb") as out:
                 answer.raise_for_status()

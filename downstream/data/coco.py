@@ -212,7 +212,7 @@ def _boxes(path: str, annotations: Entries, where: Callable[[int], str]) -> np.n
     values = [_box(entry) for entry in annotations]
     sound = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
     if not sound or not set(map(type, chain.from_iterable(values))) <= {int, float}:
-        _refuse_box(path, annotations, values, where)
+        _refuse_box(annotations, values, where)
     try:
         boxes = np.array(values, np.float64).reshape(-1, 4)
     except OverflowError:
@@ -229,9 +229,7 @@ def _box(entry: dict[str, Any]) -> Any:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _refuse_box(
-    path: str, annotations: Entries, values: list[Any], where: Callable[[int], str]
-) -> None:
+def _refuse_box(annotations: Entries, values: list[Any], where: Callable[[int], str]) -> None:
     """A look at each of a million, where one is wrong.
 
     Raises:

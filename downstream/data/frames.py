@@ -16,7 +16,6 @@ later look could not tell the majority, and would find a wrong size after hours.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from ssld.data.decode import Unreadable, image_size, orientation_of
 from ssld.errors import InputError
+from ssld.streams import bar_seconds
 
 HEAD = 1 << 17
 """Bytes: EXIF lies in the first 64 KiB or is not looked for, and is 64 KiB at most."""
@@ -83,7 +83,7 @@ def read_headers(folder: str, names: Sequence[str]) -> Headers:
         desc="headers",
         delay=2,
         leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+        mininterval=bar_seconds(),
     )
     with progress, ThreadPoolExecutor(THREADS) as pool:
         for count in pool.map(read, starts):

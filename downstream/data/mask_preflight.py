@@ -27,6 +27,7 @@ from downstream.data.texts import one_line, shown
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.decode import orientation_of as orientation
 from ssld.errors import InputError
+from ssld.streams import is_terminal
 from ssld.text_table import text_table
 
 MANY = 0.001
@@ -277,7 +278,7 @@ def _looks(source: MaskSource):
             total=len(source),
             desc="masks",
             unit="img",
-            disable=not sys.stderr.isatty(),
+            disable=not is_terminal(sys.stderr),
             leave=False,
         ) as bar,
     ):

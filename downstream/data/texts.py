@@ -9,7 +9,9 @@ import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ssld.data.listing import is_text
 from ssld.errors import InputError
+from ssld.streams import printable
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -34,15 +36,13 @@ _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxoth
 
 def shown(value: object) -> str:
     """A value for a sentence: one line, bounded in length and depth, printable."""
-    said = _short.repr(value)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)[:200]
+    return printable(_short.repr(value))[:200]
 
 
 def one_line(text: str, most: int = 200) -> str:
     """A name for a line of text: white space is one space, what cannot be printed is escaped, and
     what is longer than `most` characters is cut."""
-    joined = " ".join(text.split())
-    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+    said = printable(" ".join(text.split()))
     return said if len(said) <= most else f"{said[: most - 1]}…"
 
 
@@ -127,11 +127,7 @@ def require_name(value: object, where: str) -> str:
 
 def writable(name: str) -> bool:
     """Whether a name is text: no half characters, which no file can hold, and no NUL."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in name
+    return is_text(name) and "\0" not in name
 
 
 def name_lines(path: Path) -> list[str]:

@@ -3,7 +3,6 @@ intersection over union on held-out images."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -186,7 +185,4 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> str:
                     plot.text(j, i, text, ha="center", va="center", color=colour, fontsize=6)
     plot.set_xlabel("taken for")
     plot.set_ylabel("is")
-    with warnings.catch_warnings():  # the font lacks letters: they are boxes then
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
-        return page.drawn("share of each class's pixels", figure)
+    return page.drawn("share of each class's pixels", figure)

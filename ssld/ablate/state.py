@@ -14,7 +14,7 @@ import yaml
 from ssld.ablate.grid import Ablation, Cell, show
 from ssld.errors import InputError
 from ssld.run.folder import HARMLESS, flat, under, write_atomically
-from ssld.written_files import read_yaml
+from ssld.written_files import read_object
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
 BEFORE = "recipe.before.yaml"
@@ -104,7 +104,7 @@ def _shown(settings: dict[str, Any], key: str) -> str:
 
 def _recipe_of(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return read_yaml(folder / name, f"remove {folder}")
+        return read_object(folder / name, f"remove {folder}")
     except FileNotFoundError:
         return {}
 

@@ -59,11 +59,11 @@ def _lost_processes() -> Iterator[None]:
     Raises:
         Interrupted: another process of this curation is gone.
     """
-    from ssld.run.loop import lost_process
-
     try:
         yield
     except RuntimeError as error:
+        from ssld.run.loop import lost_process  # not before: it imports torch
+
         lost = lost_process(error)
         if lost is None:
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from ssld.data.decode import Unreadable
 from ssld.data.listing import is_text, list_folder
 from ssld.data.storage import Address, absolute, is_hidden, is_remote, list_files, read_all
 from ssld.errors import InputError
+from ssld.streams import bar_seconds
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -136,7 +136,7 @@ def _sizes(folder: str, names: pa.Array) -> np.ndarray:
         desc=f"sizes of {folder}",
         unit="file",
         delay=_LONG_SECONDS,
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+        mininterval=bar_seconds(),
         leave=False,
     )
     with bar, ThreadPoolExecutor(_THREADS if slow else 1) as pool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,6 +31,7 @@ from ssld.data.patterns import expand
 from ssld.data.storage import Address, absolute, derived, is_hidden, read_range
 from ssld.data.tar_samples import SCHEMA, Samples, as_text, plain_name, resolve
 from ssld.errors import InputError
+from ssld.streams import bar_seconds
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -151,7 +151,7 @@ def _progress(shard: str, size: int) -> tqdm:
         unit_scale=True,
         desc=f"indexing {shard.rpartition('/')[2]}",
         disable=size <= LARGE,
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+        mininterval=bar_seconds(),
     )
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
@@ -106,17 +107,20 @@ def _start(
     """
     for _ in range(ATTEMPTS):
         begun, others = multiprocessing.Semaphore(0), set(multiprocessing.active_children())
-        loader = DataLoader(
-            batches,
-            batch_size=None,  # the sampler yields whole batches
-            sampler=_Sampler(rows),  # type: ignore[arg-type]
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=functools.partial(_begin_worker, begun),
-            prefetch_factor=2,
-            generator=torch.Generator(),  # else the loader draws a seed from the global generator
-        )
-        iterator = iter(loader)
+        with warnings.catch_warnings():
+            # More processes than cores are no news that is worth four lines a loader.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                batches,
+                batch_size=None,  # the sampler yields whole batches
+                sampler=_Sampler(rows),  # type: ignore[arg-type]
+                num_workers=workers,
+                pin_memory=pin,
+                worker_init_fn=functools.partial(_begin_worker, begun),
+                prefetch_factor=2,
+                generator=torch.Generator(),  # else it draws a seed from the global generator
+            )
+            iterator = iter(loader)
         processes = set(multiprocessing.active_children()) - others
         _PROCESSES.update(processes)
         deadline = time.monotonic() + START_SECONDS

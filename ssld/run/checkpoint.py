@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from ssld.errors import InputError
 from ssld.run.written import remove, replace_folder
 from ssld.written_files import read_object, reading
+from zoo.release import sha256_of
 
 MENDED = "remove this checkpoint, and --resume goes on from the one before"
 _STEP = re.compile(r"step-\d{8,}")
@@ -59,7 +59,7 @@ def save(
             save_file(tensors(network), temporary / f"{name}.safetensors")
         torch.save(optimizer, temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
-        digests = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(digests, indent=2))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
@@ -192,17 +192,12 @@ def damage(path: Path) -> str | None:
             return "manifest.json is not whole"
         if any(Path(name).name != name or "\0" in name for name in digests):
             return "manifest.json names other places"
-        wrong = [name for name, digest in digests.items() if _sha256(path / name) != digest]
+        wrong = [name for name, digest in digests.items() if sha256_of(path / name) != digest]
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
     except (ValueError, RecursionError) as error:
         return f"manifest.json: {error}"
     return f"{wrong[0]} has another sha256" if wrong else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

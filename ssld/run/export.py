@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from ssld.network import ImageModel, Network
 from ssld.run import checkpoint
 from ssld.run.folder import cannot_write
 from ssld.run.written import replace_folder
-from zoo.release import NOT_OURS, save_weights
+from zoo.release import NOT_OURS, save_weights, sha256_of
 
 
 def export(network: Network, folder: Path, step: int) -> str:
@@ -50,8 +49,7 @@ def replace_export(folder: Path, write: Callable[[Path], None]) -> str:
 
 def weights_sha256(folder: Path) -> str:
     """Digest of an exported folder's weights file."""
-    with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(folder / "model.safetensors")
 
 
 def load_exported(folder: Path, step: int, network: ImageModel) -> bool:

@@ -28,7 +28,7 @@ from ssld.loop_config import LoopConfig
 from ssld.run import overwrite
 from ssld.run.history import History, cut_after, lines_of
 from ssld.run.written import CONFIG, LOCK, OLD, remove
-from ssld.written_files import read_yaml
+from ssld.written_files import read_object
 
 HARMLESS = (
     "out",
@@ -45,6 +45,7 @@ HARMLESS = (
 
 
 TEMPORARY = f".{CONFIG}.tmp"
+AGAIN = "put a copy back, or delete it: --resume writes it anew"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -151,7 +152,8 @@ def changed_settings(previous: Path, config: LoopConfig, *, given: bool = False)
     """
     if not previous.is_file():
         return []
-    old, new = flat(read_yaml(previous, "put a copy of it back")), flat(plain(config))
+    old = flat(read_object(previous, "put a copy back, or use another `out`"))
+    new = flat(plain(config))
     known = old.keys() | new.keys()
     for name in config.allow_changes:
         if not any(under(key, [name]) for key in known):
@@ -245,13 +247,13 @@ class RunFolder:
                 overwrite.recover(self.path)
 
     def _changed_before(self) -> list[str]:
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.path / "run.json").read_text()).get("changed_on_resume", [])
+        with contextlib.suppress(OSError, InputError):
+            return list(read_object(self.path / "run.json", AGAIN).get("changed_on_resume") or ())
         return []
 
     def record(self, key: str, value: Any) -> None:
         """Add a fact to run.json."""
-        facts = json.loads((self.path / "run.json").read_text())
+        facts = read_object(self.path / "run.json", AGAIN)
         write_atomically(self.path / "run.json", json.dumps(facts | {key: value}, indent=2) + "\n")
 
     @property

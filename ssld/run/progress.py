@@ -17,7 +17,7 @@ from ssld.errors import InputError
 from ssld.run.batches import AnyBatch, Unreadables
 from ssld.run.history import lines_of
 from ssld.run.timing import StepClock
-from ssld.streams import is_terminal
+from ssld.streams import bar_seconds
 from ssld.teacher_faults import CURE, said_of, samples
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Progress:
             initial=self.steps_logged,
             unit="step",
             disable=not accelerator.is_main_process,
-            mininterval=0.5 if is_terminal(sys.stderr) else 30,  # a log file keeps every update
+            mininterval=bar_seconds(),
         )
         self.started = self.saved = time.monotonic()
         return self

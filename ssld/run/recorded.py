@@ -9,7 +9,6 @@ has a run before its end or one of an older version.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssld.errors import InputError
+from ssld.written_files import reading
 
 RELEASE = "ssld.json"
 """`zoo.release.MANIFEST`; zoo imports timm, and help must answer at once."""
@@ -74,24 +74,21 @@ def _records(file: Path) -> Iterator[tuple[Path, Any, str]]:
 
 
 def _sha256(file: Path) -> str:
+    from zoo.release import sha256_of  # see RELEASE
+
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror or error})") from error
 
 
 def _read(record: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError, OSError) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{record} is damaged ({said}), so that the weights beside it cannot be checked: put "
-            "a copy back, or give a copy of the weights' folder"
-        ) from error
+    advice = "put a copy back, or give a copy of the weights' folder, which cannot be checked now"
+    with reading(record, advice, OSError):
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     return found if isinstance(found, dict) else {}
 
 

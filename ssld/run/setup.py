@@ -13,6 +13,7 @@ from ssld.class_tables import (
     class_names,
     class_names_for,
     differ,
+    kept_order,
     table_of,
 )
 from ssld.config import DistillConfig, RunConfig
@@ -112,6 +113,8 @@ class Setup:
             InputError: class counts that differ, an unlabeled source of class folders.
         """
         student, names = self.config.student, class_names(self.labeled)
+        if num_classes is None:
+            names = kept_order(names, self.config.out, self.config.resume)
         wanted = num_classes or student.num_classes or (len(names) if names else None)
         if wanted is None:
             raise InputError("student.num_classes is missing: data.labeled does not name classes")

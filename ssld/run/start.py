@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from ssld.run import checkpoint
 from ssld.run.batches import Images
 from ssld.run.folder import RunFolder
 from ssld.run.timing import peak_flops
+from ssld.streams import bar_seconds
 
 if TYPE_CHECKING:
     from ssld.teacher import Teacher
@@ -146,7 +146,7 @@ def fingerprint(sources: Sequence[Images]) -> str:
         desc="fingerprint",
         unit="img",
         delay=5.0,
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file keeps every update
+        mininterval=bar_seconds(),
         leave=False,
     )
     with bar:

@@ -88,6 +88,8 @@ def judge(hits: int, count: int, num_classes: int, verify: bool) -> str:
         return "not verified, no labeled image could be read"
     low, high = wilson(hits, count)
     said = f"top-1 {hits / count:.2%} [{low:.2%} to {high:.2%}] on {count} labeled images"
+    if too_few(count, num_classes):
+        return f"{said}: too few to tell it from chance"
     if verify and near_chance(low, num_classes):
         raise InputError(
             f"the teacher is near chance: {said}, chance {1 / num_classes:.2%}; `ssld plan` with "
@@ -96,3 +98,8 @@ def judge(hits: int, count: int, num_classes: int, verify: bool) -> str:
             "teacher.verify to false if you know better"
         )
     return said
+
+
+def too_few(count: int, num_classes: int) -> bool:
+    """Whether a teacher that is right on all of `count` labeled images would seem near chance."""
+    return near_chance(wilson(count, count)[0], num_classes)

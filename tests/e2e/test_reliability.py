@@ -99,7 +99,7 @@ INSTANTS = {
     "in a probe": ("ssld.probe:scores", 1, False),
     "between evaluation and checkpoint": ("ssld.run.loop:Trainer.save", 2, False),
     "checkpoint: a network written": ("ssld.run.checkpoint:save_file", 5, True),
-    "checkpoint: in the manifest": ("ssld.run.checkpoint:_sha256", 7, False),
+    "checkpoint: in the manifest": ("ssld.run.checkpoint:sha256_of", 7, False),
     "checkpoint: before the sync": ("ssld.run.checkpoint:_sync", 8, False),
     "checkpoint: before the old ones go": ("ssld.run.checkpoint:_all", 3, False),
     "export: weights written": ("ssld.run.export:_write", 2, True),

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import sabotage
+import short_runs
 import timm
 import torch
 from safetensors.torch import load_file
@@ -19,22 +20,8 @@ def warnings_are_errors() -> None:
 
 
 def trained(colours, teacher_file, folder, **changes) -> list[sabotage.Started]:
-    settings = {
-        "out": folder / "run",
-        "steps": 3,
-        "batch_size": 8,
-        "log_every_steps": 1,
-        "augment.size": 32,
-        "teacher.checkpoint": teacher_file,
-        "teacher.verify": "false",
-        "data.unlabeled": colours / "unlabeled",
-        "data.val": colours / "val",
-        "data.workers": 0,
-        "probe.every_epochs": 0,
-        "trackers": "[]",
-        **changes,
-    }
-    words = ["distill", *(f"--{key}={value}" for key, value in settings.items())]
+    given = short_runs.words(colours, teacher_file, folder / "run", steps=3, **changes)
+    words = ["distill", *given]
     started = sabotage.ranks(words, folder / "said", [[warnings_are_errors]] * 2)
     for process in started:
         process.end()

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from ssld.__main__ import main
+from ssld.errors import InputError
 from ssld.evaluate import near_chance, wilson
+from ssld.run import verify
 
 CLASSES = ["blue", "green", "red"]
 
@@ -145,6 +147,15 @@ def test_the_interval_decides(hits, images, chance, words):
                                    input_size=224)  # fmt: skip
     said = near_chance(result(hits, images, chance), network)
     assert (words in said) if words else said is None
+
+
+def test_a_teacher_is_not_accused_for_want_of_images():
+    """A run of few images sets one or two aside: a perfect teacher must be able to begin."""
+    for hits, images, classes in ((1, 1, 3), (3, 4, 2), (2, 2, 2)):
+        assert verify.judge(hits, images, classes, True).startswith("top-1 ")
+    for hits, images, classes in ((0, 9, 3), (12, 36, 3), (52, 100, 2), (0, 20, 1000)):
+        with pytest.raises(InputError, match="near chance"):
+            verify.judge(hits, images, classes, True)
 
 
 def test_of_one_class_there_is_no_chance():

@@ -12,7 +12,7 @@ from given import table
 from PIL import Image
 
 from ssld import evaluate
-from ssld.class_tables import class_names, class_names_for
+from ssld.class_tables import class_names, class_names_for, kept_order
 from ssld.data.loading import LabelIndex
 from ssld.data.sources import open_source
 from ssld.errors import InputError
@@ -135,3 +135,21 @@ def test_other_texts_are_no_numbers():
     for label in ("12", "-1", "1.0", "x", "²", "１", ""):
         with pytest.raises(InputError, match="is not one of the 12 classes"):
             index(label)
+
+
+def test_a_run_that_was_begun_with_another_order_keeps_it(tmp_path):
+    now, then = ["1", "2", "10"], ["1", "10", "2"]
+    assert kept_order(now, str(tmp_path), True) == now  # nothing was exported yet
+    exported = tmp_path / "student" / "config.json"
+    exported.parent.mkdir()
+    for content, order in (
+        ({"label_names": then}, then),
+        ({"label_names": ["1", "2"]}, now),  # other classes are others' to refuse
+        ({}, now),
+        ([], now),
+    ):
+        exported.write_text(json.dumps(content))
+        assert kept_order(now, str(tmp_path), True) == order
+        assert kept_order(now, str(tmp_path), False) == now
+    exported.write_text(json.dumps({"label_names": ["b", "a"]}))
+    assert kept_order(["a", "b"], str(tmp_path), True) == ["a", "b"]

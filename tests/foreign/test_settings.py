@@ -8,6 +8,7 @@ import os
 import pytest
 
 from ssld import cli
+from ssld.__main__ import main
 from ssld.ablate import grid
 from ssld.ablate.config import AblateConfig
 from ssld.config import DistillConfig
@@ -103,6 +104,13 @@ def test_bad_files_are_one_sentence(name, tmp_path, capsys):
         ("--schedule.lr=.nan", "schedule.lr is nan"),
         ("--schedule.lr=1e400", "schedule.lr is inf"),
         ("--steps=true", "steps is 'True'"),
+        ("--teacher.mean=[0.5, ", "teacher.mean"),
+        ("--steps=5.", "steps is '5.': give a whole number or null"),
+        ("--steps=1:30", "steps is '1:30': give a number in decimal digits"),
+        ("--steps=-0x1F", "steps is '-0x1F'"),
+        ("--schedule.lr=0b11", "schedule.lr is '0b11'"),
+        ("--schedule={lr: '1:30.5'}", "schedule.lr is '1:30.5'"),
+        ("--teacher.mean=[0.5, 1:30, 0.5]", "teacher.mean is '1:30'"),
         (f"--steps={'1' * 5000}", "give a whole number"),
         ("--student.args={a: !!int x}", "student.args"),
         ("--student.args=" + "{a: " * 600, "student.args"),
@@ -134,6 +142,9 @@ def test_bad_words_are_one_sentence(word, expected, tmp_path, capsys):
         ({"data": "{labeled: a~/b}"}, "data.labeled", ["a~/b"]),
         ({"steps": "1_000"}, "steps", 1000),
         ({"steps": "010"}, "steps", 10),
+        ({"out": "1:30"}, "out", "1:30"),
+        ({"data": "{labeled: [0x10]}"}, "data.labeled", ["0x10"]),
+        ({"teacher": "{arch: t, args: {name: 1:30}}"}, "teacher.args", {"name": "1:30"}),
         ({"schedule": "{lr: 1e-5}"}, "schedule.lr", 1e-5),
         ({"schedule": ""}, "schedule.lr", 0.1),
         ({"student": "&s {arch: s}", "teacher": "{<<: *s, dtype: bf16}"}, "teacher.arch", "s"),
@@ -211,3 +222,14 @@ def test_a_grid_in_utf_16_is_kept(tmp_path):
     file = tmp_path / "g.yaml"
     file.write_bytes("# \u9c7c\ngrid: {}\n".encode("utf-16"))
     assert "\u9c7c" in _noted(AblateConfig(str(file)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["quickstart", "--seed", "-1"], ["evaluate", "--model=m", "--data=d", "--workers", "-1"]],
+)
+def test_numbers_below_zero(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "is -1: give 0 or more" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

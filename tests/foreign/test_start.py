@@ -16,7 +16,7 @@ from ssld.stage_config import FinetuneConfig
 
 RUN = ["--out=o", "--steps=1", "--student.arch=resnet18", "--data.labeled=images"]
 BAD = {
-    "teacher.checkpoint is 'local-dir:x', which is no file: give it as teacher.arch": [
+    "teacher.checkpoint is 'local-dir:x', but takes a file or a folder: give this as teacher": [
         ["distill", *RUN, "--teacher.checkpoint=local-dir:x"],
         ["plan", *RUN, "--teacher.checkpoint=local-dir:x"],
     ],
@@ -32,6 +32,7 @@ BAD = {
         ["segmentation", "--out=o", "--steps=1", "--backbone.name=resnet18", "--data.val=nowhere",
          "--data.train=images"],
     ],
+    "teacher.arch is missing": [["curate", "--gallery=images", "--protected=images", "--out=o"]],
     "data: empty is an empty folder": [["evaluate", "--model=resnet18", "--data=empty"]],
     "name a file in a folder that exists": [
         ["evaluate", "--model=resnet18", "--data=images", "--out=nowhere/a.json"],
@@ -81,6 +82,9 @@ def config(kind=DistillConfig, **settings):
         "x-{000..127}.tar",
         "*.tar",
         "train-?.parquet",
+        "x-[0-3].tar",
+        "~/home",
+        "odd::name",
         "here",
         "here::train",
         "a.tar",
@@ -88,8 +92,10 @@ def config(kind=DistillConfig, **settings):
 )
 def test_what_is_there_or_elsewhere_is_not_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "here" / "train").mkdir(parents=True)
-    (tmp_path / "a.tar").touch()
+    for name in ("a.tar", "home", "odd::name"):
+        (tmp_path / name).touch()
     check_inputs(config(data=DataConfig(labeled=path)))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import pytest
+import short_runs
 import timm
 import torch
 from matplotlib.figure import Figure
@@ -17,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from ssld import teacher as teachers
 from ssld.__main__ import main
 from ssld.distill import Distillation
+from ssld.errors import InputError
 from ssld.network import Network
+from ssld.run.verify import judge
 
 METADATA = {
     "architecture": "test_resnet",
@@ -28,25 +31,8 @@ METADATA = {
 
 
 def words(colours: Path, teacher_file: Path, out: Path, **changes: object) -> list[str]:
-    settings = {
-        "out": out,
-        "steps": 2,
-        "batch_size": 8,
-        "log_every_steps": 1,
-        "student.arch": "test_resnet",
-        "augment.size": 32,
-        "teacher.checkpoint": teacher_file,
-        "teacher.verify": "false",
-        "data.unlabeled": colours / "unlabeled",
-        "data.val": colours / "val",
-        "data.workers": 0,
-        "probe.every_epochs": 0,
-        "checkpoint.every_steps": 100,
-        "evaluate_every_epochs": 100,
-        "trackers": "[]",
-        **changes,
-    }
-    return [f"--{key}={value}" for key, value in settings.items() if value is not None]
+    once = {"checkpoint.every_steps": 100, "evaluate_every_epochs": 100}
+    return short_runs.words(colours, teacher_file, out, **{**once, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -339,3 +325,14 @@ def test_a_teacher_of_no_numbers_chooses_no_images(colours, teacher_file, tmp_pa
     said = capsys.readouterr()
     assert "the teacher's predictions are not finite" in said.err and "é.png" in said.err
     assert "nan%" not in (said.out + said.err).lower()
+
+
+def test_few_images_refuse_no_teacher():
+    """One image of which the teacher is right, or wrong, says nothing; three wrong ones do."""
+    assert "too few to tell" in judge(1, 1, 3, True)
+    assert "too few to tell" in judge(0, 1, 3, True)
+    assert "too few" not in judge(3, 3, 3, True)
+    with pytest.raises(InputError, match="near chance"):
+        judge(1, 3, 3, True)
+    with pytest.raises(InputError, match="near chance"):
+        judge(0, 1, 1000, True)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pictures
 import pytest
+import short_runs
 import torch
 from matplotlib.figure import Figure
 
@@ -20,22 +21,8 @@ def quick_pictures(monkeypatch) -> None:
 
 
 def trained(colours, teacher_file, out, **changes) -> list[dict]:
-    settings = {
-        "out": out,
-        "steps": 3,
-        "batch_size": 4,
-        "log_every_steps": 1,
-        "student.arch": "test_resnet",
-        "augment.size": 32,
-        "teacher.checkpoint": teacher_file,
-        "teacher.verify": "false",
-        "data.unlabeled": colours / "unlabeled",
-        "data.holdout": 0,
-        "data.workers": 0,
-        "trackers": "[]",
-        **changes,
-    }
-    assert main(["distill", *(f"--{key}={value}" for key, value in settings.items())]) == 0
+    given = {"steps": 3, "batch_size": 4, "data.val": None, "data.holdout": 0, **changes}
+    assert main(["distill", *short_runs.words(colours, teacher_file, out, **given)]) == 0
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == "train"]
 
