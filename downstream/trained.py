@@ -97,6 +97,10 @@ def _check(content: dict[str, Any]) -> None:
         raise TypeError(f"head is {head!r}")
     if len([float(x) for name in ("mean", "std") for x in content["backbone"][name]]) != 6:
         raise ValueError("mean and std are not three numbers each")
+    backbone = content["backbone"]
+    for side in (backbone["output_stride"], *backbone["wanted"], backbone["frozen_stages"]):
+        if type(side) is not int:
+            raise TypeError(f"the backbone is {backbone!r}")
     if content["task"] == "detection":
         augment = BoxAugmentConfig(**view)
         sides = [augment.test_size, *augment.sizes, augment.longest or 1]

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,11 +132,19 @@ def read_range(path: str, start: int, size: int) -> bytes:
 
 
 def read_all(path: str) -> bytes:
-    """A whole file. Raises OSError."""
+    """A whole file. Raises OSError, also of what is none: a device or a pipe may never end."""
     if is_remote(path):
         filesystem, name = fsspec.url_to_fs(path)
         return filesystem.cat_file(name)
-    return Path(path).read_bytes()
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is no file but a device or a pipe")
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes to would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def derived(path: str, kind: str, make: Callable[[Path], None]) -> Path:
