@@ -16,6 +16,7 @@ from ssld.errors import InputError
 from ssld.network import ImageModel, load_strictly
 from ssld.run import checkpoint
 from ssld.run.export import replace_export
+from ssld.run.layout import as_images_lie
 from ssld.run.recorded import check_recorded
 from ssld.written_files import read_object, reading
 from zoo.release import save_weights
@@ -141,6 +142,7 @@ def load(
         _require_memory(content["backbone"], sum(x.nbytes for x in weights.values()))
         model = build(rebuild(content["backbone"]), len(content["class_names"]))
     load_strictly(model, weights, str(file))
+    as_images_lie(model)  # as in the run: other kernels round otherwise, and near ties change places
     return model.eval()
 
 
