@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ssld.errors import InputError
+from ssld.settings_file import MOST_NODES
 
 WRONG = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
@@ -61,9 +62,32 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".yaml":
             found = yaml.safe_load(text)
-            json.dumps(found)  # no date, no bytes, nothing that holds itself is of ours
+            _count(found, {})
         else:
             found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"it is no object but {str(found)[:40]!r}")
     return found
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Values of a YAML file, each anchor as often as it is named.
+
+    Args:
+        known: of lists and mappings by id; 0 while one is being counted.
+
+    Raises:
+        TypeError: a date, bytes or a set, none of which ssld writes.
+        ValueError: a value that holds itself, or more than a settings file may have.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return 1
+    if not isinstance(value, dict | list):
+        raise TypeError(f"it holds a {type(value).__name__}")
+    if id(value) not in known:
+        known[id(value)] = 0
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    if not 0 < known[id(value)] <= MOST_NODES:
+        raise ValueError("a value holds itself, or there are too many")
+    return known[id(value)]
