@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ssld.__main__ import main
-from ssld.evaluate import near_chance, wilson
+from ssld.evaluate import doubt_of, wilson
 
 CLASSES = ["blue", "green", "red"]
 
@@ -143,10 +143,10 @@ def result(hits: int, images: int, chance: float) -> dict[str, Any]:
 def test_the_interval_decides(hits, images, chance, words):
     network: Any = SimpleNamespace(num_classes=1000, label_names=None, mean=(0.5,), std=(0.5,),
                                    input_size=224)  # fmt: skip
-    said = near_chance(result(hits, images, chance), network)
+    said = doubt_of(result(hits, images, chance), network)
     assert (words in said) if words else said is None
 
 
 def test_of_one_class_there_is_no_chance():
     network: Any = SimpleNamespace(num_classes=1)
-    assert near_chance(result(3, 3, 1.0), network) is None
+    assert doubt_of(result(3, 3, 1.0), network) is None
