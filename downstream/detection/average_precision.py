@@ -248,7 +248,7 @@ def _are_boxes(boxes: np.ndarray) -> bool:
 def _read(path: Path) -> list[Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({said}); write the predictions again") from error
     if not isinstance(found, list):
