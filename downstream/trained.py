@@ -142,7 +142,7 @@ def load(
         _require_memory(content["backbone"], sum(x.nbytes for x in weights.values()))
         model = build(rebuild(content["backbone"]), len(content["class_names"]))
     load_strictly(model, weights, str(file))
-    as_images_lie(model)  # as in the run: other kernels round otherwise, and near ties change places
+    as_images_lie(model)  # as in its run: other kernels round otherwise, near ties change places
     return model.eval()
 
 

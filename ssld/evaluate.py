@@ -88,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> None:
     tally = accuracy(network, batches, config.precision)
     result = _result(network, tally, unreadables.count, len(sources))
     _print_result(config.model, result)
-    doubt = near_chance(result, network)
+    doubt = doubt_of(result, network)
     if doubt:
         print(f"warning: {doubt}", file=sys.stderr)
     if config.out:
@@ -144,7 +144,7 @@ def _print_result(model: str, result: dict[str, Any]) -> None:
         print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
 
 
-def near_chance(result: dict[str, Any], network: Network) -> str | None:
+def doubt_of(result: dict[str, Any], network: Network) -> str | None:
     """What is to be said where the interval of top-1 reaches down to chance; None elsewhere."""
     top1, chance = result["top1"], result["chance"]
     if network.num_classes < 2 or result["top1_low"] > chance:

@@ -228,7 +228,7 @@ def _read_pin(file: Path) -> Pin | None:
         return Pin(**json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); restore it or delete it") from error
 
 

@@ -30,6 +30,7 @@ from ssld.curate.config import CurateConfig, ExplainConfig
 from ssld.errors import InputError, Interrupted
 from ssld.run.folder import LOCK, TEMPORARY, locked, write_atomically
 from ssld.run.overwrite import inputs_inside
+from ssld.written_files import read_object
 
 if TYPE_CHECKING:  # none of it is needed for --help
     import pyarrow as pa
@@ -170,8 +171,8 @@ def _is_curation(out: Path) -> bool:
     config = out / "config.yaml"
     if not config.is_file():
         return not any(path.name not in (TEMPORARY, LOCK) for path in out.iterdir())
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
-        return set(yaml.safe_load(config.read_text(encoding="utf-8")) or ()) >= WRITTEN
+    with contextlib.suppress(OSError, InputError):
+        return set(read_object(config, "give another folder")) >= WRITTEN
     return False
 
 

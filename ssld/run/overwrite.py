@@ -14,7 +14,6 @@ start has to do:
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -22,14 +21,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssld.errors import InputError
 from ssld.run.written import CONFIG, LOCK, NOBODYS, OLD, folders, foreign, remove
+from ssld.written_files import read_object
 
 INPUTS = ("data", "teacher", "teachers", "student", "backbone", "run")
 """Groups of settings that name what a run reads."""
 NO_INPUTS = ("data.classes",)
+ANOTHER = "give another folder"
 SHOWN = 6
 """Entries that a message names."""
 
@@ -81,12 +80,12 @@ def _is_run(out: Path) -> bool:
     for folder in (out, out / OLD):
         if not (folder / CONFIG).is_file():
             continue
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+        with contextlib.suppress(OSError, InputError):
             facts = folder / "run.json"
             if facts.is_file():
-                return "versions" in dict(json.loads(facts.read_text(encoding="utf-8")))
-            found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-            return {"out", "resume", "overwrite", "allow_changes"} <= set(found or ())
+                return "versions" in read_object(facts, ANOTHER)
+            keys = {"out", "resume", "overwrite", "allow_changes"}
+            return keys <= set(read_object(folder / CONFIG, ANOTHER))
     return False
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ssld.__main__ import main
 from ssld.errors import InputError
-from ssld.evaluate import near_chance, wilson
+from ssld.evaluate import doubt_of, wilson
 from ssld.run import verify
 
 CLASSES = ["blue", "green", "red"]
@@ -145,7 +145,7 @@ def result(hits: int, images: int, chance: float) -> dict[str, Any]:
 def test_the_interval_decides(hits, images, chance, words):
     network: Any = SimpleNamespace(num_classes=1000, label_names=None, mean=(0.5,), std=(0.5,),
                                    input_size=224)  # fmt: skip
-    said = near_chance(result(hits, images, chance), network)
+    said = doubt_of(result(hits, images, chance), network)
     assert (words in said) if words else said is None
 
 
@@ -160,4 +160,4 @@ def test_a_teacher_is_not_accused_for_want_of_images():
 
 def test_of_one_class_there_is_no_chance():
     network: Any = SimpleNamespace(num_classes=1)
-    assert near_chance(result(3, 3, 1.0), network) is None
+    assert doubt_of(result(3, 3, 1.0), network) is None

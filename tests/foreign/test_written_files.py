@@ -17,7 +17,7 @@ from ssld.curate.overrides import read_overrides
 from ssld.errors import InputError
 from ssld.report.curation import write_report
 from ssld.run import checkpoint
-from ssld.written_files import reading
+from ssld.written_files import read_object, reading
 
 
 @pytest.fixture
@@ -118,3 +118,20 @@ def test_only_what_damage_raises_is_taken_for_damage() -> None:
         with pytest.raises(type(error)) as found, reading("x", "y"):
             raise error
         assert found.value is error
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize("text", [LAUGHS, "a: &a [*a]", "a: 2026-01-01", "a: !!binary aGk=", "[1]"])
+def test_settings_that_ssld_does_not_write_are_named(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"config.yaml is damaged \(.*\); mend it"):
+        read_object(file, "mend it")
+
+
+def test_settings_that_name_a_value_twice_are_read(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("a: &a [1, 2.5, null]\nb: {c: *a}")
+    assert read_object(file, "mend it") == {"a": [1, 2.5, None], "b": {"c": [1, 2.5, None]}}
