@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +27,8 @@ from zoo.errors import printable
 from zoo.hub_errors import failures
 from zoo.watch import watched
 
+LARGEST = 1e30
+"""Of a mean, and of a deviation's inverse: what is computed from pixels stays finite in float32."""
 TRIED_PX = 512
 """Larger images are not tried when a network is opened, for their cost."""
 
@@ -52,7 +53,8 @@ class ImageModel(nn.Module):
         self.model = model
         self.mean = tuple(float(x) for x in mean)
         self.std = tuple(float(x) for x in std)
-        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+        numbers = all(abs(x) < LARGEST for x in self.mean + self.std)  # NaN is not
+        if not numbers or min(self.std) <= 1 / LARGEST:
             raise InputError(
                 f"normalisation by mean {self.mean} and std {self.std} makes no numbers of pixels: "
                 "give finite ones, and std above 0"

@@ -194,8 +194,10 @@ def test_a_std_in_the_settings_is_checked_likewise(folder: Path, std):
 
 
 def refused(code: int, told: str, folder: Path) -> None:
-    assert code == 2 and told.count("\n") == 1 and told.startswith("error: "), told
-    assert "std is [0, 0, 0]" in told and str(folder) in told
+    *before, said = told.splitlines()
+    assert code == 2 and said.startswith("error: "), told
+    assert all(line.endswith(" images, no labels") for line in before), told
+    assert "std is [0, 0, 0]" in said and str(folder) in said
 
 
 def test_every_command_says_it(folder: Path, tmp_path: Path, colours: Path, capsys):
