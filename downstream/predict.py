@@ -1,6 +1,6 @@
 """`ssld predict RUN IMAGES --out DIR`: what a trained network says of images, drawn on them.
 
-DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes
+DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes (PNG if huge)
 DIR/masks/NAME.png      of a segmenter: class numbers as grey values
 DIR/predictions.jsonl   one line an image: boxes, shares of classes, or best classes
 DIR/unreadable.jsonl    images that could not be read
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 BEST = 3
 """Classes that are named for an image."""
 JPEG_QUALITY = 90
+JPEG_SIDE = 65_500
+"""Most px that libjpeg writes; larger pictures are PNG."""
 NAME_BYTES = 200
 """Of a name's end that are kept where it is longer; Linux allows 255."""
 
@@ -125,7 +127,8 @@ class _Writer:
 
         name = self.source.sample_id(i)
         file = self._file(name)
-        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{file}.jpg")
+        kind = "jpg" if max(found.drawn.shape[:2]) <= JPEG_SIDE else "png"
+        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{file}.{kind}")
         if found.mask is not None:
             self._save(Image.fromarray(found.mask), self.out / "masks" / f"{file}.png")
         where = {} if file == name else {"file": file}

@@ -18,7 +18,9 @@ from ssld.run import checkpoint
 from ssld.run.export import replace_export
 from ssld.run.layout import as_images_lie
 from ssld.run.recorded import check_recorded
+from ssld.settings_file import shortened
 from ssld.written_files import read_object, reading
+from zoo.described import NAME, checked_arguments
 from zoo.release import save_weights
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 FOLDER = "model"
 AGAIN = "export the model again, or take another copy of it"
+MAX_SIDE_PX = 8192
+"""Of what a network sees of an image; a view of so many squared takes 800 MB."""
 MAX_SCALE = 16
 """Largest factor at which a segmenter's test sees an image; a stranger's file cannot ask for any
 memory."""
@@ -83,7 +87,17 @@ def read_description(path: str) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"{file} is of no detector or segmenter")
     with reading(file, AGAIN):
         _check(content)
+        _check_backbone(content["backbone"], file)
     return folder, content
+
+
+def _check_backbone(backbone: dict[str, Any], file: Path) -> None:
+    """A stranger's file may name neither a hub nor a file that would be opened."""
+    if not NAME.fullmatch(backbone["architecture"]):
+        raise ValueError(f"backbone.architecture is {shortened(backbone['architecture'])}")
+    checked_arguments(file, dict(backbone["args"]))
+    if len([float(x) for name in ("mean", "std") for x in backbone[name]]) != 6:
+        raise ValueError("mean and std are not three numbers each")
 
 
 def _check(content: dict[str, Any]) -> None:
@@ -96,8 +110,6 @@ def _check(content: dict[str, Any]) -> None:
         raise TypeError(f"class_names is {names!r}")
     if not isinstance(head["name"], str) or not isinstance(head.get("args", {}), dict):
         raise TypeError(f"head is {head!r}")
-    if len([float(x) for name in ("mean", "std") for x in content["backbone"][name]]) != 6:
-        raise ValueError("mean and std are not three numbers each")
     backbone = content["backbone"]
     for side in (backbone["output_stride"], *backbone["wanted"], backbone["frozen_stages"]):
         if type(side) is not int:
@@ -115,7 +127,7 @@ def _check(content: dict[str, Any]) -> None:
             raise ValueError("palette has not three numbers of each class")
     else:
         raise ValueError(f"task is {content['task']!r}")
-    if not all(type(side) is int for side in sides):
+    if not all(type(side) is int and side <= MAX_SIDE_PX for side in sides):
         raise TypeError(f"view is {view!r}")
 
 

@@ -142,7 +142,8 @@ def parse(
         raise InputError("a setting is nested too deeply") from error
     values = vars(found)
     values.pop("config", None)
-    values = {key: tidied(value, key) for key, value in values.items()}
+    own = {field.name: field.default for field in fields(config_class)}
+    values = {k: x if x == own.get(k) else tidied(x, k) for k, x in values.items()}
     try:
         return config_class(**values)
     except ValueError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,12 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssld.errors import InputError
-from ssld.network_files import HUB, check_named, classes_in, read_checkpoint
+from ssld.network_files import HUB, check_loaded, check_named, classes_in, read_checkpoint
 from zoo.described import Described
 from zoo.errors import printable
 from zoo.hub_errors import failures
 from zoo.watch import watched
 
+LARGEST = 1e30
+"""Of a mean, and of a deviation's inverse: what is computed from pixels stays finite in float32."""
 TRIED_PX = 512
 """Larger images are not tried when a network is opened, for their cost."""
 
@@ -52,7 +53,8 @@ class ImageModel(nn.Module):
         self.model = model
         self.mean = tuple(float(x) for x in mean)
         self.std = tuple(float(x) for x in std)
-        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+        numbers = all(abs(x) < LARGEST for x in self.mean + self.std)  # NaN is not
+        if not numbers or min(self.std) <= 1 / LARGEST:
             raise InputError(
                 f"normalisation by mean {self.mean} and std {self.std} makes no numbers of pixels: "
                 "give finite ones, and std above 0"
@@ -284,6 +286,11 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
     if not arch:
         raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
     if ":" not in arch and not timm.is_model(arch.split(".")[0]):
+        if Path(arch).is_file():
+            raise InputError(
+                f"{role}.arch {arch!r} is a file: give it as checkpoint (safetensors alone are "
+                "read), and the name of its architecture here"
+            )
         names = timm.list_models()
         nearest = difflib.get_close_matches(arch, names, n=3)
         hint = f"; did you mean {', '.join(nearest)}?" if nearest else "; see timm.list_models()"
@@ -293,7 +300,7 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
             said = check_named(role, arch, weights=pretrained)
             if said and arch.startswith("local-dir:"):
                 _require_memory(role, Path(arch.removeprefix("local-dir:")), said, args)
-            return timm.create_model(arch, pretrained=pretrained, **args)
+            model = timm.create_model(arch, pretrained=pretrained, **args)
     except InputError:
         raise
     except failures() as error:
@@ -304,6 +311,9 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
             else f"check {role}.args"
         )
         raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
+    if pretrained:
+        check_loaded(role, arch, model.state_dict())
+    return model
 
 
 def _merge_metadata(model: nn.Module, said: Mapping[str, Any]) -> None:

@@ -126,12 +126,26 @@ def _header(path: Path) -> Described:
     return read_header(path, said)
 
 
+def check_loaded(role: str, arch: str, weights: Mapping[str, Tensor]) -> None:
+    """Look at what timm has loaded itself.
+
+    Raises:
+        InputError: a tensor holds NaN or infinity.
+    """
+    with _as_ours(role):
+        _require_finite(weights, arch)
+
+
+def _require_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ZooError(f"{where}: the model diverged, {name} is not finite; give other weights")
+
+
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         weights = unwrapped(load_file(file), str(file))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ZooError(f"{file} cannot be read ({error}); fetch it anew") from error
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ZooError(f"{file}: the model diverged, {name} is not finite; give other weights")
+    _require_finite(weights, str(file))
     return weights

@@ -112,6 +112,21 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _checked(file: Path, architecture: str | None, args: Any, cfg: dict[str, Any]) -> Described:
+    args = checked_arguments(file, args)
+    for key, value in cfg.items():
+        check, what = RULES.get(key, (None, ""))
+        if check and value is not None and not check(value):
+            raise _wrong(file, key, value, what)
+    cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
+    return Described(architecture, args, cfg)
+
+
+def checked_arguments(file: Path, args: Any) -> dict[str, Any]:
+    """Arguments of a network that a stranger's file states.
+
+    Raises:
+        InputError: one of them is none, but a file or a source, or beyond all bounds.
+    """
     if args is None:
         args = {}
     if not isinstance(args, dict):
@@ -126,12 +141,7 @@ def _checked(file: Path, architecture: str | None, args: Any, cfg: dict[str, Any
         if not _is_argument(value, most):
             what = f"text, true, false, or numbers of at most {most:,}"
             raise _wrong(file, f"model_args.{key}", value, what)
-    for key, value in cfg.items():
-        check, what = RULES.get(key, (None, ""))
-        if check and value is not None and not check(value):
-            raise _wrong(file, key, value, what)
-    cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
-    return Described(architecture, dict(args), cfg)
+    return dict(args)
 
 
 def _wrong(file: Path, key: str, value: Any, what: str) -> InputError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
 from collections.abc import Callable
 from difflib import unified_diff
@@ -9,6 +11,9 @@ from pathlib import Path
 
 from zoo.errors import InputError
 from zoo.release import MANIFEST, copy, names_in, read_manifest, sha256_of, staging, verify
+
+RETIRED = ".old"
+"""Ending of what was replaced, until it is deleted."""
 
 
 def place(
@@ -23,6 +28,8 @@ def place(
         InputError: the folder is no release, or `to` holds something else.
     """
     new = {**verify(folder)["files"], MANIFEST: {"sha256": sha256_of(folder / MANIFEST)}}
+    if not dry_run:
+        _bring_back(to.absolute())
     old: dict[str, dict[str, str]] = {}
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         old = _release_at(to)
@@ -66,11 +73,18 @@ def _release_at(to: Path) -> dict[str, dict[str, str]]:
     return {name: {"sha256": sha256_of(to / name)} for name in listed if (to / name).is_file()}
 
 
+def _bring_back(to: Path) -> None:
+    """What was at `to` before a replacement that was killed between its two renames."""
+    retired = sorted(to.parent.glob(f".{glob.escape(to.name)}.*{RETIRED}"))
+    if retired and not os.path.lexists(to):
+        retired[-1].rename(to)
+
+
 def _replace(folder: Path, to: Path) -> None:
     with staging(to.absolute()) as part:
         copy(folder, part)
         verify(part)
-        retired = part.with_name(f"{part.name}.old")
+        retired = part.with_name(f"{part.name}{RETIRED}")
         if to.exists():
             to.rename(retired)
         part.rename(to)

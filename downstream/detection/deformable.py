@@ -22,6 +22,9 @@ from torchvision.ops import deform_conv2d
 
 from ssld.errors import InputError
 
+FAR_PX = 1e6
+"""Out of any map, where nothing is."""
+
 
 class DeformableConv(nn.Module):
     """A 2-d convolution of one group whose points move and are weighted, [b, i, h, w] ->
@@ -95,6 +98,10 @@ class DeformableConv(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         points = self.motion.out_channels // 3
         distances, factors = self.motion(x).split((2 * points, points), dim=1)
+        if not torch.jit.is_tracing():
+            # torchvision reads memory that is not its own at a place that is NaN. The factor is NaN
+            # as well then, so that what comes out still says that training has diverged.
+            distances = distances.nan_to_num(nan=FAR_PX)
         return deform_conv2d(
             x,
             distances,

@@ -82,7 +82,7 @@ def choose(path: str, split: str, names: Iterable[str]) -> str:
     found = found or [name for name in every if role(split) and role(name) == role(split)]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(name for name in every if role(name)) or ", ".join(every[:5]) or "nothing"
+    known = ", ".join(name for name in every if role(name)) or ", ".join(every[:5]) or "no folder"
     raise InputError(
         f"{path}::{split}: {'several splits are' if found else 'no split is'} named so in {path}, "
         f"which holds {known}"

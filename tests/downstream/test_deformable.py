@@ -133,3 +133,19 @@ def test_a_stage_of_depthwise_convolutions_is_refused():
     config = BackboneConfig(name="mobilenetv3_small_050", pretrained=False)
     with pytest.raises(InputError, match=r"last stage \(stride 32\).* no 3x3 .*use a ResNet-D"):
         deform_last_stage(open_backbone(config), 32)
+
+
+def test_a_place_that_is_no_number_is_nowhere():
+    """A network that has diverged says so; torchvision's kernel would read foreign memory."""
+    conv = DeformableConv.from_conv(nn.Conv2d(3, 4, 3, padding=1))
+    x = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        conv.motion.bias[0] = torch.nan  # the first point's y alone, its x and factor are numbers
+    found = conv(x)
+    found.sum().backward()
+    whole = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
+    without = conv.weight.detach().clone()
+    without[:, :, 0, 0] = 0
+    torch.testing.assert_close(found, nn.functional.conv2d(x, without, conv.bias, padding=1))
+    assert not torch.allclose(found, whole)
+    assert conv(torch.full_like(x, torch.nan)).isnan().all()

@@ -218,6 +218,27 @@ def test_a_flipped_bit_is_found(trained, scenes, tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists() and not (tmp_path / "m.onnx").exists()
 
 
+def test_a_strangers_description_opens_nothing(trained, scenes, tmp_path, capsys) -> None:
+    task, run = trained
+    shutil.copytree(run / "model", tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    content = json.loads(file.read_text())
+    backbone, view = content["backbone"], content["view"]
+    huge = {"test_size": 9999} if task == "detection" else {"crop": [9999, 9999]}
+    for changed, said in (
+        ({"backbone": {**backbone, "architecture": "hf-hub:org/name"}}, "architecture"),
+        ({"backbone": {**backbone, "architecture": f"local-dir:{tmp_path}"}}, "architecture"),
+        ({"backbone": {**backbone, "args": {"checkpoint_path": "/x.pth"}}}, "checkpoint_path"),
+        ({"backbone": {**backbone, "args": {"pretrained": True}}}, "pretrained"),
+        ({"backbone": {**backbone, "mean": [1e300] * 3}}, "makes no numbers"),
+        ({"view": {**view, **huge}}, "9999"),
+    ):
+        file.write_text(json.dumps({**content, **changed}))
+        words = [str(tmp_path / "model"), str(scenes / "images/val"), f"--out={tmp_path / 'o'}"]
+        assert predict.main(words) == 2, said
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> None:
     task, run = trained
     assert predict.main([str(run), str(scenes / "images/val"), f"--out={tmp_path / 'out'}"]) == 0

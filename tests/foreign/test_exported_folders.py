@@ -180,6 +180,22 @@ def test_arguments_are_compared_with_the_weights_before_memory_is_taken(folder: 
         open_network("model", arch=f"local-dir:{folder}", pretrained=True)
 
 
+def test_weights_that_timm_loads_are_looked_at_too(folder: Path):
+    """Else a run that starts from them blames its learning rate."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["fc.weight"][0, 3] = NAN
+    save_file(weights, file)
+    with pytest.raises(InputError, match="is not finite; give other weights"):
+        open_network("student", arch=f"local-dir:{folder}", pretrained=True)
+    assert open_network("student", arch=f"local-dir:{folder}")  # random weights are asked for
+
+
+def test_a_file_in_place_of_a_name_is_told_its_place(folder: Path):
+    with pytest.raises(InputError, match="is a file: give it as checkpoint"):
+        open_network("student", arch=str(folder / "model.safetensors"))
+
+
 def test_a_new_classifier_has_no_names_of_the_old_one(folder: Path):
     for names in ({"arch": None, "checkpoint": str(folder)},
                   {"arch": f"local-dir:{folder}", "pretrained": True}):  # fmt: skip
@@ -194,8 +210,10 @@ def test_a_std_in_the_settings_is_checked_likewise(folder: Path, std):
 
 
 def refused(code: int, told: str, folder: Path) -> None:
-    assert code == 2 and told.count("\n") == 1 and told.startswith("error: "), told
-    assert "std is [0, 0, 0]" in told and str(folder) in told
+    *before, said = told.splitlines()
+    assert code == 2 and said.startswith("error: "), told
+    assert all(line.endswith(" images, no labels") for line in before), told
+    assert "std is [0, 0, 0]" in said and str(folder) in said
 
 
 def test_every_command_says_it(folder: Path, tmp_path: Path, colours: Path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from downstream import predict
 from ssld.network import open_network
@@ -128,3 +129,19 @@ def test_no_sample_id_leads_out_of_the_folder(student, images, tmp_path):
     assert len(set(files)) == len(names)
     assert all((out / f"images/{file}.jpg").is_file() for file in files)
     assert "file" not in lines[2] and "file" not in lines[-1]  # plain names stay as they are
+
+
+def test_a_picture_that_no_jpeg_can_hold(student, images, tmp_path):
+    Image.new("L", (65_501, 1)).save(images / "wide.png")
+    out = tmp_path / "out"
+    assert run(student, images, out) == 0
+    names = {f"{i}.png.jpg" for i in range(4)} | {"wide.png.png"}
+    assert {path.name for path in (out / "images").iterdir()} == names
+    with Image.open(out / "images/wide.png.png") as drawn:
+        assert drawn.size == (65_501, 1)
+
+
+def test_what_is_missing_is_said_whole(capsys):
+    for words in ([], ["run"], ["run", "images"], ["run", "images", "--out="]):
+        assert predict.main(words) == 2
+        assert "ssld predict RUN IMAGES --out DIR" in capsys.readouterr().err

@@ -94,6 +94,28 @@ def test_a_folder_takes_a_release_over_an_earlier_one_and_nothing_else(run, tmp_
     assert "# other" in (to / "README.md").read_text()
 
 
+def test_publishing_killed_between_its_renames_loses_nothing(run, tmp_path, monkeypatch):
+    to, rename = tmp_path / "release", Path.rename
+    words = ["zoo", "publish", str(run), "--to", str(to)]
+    assert main(words) == 0
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, target: Path) -> Path:
+        if Path(target).name == "release":
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(Killed):
+        main([*words, "--name", "other"])
+    monkeypatch.undo()
+    assert not to.exists()
+    assert main(words) == 0 and [path.name for path in tmp_path.iterdir()] == ["release"]
+    assert main(["zoo", "verify", str(to)]) == 0
+
+
 def test_a_students_architecture_may_be_one_of_the_zoo(colours, teacher_file, tmp_path):
     """Trained, exported, published: plain timm loads it where the architecture is plain."""
     student = {"student.arch": "lcnet_050_ssld"}
