@@ -98,7 +98,7 @@ class DeformableConv(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         points = self.motion.out_channels // 3
         distances, factors = self.motion(x).split((2 * points, points), dim=1)
-        if not torch.jit.is_tracing():
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined]
             # torchvision reads memory that is not its own at a place that is NaN. The factor is NaN
             # as well then, so that what comes out still says that training has diverged.
             distances = distances.nan_to_num(nan=FAR_PX)
