@@ -142,7 +142,7 @@ def parse(
         raise InputError("a setting is nested too deeply") from error
     values = vars(found)
     values.pop("config", None)
-    own = {field.name: field.default for field in fields(config_class)}
+    own = {field.name: field.default for field in fields(config_class)}  # type: ignore[arg-type]
     values = {k: x if x == own.get(k) else tidied(x, k) for k, x in values.items()}
     try:
         return config_class(**values)
