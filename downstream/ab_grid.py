@@ -132,6 +132,9 @@ def words(argv: list[str]) -> list[str]:
             found.append(f"{word}={' '.join(values)}" if values else word)
         else:
             overrides.append(f"{_name(word, own)}={' '.join(values) or 'true'}")
+    names = {word.partition("=")[0] for word in found}
+    if not names & {"--file", "-h", "--help"}:
+        raise InputError("--config is missing: give --config F.yaml, the settings of all runs")
     return found + ([f"--overrides={json.dumps(overrides)}"] if overrides else [])
 
 

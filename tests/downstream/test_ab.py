@@ -227,3 +227,8 @@ def test_bad_files(file, colours, tmp_path, capsys, changes, said):
     file.write_text(yaml.safe_dump({**settings(colours), **changes}))
     assert ab(file, tmp_path / "out") == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_without_settings_the_option_is_named(capsys):
+    assert main(["ab", "--task", "detection", "--backbones", "a", "b"]) == 2
+    assert "give --config F.yaml" in capsys.readouterr().err
