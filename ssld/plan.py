@@ -6,8 +6,10 @@ Everything is measured with the run's own loader, step and networks; nothing is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ssld import cli
 from ssld.bench import Bench, quietly, write_json
 from ssld.command_config import PlanConfig
+from ssld.config import DistillConfig
 from ssld.errors import InputError
 from ssld.local_paths import check_inputs
 from ssld.replaceable import check_file
@@ -31,13 +34,18 @@ TEACHER_SECONDS = 60.0
 """About how long the teacher is tried under other preprocessings, on fewer images if need be."""
 VARIANTS = 7
 """Forward passes per image of `ssld.teacher_check.check_teacher`."""
+LATER = ("finetune", "fix")
+"""Stages of a recipe that follow the one that is planned."""
 LABEL_BYTES = 40
 """A stored label: ten classes and their probabilities, four bytes each pair."""
 
 
-def plan(config: PlanConfig) -> int:
+def plan(config: PlanConfig, recipe: tuple[str, Sequence[str]] | None = None) -> int:
     """Print the plan, and write it to `config.json`; returns 1 when something is wrong, else 0 (a
     hint is nothing wrong).
+
+    Args:
+        recipe: the file of which `config` is the first stage, and what `ssld recipe` would be told.
 
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
@@ -55,6 +63,7 @@ def plan(config: PlanConfig) -> int:
         check_out(dataclasses.replace(config, resume=False))
     except InputError as error:
         problems.append(str(error))
+    problems += _later_stages(*recipe) if recipe else []
     with tempfile.TemporaryDirectory() as folder:
         everything = dataclasses.replace(config.data, max_unreadable=1.0)  # counted, not refused
         setup = Setup(dataclasses.replace(quietly(config, folder), data=everything))
@@ -77,6 +86,16 @@ def plan(config: PlanConfig) -> int:
         print(describe(result))
     write_json(config.json, result, setup)
     return 1 if problems else 0
+
+
+def _later_stages(file: str, words: Sequence[str]) -> list[str]:
+    """What `ssld recipe` would refuse before its first step."""
+    from ssld.recipe import class_problems, open_recipe
+
+    try:
+        return list(class_problems(open_recipe(file, cli.read_settings(Path(file)), None, words)))
+    except InputError as error:
+        return [str(error)]
 
 
 def _class_counts(setup: Setup, teacher: Teacher) -> list[str]:
@@ -303,7 +322,29 @@ def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.command("ssld plan", PlanConfig, plan, argv, section="distill")
+    words, work = list(sys.argv[1:] if argv is None else argv), plan
+    if words and not words[0].startswith("-"):
+        file, (words, for_recipe) = words[0], _parted(words[1:])
+        words, work = [file, *words], functools.partial(plan, recipe=(file, for_recipe))
+    launched = argv is None
+    return cli.command("ssld plan", PlanConfig, work, words, section="distill", launched=launched)
+
+
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of the words that follow a recipe: those for its first stage and the plan, and those that
+    `ssld recipe` would be given."""
+    own = {x.name for x in dataclasses.fields(PlanConfig)}
+    own -= {x.name for x in dataclasses.fields(DistillConfig)}
+    for_plan, for_recipe, takers = [], [], []
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+            stage = name.partition(".")[0]
+            takers = [for_plan] if stage not in LATER else []
+            takers += [for_recipe] if name not in own else []
+        for taker in takers:
+            taker.append(word)
+    return for_plan, for_recipe
 
 
 if __name__ == "__main__":

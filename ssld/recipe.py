@@ -214,20 +214,24 @@ def recipe(config: RecipeConfig) -> None:
             raise Interrupted(said) from error
 
 
+def class_problems(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each later stage whose classes are not its student's.
+
+    Raises:
+        InputError: a source or a network that cannot be opened.
+    """
+    from ssld.recipe_classes import check_classes
+
+    if len(recipe.stages) > 1:
+        yield from check_classes(list(_configs(recipe)))
+
+
 def _require_classes(recipe: Recipe) -> None:
     """
     Raises:
         InputError: classes of a later stage that are not its student's, on all processes.
     """
-    from ssld.recipe_classes import check_classes
-
-    if len(recipe.stages) < 2:
-        return
-
-    def first() -> str | None:
-        return next(check_classes(list(_configs(recipe))), None)
-
-    problem = _on_main(first)
+    problem = _on_main(lambda: next(class_problems(recipe), None))
     if problem:
         raise InputError(f"{recipe.file}, {problem}")
 

@@ -47,10 +47,11 @@ class Started:
         self, argv: Sequence[str], said: Path, harm: Sequence[Harm] = (), **environment: str
     ) -> None:
         self.said = said
+        here = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **environment}
         self.process = CONTEXT.Process(
-            target=_child, args=(list(argv), str(said), list(harm), environment)
+            target=_child, args=(list(argv), str(said), list(harm), here)
         )
-        # What the fork server takes over; it is started by the first process.
+        # What the fork server takes over, to find `warm`; the first process starts it.
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with mock.patch.dict(os.environ, settings):
             self.process.start()

@@ -153,6 +153,18 @@ def test_what_the_advice_says_goes_through(recipe, flowers, tmp_path, capsys):
     assert student.num_classes == 2 and student.pretrained_cfg["label_names"] == FLOWERS
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_plan_of_a_recipe_looks_at_its_later_stages(recipe, flowers, capsys, fits):
+    file = recipe(finetune={"steps": 2, "targets": "human"})
+    words = [] if fits else [f"--finetune.data.labeled={flowers}"]
+    given = ["plan", file, "--seconds=0.01", "--images", "9", "--steps=3", *words]
+    code, said = main(given), capsys.readouterr()
+    if fits:
+        assert code == 0 and "problems  none found" in said.out
+    else:
+        assert code == 1 and "finetune: data.labeled names 2 classes" in said.out
+
+
 @pytest.mark.parametrize("case", ["teacher", "same", "fix only", "other images"])
 def test_stages_that_fit_are_not_accused(recipe, flowers, colours, tmp_path, case):
     """A teacher's words on images of other classes need no labels."""

@@ -28,6 +28,7 @@ def launched(monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    found |= {"OMP_NUM_THREADS": 1}  # accelerate warns where it is not set
     for name, value in {**found, "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}.items():
         monkeypatch.setenv(name, str(value))
     yield
