@@ -68,8 +68,9 @@ class BenchConfig(DistillConfig):
 class PlanConfig(BenchConfig):
     """`ssld plan`: is everything right, and what will it cost?
 
-    Takes the settings of `ssld distill`, or a recipe as its first word; writes nothing into `out`.
-    Exit code 1 when it finds a problem.
+    Takes the settings of `ssld distill`, or a recipe as its first word, of which it plans the first
+    stage and checks the classes of the others; writes nothing into `out`. Exit code 1 when it finds
+    a problem.
     """
 
     price_per_hour: float | None = None
