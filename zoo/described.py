@@ -67,7 +67,11 @@ def read_config(file: Path) -> Described:
     architecture = content.get("architecture")
     if not isinstance(architecture, str) or not NAME.fullmatch(architecture):
         raise _wrong(file, "architecture", architecture, "the name of an architecture of timm")
-    return _checked(file, architecture, content.get("model_args", {}), cfg)
+    found = _checked(file, architecture, content.get("model_args", {}), cfg)
+    counts = content.get("num_classes"), found.args.get("num_classes")
+    if None not in counts and counts[0] != counts[1]:  # timm would make the classifier at random
+        raise _wrong(file, "model_args.num_classes", counts[1], f"num_classes, {counts[0]}, again")
+    return found
 
 
 def read_header(file: Path, said: Mapping[str, str]) -> Described:

@@ -65,6 +65,7 @@ WRONG: list[dict[str, Any]] = [
        {"pretrained": True}, {"cache_dir": "/tmp"}, {"pretrained_cfg": {"file": "x"}},
        {"features_only": True}, {"device": "cuda:9"}, {"a.b": 1}, {"a" * 99: 1}, {"": 1},
        {"stem_width": HUGE}, {"stem_width": NAN}, {"channels": [9] * 999}, {"num_classes": 1e99},
+       {"num_classes": 5},
        {"block_args": {"a": {"b": {"c": {"d": 1}}}}}, {"layers": [HUGE, 1, 1, 1]})),
     *({".input_size": x} for x in ([3, 0, 0], [3, 32], 32, "3,32,32", [1, 32, 32], [3, -1, 32],
        [3, 32, HUGE], [3, 32.5, 32], [3, None, 32], [3, True, 32], {}, [[3, 32, 32]])),
