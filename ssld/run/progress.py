@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -36,6 +36,19 @@ def depends_on_the_clock(key: str) -> bool:
     return key in CLOCK_KEYS or key.endswith("_percent")
 
 
+class Forward(NamedTuple):
+    """What is kept of one forward pass until the next line; its images are let go."""
+
+    step: int
+    terms: dict[str, Tensor]
+    """{term: loss, float [b]}."""
+    weight: Tensor
+    """[b], 0 for what could not be read."""
+    ids: list[str]
+    faults: Tensor | None
+    """`Teacher.faulty` of that pass, where there is a teacher."""
+
+
 class Progress:
     """Collects losses on the device and looks at them only when a line is due, so that the
     processor never waits for the accelerator in between."""
@@ -45,8 +58,7 @@ class Progress:
         self.unreadables = unreadables
         self.clock = StepClock(run.accelerator.device)
         self.steps_logged = first_step
-        self.kept: list[tuple[int, dict[str, Tensor], Tensor, list[str], Tensor | None]] = []
-        """Step, {term: loss [b]}, weight [b], ids and `Teacher.faulty`; images are let go."""
+        self.kept: list[Forward] = []
         self.started = self.saved = time.monotonic()
         self.peak_refuted = False
 
@@ -86,7 +98,7 @@ class Progress:
         """Keep one forward pass's losses, {term: [b]}, until the next line."""
         losses = {name: loss.detach() for name, loss in terms.items()}
         faults = None if self.run.teacher is None else self.run.teacher.faulty
-        self.kept.append((step, losses, batch.weight, batch.ids, faults))
+        self.kept.append(Forward(step, losses, batch.weight, batch.ids, faults))
 
     def log(self, step: int, rate: float, stop: bool) -> tuple[bool, bool]:
         """Write the line of the steps since the last one.
@@ -102,9 +114,9 @@ class Progress:
         Raises:
             InputError: a loss was not finite; names the term, the step and the samples.
         """
-        run, names = self.run, list(self.kept[0][1])
-        sums = [sum((t[name].double() * w).sum() for _, t, w, *_ in self.kept) for name in names]
-        images = sum(weight.double().sum() for _, _, weight, *_ in self.kept)
+        run, names = self.run, list(self.kept[0].terms)
+        sums = [sum((x.terms[name].double() * x.weight).sum() for x in self.kept) for name in names]
+        images = sum(x.weight.double().sum() for x in self.kept)
         overdue = time.monotonic() - self.saved > 60 * run.config.checkpoint.every_minutes
         votes = [float(stop), float(overdue and run.rank == 0), float(len(self.unreadables.new))]
         totals = torch.stack([torch.as_tensor(x) for x in [*sums, images]])
@@ -191,29 +203,26 @@ class Progress:
             self.bar.update(line["step"] - self.steps_logged)
 
     def _alarm(self) -> None:
-        for step, terms, weight, ids, faults in self.kept:
-            for name, loss in terms.items():
-                bad = (~torch.isfinite(loss) & (weight > 0)).nonzero().flatten().tolist()
+        for kept in self.kept:
+            for name, loss in kept.terms.items():
+                bad = (~torch.isfinite(loss) & (kept.weight > 0)).nonzero().flatten().tolist()
                 if bad:
-                    self._refuse_teacher(step, weight, ids, faults)
+                    self._refuse_teacher(kept)
                     raise InputError(
-                        f"the loss term {name!r} is not finite at step {step} for the samples "
-                        f"{samples([ids[i] for i in bad])}; lower schedule.lr, use precision "
+                        f"the loss term {name!r} is not finite at step {kept.step} for the samples "
+                        f"{samples([kept.ids[i] for i in bad])}; lower schedule.lr, use precision "
                         "bf16 or fp32, or look at these images; the last checkpoint is intact"
                     )
         raise InputError("the loss is not finite on another process, which names the samples")
 
-    def _refuse_teacher(
-        self, step: int, weight: Tensor, ids: Sequence[str], faults: Tensor | None
-    ) -> None:
-        teacher = self.run.teacher
-        if teacher is None or faults is None:
+    def _refuse_teacher(self, kept: Forward) -> None:
+        if self.run.teacher is None or kept.faults is None:
             return
-        problem = said_of(teacher.names, faults, weight, ids)
+        problem = said_of(self.run.teacher.names, kept.faults, kept.weight, kept.ids)
         if problem:
             raise InputError(
-                f"{problem}, at step {step}; {CURE}, or look at these images; the last checkpoint "
-                "is intact"
+                f"{problem}, at step {kept.step}; {CURE}, or look at these images; the last "
+                "checkpoint is intact"
             )
 
 
