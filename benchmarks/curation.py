@@ -28,11 +28,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ssld.curate.features import Features, features
-from ssld.curate.matching import mirrored_descriptors, verdicts
-from ssld.curate.protected import Pair, ProtectedSet
-from ssld.curate.shortlist import Shortlist, views
-from ssld.curate.votes import evenly
+from ssld.curate.near_duplicates.hamming_embedding import evenly
+from ssld.curate.near_duplicates.matching import mirrored_descriptors, verdicts
+from ssld.curate.near_duplicates.reference_set import Pair, ProtectedSet
+from ssld.curate.near_duplicates.shortlist import Shortlist, views
+from ssld.curate.near_duplicates.sift import Features, features
 from ssld.data.decode import decode
 
 BATCH = 64
@@ -80,7 +80,7 @@ def model(given: tuple[tuple[str, str], ...]):
     """The teacher, in eval mode."""
     import torch
 
-    from ssld.network import open_network
+    from ssld.models.classifier import open_network
 
     settings = {name: json.loads(value) for name, value in given}
     torch.set_num_threads(CORES)
@@ -104,7 +104,7 @@ def embed(pixels: np.ndarray, given: argparse.Namespace) -> np.ndarray:
 
 def gallery_embeddings(paths: Sequence[Path], given: argparse.Namespace) -> np.ndarray:
     """float16 [n, d] of whole frames, resized like `ssld curate score` does."""
-    from ssld.data.views import SquashView
+    from ssld.data.transforms import SquashView
 
     whole = SquashView(given.size)
     pieces = (paths[i : i + BATCH] for i in range(0, len(paths), BATCH))

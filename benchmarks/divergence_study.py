@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssld.divergence import js, kl, skewed_js, soft_ce, symmetric_kl
+from ssld.distill.divergence import js, kl, skewed_js, soft_ce, symmetric_kl
 
 VIEWS, BATCH, SIDE, CLASSES = 8, 128, 16, 100
 Loss = Callable[[Tensor, Tensor, float], Tensor]

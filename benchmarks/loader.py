@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from ssld.config import AugmentConfig
+from ssld.data.config import AugmentConfig
 from ssld.data.loading import train_batches
 from ssld.data.sampling import Order
 from ssld.data.sources import open_source
-from ssld.data.views import TrainView
+from ssld.data.transforms import TrainView
 
 SIZE = 224
 BATCH = 64

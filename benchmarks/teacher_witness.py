@@ -6,7 +6,7 @@ FOLDER holds photographs of six domains (imagenet-sample-256, clothing-small-160
 mouse-keypoints .tar, cifar100-test.npz), `load_packed.py`, which reads the last, and an ImageNet
 classifier of mean = std = 0.5 as mobilenetv2_100.imagenet1k.fp16.safetensors. Each domain is taken
 as it is, in grey and as the central quarter; pairs of domains are mixed. The classifier is judged
-by `ssld.teacher_check` as it is right, and with each fault planted. Prints the tables of
+by `ssld.health.teacher_check` as it is right, and with each fault planted. Prints the tables of
 docs/teacher-check.md.
 """
 
@@ -26,9 +26,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ssld.data.views import EvalView
-from ssld.network import Network
-from ssld.teacher_check import GIVEN, NORMALISATIONS, SWAPPED, TeacherCheck, answers_of, compare
+from ssld.data.transforms import EvalView
+from ssld.health.teacher_check import (
+    GIVEN,
+    NORMALISATIONS,
+    SWAPPED,
+    TeacherCheck,
+    answers_of,
+    compare,
+)
+from ssld.models.classifier import Network
 
 TARS = {
     "imagenet-sample": "imagenet-sample-256",
@@ -122,7 +129,7 @@ def measured(folder: Path, count: int, cache: Path) -> tuple[dict[str, np.ndarra
 def judged(
     probabilities: np.ndarray, labels: np.ndarray, name: str = RIGHT, swapped: bool = False
 ) -> TeacherCheck:
-    """As `ssld.teacher_check.check_teacher` judges the classifier with a normalisation and an order
+    """As `ssld.health.teacher_check.check_teacher` judges the classifier with a normalisation and an order
     of channels given, those of `DIM` with the name "dim"."""
     given = ("0 to 255", False) if name == "dim" else (name, swapped)
     mean, std = NORMALISATIONS[RIGHT if name == "dim" else name]

@@ -5,7 +5,7 @@
         --batch 256 --size 224 --precision bf16 --channels_last --compile  # GPU
 
 In one process, on the same in-memory uint8 images, alternating: (a) ssld's own step
-(`ssld.run.loop.Trainer.train_step`, with its log line every 10 steps), (b) a bare hand-written
+(`ssld.engine.loop.Trainer.train_step`, with its log line every 10 steps), (b) a bare hand-written
 loop of the same two networks, (c) the teacher's forward pass alone, (d) the student's step alone.
 Reported: a / b (the loop's overhead), a / (1 / (1/c + 1/d)) (share of the ceiling), peak memory.
 Weights are random: speed does not depend on them.
@@ -30,22 +30,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from ssld.bench import peak_mib
-from ssld.config import (
-    AugmentConfig,
-    DataConfig,
-    DistillConfig,
-    LossConfig,
-    StudentConfig,
-    TeacherConfig,
-)
+from ssld.data.config import AugmentConfig, DataConfig
 from ssld.data.loading import Batch
-from ssld.distill import Distillation
-from ssld.network import Network, open_network
-from ssld.run.loop import Trainer
-from ssld.run.progress import Progress
-from ssld.run.setup import Setup
-from ssld.teacher import autocast, open_teacher
+from ssld.distill.config import DistillConfig, LossConfig
+from ssld.distill.distill import Distillation
+from ssld.distill.setup import Setup
+from ssld.engine.loop import Trainer
+from ssld.engine.progress import Progress
+from ssld.models.classifier import Network, open_network
+from ssld.models.config import StudentConfig, TeacherConfig
+from ssld.models.teacher import autocast, open_teacher
+from ssld.plan.bench import peak_mib
 
 
 def arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What the top k per class costs: time and memory of `ssld.curate.topk` on many rows.
+"""What the top k per class costs: time and memory of `ssld.curate.select.topk` on many rows.
 
     python benchmarks/topk.py                      # 14.2 M rows, 1000 classes, k = 4000
     python benchmarks/topk.py --folder /somewhere  # also from Parquet tables written there, 1.3 GB
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssld.curate.topk import Entries, TopK
+from ssld.curate.select.topk import Entries, TopK
 
 BATCH = 4096
 """Rows made or read at a time."""

@@ -20,7 +20,7 @@ import torch
 
 import zoo
 from zoo.architectures import is_plain
-from zoo.export import export
+from zoo.export.onnx_classifier import export
 from zoo.paddle.convert import convert, entry_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))

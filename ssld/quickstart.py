@@ -12,14 +12,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssld import cli
-from ssld.errors import InputError
-from ssld.loop_config import require
+from ssld.common.errors import InputError
+from ssld.common.settings import require
 
 CLASSES = 10
 PER_CLASS = {"teacher": 60, "labeled": 3, "unlabeled": 76}
@@ -137,9 +135,7 @@ def quickstart(config: QuickstartConfig) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.command("ssld quickstart", QuickstartConfig, quickstart, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from ssld.cli.run import launch
+
+    raise SystemExit(launch("quickstart"))

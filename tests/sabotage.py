@@ -161,7 +161,7 @@ def at_step(step: int, act: Harm) -> None:
 
         return call
 
-    _wrap("ssld.run.loop:Trainer.train_step", wrapper)
+    _wrap("ssld.engine.loop:Trainer.train_step", wrapper)
 
 
 def sigkill() -> None:
@@ -189,7 +189,7 @@ def half_a_line(number: int) -> None:
 
         return call
 
-    _wrap("ssld.run.folder:RunFolder.log", wrapper)
+    _wrap("ssld.engine.run_folder:RunFolder.log", wrapper)
 
 
 def kill_a_worker() -> None:
@@ -234,7 +234,7 @@ def lose_a_batch(number: int) -> None:
 
 def poison(step: int, row: int) -> None:
     """The teacher says NaN about one image of one step."""
-    from ssld.distill import Distillation
+    from ssld.distill.distill import Distillation
 
     def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
         count = 0
@@ -249,7 +249,7 @@ def poison(step: int, row: int) -> None:
 
         return call
 
-    _wrap("ssld.distill:Distillation.losses", wrapper)
+    _wrap("ssld.distill.distill:Distillation.losses", wrapper)
 
 
 def clock_goes_backwards() -> None:
@@ -309,7 +309,7 @@ def note_samples(file: str) -> None:
 
         return call
 
-    _wrap("ssld.run.progress:Progress.add", wrapper)
+    _wrap("ssld.engine.progress:Progress.add", wrapper)
 
 
 def kill_after(target: str, seconds: float) -> None:

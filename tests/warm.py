@@ -7,16 +7,38 @@ import importlib
 
 from PIL import Image
 
-from ssld.cli import _parser
-from ssld.config import DistillConfig, SupervisedConfig
+from ssld.cli.parse import _parser
 from ssld.curate.config import CurateConfig
+from ssld.distill.config import DistillConfig, SupervisedConfig
 
 MODULES = [
-    *("ssld.__main__", "ssld.distill", "ssld.run.loop", "ssld.run.verify", "ssld.divergence"),
-    *("ssld.diagnosis", "ssld.probe", "ssld.tally", "ssld.recipe", "ssld.supervised"),
-    *("ssld.report.run", "ssld.report.training", "ssld.report.views", "ssld.report.recipe"),
-    *("ssld.curate.score", "ssld.curate.inside", "ssld.curate.select", "ssld.curate.projection"),
-    *("ssld.report.curation", "faiss", "torch._dynamo", "torch.utils.tensorboard"),
+    *(
+        "ssld.__main__",
+        "ssld.distill",
+        "ssld.engine.loop",
+        "ssld.distill.verify_teacher",
+        "ssld.distill.divergence",
+    ),
+    *(
+        "ssld.health.causes",
+        "ssld.distill.probe",
+        "ssld.health.classification_metrics",
+        "ssld.recipe",
+        "ssld.supervised",
+    ),
+    *(
+        "ssld.distill.report",
+        "ssld.report.training",
+        "ssld.distill.report_views",
+        "ssld.recipe.report",
+    ),
+    *(
+        "ssld.curate.select.score",
+        "ssld.curate.near_duplicates.within_selection",
+        "ssld.curate.select",
+        "ssld.curate.near_duplicates.projection",
+    ),
+    *("ssld.curate.report.page", "faiss", "torch._dynamo", "torch.utils.tensorboard"),
     *("torch.utils.flop_counter", "torch.utils.serialization", "matplotlib.backends.backend_agg"),
     *("sklearn.linear_model", "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing"),
     *("docstring_parser", "pytest"),

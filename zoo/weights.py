@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from zoo.catalog import Entry, catalog
 from zoo.errors import InputError
-from zoo.hub_cache import refuse_outside
-from zoo.hub_errors import failures
+from zoo.fetch.hub_cache import refuse_outside
+from zoo.fetch.hub_errors import failures
+from zoo.fetch.watch import watched
 from zoo.paddle.convert import check, convert
 from zoo.paddle.pickle_file import read_pdparams
 from zoo.release import naming, save_weights, sha256_of, verify
-from zoo.watch import watched
 
 DIR_VARIABLE = "SSLD_ZOO_DIR"
 CACHE_VARIABLE = "SSLD_ZOO_CACHE"

@@ -24,8 +24,8 @@ import json
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from ssld.network import open_network
-from ssld.run.export import export
+from ssld.engine.export import export
+from ssld.models.classifier import open_network
 
 CLASSIFIER = "mobilenetv2_100.imagenet1k.fp16.safetensors"
 COLOURS = {

@@ -1,6 +1,6 @@
-"""`python -m downstream.detection`, also under `accelerate launch -m` and `torchrun -m`."""
+"""`python -m downstream.detection`, and the same under `accelerate launch` and `torchrun`."""
 
-from downstream.detection.command import main
+from ssld.cli.run import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(launch("detection"))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from downstream.detection.coco_protocol import AREAS, THRESHOLDS, Found, evaluate, matches, xywh
 from downstream.detection.coco_protocol import bootstrap as bootstrap
-from ssld.errors import InputError
-from ssld.run.folder import write_atomically
+from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
 
 if TYPE_CHECKING:
-    from downstream.data.boxes import Boxes
+    from downstream.detection.data.boxes import Boxes
 
 
 class Detections:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from downstream.data.box_views import EvalBoxView, TrainBoxView
-from downstream.data.boxes import BoxSource
+from downstream.detection.data.boxes import BoxSource
+from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 from ssld.data.decode import Unreadable
 from ssld.data.loading import GREY
+from ssld.data.unreadable import Entry
 from ssld.data.workers import Rows
-from ssld.run.batches import Entry
 
 GREY_PX = 32
 """Side of what stands in for an unreadable image; its weight is 0."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from downstream.data.boxes import Boxes
+    from downstream.detection.data.boxes import Boxes
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """Intersections over union from which on a detection is a hit."""

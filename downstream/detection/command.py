@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
-from downstream.config import with_backbone_name
 from downstream.detection.config import DetectionConfig
-from downstream.packages import BY_HEAD, require_packages
-from ssld import cli
 
 
 def detection(config: DetectionConfig) -> None:
@@ -18,20 +13,16 @@ def detection(config: DetectionConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
-    from ssld.run.folder import check_out
-
-    require_packages("detection", "faster_coco_eval", *BY_HEAD.get(config.detector.name, ()))
-    check_out(config)  # before torch is imported
     import torch
 
-    from downstream.data.box_limits import note_many, note_other_ids, note_small
-    from downstream.data.boxes import open_boxes
-    from downstream.detection.decoding import MAX_DETECTIONS
+    from downstream.dense.start import open_processes, open_sources, start_run
+    from downstream.detection.data.boxes import open_boxes
+    from downstream.detection.data.limits import note_many, note_other_ids, note_small
+    from downstream.detection.heads.decoding import MAX_DETECTIONS
     from downstream.detection.model import DetectionModel
     from downstream.detection.networks import build
     from downstream.detection.task import DetectionTask
-    from downstream.start import open_processes, open_sources, start_run
-    from ssld.run.loop import train
+    from ssld.engine.loop import train
 
     accelerator = open_processes(config)
     sources, val = open_sources(config.data, open_boxes)
@@ -53,9 +44,3 @@ def detection(config: DetectionConfig) -> None:
     )  # fmt: skip
     task = DetectionTask(sources, val, config.augment, config.detector, config.seed)
     train(run, task, model)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    words = with_backbone_name(sys.argv[1:] if argv is None else argv)
-    launched = argv is None
-    return cli.command("ssld detection", DetectionConfig, detection, words, launched=launched)

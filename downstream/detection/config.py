@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from downstream.config import AnnotatedConfig, DownstreamConfig
-from downstream.data.augment_config import BoxAugmentConfig
-from ssld.loop_config import CheckpointConfig
+from downstream.dense.config import AnnotatedConfig, DownstreamConfig
+from downstream.dense.packages import BY_HEAD, require_packages
+from downstream.detection.data.augment_config import BoxAugmentConfig
+from ssld.engine.config import CheckpointConfig
+from ssld.engine.run_folder import check_out
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,12 @@ class DetectionConfig(DownstreamConfig):
     data: BoxDataConfig = field(default_factory=BoxDataConfig)
     augment: BoxAugmentConfig = field(default_factory=BoxAugmentConfig)
     checkpoint: DetectionCheckpointConfig = field(default_factory=DetectionCheckpointConfig)
+
+
+def check(config: DetectionConfig) -> None:
+    """
+    Raises:
+        InputError: a package is not installed; whatever `ssld.engine.run_folder.check_out` finds.
+    """
+    require_packages("detection", "faster_coco_eval", *BY_HEAD.get(config.detector.name, ()))
+    check_out(config)

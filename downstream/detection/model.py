@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from downstream.trained import load
-from ssld.network import ImageModel
+from downstream.dense.trained import load
+from ssld.models.classifier import ImageModel
 
 
 class DetectionModel(ImageModel):
@@ -68,7 +68,7 @@ def open_detector(folder: Path, content: dict[str, Any]) -> DetectionModel:
     """The detector that an exported folder holds, in eval mode.
 
     Args:
-        folder, content: as of `downstream.trained.read_description`.
+        folder, content: as of `downstream.dense.trained.read_description`.
 
     Raises:
         InputError: weights that cannot be read or do not fit.

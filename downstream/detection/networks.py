@@ -1,7 +1,7 @@
 """The detectors by name. Each is a network with
 
     stride            images are padded (right and bottom, with 0) to a multiple of it
-    backbone          a `downstream.backbone.Backbone`
+    backbone          a `downstream.backbone.backbone.Backbone`
     score_threshold   detections need a higher score
     forward(images, sizes, targets=None)
         images   float32 [b, 3, H, W], normalised as the backbone wants
@@ -23,16 +23,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from downstream.packages import BY_HEAD, require_packages
-from ssld.errors import InputError
+from downstream.dense.packages import BY_HEAD, require_packages
+from ssld.common.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from downstream.backbone import Backbone
-    from downstream.backbone_config import BackboneConfig
+    from downstream.backbone.backbone import Backbone
+    from downstream.backbone.config import BackboneConfig
 
-HERE = "downstream.detection"
+HERE = "downstream.detection.heads"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def build(
             that cannot be had or lacks the maps.
     """
     options(name, args)
-    from downstream.backbone import open_backbone
+    from downstream.backbone.backbone import open_backbone
 
     backbone = open_backbone(config, strides=_find(name).strides)
     return on_backbone(name, backbone, num_classes, args)

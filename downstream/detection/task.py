@@ -1,4 +1,4 @@
-"""Detection as a task of the one loop (`ssld/run/loop.py`): a step's losses, and average precision
+"""Detection as a task of the one loop (`ssld/engine/loop.py`): a step's losses, and average precision
 on held-out images. What the losses are is in the detectors' own files."""
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 
-from downstream import trained
-from downstream.data.augment_config import BoxAugmentConfig
-from downstream.data.box_views import EvalBoxView, TrainBoxView
-from downstream.data.boxes import Boxes, BoxSource
+from downstream.dense import trained
+from downstream.dense.drawing import SHEET_PX, draw_boxes, sheet
+from downstream.dense.report import write_picture, write_report
+from downstream.dense.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
 from downstream.detection.average_precision import Detections
 from downstream.detection.batches import BoxBatch, EvalBoxes, TrainBoxes
 from downstream.detection.config import DetectorConfig
+from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.data.boxes import Boxes, BoxSource
+from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
+from downstream.detection.heads.over_processes import pad_to_largest
 from downstream.detection.model import DetectionModel
-from downstream.detection.over_processes import pad_to_largest
-from downstream.drawing import SHEET_PX, draw_boxes, sheet
-from downstream.held_out import write_held_out
-from downstream.report import write_picture, write_report
-from downstream.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
-from ssld.run.start import Run
+from ssld.engine.per_image import write_held_out
+from ssld.engine.start import Run
 
 DRAWN_SCORE = 0.3
 """Least score of a box that is drawn."""

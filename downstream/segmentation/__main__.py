@@ -1,6 +1,6 @@
-"""`python -m downstream.segmentation`, also under `accelerate launch -m` and `torchrun -m`."""
+"""`python -m downstream.segmentation`, and the same under `accelerate launch` and `torchrun`."""
 
-from downstream.segmentation.command import main
+from ssld.cli.run import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(launch("segmentation"))

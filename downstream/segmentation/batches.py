@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from downstream.data.mask_views import EvalMaskView, TrainMaskView
-from downstream.data.masks import MaskSource
+from downstream.segmentation.data.masks import MaskSource
+from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
 from downstream.segmentation.losses import IGNORE
 from ssld.data.decode import Unreadable
 from ssld.data.loading import GREY
+from ssld.data.unreadable import Entry
 from ssld.data.workers import Rows
-from ssld.run.batches import Entry
 
 GREY_PX = 32
 """Side of what stands in for an unreadable held-out image; its weight is 0."""

@@ -6,21 +6,17 @@ accelerate launch -m downstream.segmentation --config F.yaml --backbone NAME
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from downstream.config import with_backbone_name
-from downstream.packages import BY_HEAD, require_packages
 from downstream.segmentation.config import SegmentationConfig
-from ssld import cli
-from ssld.errors import InputError
+from ssld.common.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from downstream.data.masks import MaskSource
+    from downstream.segmentation.data.masks import MaskSource
 
 
 def segmentation(config: SegmentationConfig) -> None:
@@ -29,18 +25,14 @@ def segmentation(config: SegmentationConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
-    from ssld.run.folder import check_out
-
-    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
-    check_out(config)  # before torch is imported
     import torch
 
-    from downstream.data.masks import open_masks
+    from downstream.dense.start import open_processes, open_sources, start_run
+    from downstream.segmentation.data.masks import open_masks
     from downstream.segmentation.model import SegmentationModel
     from downstream.segmentation.networks import build
     from downstream.segmentation.task import SegmentationTask
-    from downstream.start import open_processes, open_sources, start_run
-    from ssld.run.loop import train
+    from ssld.engine.loop import train
 
     accelerator = open_processes(config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
@@ -86,10 +78,3 @@ def _looked_at(
     if problem:
         raise InputError(problem)
     return digests
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    words = with_backbone_name(sys.argv[1:] if argv is None else argv)
-    launched = argv is None
-    return cli.command("ssld segmentation", SegmentationConfig, segmentation, words,
-                       launched=launched)  # fmt: skip

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from downstream.config import AnnotatedConfig, DownstreamConfig
-from downstream.data.mask_augment_config import MaskAugmentConfig
-from ssld.loop_config import CheckpointConfig, require
+from downstream.dense.config import AnnotatedConfig, DownstreamConfig
+from downstream.dense.packages import BY_HEAD, require_packages
+from downstream.segmentation.data.augment_config import MaskAugmentConfig
+from ssld.common.settings import require
+from ssld.engine.config import CheckpointConfig
+from ssld.engine.run_folder import check_out
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,12 @@ class SegmentationConfig(DownstreamConfig):
     augment: MaskAugmentConfig = field(default_factory=MaskAugmentConfig)
     test: TestConfig = field(default_factory=TestConfig)
     checkpoint: SegmentationCheckpointConfig = field(default_factory=SegmentationCheckpointConfig)
+
+
+def check(config: SegmentationConfig) -> None:
+    """
+    Raises:
+        InputError: a package is not installed; whatever `ssld.engine.run_folder.check_out` finds.
+    """
+    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
+    check_out(config)

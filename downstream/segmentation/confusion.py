@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from downstream.data.class_table import IGNORE
-from ssld.errors import InputError
+from downstream.segmentation.data.class_table import IGNORE
+from ssld.common.errors import InputError
 
 
 class Confusion:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from downstream.segmentation.segmenter import resize
-from ssld.errors import InputError
+from downstream.segmentation.heads.segmenter import resize
+from ssld.common.errors import InputError
 
 OVERLAP = 2 / 3
 """Stride of the windows in sides of one (hszhao/semseg `scale_process`, `stride_rate=2/3`)."""

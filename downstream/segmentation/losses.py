@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from downstream.data.class_table import IGNORE
+from downstream.segmentation.data.class_table import IGNORE
 
 
 def pixel_loss(logits: Tensor, masks: Tensor, valid_per_image: Tensor | None = None) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from downstream.dense.trained import load
+from downstream.segmentation.heads.segmenter import Segmenter
 from downstream.segmentation.inference import predict
-from downstream.segmentation.segmenter import Segmenter
-from downstream.trained import load
-from ssld.network import ImageModel
+from ssld.models.classifier import ImageModel
 
 
 class SegmentationModel(ImageModel):
@@ -57,7 +57,7 @@ def open_segmenter(folder: Path, content: dict[str, Any]) -> SegmentationModel:
     """The segmenter that an exported folder holds, in eval mode.
 
     Args:
-        folder, content: as of `downstream.trained.read_description`.
+        folder, content: as of `downstream.dense.trained.read_description`.
 
     Raises:
         InputError: weights that cannot be read or do not fit.

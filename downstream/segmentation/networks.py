@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from downstream.packages import BY_HEAD, require_packages
-from ssld.errors import InputError
+from downstream.dense.packages import BY_HEAD, require_packages
+from ssld.common.errors import InputError
 
 if TYPE_CHECKING:
-    from downstream.backbone import Backbone
-    from downstream.backbone_config import BackboneConfig
-    from downstream.segmentation.segmenter import Segmenter
+    from downstream.backbone.backbone import Backbone
+    from downstream.backbone.config import BackboneConfig
+    from downstream.segmentation.heads.segmenter import Segmenter
 
 SEGMENTERS = ("fcn", "ocrnet", "deeplabv3plus")
 
@@ -40,7 +40,7 @@ def backbone_for(name: str, config: BackboneConfig) -> Backbone:
     Raises:
         InputError: an unknown name, or a backbone that cannot be had or lacks the maps.
     """
-    from downstream.backbone import open_backbone
+    from downstream.backbone.backbone import open_backbone
 
     _check(name)
     if name == "deeplabv3plus":
@@ -59,15 +59,15 @@ def on_backbone(name: str, backbone: Backbone, num_classes: int) -> Segmenter:
     """
     _check(name)
     if name == "fcn":
-        from downstream.segmentation.fcn import FCN
+        from downstream.segmentation.heads.fcn import FCN
 
         return FCN(backbone, num_classes)
     if name == "ocrnet":
-        from downstream.segmentation.ocrnet import OCRNet
+        from downstream.segmentation.heads.ocrnet import OCRNet
 
         return OCRNet(backbone, num_classes)
     require_packages(name, *BY_HEAD.get(name, ()))
-    from downstream.segmentation.deeplab import DeepLabV3Plus
+    from downstream.segmentation.heads.deeplab import DeepLabV3Plus
 
     return DeepLabV3Plus(backbone, num_classes)
 

@@ -1,4 +1,4 @@
-"""Segmentation as a task of the one loop (`ssld/run/loop.py`): a step's losses, and the mean
+"""Segmentation as a task of the one loop (`ssld/engine/loop.py`): a step's losses, and the mean
 intersection over union on held-out images."""
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from downstream import trained
-from downstream.data.mask_views import EvalMaskView, TrainMaskView
-from downstream.data.masks import MaskSource
-from downstream.drawing import draw_mask, sheet
-from downstream.held_out import write_held_out
-from downstream.report import write_picture, write_report
+from downstream.dense import trained
+from downstream.dense.drawing import draw_mask, sheet
+from downstream.dense.report import write_picture, write_report
+from downstream.dense.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
 from downstream.segmentation.batches import MaskBatch, MaskBatches
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.confusion import Confusion, class_iou
+from downstream.segmentation.data.masks import MaskSource
+from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
 from downstream.segmentation.losses import IGNORE, pixel_loss
 from downstream.segmentation.model import SegmentationModel
-from downstream.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
+from ssld.common.attempt import attempt
+from ssld.engine.per_image import write_held_out
+from ssld.engine.start import Run
 from ssld.report import page
-from ssld.report.parts import attempt
-from ssld.run.start import Run
 
 
 class SegmentationScore:

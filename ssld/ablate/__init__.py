@@ -3,7 +3,3 @@
 `command.py` is the way through it. `grid.py` reads the file, `pool.py` runs the cells, `state.py`
 knows which are done, `results.py` and `summary.py` are the tables.
 """
-
-from ssld.ablate.command import main
-
-__all__ = ["main"]

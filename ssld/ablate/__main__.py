@@ -1,6 +1,6 @@
-"""`python -m ssld.ablate`."""
+"""`python -m ssld.ablate`, and the same under `accelerate launch` and `torchrun`."""
 
-from ssld.ablate.command import main
+from ssld.cli.run import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(launch("ablate"))

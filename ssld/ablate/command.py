@@ -10,23 +10,20 @@ OUT/report.html      the same, and a plot per axis; each in OUT/plots, too
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ssld import cli
 from ssld.ablate import grid, pool, results, state, summary
 from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import Ablation, Cell
-from ssld.errors import InputError, Interrupted
-from ssld.run.folder import locked, write_atomically
-from ssld.run.preemption import Preemption
-from ssld.settings_file import text_of
+from ssld.common.errors import InputError, Interrupted
+from ssld.common.files import locked, write_atomically
+from ssld.common.settings_file import text_of
+from ssld.engine.preemption import Preemption
 
 FAILED = 1
 REFRESH_SECONDS = 0.5
@@ -171,8 +168,8 @@ def _said(rows: Sequence[state.Row]) -> str:
 
 
 def _finish(ledger: Ledger) -> None:
-    from ssld.report.ablation import write_report
-    from ssld.report.parts import attempt
+    from ssld.ablate.report import write_report
+    from ssld.common.attempt import attempt
 
     found, out = ledger.write(), ledger.ablation.out
     attempt("report.html", lambda: write_report(found))
@@ -190,7 +187,7 @@ def _check_recipes(ablation: Ablation) -> None:
     waiting = [x for x in ablation.cells if state.done_rows(folders[x.name], x) is None]
     if not waiting:
         return
-    from ssld.recipe import open_recipe
+    from ssld.recipe.recipe import open_recipe
 
     firsts: dict[tuple[str, ...], Cell] = {}
     for cell in waiting:
@@ -203,25 +200,3 @@ def _noted(config: AblateConfig) -> str:
     """The file and the overrides, for whoever finds the folder."""
     given = "".join(f"#   --{word}\n" for word in config.overrides)
     return f"# ssld ablate {config.file}\n{given}\n{text_of(Path(config.file))}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ssld ablate ...`; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    own = [f"--{field.name}" for field in fields(AblateConfig)] + ["--help", "-h"]
-    settings = ["--file", words.pop(0)] if words and not words[0].startswith("-") else []
-    overrides: list[str] = []
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            value = words.pop(0)
-            word = f"{name}={value}"
-        elif not equals and name not in own:
-            word = f"{name}=true"
-        if name in own or not name.startswith("--"):
-            settings.append(word)
-        else:
-            overrides.append(word.removeprefix("--"))
-    settings += ["--overrides", json.dumps(overrides)] if overrides else []
-    return cli.command("ssld ablate", AblateConfig, ablate, settings)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
 
-from ssld.config import require
+from ssld.common.settings import require
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,24 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         require(self.devices > 0, f"devices is {self.devices}: give a number above 0")
+
+
+def with_overrides(words: list[str]) -> list[str]:
+    """The first word as --file, and what is no setting of `AblateConfig` as --overrides."""
+    words = list(words)
+    own = [f"--{field.name}" for field in fields(AblateConfig)] + ["--help", "-h"]
+    settings = ["--file", words.pop(0)] if words and not words[0].startswith("-") else []
+    overrides: list[str] = []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+            word = f"{name}={value}"
+        elif not equals and name not in own:
+            word = f"{name}=true"
+        if name in own or not name.startswith("--"):
+            settings.append(word)
+        else:
+            overrides.append(word.removeprefix("--"))
+    return settings + (["--overrides", json.dumps(overrides)] if overrides else [])

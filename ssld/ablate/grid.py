@@ -14,10 +14,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssld import cli
-from ssld.commands import DOWNSTREAM
-from ssld.errors import InputError
-from ssld.run.folder import flat
+from ssld.cli.commands import DOWNSTREAM
+from ssld.common.errors import InputError
+from ssld.common.settings import flat
+from ssld.common.settings_file import parsed, read_settings, tidied
 
 FIRST, LATER = ("distill", "supervised", *DOWNSTREAM), ("finetune", "fix")
 SEED = "seed"
@@ -116,7 +116,7 @@ def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
         InputError: no such file, no YAML; a key that is unknown, or missing; an axis that is empty,
             names something twice, or sets what another one does.
     """
-    return build(path, cli.read_settings(Path(path)), out, overrides)
+    return build(path, read_settings(Path(path)), out, overrides)
 
 
 def build(path: str, tree: dict[str, Any], out: str | None, overrides: Sequence[str]) -> Ablation:
@@ -309,13 +309,13 @@ def _overrides(
         axis = owner.get(place) or owner.get((stage, LENGTHS.get(key, "")))
         if axis:
             raise InputError(f"--{name} is on the grid of {path} (grid.{axis}); change it there")
-        found[place] = cli.tidied(_parsed(text), name)
+        found[place] = tidied(_parsed(text), name)
     return found
 
 
 def _parsed(text: str) -> Any:
     try:
-        return cli.parsed(text)
+        return parsed(text)
     except InputError:
         return text
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssld.ablate.grid import Cell
-from ssld.cli import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
-from ssld.errors import InputError
-from ssld.run.preemption import Preemption
+from ssld.cli.run import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
+from ssld.common.errors import InputError
+from ssld.engine.preemption import Preemption
 
 COMMAND = [sys.executable, "-m", "ssld", "recipe"]
 CHILD = Path(__file__).with_name("child.py")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssld.ablate.grid import Ablation, Axis, Cell, Value
 from ssld.ablate.state import Row
-from ssld.run.folder import read_lines, write_atomically
-from ssld.written_files import reading
+from ssld.common.files import write_atomically
+from ssld.common.written_files import reading
+from ssld.engine.run_folder import read_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa

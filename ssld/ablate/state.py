@@ -12,9 +12,11 @@ from typing import Any
 import yaml
 
 from ssld.ablate.grid import Ablation, Cell, show
-from ssld.errors import InputError
-from ssld.run.folder import HARMLESS, flat, under, write_atomically
-from ssld.written_files import read_object
+from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
+from ssld.common.settings import flat, under
+from ssld.common.written_files import read_object
+from ssld.engine.run_folder import HARMLESS
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
 BEFORE = "recipe.before.yaml"

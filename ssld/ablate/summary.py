@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ssld.ablate.grid import SEED, Ablation, Cell
 from ssld.ablate.state import Row
-from ssld.evaluate import wilson
-from ssld.text_table import ABSENT
+from ssld.common.text_table import ABSENT
+from ssld.health.evaluate import wilson
 
 METRICS = {"top1": "top-1", "agreement1": "agreement@1", "ap": "AP", "miou": "mIoU"}
 Place = tuple[str, ...]

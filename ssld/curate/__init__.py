@@ -2,7 +2,3 @@
 
 `command.py` is the way through the stages; each stage is a file of its own name.
 """
-
-from ssld.curate.command import main
-
-__all__ = ["main"]

@@ -1,6 +1,6 @@
-"""`accelerate launch -m ssld.curate`, `torchrun -m ssld.curate`, `python -m ssld.curate`."""
+"""`python -m ssld.curate`, and the same under `accelerate launch` and `torchrun`."""
 
-from ssld.curate.command import main
+from ssld.cli.run import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(launch("curate"))

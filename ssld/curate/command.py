@@ -1,10 +1,10 @@
 """`ssld curate [STAGE] --config F.yaml`: stages in order; each skips what is done and unchanged.
 
-index       every file's hashes, size and mode           ssld/curate/index.py
-score       the teacher on the gallery                   ssld/curate/score.py
-duplicates  the gallery against the protected sets       ssld/curate/duplicates.py
-select      the best of each class that leak nothing     ssld/curate/select.py
-report      tables to look at                            ssld/report/curation.py
+index       every file's hashes, size and mode           ssld/curate/sets/index.py
+score       the teacher on the gallery                   ssld/curate/select/score.py
+duplicates  the gallery against the protected sets       ssld/curate/near_duplicates/search.py
+select      the best of each class that leak nothing     ssld/curate/select/select.py
+report      tables to look at                            ssld/curate/report/page.py
 
 A stage runs those before it, as far as they are not done. Without a stage all run, and `select`
 then asks for no more of `duplicates` than it needs.
@@ -16,42 +16,34 @@ import contextlib
 import dataclasses
 import functools
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
-from ssld import cli
-from ssld.curate.config import CurateConfig, ExplainConfig
-from ssld.errors import InputError, Interrupted
-from ssld.run.folder import LOCK, TEMPORARY, locked, write_atomically
-from ssld.run.overwrite import inputs_inside
-from ssld.written_files import read_object
+from ssld.common.errors import InputError, Interrupted
+from ssld.common.files import locked, write_atomically
+from ssld.common.written_files import read_object
+from ssld.curate.config import CurateConfig
+from ssld.engine.overwrite import inputs_inside
+from ssld.engine.run_folder import LOCK, TEMPORARY
 
 if TYPE_CHECKING:  # none of it is needed for --help
     import pyarrow as pa
 
-    from ssld.curate.duplicates import Examination
-    from ssld.curate.images import ImageSet
-    from ssld.curate.index import Index
-    from ssld.curate.score import Scorer
-    from ssld.curate.scored import Scores
-    from ssld.curate.work import Work
+    from ssld.curate.context import Work
+    from ssld.curate.near_duplicates.search import Examination
+    from ssld.curate.select.score import Scorer
+    from ssld.curate.select.scores import Scores
+    from ssld.curate.sets.images import ImageSet
+    from ssld.curate.sets.index import Index
 
 INPUTS = ("gallery", "protected", "labeled", "teacher")
 WRITTEN = {"gallery", "protected", "labeled", "engine", "shard_size", "max_unreadable", "out"}
 """All of them are in the config.yaml of a curation; in one that a user wrote some are missing."""
-STAGES = {
-    "index": "hashes, size, mode and readability of every file",
-    "score": "classes, probabilities and features by the teacher",
-    "duplicates": "near-duplicates of protected images in all of the gallery",
-    "select": "the manifest of selected images",
-    "report": "draw what the tables in OUT say (`ssld curate report --out OUT`)",
-}
 
 
 @contextlib.contextmanager
@@ -63,7 +55,7 @@ def _lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        from ssld.run.loop import lost_process  # not before: it imports torch
+        from ssld.engine.loop import lost_process  # not before: it imports torch
 
         lost = lost_process(error)
         if lost is None:
@@ -82,8 +74,8 @@ def curate(config: CurateConfig, stage: str | None = None) -> None:
             files; a full disk. Tables written so far stay valid.
         Interrupted: another process is gone; the same command goes on.
     """
-    from ssld.curate.images import ImageSet
-    from ssld.curate.work import Work
+    from ssld.curate.context import Work
+    from ssld.curate.sets.images import ImageSet
 
     _check(config, stage)
     work = Work(config)
@@ -108,8 +100,10 @@ def _run(
     scorer: Scorer | None,
     excluded: set[str],
 ) -> None:
-    from ssld.curate import duplicates, index, manifest
-    from ssld.curate.projection import project
+    from ssld.curate import manifest
+    from ssld.curate.near_duplicates import search as duplicates
+    from ssld.curate.near_duplicates.projection import project
+    from ssld.curate.sets import index
 
     if stage in (None, "duplicates"):
         project(work, sets, scorer)
@@ -119,7 +113,7 @@ def _run(
         return manifest.write_on_main(work, indexes, None, {}, ())
     scores, views = None, []
     if scorer:
-        from ssld.curate.score import embed_protected, score
+        from ssld.curate.select.score import embed_protected, score
 
         scores = score(work, scorer, gallery)
         if stage == "score":
@@ -135,7 +129,7 @@ def _run(
     assert scorer and scores
     _select(work, indexes, examination, scores, scorer, excluded)
     if stage is None:
-        from ssld.report.parts import attempt
+        from ssld.common.attempt import attempt
 
         attempt("report.html", lambda: _report(work))
 
@@ -147,7 +141,7 @@ def _check(config: CurateConfig, stage: str | None) -> None:
             "one `ssld curate duplicates` finds near-duplicates, but nothing can be selected"
         )
     if config.engine == "ray" and stage != "report":
-        from ssld.curate.on_ray import require_ray
+        from ssld.curate.workers_ray import require_ray
 
         require_ray()
     out = Path(config.out)
@@ -227,7 +221,7 @@ def _excluded(config: CurateConfig) -> set[str]:
 
 
 def _scorer(work: Work, labeled: ImageSet | None) -> Scorer:
-    from ssld.curate.score import Scorer, verify
+    from ssld.curate.select.score import Scorer, verify
 
     scorer = Scorer(work, labeled)
     verify(work, scorer, labeled)
@@ -243,7 +237,7 @@ def _select(
     excluded: set[str],
 ) -> None:
     from ssld.curate import manifest, tables
-    from ssld.curate.select import dropped_tables, select, selected_tables
+    from ssld.curate.select.select import dropped_tables, select, selected_tables
 
     gallery, labeled = indexes["gallery"], indexes.get("labeled")
     outcome = select(work, examination, scores, labeled, scorer.num_classes, excluded)
@@ -300,55 +294,9 @@ def _write(work: Work, name: str, parts: Iterable[pa.Table], schema: pa.Schema) 
 
 
 def _report(work: Work) -> None:
-    from ssld.curate.index import reader
-    from ssld.report.curation import write_report
+    from ssld.curate.report.page import write_report
+    from ssld.curate.sets.index import reader
 
     if work.main:
         write_report(work.out, reader(work.out))
         work.say(f"{work.out}/report.html")
-
-
-def _usage() -> str:
-    lines = [f"  {name:<12}{summary}" for name, summary in STAGES.items()]
-    lines += [
-        "  explain     why an image was kept or dropped (`ssld curate explain PATH --out OUT`)"
-    ]
-    return "usage: ssld curate [STAGE] --config F.yaml [--a.b value ...]\n\nstages:\n" + "\n".join(
-        lines
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ssld curate ...`; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    launched = argv is None
-    if not words or words[0] in ("-h", "--help"):
-        print(_usage())
-        if not words:
-            return 0
-    if words[0] == "explain":
-        from ssld.curate.explain import explain
-
-        rest = ["--path", *words[1:]] if words[1:] and not words[1].startswith("-") else words[1:]
-        return cli.command("ssld curate explain", ExplainConfig, explain, rest)
-    stage = words.pop(0) if not words[0].startswith("-") else None
-    if stage not in (None, *STAGES):
-        print(
-            f"error: unknown stage {stage!r}; known: {', '.join(STAGES)}, explain", file=sys.stderr
-        )
-        return 2
-    if stage == "report":
-        words = _with_own_config(words)
-    work = functools.partial(curate, stage=stage)
-    prog = f"ssld curate {stage}" if stage else "ssld curate"
-    return cli.command(prog, CurateConfig, work, words, launched=launched)
-
-
-def _with_own_config(words: list[str]) -> list[str]:
-    """`report --out OUT` takes its settings from OUT."""
-    names = [word.partition("=")[0] for word in words]
-    if "--out" not in names or "--config" in names or "--gallery" in names:
-        return words
-    at = names.index("--out")
-    out = words[at].partition("=")[2] or "".join(words[at + 1 : at + 2])
-    return ["--config", str(Path(out) / "config.yaml"), *words]

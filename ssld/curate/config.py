@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from ssld.config import TeacherConfig
-from ssld.loop_config import Precision, require
+from ssld.common.settings import Precision, require
+from ssld.models.config import TeacherConfig
 
 Policy = Literal["copy", "similar_view"]
 
@@ -123,3 +124,13 @@ class ExplainConfig:
 
 def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
+
+
+def with_own_settings(words: list[str]) -> list[str]:
+    """`report --out OUT` takes its settings from OUT."""
+    names = [word.partition("=")[0] for word in words]
+    if "--out" not in names or "--config" in names or "--gallery" in names:
+        return words
+    at = names.index("--out")
+    out = words[at].partition("=")[2] or "".join(words[at + 1 : at + 2])
+    return ["--config", str(Path(out) / "config.yaml"), *words]

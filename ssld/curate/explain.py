@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from ssld.common.errors import InputError
+from ssld.common.text_table import ABSENT, text_table
 from ssld.curate.config import ExplainConfig
+from ssld.curate.report.tables import Curation, opened, rows
 from ssld.curate.tables import INDEX, PAIRS, REASONS
-from ssld.errors import InputError
-from ssld.report.curation_tables import Curation, opened, rows
-from ssld.text_table import ABSENT, text_table
 
 NEAREST = 5
 """Protected images that a gallery image is shown beside."""

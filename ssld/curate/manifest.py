@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssld.curate import overlap
-from ssld.curate.duplicates import Examination
-from ssld.curate.index import Index
-from ssld.curate.matching import RULE_VERSION
-from ssld.curate.select import KEPT, Outcome
-from ssld.curate.work import Work
-from ssld.errors import InputError
-from ssld.run.folder import versions, write_atomically
-from ssld.written_files import read_object
+from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
+from ssld.common.written_files import read_object
+from ssld.curate.context import Work
+from ssld.curate.near_duplicates.matching import RULE_VERSION
+from ssld.curate.near_duplicates.search import Examination
+from ssld.curate.select.select import KEPT, Outcome
+from ssld.curate.sets import exact as overlap
+from ssld.curate.sets.index import Index
+from ssld.engine.run_folder import versions
 
 if TYPE_CHECKING:  # torch is not needed to curate without a teacher
-    from ssld.curate.score import Scorer
+    from ssld.curate.select.score import Scorer
 
 MANY_HITS = 50
 """A protected image with so many near-duplicates is more likely a logo, a blank page or lettering

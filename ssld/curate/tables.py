@@ -16,7 +16,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssld.run.folder import cannot_write
+from ssld.common.files import cannot_write
 
 TOP = 10
 """Classes that are stored for each image."""

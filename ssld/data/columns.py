@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ssld.errors import InputError
+from ssld.common.errors import InputError
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssld.data.decode import decode, image_size
-from ssld.data.views import EvalView, _reduction, _resize
+from ssld.data.transforms import EvalView, _reduction, _resize
 
 LONGEST = 8
 """How many times longer than wide the part of an image is that is resized in mode center."""

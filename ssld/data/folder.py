@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute
 from tqdm import tqdm
 
+from ssld.common.errors import InputError
+from ssld.common.streams import bar_seconds
 from ssld.data.account import HIDDEN, OUTSIDE_UTF8, Account
 from ssld.data.decode import Unreadable
 from ssld.data.listing import is_text, list_folder
 from ssld.data.storage import Address, absolute, is_hidden, is_remote, list_files, read_all
-from ssld.errors import InputError
-from ssld.streams import bar_seconds
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable
 from ssld.data.sampling import Order, permutation
 from ssld.data.sources import Source
 from ssld.data.workers import Rows, load
-from ssld.errors import InputError
 
 GREY = 127
 """Every pixel of what stands in for an unreadable image; its weight is 0."""

@@ -26,11 +26,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ssld.common.errors import InputError
 from ssld.data.account import Account
 from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
 from ssld.data.folder import class_order
 from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
-from ssld.errors import InputError
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

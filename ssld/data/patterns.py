@@ -7,8 +7,8 @@ import itertools
 import os
 import re
 
+from ssld.common.errors import InputError
 from ssld.data.storage import is_hidden, is_remote, match_files
-from ssld.errors import InputError
 
 LARGEST = 1_000_000
 """Files that braces may name."""

@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from ssld.common.errors import InputError
 from ssld.data import account
 from ssld.data.account import Account, ending
 from ssld.data.folder import EXTENSIONS, FolderSource
 from ssld.data.listing import list_folder
 from ssld.data.manifest import Blobs
 from ssld.data.patterns import expand, is_pattern
-from ssld.data.shards import ShardSource
 from ssld.data.splits import choose, file_split, refuse_split_files, refuse_splits, role
 from ssld.data.storage import (
     Address,
@@ -28,7 +28,7 @@ from ssld.data.storage import (
     read_range,
 )
 from ssld.data.tables import open_tables
-from ssld.errors import InputError
+from ssld.data.tar import ShardSource
 
 
 class Source(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ssld.errors import InputError
+from ssld.common.errors import InputError
 
 _SPLIT = re.compile(
     r"(train(?:ing)?|val(?:id|idation)?|test(?:ing)?)(?:[-_ ]?(?:\d{4}|images?|set|split))?",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import fsspec
 
-from ssld.errors import InputError
+from ssld.common.errors import InputError
 
 
 class Address(NamedTuple):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from ssld.common.errors import InputError
 from ssld.data.account import Account
 from ssld.data.folder import class_order
 from ssld.data.manifest import ManifestSource
 from ssld.data.storage import Address
-from ssld.errors import InputError
 
 
 class TableSource:

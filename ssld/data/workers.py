@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from ssld.errors import InputError, Interrupted
+from ssld.common.errors import InputError, Interrupted
 
 START_SECONDS = 30.0
 """After which a loader process that has not begun never will."""

@@ -6,10 +6,10 @@ import html
 from collections.abc import Callable
 from typing import Any
 
+from ssld.common.attempt import attempt
+from ssld.engine.start import Run
+from ssld.engine.timing import SECTIONS
 from ssld.report import page
-from ssld.report.parts import attempt
-from ssld.run.start import Run
-from ssld.run.timing import SECTIONS
 
 Lines = list[dict[str, Any]]
 

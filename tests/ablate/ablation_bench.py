@@ -55,10 +55,8 @@ class Bench:
         return main(["ablate", str(self.file), *words])
 
     def process(self, *words: str) -> subprocess.Popen:
-        code = f"from ssld.ablate import command, main, pool; pool.COMMAND = {FAKE}; "
-        code += (
-            "command._check_recipes = command._finish = lambda _: None; raise SystemExit(main())"
-        )
+        code = f"import sys; from ssld.ablate import command, pool; from ssld.cli.run import main; pool.COMMAND = {FAKE}; "
+        code += "command._check_recipes = command._finish = lambda _: None; raise SystemExit(main(['ablate', *sys.argv[1:]]))"
         started = [sys.executable, "-c", code, str(self.file), *words]
         return subprocess.Popen(started, stderr=subprocess.PIPE, text=True)
 

@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import t
 from test_tables import made
 
+from ssld.ablate import report
 from ssld.ablate.summary import Spread
-from ssld.evaluate import wilson
-from ssld.report import ablation as report
+from ssld.health.evaluate import wilson
 
 
 def test_bars_over_seeds_are_the_interval_of_the_mean():

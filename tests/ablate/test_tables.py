@@ -11,8 +11,7 @@ import pytest
 import yaml
 from ablation_bench import CLOCK, GRID, lines_of
 
-from ssld.ablate import grid, results, summary
-from ssld.report import ablation as report
+from ssld.ablate import grid, report, results, summary
 
 
 def test_tables(bench, capsys):

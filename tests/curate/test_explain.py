@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from written import index, pair, scores, write
 
+from ssld.common.errors import InputError
 from ssld.curate.config import ExplainConfig
 from ssld.curate.explain import explain
 from ssld.curate.tables import REASONS
-from ssld.errors import InputError
 
 GALLERY = [
     "/g/kept.jpg",

@@ -6,10 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from ssld.curate import matching
-from ssld.curate.features import Features, features, features_of
-from ssld.curate.matching import NO_MATCH, Match, compare, correlation, inlier_points, verdicts
-from tests.curate.test_features import encoded, picture
+from ssld.curate.near_duplicates import matching
+from ssld.curate.near_duplicates.matching import (
+    NO_MATCH,
+    Match,
+    compare,
+    correlation,
+    inlier_points,
+    verdicts,
+)
+from ssld.curate.near_duplicates.sift import Features, features, features_of
+from tests.curate.test_sift import encoded, picture
 
 
 def brute_force(query: Features, other: Features) -> list[tuple[int, int]]:

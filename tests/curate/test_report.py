@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from written import index, pair, scores, write
 
-from ssld.curate import matching
-from ssld.curate.features import features
-from ssld.report import curation_pairs
-from ssld.report.curation import write_report
-from ssld.report.curation_pairs import Evidence, Rule
-from ssld.report.curation_tables import Curation
+from ssld.curate.near_duplicates import matching
+from ssld.curate.near_duplicates.sift import features
+from ssld.curate.report import pairs as curation_pairs
+from ssld.curate.report.page import write_report
+from ssld.curate.report.pairs import Evidence, Rule
+from ssld.curate.report.tables import Curation
 
 EVIL = "/g/<img src=x onerror=alert(1)></script>é 画像.jpg"
 LABELS = ["cat", "<b>dog</b>", "owl"]
@@ -300,7 +300,7 @@ def many(count: int) -> list[dict]:
 
 
 def recounted(found: dict, sure: int, least: int, ncc: int) -> tuple[int, int]:
-    """What curation.js does."""
+    """What page.js does."""
     total = np.array(found["always"])
     for images, selected, *points in found["images"]:
         pairs = zip(points[::2], points[1::2], strict=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssld.curate.features import Features, features_of
-from ssld.curate.matching import compare, mirrored_descriptors, verdicts
-from ssld.curate.protected import Pair, ProtectedSet
-from ssld.curate.shortlist import (
+from ssld.curate.near_duplicates.hamming_embedding import MAX_BITS, WIDTH_BITS, Votes, index
+from ssld.curate.near_duplicates.matching import compare, mirrored_descriptors, verdicts
+from ssld.curate.near_duplicates.reference_set import Pair, ProtectedSet
+from ssld.curate.near_duplicates.shortlist import (
     DIMENSIONS,
     SHRINKAGE,
     VECTOR_UNIT,
@@ -21,8 +21,8 @@ from ssld.curate.shortlist import (
     search,
     views,
 )
-from ssld.curate.votes import MAX_BITS, WIDTH_BITS, Votes, index
-from tests.curate.test_features import picture
+from ssld.curate.near_duplicates.sift import Features, features_of
+from tests.curate.test_sift import picture
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_views():
 
 
 def test_whitening_makes_the_covariance_the_identity(monkeypatch):
-    monkeypatch.setattr("ssld.curate.shortlist.SHRINKAGE", 0.0)
+    monkeypatch.setattr("ssld.curate.near_duplicates.shortlist.SHRINKAGE", 0.0)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(4000, 12)) @ rng.normal(size=(12, 12)) + 5
     whitening = Whitening.fit(vectors)
@@ -118,7 +118,7 @@ def test_search_finds_images_by_their_best_view():
 
 def naive_votes(query: Features, images: list[Features], votes: Votes) -> np.ndarray:
     """One pair of descriptors at a time."""
-    from ssld.curate.votes import _file
+    from ssld.curate.near_duplicates.hamming_embedding import _file
 
     sides = [[f.descriptors, mirrored_descriptors(f.descriptors)] for f in images]
     filed = [[_file(side, votes._centres) for side in both] for both in sides]

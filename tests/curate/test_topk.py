@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import ssld.curate.topk
-from ssld.curate.topk import Entries, TopK, total_order
+import ssld.curate.select.topk
+from ssld.curate.select.topk import Entries, TopK, total_order
 
 TIES = np.array([0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1], np.uint64)
 """Equal in both halves, in one, in none."""
@@ -19,8 +19,8 @@ Offers = tuple[np.ndarray, ...]
 @pytest.fixture
 def tiny_stages(monkeypatch):
     """Deal out and prune after a handful of rows already."""
-    monkeypatch.setattr(ssld.curate.topk, "_STAGE", 7)
-    monkeypatch.setattr(ssld.curate.topk, "_SLACK", 0)
+    monkeypatch.setattr(ssld.curate.select.topk, "_STAGE", 7)
+    monkeypatch.setattr(ssld.curate.select.topk, "_SLACK", 0)
 
 
 def offers(rng: np.random.Generator, n: int, classes: int) -> Offers:
@@ -118,8 +118,8 @@ def test_holds_little_more_than_k_of_a_class():
 
 
 def test_a_k_beyond_all_images_keeps_all_and_reserves_little(monkeypatch):
-    monkeypatch.setattr(ssld.curate.topk, "_STAGE", 100)
-    monkeypatch.setattr(ssld.curate.topk, "_FIRST", 10)
+    monkeypatch.setattr(ssld.curate.select.topk, "_STAGE", 100)
+    monkeypatch.setattr(ssld.curate.select.topk, "_FIRST", 10)
     rng = np.random.default_rng(0)
     offered = offers(rng, 2000, 2)
     top = streamed(rng, offered, 10**12, 2)

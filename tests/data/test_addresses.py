@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ssld.common.errors import InputError
 from ssld.data.loading import eval_batches
-from ssld.data.part import hold_out
 from ssld.data.sources import Address, key, open_source
-from ssld.data.views import EvalView
-from ssld.errors import InputError
+from ssld.data.subset import hold_out
+from ssld.data.transforms import EvalView
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from ssld.config import AugmentConfig
+from ssld.common.errors import InputError
+from ssld.data.config import AugmentConfig
 from ssld.data.decode import Unreadable, decode, image_size
 from ssld.data.loading import LabelIndex, train_batches
 from ssld.data.sampling import Order
 from ssld.data.sources import open_source
-from ssld.data.views import TrainView
-from ssld.errors import InputError
+from ssld.data.transforms import TrainView
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
 

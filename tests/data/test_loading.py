@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssld.config import AugmentConfig
+from ssld.common.errors import InputError
+from ssld.data.config import AugmentConfig
 from ssld.data.loading import LabelIndex, eval_batches, train_batches
 from ssld.data.sampling import Order
 from ssld.data.sources import open_source
-from ssld.data.views import EvalView, TrainView
-from ssld.errors import InputError
+from ssld.data.transforms import EvalView, TrainView
 
 
 def test_an_epoch_has_every_image_once_and_a_new_view():

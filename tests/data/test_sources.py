@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable, decode
 from ssld.data.folder import FolderSource
-from ssld.data.shards import expand
 from ssld.data.sources import open_source
-from ssld.errors import InputError
+from ssld.data.tar import expand
 
 
 @pytest.fixture(autouse=True)

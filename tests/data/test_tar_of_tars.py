@@ -11,9 +11,9 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from ssld.data import shards
+from ssld.common.errors import InputError
+from ssld.data import tar as shards
 from ssld.data.sources import open_source
-from ssld.errors import InputError
 
 LONG = "a" * 60 + "/" + "b" * 120
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from downstream.data.class_table import voc_colour
+from downstream.segmentation.data.class_table import voc_colour
 
 TABLE = {
     "classes": [

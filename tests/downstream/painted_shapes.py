@@ -12,7 +12,7 @@ SIDE_PX = 64
 
 class TinyBackbone(nn.Module):
     """A 3x3 convolution, batch norm and ReLU per halving, two from the third on; the interface of
-    `downstream.backbone.Backbone` as far as detectors use it."""
+    `downstream.backbone.backbone.Backbone` as far as detectors use it."""
 
     WIDTHS = {2: 8, 4: 16, 8: 24, 16: 32, 32: 48}
 

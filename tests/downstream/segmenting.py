@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from downstream.backbone import Backbone, open_backbone
-from downstream.backbone_config import BackboneConfig
+from downstream.backbone.backbone import Backbone, open_backbone
+from downstream.backbone.config import BackboneConfig
 
 
 def random(name: str, **args) -> BackboneConfig:

@@ -14,12 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from scenes import boxes, make_scenes
 
-from downstream import export, predict
-from downstream.detection import command as detection
-from downstream.segmentation import command as segmentation
-from ssld.run.folder import read_lines
-from ssld.run.loop import Trainer
-from ssld.run.progress import depends_on_the_clock
+from ssld.cli.run import main
+from ssld.engine.loop import Trainer
+from ssld.engine.progress import depends_on_the_clock
+from ssld.engine.run_folder import read_lines
 
 STEPS = 6
 COMMON = [
@@ -29,14 +27,12 @@ COMMON = [
 ]  # fmt: skip
 TASKS = {
     "detection": (
-        detection.main,
         ["--detector.name=ttfnet", "--augment.resize=square", "--augment.sizes=[64, 96]",
          "--augment.longest=null", "--augment.test_size=64", "--augment.colour=0.5",
          "--augment.mixup=1.5", "--schedule.lr=0.4"],
         "ap",
     ),
     "segmentation": (
-        segmentation.main,
         ["--segmenter.name=fcn", "--augment.crop=[48, 64]", "--schedule.lr=1", "--ema.decay=0.5"],
         "miou",
     ),
@@ -57,7 +53,7 @@ def sources(task: str, root: Path) -> list[str]:
 
 
 def train(task: str, root: Path, out: Path, *words: str) -> int:
-    return TASKS[task][0]([*COMMON, *TASKS[task][1], *sources(task, root), f"--out={out}", *words])
+    return main([task, *COMMON, *TASKS[task][0], *sources(task, root), f"--out={out}", *words])
 
 
 @pytest.fixture(scope="module", params=list(TASKS))
@@ -80,7 +76,7 @@ def record(run: Path) -> dict[str, np.ndarray]:
 def test_a_run_says_what_it_found(trained, scenes) -> None:
     task, run = trained
     lines = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "eval"]
-    assert lines and all(TASKS[task][2] in line and line["images"] == 5 for line in lines)
+    assert lines and all(TASKS[task][1] in line and line["images"] == 5 for line in lines)
     found = record(run)
     assert sorted(found["ids"].tolist()) == [f"val{i}.png" for i in range(5)]
     facts = json.loads((run / "run.json").read_text())
@@ -97,12 +93,12 @@ def test_a_run_says_what_it_found(trained, scenes) -> None:
     with Image.open(run / "pictures" / pictures[-1]) as sheet:
         assert sheet.width > 2 * 2 * 48  # 2 pairs in a row
     exported = facts["exported"]
-    best = max(lines, key=lambda line: (line[TASKS[task][2]], line["step"]))
-    assert (exported["step"], exported["value"]) == (best["step"], best[TASKS[task][2]])
+    best = max(lines, key=lambda line: (line[TASKS[task][1]], line["step"]))
+    assert (exported["step"], exported["value"]) == (best["step"], best[TASKS[task][1]])
 
 
 def test_the_record_is_that_of_the_exported_network(trained) -> None:
-    from downstream.ab_records import read_result
+    from downstream.ab.records import read_result
 
     task, run = trained
     result = read_result(run, task)  # refuses a record of another score
@@ -143,7 +139,7 @@ def test_two_processes_train_and_evaluate_as_one(scenes, tmp_path) -> None:
     sizes = ["--augment.resize=shorter", "--augment.sizes=[48, 64, 96]", "--augment.longest=160"]
     started, words_of = [], {}
     for task in TASKS:
-        words = [*COMMON, *TASKS[task][1], *sources(task, scenes), "--checkpoint.best=last",
+        words = [*COMMON, *TASKS[task][0], *sources(task, scenes), "--checkpoint.best=last",
                  *(sizes if task == "detection" else []), f"--out={tmp_path / task}"]  # fmt: skip
         words_of[task] = words
         started += sabotage.ranks([task, *words], tmp_path / f"{task}.said")
@@ -154,7 +150,7 @@ def test_two_processes_train_and_evaluate_as_one(scenes, tmp_path) -> None:
         two = record(run)
         for name in ("held_out.npz", "predictions.json"):
             (run / name).unlink(missing_ok=True)
-        assert TASKS[task][0]([*words, "--resume"]) == 0
+        assert main([task, *words, "--resume"]) == 0
         one = record(run)
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[key], two[key]) for key in one)
@@ -162,7 +158,7 @@ def test_two_processes_train_and_evaluate_as_one(scenes, tmp_path) -> None:
         assert sum(line["kind"] == "train" for line in lines) == STEPS
         if task == "segmentation":  # FCN drops other activations out in each process
             continue
-        assert TASKS[task][0]([*words[:-1], "--steps=1", f"--out={tmp_path / task}-alone"]) == 0
+        assert main([task, *words[:-1], "--steps=1", f"--out={tmp_path / task}-alone"]) == 0
         alone = read_lines(tmp_path / f"{task}-alone" / "metrics.jsonl")
         first, only = ([x["loss"] for x in y if x["kind"] == "train"][0] for y in (lines, alone))
         assert first == pytest.approx(only, rel=1e-5)
@@ -176,7 +172,7 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out"
     words = [str(run), str(tmp_path / "images"), f"--out={out}", "--max_unreadable=0.5"]
-    assert predict.main(words) == 0
+    assert main(["predict", *words]) == 0
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [f"val{i}.png" for i in range(5)]
     for line in lines:
@@ -194,11 +190,11 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
                     assert 0 <= x1 <= x2 <= width + 1e-3 and 0 <= y1 <= y2 <= height + 1e-3
     unreadable = json.loads((out / "unreadable.jsonl").read_text())
     assert unreadable["sample_id"] == "broken.png" and "not an image" in unreadable["reason"]
-    assert predict.main(words) == 2  # the folder is in use
+    assert main(["predict", *words]) == 2  # the folder is in use
 
 
 def test_a_run_holds_nothing_that_its_own_overwriting_would_refuse(trained) -> None:
-    from ssld.run import overwrite
+    from ssld.engine import overwrite
 
     overwrite.refuse(trained[1], {})
 
@@ -211,8 +207,10 @@ def test_a_flipped_bit_is_found(trained, scenes, tmp_path, capsys) -> None:
     data[-50] ^= 4
     file.write_bytes(data)
     for path in (run, run / "model"):
-        assert predict.main([str(path), str(scenes / "images/val"), f"--out={tmp_path}/out"]) == 2
-        assert export.main([str(path), f"--out={tmp_path}/m.onnx"]) == 2
+        assert (
+            main(["predict", str(path), str(scenes / "images/val"), f"--out={tmp_path}/out"]) == 2
+        )
+        assert main(["export", str(path), f"--out={tmp_path}/m.onnx"]) == 2
         said = capsys.readouterr().err
         assert said.count("model.safetensors is damaged or was changed") == 2
     assert not (tmp_path / "out").exists() and not (tmp_path / "m.onnx").exists()
@@ -235,16 +233,16 @@ def test_a_strangers_description_opens_nothing(trained, scenes, tmp_path, capsys
     ):
         file.write_text(json.dumps({**content, **changed}))
         words = [str(tmp_path / "model"), str(scenes / "images/val"), f"--out={tmp_path / 'o'}"]
-        assert predict.main(words) == 2, said
+        assert main(["predict", *words]) == 2, said
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> None:
     task, run = trained
-    assert predict.main([str(run), str(scenes / "images/val"), f"--out={tmp_path / 'out'}"]) == 0
+    assert main(["predict", str(run), str(scenes / "images/val"), f"--out={tmp_path / 'out'}"]) == 0
     lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
     if task == "segmentation":
-        from downstream.data.masks import open_masks
+        from downstream.segmentation.data.masks import open_masks
 
         source, found = open_masks(f"{scenes}::val"), record(run)
         for i, matrix in enumerate(found["confusion"]):
@@ -268,7 +266,7 @@ def test_an_export_is_checked(trained, tmp_path, capsys) -> None:
 
     task, run = trained
     out = tmp_path / "network.onnx"
-    assert export.main([str(run), f"--out={out}", "--size=[64, 96]"]) == 0
+    assert main(["export", str(run), f"--out={out}", "--size=[64, 96]"]) == 0
     assert "off by at most" in capsys.readouterr().out
     model = onnx.load(out)
     assert {entry.key for entry in model.metadata_props} >= {"mean", "std", "label_names"}
@@ -277,9 +275,9 @@ def test_an_export_is_checked(trained, tmp_path, capsys) -> None:
 
 
 def test_a_network_is_loaded_as_it_was_exported(trained) -> None:
+    from downstream.dense.trained import read_description
     from downstream.detection.model import open_detector
     from downstream.segmentation.model import open_segmenter
-    from downstream.trained import read_description
 
     task, run = trained
     folder, content = read_description(str(run))
@@ -291,7 +289,7 @@ def test_a_network_is_loaded_as_it_was_exported(trained) -> None:
 
 
 def refused(capsys, task: str, *words: str) -> str:
-    assert TASKS[task][0]([*COMMON, *TASKS[task][1], *words]) == 2
+    assert main([task, *COMMON, *TASKS[task][0], *words]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said
     return said
@@ -334,10 +332,10 @@ def test_a_class_count_that_differs_from_the_checkpoint(trained, tmp_path, capsy
     file = run / "model" / "config.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "class_names": content["class_names"][1:]}))
-    assert predict.main([str(run), str(tmp_path), f"--out={tmp_path / 'out'}"]) == 2
+    assert main(["predict", str(run), str(tmp_path), f"--out={tmp_path / 'out'}"]) == 2
     (tmp_path / "image.png").touch()
     capsys.readouterr()
-    assert predict.main([str(run), str(tmp_path), f"--out={tmp_path / 'out'}"]) == 2
+    assert main(["predict", str(run), str(tmp_path), f"--out={tmp_path / 'out'}"]) == 2
     said = capsys.readouterr().err
     assert "model.safetensors" in said and "of another shape" in said
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssld.run.progress import depends_on_the_clock
+from ssld.engine.progress import depends_on_the_clock
 
 STEPS = 24
 TRY_AGAIN, MEND = 75, 2

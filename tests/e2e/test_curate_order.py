@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssld.__main__ import main
-from ssld.curate import score
+from ssld.curate.select import score
 from ssld.data.loading import eval_batches
 from ssld.data.sources import open_source
-from ssld.data.views import EvalView
+from ssld.data.transforms import EvalView
 
 K = 4
 

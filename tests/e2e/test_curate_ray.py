@@ -20,9 +20,9 @@ import psutil
 import pytest
 import sabotage
 
-from ssld.curate import on_ray
-from ssld.curate.on_ray import ordered_on_ray, require_ray
-from ssld.errors import InputError, Interrupted
+from ssld.common.errors import InputError, Interrupted
+from ssld.curate import workers_ray as on_ray
+from ssld.curate.workers_ray import ordered_on_ray, require_ray
 
 Item = tuple[int, np.ndarray]
 MANY = 70

@@ -156,7 +156,7 @@ def test_labels_are_never_read(colours, teacher_file, real_pictures, tmp_path, m
 @pytest.fixture
 def shown(monkeypatch) -> list[torch.Tensor]:
     """What the teacher is shown in training, batch after batch."""
-    from ssld.teacher import Teacher
+    from ssld.models.teacher import Teacher
 
     seen, forward = [], Teacher.forward
 

@@ -22,10 +22,10 @@ from sabotage import kill_after, sigkill
 from safetensors.torch import load_file
 from stages import first_stage
 
-from ssld import cli
 from ssld.__main__ import main
-from ssld.recipe import open_recipe
-from ssld.run.folder import plain
+from ssld.common.settings import plain
+from ssld.common.settings_file import read_settings
+from ssld.recipe.recipe import open_recipe
 
 STAGES = ("distill", "finetune", "fix")
 
@@ -108,7 +108,7 @@ def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path, undisturbed) 
     for _ in range(60):
         early = kills < 2  # so that two starts are not enough, however fast the machine is now
         moment = draw.uniform(*((0.05, 0.2) if early else (0.25, 0.75))) * seconds
-        harm = [partial(kill_after, "ssld.recipe:recipe", moment)]
+        harm = [partial(kill_after, "ssld.recipe.recipe:recipe", moment)]
         code, words = sabotage.run(["recipe", str(file), f"--out={cut}"], said, harm)
         if code == 0:
             break
@@ -121,9 +121,9 @@ def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path, undisturbed) 
 @pytest.mark.parametrize(
     "instant",
     [
-        ("ssld.fix:sweep", 2),  # the fix is trained, its sizes are not evaluated
-        ("ssld.run.export:export", 1),  # they are, but the best is not exported
-        ("ssld.recipe_folder:StagePlace.note", 2),  # a stage is done, the next is not noted
+        ("ssld.distill.fixres:sweep", 2),  # the fix is trained, its sizes are not evaluated
+        ("ssld.engine.export:export", 1),  # they are, but the best is not exported
+        ("ssld.recipe.stage_folder:StagePlace.note", 2),  # a stage is done, the next is not noted
     ],
 )
 def test_sigkill_at_chosen_instants(recipe, tmp_path, instant, undisturbed) -> None:
@@ -140,7 +140,7 @@ def undisturbed(colours, teacher_file, tmp_path_factory) -> tuple[dict[str, Any]
     """What comes of a recipe, its folder, and how many seconds it worked."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write, begun = recipe.__wrapped__(colours, teacher_file, folder), folder / "begun"
-    note = partial(sabotage.at_call, "ssld.recipe:recipe", 1, begun.touch)
+    note = partial(sabotage.at_call, "ssld.recipe.recipe:recipe", 1, begun.touch)
     code, words = sabotage.run(["recipe", str(write())], folder / "said.txt", [note])
     seconds = time.time() - begun.stat().st_mtime
     assert code == 0, words
@@ -181,7 +181,7 @@ def test_a_changed_stage_is_refused_then_redone_with_what_follows(
     assert "finetune was made with other settings: schedule.lr was 0.01 and is 0.5" in error
     assert "--overwrite" in error and error.count("\n") == 1
     assert_same(outcome(out), before, out, out)  # nothing was touched
-    harm = [partial(sabotage.at_call, "ssld.recipe_folder:StagePlace.note", 1, sigkill)]
+    harm = [partial(sabotage.at_call, "ssld.recipe.stage_folder:StagePlace.note", 1, sigkill)]
     killed = sabotage.run(["recipe", changed, "--overwrite"], tmp_path / "said.txt", harm)
     assert killed[0] == -signal.SIGKILL  # nothing old may pass for the new
     assert main(["recipe", changed, "--overwrite"]) == 0
@@ -229,7 +229,7 @@ def test_overwriting_with_bad_settings_loses_nothing(done, tmp_path, capsys) -> 
 
 def test_killed_before_the_new_one_begins_the_old_one_is_still_there(done, capsys) -> None:
     file, out = done
-    harm = [partial(sabotage.at_call, "ssld.run.folder:RunFolder.open", 1, sigkill)]
+    harm = [partial(sabotage.at_call, "ssld.engine.run_folder:RunFolder.open", 1, sigkill)]
     words = ["recipe", str(file), "--overwrite", "--schedule.lr=0.5"]
     assert sabotage.run(words, out.parent / "said.txt", harm)[0] == -signal.SIGKILL
     assert not (out / "distill").exists()
@@ -370,7 +370,7 @@ def test_plan_takes_a_recipe(recipe, tmp_path, capsys) -> None:
 def test_numbers_as_people_write_them(recipe, tmp_path) -> None:
     file = recipe()
     file.write_text(file.read_text().replace("finetune:\n", "finetune:\n  schedule: {lr: 1e-5}\n"))
-    tree = cli.read_settings(file)
+    tree = read_settings(file)
     found = open_recipe(str(file), tree, None, [])
     first = found.config("distill", None, False)
     assert found.config("finetune", plain(first), True).schedule.lr == 1e-5

@@ -19,16 +19,16 @@ import yaml
 
 from ssld.__main__ import main
 from ssld.ablate import grid
-from ssld.config import DistillConfig, RunConfig
-from ssld.distill import Distillation
-from ssld.network import Network, open_network
-from ssld.recipe import FIRST, Recipe, open_recipe
-from ssld.run import setup as setup_of_runs
-from ssld.run.folder import plain
-from ssld.run.loop import Trainer
-from ssld.run.progress import Progress
-from ssld.run.setup import Setup
-from ssld.teacher import open_teacher
+from ssld.common.settings import plain
+from ssld.distill import setup as setup_of_runs
+from ssld.distill.config import DistillConfig, RunConfig
+from ssld.distill.distill import Distillation
+from ssld.distill.setup import Setup
+from ssld.engine.loop import Trainer
+from ssld.engine.progress import Progress
+from ssld.models.classifier import Network, open_network
+from ssld.models.teacher import open_teacher
+from ssld.recipe.recipe import FIRST, Recipe, open_recipe
 
 CONFIGS_DIR = Path(__file__).parents[2] / "configs"
 TABLE_2 = [
@@ -59,7 +59,7 @@ def content(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-RECIPES = [x for x in sorted(CONFIGS_DIR.glob("*.yaml")) if content(x).keys() & set(FIRST)]
+RECIPES = [x for x in sorted(CONFIGS_DIR.rglob("*.yaml")) if content(x).keys() & set(FIRST)]
 PUBLISHED = [x for x in RECIPES if not x.stem.startswith("quickstart")]
 TRAINED = [x for x in PUBLISHED if "distill" in content(x)]
 
@@ -107,7 +107,7 @@ def test_a_header_says_command_hardware_time_and_expected_number(file):
     lines = header(file)
     said = " ".join(line.lstrip("# ") for line in lines)
     kind = "ablate" if "grid" in content(file) else "recipe"
-    assert re.search(rf"\bssld[ .]{kind} configs/{re.escape(file.name)}", said)
+    assert re.search(rf"\bssld[ .]{kind} configs/{file.relative_to(CONFIGS_DIR)}", said)
     assert "Hardware" in said and "ime: " in said and "Expected" in said
     assert len(lines) <= 20 and all(len(line) <= 100 for line in lines)
 
@@ -135,7 +135,7 @@ def test_every_stage_of_every_cell_parses(file):
 @pytest.mark.parametrize("name", TABLE_2)
 @pytest.mark.parametrize("variant", ["", "-reference"])
 def test_the_recipes_of_table_2_say_what_the_paper_says(name, variant):
-    found = as_it_stands(CONFIGS_DIR / f"{name}{variant}.yaml")[1]
+    found = as_it_stands(CONFIGS_DIR / f"distill/{name}{variant}.yaml")[1]
     config, finetune, *_ = found.values()
     large = name.startswith(LARGE)
     assert isinstance(config, DistillConfig) and config.epochs == 360 and config.augment.size == 224
@@ -163,7 +163,7 @@ def test_the_reference_s_rates_are_those_of_its_table():
         "resnet101d": (1024, 0.4, 7e-5, 30, 1024, 0.004),
     }
     for name, row in table.items():
-        one, two = as_it_stands(CONFIGS_DIR / f"{name}-reference.yaml")[1].values()
+        one, two = as_it_stands(CONFIGS_DIR / f"distill/{name}-reference.yaml")[1].values()
         rates = [x.schedule.lr * x.batch_size / 256 for x in (one, two)]
         found = (one.batch_size, rates[0], one.optimizer.weight_decay)
         assert (*found, two.epochs, two.batch_size, rates[1]) == pytest.approx(row)
@@ -236,8 +236,8 @@ def test_two_steps_of_the_real_student(file, pictures, tmp_path, monkeypatch):
 )
 def test_all_stages_one_after_another(name, changes, pictures, tmp_path, monkeypatch):
     # A report of each run takes long.
-    monkeypatch.setattr("ssld.report.run.write_report", lambda *_: None)
-    file, second = CONFIGS_DIR / f"{name}.yaml", {"finetune.steps": 2}
+    monkeypatch.setattr("ssld.distill.report.write_report", lambda *_: None)
+    file, second = CONFIGS_DIR / f"distill/{name}.yaml", {"finetune.steps": 2}
     given = words({**SMALL_RUN, **pictures, **second, **changes})
     assert main(["recipe", str(file), "--out", str(tmp_path), *given]) == 0
     stages = [stage for stage in content(file) if stage != "out"]

@@ -91,23 +91,23 @@ def test_sigkill_with_all_that_is_random(case, command):
 
 INSTANTS = {
     # name: (function, at which call, after it)
-    "before the first step": ("ssld.run.folder:RunFolder.open", 1, True),
+    "before the first step": ("ssld.engine.run_folder:RunFolder.open", 1, True),
     "between gradients and step": ("torch.optim.optimizer:Optimizer.zero_grad", 9, False),
-    "before a line": ("ssld.run.folder:RunFolder.log", 6, False),
-    "after a line": ("ssld.run.folder:RunFolder.log", 6, True),
-    "in an evaluation": ("ssld.tally:Tally.add", 5, True),
-    "in a probe": ("ssld.probe:scores", 1, False),
-    "between evaluation and checkpoint": ("ssld.run.loop:Trainer.save", 2, False),
-    "checkpoint: a network written": ("ssld.run.checkpoint:save_file", 5, True),
-    "checkpoint: in the manifest": ("ssld.run.checkpoint:sha256_of", 7, False),
-    "checkpoint: before the sync": ("ssld.run.checkpoint:_sync", 8, False),
-    "checkpoint: before the old ones go": ("ssld.run.checkpoint:_all", 3, False),
-    "export: weights written": ("ssld.run.export:_write", 2, True),
-    "export: before it is put in place": ("ssld.run.export:replace_folder", 2, False),
-    "before the first report": ("ssld.report.run:write_report", 1, False),
-    "after the first report": ("ssld.report.run:write_report", 1, True),
-    "before the last report": ("ssld.report.run:write_report", 2, False),
-    "after the last report": ("ssld.report.run:write_report", 2, True),
+    "before a line": ("ssld.engine.run_folder:RunFolder.log", 6, False),
+    "after a line": ("ssld.engine.run_folder:RunFolder.log", 6, True),
+    "in an evaluation": ("ssld.health.classification_metrics:Tally.add", 5, True),
+    "in a probe": ("ssld.distill.probe:scores", 1, False),
+    "between evaluation and checkpoint": ("ssld.engine.loop:Trainer.save", 2, False),
+    "checkpoint: a network written": ("ssld.engine.checkpoint:save_file", 5, True),
+    "checkpoint: in the manifest": ("ssld.engine.checkpoint:sha256_of", 7, False),
+    "checkpoint: before the sync": ("ssld.engine.checkpoint:_sync", 8, False),
+    "checkpoint: before the old ones go": ("ssld.engine.checkpoint:_all", 3, False),
+    "export: weights written": ("ssld.engine.export:_write", 2, True),
+    "export: before it is put in place": ("ssld.engine.export:replace_folder", 2, False),
+    "before the first report": ("ssld.distill.report:write_report", 1, False),
+    "after the first report": ("ssld.distill.report:write_report", 1, True),
+    "before the last report": ("ssld.distill.report:write_report", 2, False),
+    "after the last report": ("ssld.distill.report:write_report", 2, True),
 }
 
 
@@ -214,7 +214,9 @@ def test_all_checkpoints_damaged_is_refused_and_nothing_is_lost(case, killed_at_
 
 def test_a_signal_before_the_first_step(case, undisturbed):
     run = case()
-    harm = partial(at_call, "ssld.run.setup:Setup.start", 1, partial(signal_self, signal.SIGTERM))
+    harm = partial(
+        at_call, "ssld.distill.setup:Setup.start", 1, partial(signal_self, signal.SIGTERM)
+    )
     code, said = run.start(harm)
     assert code == TRY_AGAIN and "stopped: SIGTERM before or after the training loop" in said
     assert not run.out.exists()
@@ -225,7 +227,7 @@ def test_a_signal_before_the_first_step(case, undisturbed):
 
 def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed):
     run = case(**WORKER)
-    quota = partial(at_call, "ssld.run.loop:Trainer.save", 3, partial(sabotage.quota, 500_000))
+    quota = partial(at_call, "ssld.engine.loop:Trainer.save", 3, partial(sabotage.quota, 500_000))
     code, said = run.start(quota)
     assert code == MEND and "Traceback" not in said
     assert "cannot be written" in said and "the last good one is step-" in said
@@ -234,10 +236,10 @@ def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed)
 
 
 DISK_FULL = {
-    "in a checkpoint": "ssld.run.loop:Trainer.save",
-    "at a line": "ssld.run.folder:RunFolder.log",
-    "in an export": "ssld.run.export:export",
-    "in the last report": "ssld.report.run:write_report",
+    "in a checkpoint": "ssld.engine.loop:Trainer.save",
+    "at a line": "ssld.engine.run_folder:RunFolder.log",
+    "in an export": "ssld.engine.export:export",
+    "in the last report": "ssld.distill.report:write_report",
 }
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from stages import first_stage, words
 
 from ssld.__main__ import main
-from ssld.network import open_network
-from ssld.run.written import foreign
-from ssld.verdict import symptoms
+from ssld.engine.written import foreign
+from ssld.health.verdict import symptoms
+from ssld.models.classifier import open_network
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def test_the_second_stage_inherits_all_but_what_the_paper_changes(
 
 
 def test_thirty_epochs_unless_something_is_said(distilled) -> None:
-    from ssld import cli
-    from ssld.stage import inherited
-    from ssld.stage_config import FinetuneConfig, FixConfig
+    from ssld.cli.parse import parse
+    from ssld.distill.parent_run import finetune_defaults, fix_defaults
+    from ssld.distill.stage_config import FinetuneConfig, FixConfig
 
     def parsed(kind, *rest: str):
-        name = "fix" if kind is FixConfig else "finetune"
+        defaults = fix_defaults if kind is FixConfig else finetune_defaults
         given = [f"--run={distilled}", "--out=o", *rest]
-        return cli.parse("x", kind, given, defaults=inherited(name))  # type: ignore[arg-type]
+        return parse("x", kind, given, defaults=defaults)
 
     assert (parsed(FinetuneConfig).epochs, parsed(FinetuneConfig).steps) == (30, None)
     assert parsed(FinetuneConfig, "--steps=7").epochs is None
@@ -254,8 +254,8 @@ def test_a_fix_for_nothing_exports_the_student_as_it_came(distilled, tmp_path, c
 
 
 def test_views_of_a_fix_are_those_of_an_evaluation(distilled, tmp_path, monkeypatch) -> None:
-    from ssld.data.views import EvalView
-    from ssld.run import setup
+    from ssld.data.transforms import EvalView
+    from ssld.distill import setup
 
     seen = []
     monkeypatch.setattr(setup, "ClassifierRun", _noting(setup.ClassifierRun, seen))

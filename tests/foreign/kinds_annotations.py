@@ -108,8 +108,8 @@ def use_coco(folder: Path, out: Path) -> str | None:
 
 def _boxes(path: str, out: Path) -> str | None:
     """As a detector's run sees them before and in its first step."""
-    from downstream.data.boxes import open_boxes
-    from downstream.data.preflight import write_preflight
+    from downstream.dense.preflight import write_preflight
+    from downstream.detection.data.boxes import open_boxes
 
     source = open_boxes(path)
     write_preflight(out, {"train": [source], "val": [source]})
@@ -136,8 +136,8 @@ def _seen(views) -> bool:
 
 @functools.cache
 def _box_views():
-    from downstream.data.augment_config import BoxAugmentConfig
-    from downstream.data.box_views import EvalBoxView, TrainBoxView
+    from downstream.detection.data.augment_config import BoxAugmentConfig
+    from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 
     augment = BoxAugmentConfig(resize="square", sizes=[32], test_size=32, longest=None)
     return TrainBoxView(augment, 0), EvalBoxView(augment)
@@ -300,9 +300,9 @@ def use_masks(folder: Path, out: Path) -> str | None:
 
 def _masks(path: str, out: Path) -> str | None:
     """As a segmenter's run sees them before and in its first step."""
-    from downstream.data.mask_views import EvalMaskView
-    from downstream.data.masks import open_masks
-    from downstream.data.preflight import write_preflight
+    from downstream.dense.preflight import write_preflight
+    from downstream.segmentation.data.masks import open_masks
+    from downstream.segmentation.data.transforms import EvalMaskView
 
     source = open_masks(path)
     source.report.check()
@@ -315,8 +315,8 @@ def _masks(path: str, out: Path) -> str | None:
 
 @functools.cache
 def _mask_view():
-    from downstream.data.mask_augment_config import MaskAugmentConfig
-    from downstream.data.mask_views import TrainMaskView
+    from downstream.segmentation.data.augment_config import MaskAugmentConfig
+    from downstream.segmentation.data.transforms import TrainMaskView
 
     return TrainMaskView(MaskAugmentConfig(crop=(16, 16)), 0)
 
@@ -374,8 +374,8 @@ def use_results(folder: Path, out: Path) -> None:
     """COCO's predictions of another tool."""
     import numpy as np
 
-    from downstream.data.boxes import Boxes
     from downstream.detection.average_precision import Detections
+    from downstream.detection.data.boxes import Boxes
 
     one = np.array([BOX], np.float32)
     truth = Boxes(one, np.zeros(1, np.int64), np.zeros(1, bool), np.array([48.0], np.float32), None)
@@ -384,8 +384,16 @@ def use_results(folder: Path, out: Path) -> None:
     found.load(folder / "results.json")
 
 
-BOXES = ("downstream.data.boxes", "downstream.data.box_views", "downstream.data.preflight")
-MASKS = ("downstream.data.masks", "downstream.data.mask_views", "downstream.data.mask_preflight")
+BOXES = (
+    "downstream.detection.data.boxes",
+    "downstream.detection.data.transforms",
+    "downstream.dense.preflight",
+)
+MASKS = (
+    "downstream.segmentation.data.masks",
+    "downstream.segmentation.data.transforms",
+    "downstream.segmentation.data.preflight",
+)
 KINDS = {
     "annotations.coco": Kind(write_coco, use_coco, BOXES),
     "annotations.voc": Kind(write_voc, use_voc, BOXES),

@@ -200,8 +200,8 @@ def write_bundle(rng: random.Random, folder: Path) -> None:
 
 
 def use_bundle(folder: Path, out: Path) -> None:
-    from zoo.bundle import unbundle
-    from zoo.local import place
+    from zoo.publish.bundle import unbundle
+    from zoo.publish.local import place
     from zoo.release import verify
 
     for name in unbundle(folder / "x.tar", out / "zoo"):
@@ -209,10 +209,10 @@ def use_bundle(folder: Path, out: Path) -> None:
         place(out / "zoo" / name, out / "copy", say=str)
 
 
-SOURCES = ("ssld.data.sources", "ssld.data.loading", "ssld.data.views")
+SOURCES = ("ssld.data.sources", "ssld.data.loading", "ssld.data.transforms")
 KINDS = {
     "archives.tar": Kind(write_tar, use_source, SOURCES),
     "archives.tars": Kind(write_tars, use_source, SOURCES),
     "archives.parquet": Kind(write_manifest, use_source, SOURCES),
-    "archives.bundle": Kind(write_bundle, use_bundle, ("zoo.bundle", "zoo.local")),
+    "archives.bundle": Kind(write_bundle, use_bundle, ("zoo.publish.bundle", "zoo.publish.local")),
 }

@@ -139,14 +139,14 @@ def use_answer(folder: Path, out: Path) -> None:
     constants.HF_HUB_CACHE = str(out.parent / "cache" / "hf" / "hub")
     server.twist[0] = Twist(said["twist"])
     if said["way"] == "pull":
-        from zoo.hub import pull
+        from zoo.publish.hub import pull
 
         pull(REPO, out / "net", say=str)
         return
-    from ssld.network import open_network
+    from ssld.models.classifier import open_network
 
     open_network("teacher", arch=f"hf-hub:{REPO}", pretrained=True)
 
 
-MODULES = ("zoo.hub", "huggingface_hub", "ssld.network", "httpx2")
+MODULES = ("zoo.publish.hub", "huggingface_hub", "ssld.models.classifier", "httpx2")
 KINDS = {"hubs.answers": Kind(write_answer, use_answer, MODULES)}

@@ -133,8 +133,8 @@ def use_images(folder: Path, out: Path) -> str | None:
 
 @functools.cache
 def _views():
-    from ssld.config import AugmentConfig
-    from ssld.data.views import EvalView, SquashView, TrainView
+    from ssld.data.config import AugmentConfig
+    from ssld.data.transforms import EvalView, SquashView, TrainView
 
     return TrainView(AugmentConfig(), 16, 0), EvalView(16, 0.875, "bicubic"), SquashView(16)
 
@@ -158,5 +158,5 @@ def views_of(source) -> str | None:
     return "unreadable" if unreadable else None
 
 
-MODULES = ("ssld.data.sources", "ssld.data.loading", "ssld.data.views")
+MODULES = ("ssld.data.sources", "ssld.data.loading", "ssld.data.transforms")
 KINDS = {"images.files": Kind(write_images, use_images, MODULES)}

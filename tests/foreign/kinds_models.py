@@ -164,9 +164,9 @@ def evil_pickle() -> bytes:
 
 def use_folder(folder: Path, out: Path) -> None:
     """As a teacher or student by its checkpoint, as a model to be evaluated, as a backbone."""
-    from downstream.backbone_config import BackboneConfig
-    from downstream.backbone_weights import open_classifier
-    from ssld.network import open_network
+    from downstream.backbone.config import BackboneConfig
+    from downstream.backbone.weights import open_classifier
+    from ssld.models.classifier import open_network
 
     way = (folder / "config.json").stat().st_size % 3
     if way == 0:
@@ -183,7 +183,7 @@ def see(network: Any) -> None:
     import torch
     from kinds_annotations import png
 
-    from ssld.data.views import EvalView
+    from ssld.data.transforms import EvalView
 
     if network.input_size > 512:  # a user's own wish; its cost is not this input's
         return
@@ -215,7 +215,7 @@ def write_file(rng: random.Random, folder: Path) -> None:
 
 
 def use_file(folder: Path, out: Path) -> None:
-    from ssld.network import open_network
+    from ssld.models.classifier import open_network
 
     see(open_network("teacher", arch=None, checkpoint=str(folder / "a.safetensors")))
 
@@ -318,10 +318,10 @@ def segmenter() -> tuple[dict[str, Any], bytes]:
     """The description and weights of a trained FCN."""
     import torch
 
-    from downstream.backbone_config import BackboneConfig
+    from downstream.backbone.config import BackboneConfig
+    from downstream.dense.trained import save
     from downstream.segmentation.model import SegmentationModel
     from downstream.segmentation.networks import build
-    from downstream.trained import save
 
     torch.manual_seed(0)
     config = BackboneConfig(name="test_resnet", pretrained=False)
@@ -354,7 +354,7 @@ def use_segmenter(folder: Path, out: Path) -> None:
     """As `ssld predict` opens it."""
     import torch
 
-    from downstream.predict import PredictConfig, _open
+    from downstream.deploy.predict import PredictConfig, _open
 
     config = PredictConfig(run=str(folder), images="x", out=str(out / "p"))
     predictor = _open(config, torch.device("cpu"))
@@ -364,7 +364,7 @@ def use_segmenter(folder: Path, out: Path) -> None:
     predictor(np.zeros((16, 24, 3), np.uint8), png("RGB", 200))
 
 
-NETWORKS = ("ssld.network", "ssld.data.views", "downstream.backbone_weights", "zoo")
+NETWORKS = ("ssld.models.classifier", "ssld.data.transforms", "downstream.backbone.weights", "zoo")
 KINDS = {
     "models.folder": Kind(write_folder, use_folder, NETWORKS),
     "models.file": Kind(write_file, use_file, NETWORKS),

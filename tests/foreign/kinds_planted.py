@@ -13,7 +13,7 @@ from pathlib import Path
 from mutations import MARK
 from sandbox import Kind
 
-from ssld.errors import InputError
+from ssld.common.errors import InputError
 
 
 def _hog(folder: Path, out: Path) -> None:

@@ -80,8 +80,8 @@ def use_run(folder: Path, out: Path) -> None:
 
 def _compare(folder: Path, out: Path) -> None:
     """`ssld compare` with the run as it was, without curves, which take half a second."""
-    from ssld import compare
-    from ssld.command_config import CompareConfig
+    from ssld.compare import compare
+    from ssld.compare.config import CompareConfig
 
     compare._overlays = lambda runs: []
     whole_run(out / "whole")
@@ -91,19 +91,19 @@ def _compare(folder: Path, out: Path) -> None:
 
 def _go_on(folder: Path, out: Path) -> None:
     """`ssld finetune --run`."""
-    from ssld.cli import parse
-    from ssld.stage import inherited
-    from ssld.stage_config import FinetuneConfig
+    from ssld.cli.parse import parse
+    from ssld.distill.parent_run import finetune_defaults
+    from ssld.distill.stage_config import FinetuneConfig
 
     words = ["--run", str(folder), "--out", str(out / "next"), "--data.labeled", "x"]
-    parse("ssld finetune", FinetuneConfig, words, defaults=inherited("finetune"))
+    parse("ssld finetune", FinetuneConfig, words, defaults=finetune_defaults)
 
 
 def _resume(folder: Path, out: Path) -> None:
     """`--resume`: are the settings the same, and up to where did it come?"""
-    from ssld.cli import parse
-    from ssld.config import DistillConfig
-    from ssld.run.folder import changed_settings, read_lines
+    from ssld.cli.parse import parse
+    from ssld.distill.config import DistillConfig
+    from ssld.engine.run_folder import changed_settings, read_lines
 
     settings = ("c.yaml", {**DISTILL, "out": str(folder), "resume": True})
     config = parse("ssld distill", DistillConfig, [], settings=settings)
@@ -122,8 +122,8 @@ DISTILL = {
 
 def _publish(folder: Path, out: Path) -> None:
     """`ssld zoo publish --to`, without curves, which take half a second."""
-    from ssld import release
-    from ssld.zoo_config import About
+    from ssld.zoo import release_run as release
+    from ssld.zoo.config import About
 
     release._draw_curves = lambda *_: None
     about = About(data_license="cc0-1.0", teacher_license="mit")
@@ -132,9 +132,9 @@ def _publish(folder: Path, out: Path) -> None:
 
 def _evaluate(folder: Path, out: Path) -> None:
     """Its student as a model, and as a backbone."""
-    from downstream.backbone_config import BackboneConfig
-    from downstream.backbone_weights import is_distilled
-    from ssld.network import open_network
+    from downstream.backbone.config import BackboneConfig
+    from downstream.backbone.weights import is_distilled
+    from ssld.models.classifier import open_network
 
     is_distilled(BackboneConfig(name=str(folder)))
     open_network("model", arch=None, checkpoint=str(folder))
@@ -206,8 +206,8 @@ def write_release(rng: random.Random, folder: Path) -> None:
 
 def use_release(folder: Path, out: Path) -> None:
     """`ssld zoo publish --to`, and `pull`'s check."""
-    from ssld.release import assemble
-    from zoo.local import place
+    from ssld.zoo.release_run import assemble
+    from zoo.publish.local import place
 
     assemble(folder, out / "new", repo="a/b")
     place(out / "new", out / "placed", say=str)
@@ -258,7 +258,7 @@ def use_checkpoint(folder: Path, out: Path) -> None:
     """What `--resume` does with it."""
     import timm
 
-    from ssld.run import checkpoint
+    from ssld.engine import checkpoint
 
     found = checkpoint.latest(folder)
     assert found is not None
@@ -296,7 +296,7 @@ def write_held_out(rng: random.Random, folder: Path) -> None:
     file = io.BytesIO()
     rng.choice((np.savez, np.savez_compressed))(file, **arrays)
     data = damaged(rng, file.getvalue()) if rng.random() < 0.5 else file.getvalue()
-    from downstream.ab_records import HELD_OUT, PROBE
+    from downstream.ab.records import HELD_OUT, PROBE
 
     if rng.random() < 0.9:
         (folder / HELD_OUT).write_bytes(data)
@@ -310,7 +310,7 @@ def use_held_out(folder: Path, out: Path) -> None:
     """As `ssld ab` reads it."""
     import numpy as np
 
-    from downstream.ab_records import read_result
+    from downstream.ab.records import read_result
 
     found = read_result(folder, (folder / "task").read_text())
     if found.record is not None:
@@ -341,7 +341,7 @@ def use_states(folder: Path, out: Path) -> None:
 
 
 def _stage(folder: Path) -> None:
-    from ssld.recipe_folder import StagePlace
+    from ssld.recipe.stage_folder import StagePlace
 
     place = StagePlace(folder, "distill")
     place.check()
@@ -351,7 +351,7 @@ def _stage(folder: Path) -> None:
 
 
 def _overrides(folder: Path) -> None:
-    from ssld.curate.overrides import read_overrides
+    from ssld.curate.near_duplicates.overrides import read_overrides
 
     index = SimpleNamespace(read=lambda columns: [])
     work = SimpleNamespace(out=folder, say=str)
@@ -361,7 +361,7 @@ def _overrides(folder: Path) -> None:
 def _curation(folder: Path) -> None:
     """`ssld curate report`."""
     from ssld.curate.manifest import _before
-    from ssld.report.curation import write_report
+    from ssld.curate.report.page import write_report
 
     place = folder.parent / "out" / "curation"
     shutil.copytree(folder, place)
@@ -379,13 +379,23 @@ def _cell(folder: Path) -> None:
 
 
 STATES = {"stage": _stage, "overrides": _overrides, "curation": _curation, "cell": _cell}
-RUNS = ("ssld.compare", "ssld.stage", "ssld.distill", "ssld.release", "ssld.ablate.results")
-RUNS += ("downstream.backbone_weights", "jsonargparse", "ssld.cli")
-CURATION = ("ssld.curate.overrides", "ssld.report.curation", "ssld.recipe_folder")
+RUNS = (
+    "ssld.compare",
+    "ssld.distill.parent_run",
+    "ssld.distill",
+    "ssld.zoo.release_run",
+    "ssld.ablate.results",
+)
+RUNS += ("downstream.backbone.weights", "jsonargparse", "ssld.cli")
+CURATION = (
+    "ssld.curate.near_duplicates.overrides",
+    "ssld.curate.report.page",
+    "ssld.recipe.stage_folder",
+)
 KINDS = {
     "records.run": Kind(write_run, use_run, RUNS),
-    "records.release": Kind(write_release, use_release, (*RUNS, "zoo.local")),
-    "records.checkpoint": Kind(write_checkpoint, use_checkpoint, ("ssld.run.checkpoint",)),
-    "records.held_out": Kind(write_held_out, use_held_out, ("downstream.ab_records",)),
+    "records.release": Kind(write_release, use_release, (*RUNS, "zoo.publish.local")),
+    "records.checkpoint": Kind(write_checkpoint, use_checkpoint, ("ssld.engine.checkpoint",)),
+    "records.held_out": Kind(write_held_out, use_held_out, ("downstream.ab.records",)),
     "records.states": Kind(write_states, use_states, (*CURATION, "ssld.ablate.state")),
 }

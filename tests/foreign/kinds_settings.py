@@ -30,28 +30,28 @@ DISTILL = {
 SECOND = {**DISTILL, "run": "r0", "data": {"labeled": "c", "val": "d"}}
 BACKBONE = {"out": "run", "epochs": 2, "backbone": {"name": "test_resnet"}}
 COMMANDS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
-    "distill": ("ssld.distill", "DistillConfig", [DISTILL]),
+    "distill": ("ssld.distill.config", "DistillConfig", [DISTILL]),
     "supervised": (
-        "ssld.config",
+        "ssld.distill.config",
         "SupervisedConfig",
         [{"out": "r", "epochs": 2, "data": {"labeled": "a", "val": "b"}}],
     ),
-    "finetune": ("ssld.stage_config", "FinetuneConfig", [SECOND]),
-    "fix": ("ssld.stage_config", "FixConfig", [SECOND]),
-    "plan": ("ssld.command_config", "PlanConfig", [{**DISTILL, "seconds": 1.0}]),
+    "finetune": ("ssld.distill.stage_config", "FinetuneConfig", [SECOND]),
+    "fix": ("ssld.distill.stage_config", "FixConfig", [SECOND]),
+    "plan": ("ssld.plan.config", "PlanConfig", [{**DISTILL, "seconds": 1.0}]),
     "evaluate": (
-        "ssld.command_config",
+        "ssld.health.config",
         "EvaluateConfig",
         [{"model": "test_resnet", "data": ["a"], "args": {"a": 1}, "std": [0.2, 0.2, 0.2]}],
     ),
-    "compare": ("ssld.command_config", "CompareConfig", [{"runs": ["a", "b"], "out": "c.html"}]),
+    "compare": ("ssld.compare.config", "CompareConfig", [{"runs": ["a", "b"], "out": "c.html"}]),
     "curate": (
         "ssld.curate.config",
         "CurateConfig",
         [{"out": "o", "gallery": ["a"], "protected": ["b"], "teacher": {"arch": "test_resnet"}}],
     ),
     "transfer": (
-        "downstream.transfer_config",
+        "downstream.transfer.config",
         "TransferConfig",
         [{**BACKBONE, "data": {"labeled": "a", "val": "b"}}],
     ),
@@ -66,14 +66,18 @@ COMMANDS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
         [{**BACKBONE, "data": {"train": "a", "val": ["b"]}, "augment": {"crop": [32, 32]}}],
     ),
     "ab": (
-        "downstream.ab_grid",
+        "downstream.ab.grid",
         "ABConfig",
         [{"task": "detection", "file": "f.yaml", "backbones": ["a", "b"], "seeds": 2}],
     ),
-    "predict": ("downstream.predict", "PredictConfig", [{"run": "r", "images": "a", "out": "o"}]),
-    "publish": ("ssld.zoo_config", "PublishConfig", [{"source": "a", "repo": "a/b"}]),
+    "predict": (
+        "downstream.deploy.config",
+        "PredictConfig",
+        [{"run": "r", "images": "a", "out": "o"}],
+    ),
+    "publish": ("ssld.zoo.config", "PublishConfig", [{"source": "a", "repo": "a/b"}]),
     "convert": (
-        "ssld.zoo_config",
+        "ssld.zoo.config",
         "ConvertConfig",
         [{"file": "a", "out": "b", "paddle_class": "ResNet50_vd"}],
     ),
@@ -137,7 +141,7 @@ LAUGHS = "\n".join(
 def recipes() -> dict[str, list[dict[str, Any]]]:
     """The files of configs/ by what reads them."""
     found: dict[str, list[dict[str, Any]]] = {"recipe": [], "ablate": [], "stage": []}
-    for file in sorted(CONFIGS.glob("*.yaml")):
+    for file in sorted(CONFIGS.rglob("*.yaml")):
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
         kind = "ablate" if "grid" in tree else "recipe"
         staged = any(name in tree for name in ("distill", "supervised"))
@@ -198,7 +202,7 @@ def write_command(rng: random.Random, folder: Path) -> None:
 
 
 def use_command(folder: Path, out: Path) -> None:
-    from ssld.cli import parse
+    from ssld.cli.parse import parse
 
     command, words = json.loads((folder / "words.json").read_text())
     module, name, _ = COMMANDS[command]
@@ -206,7 +210,8 @@ def use_command(folder: Path, out: Path) -> None:
     config_class = getattr(importlib.import_module(module), name)
     config = parse(f"ssld {command}", config_class, ["--config", str(folder / "c.yaml"), *words])
     if hasattr(config, "allow_changes"):
-        from ssld.run.folder import check_out, plain
+        from ssld.common.settings import plain
+        from ssld.engine.run_folder import check_out
 
         check_out(config)
         plain(config)
@@ -232,8 +237,8 @@ def use_recipe(folder: Path, out: Path) -> None:
 
         _check_recipes(read(str(file), None, [f"{k}={x}" for k, x in words.items()]))
         return
-    from ssld.cli import read_settings
-    from ssld.recipe import open_recipe
+    from ssld.cli.parse import read_settings
+    from ssld.recipe.recipe import open_recipe
 
     words = [word for k, x in words.items() for word in (f"--{k}", x)]
     open_recipe(str(file), read_settings(file), None, words)

@@ -253,14 +253,14 @@ class Box:
         return outcome
 
     def _outcome(self) -> str:
-        from ssld.cli import _sentence
-        from ssld.errors import InputError
+        from ssld.cli.parse import sentence_of
+        from ssld.common.errors import InputError
         from zoo.errors import InputError as ZooInputError
 
         try:
             return self.kind.use(self.input, self.out) or "read"
         except (InputError, ZooInputError, OSError) as error:
-            raw, said = str(error), _sentence(error)
+            raw, said = str(error), sentence_of(error)
             if not said.strip():
                 raise Failure(f"says nothing: {error!r}") from error
             if isinstance(error, (InputError, ZooInputError)) and raw.count("\n") > 3:

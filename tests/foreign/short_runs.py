@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssld.run.folder import LOCK
+from ssld.engine.run_folder import LOCK
 
 
 def settings(colours: Path, teacher_file: Path, out: Path, **changes: object) -> dict[str, object]:

@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
-from ssld.release import assemble
-from ssld.verdict import beyond_chance, judge, noted, rank, symptoms
+from ssld.health.verdict import beyond_chance, judge, noted, rank, symptoms
+from ssld.zoo.release_run import assemble
 
 CLASSES = 59
 VARIED = {"entropy_teacher": 0.5, "classes_teacher": 12 / CLASSES, "images": 400.0}
@@ -88,13 +88,15 @@ def test_an_early_collapse_is_no_peak_to_fall_from():
 def distil(colours, teacher_file, tmp_path, monkeypatch):
     """`ssld distill` whose evaluations find what they are told to."""
     monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
-    monkeypatch.setattr("ssld.report.release.draw_curves", lambda path, *_: path.touch())
+    monkeypatch.setattr("ssld.zoo.curves.draw_curves", lambda path, *_: path.touch())
     out = tmp_path / "run"
 
     def run(*evaluations: dict[str, Any], words: tuple[str, ...] = ()) -> Path:
         left = [{**e, "classes_teacher": 1.0, "classes_student": share}
                 for e, share in evaluations]  # fmt: skip
-        monkeypatch.setattr("ssld.tally.Tally.metrics", lambda _: dict(left.pop(0)))
+        monkeypatch.setattr(
+            "ssld.health.classification_metrics.Tally.metrics", lambda _: dict(left.pop(0))
+        )
         settings = {"out": out, "steps": 9, "batch_size": 8, "log_every_steps": 3,
                     "evaluate_every_epochs": 0.666, "checkpoint.every_steps": 3,
                     "probe.every_epochs": 0, "student.arch": "test_resnet", "augment.size": 32,

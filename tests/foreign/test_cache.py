@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ssld.common.errors import InputError
 from ssld.data import storage
 from ssld.data.storage import derived
-from ssld.errors import InputError
 
 
 @pytest.fixture(autouse=True)

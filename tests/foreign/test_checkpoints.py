@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
 import zoo
-from downstream.backbone_config import BackboneConfig
-from downstream.backbone_weights import open_classifier
-from ssld.config import StudentConfig, TeacherConfig
-from ssld.errors import InputError
-from ssld.evaluate import main as evaluate
-from ssld.network import open_network
-from ssld.teacher import open_one
+from downstream.backbone.config import BackboneConfig
+from downstream.backbone.weights import open_classifier
+from ssld.cli.run import main
+from ssld.common.errors import InputError
+from ssld.models.classifier import open_network
+from ssld.models.config import StudentConfig, TeacherConfig
+from ssld.models.teacher import open_one
 
 
 @pytest.mark.parametrize("value", ["local-dir:X", "hf-hub:org/net@v1", "hf_hub:org/net"])
@@ -67,7 +67,7 @@ def test_a_network_without_a_classifier_is_no_teacher(headless: Path, colours: P
         with pytest.raises(InputError, match="teacher has no classifier"):
             open_one(config)
     for model in (str(headless), f"local-dir:{headless}"):
-        assert evaluate(["--model", model, "--data", str(colours / "val")]) == 2
+        assert main(["evaluate", "--model", model, "--data", str(colours / "val")]) == 2
         told = capsys.readouterr().err
         assert told.startswith("error: model has no classifier") and told.count("\n") == 1
 

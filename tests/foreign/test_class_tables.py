@@ -15,9 +15,9 @@ import yaml
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
-from ssld.class_tables import ClassTable, differ, misfit
+from ssld.common.errors import InputError
+from ssld.data.labels import ClassTable, differ, misfit
 from ssld.data.sources import open_source
-from ssld.errors import InputError
 
 NAMED = ClassTable("the model", 3, ["blue", "green", "red"])
 NAMELESS = ClassTable("the model", 3, None)
@@ -78,9 +78,9 @@ def test_networks_are_told_apart_by_number_names_and_order():
 
 
 def test_teachers_that_count_their_classes_differently_are_not_averaged():
-    from ssld.config import TeacherConfig
-    from ssld.network import open_network
-    from ssld.teacher import Teacher
+    from ssld.models.classifier import open_network
+    from ssld.models.config import TeacherConfig
+    from ssld.models.teacher import Teacher
 
     networks = [open_network("teacher", arch="test_resnet", num_classes=3) for _ in range(2)]
     networks[0].label_names = ["blue", "green", "red"]
@@ -166,8 +166,8 @@ def test_a_plan_of_a_recipe_looks_at_its_later_stages(recipe, flowers, capsys, f
 @pytest.mark.parametrize("case", ["teacher", "same", "fix only", "other images"])
 def test_stages_that_fit_are_not_accused(recipe, flowers, colours, tmp_path, case):
     """A teacher's words on images of other classes need no labels."""
-    from ssld import cli
-    from ssld.recipe import _require_classes, open_recipe
+    from ssld.common.settings_file import read_settings
+    from ssld.recipe.recipe import _require_classes, open_recipe
 
     named = manifest(colours, tmp_path / "m.parquet", ["red", "green", "blue"])
     stages = {
@@ -177,13 +177,13 @@ def test_stages_that_fit_are_not_accused(recipe, flowers, colours, tmp_path, cas
         "other images": {"finetune": human(**{"data.labeled": named})},
     }[case]
     file = recipe(**stages)
-    _require_classes(open_recipe(file, cli.read_settings(Path(file)), None, []))
+    _require_classes(open_recipe(file, read_settings(Path(file)), None, []))
 
 
 def test_a_stage_refuses_a_teacher_of_another_order(colours, teacher_file, tmp_path):
-    from ssld.config import DistillConfig
-    from ssld.run.setup import Setup
-    from ssld.stage_config import FinetuneConfig
+    from ssld.distill.config import DistillConfig
+    from ssld.distill.setup import Setup
+    from ssld.distill.stage_config import FinetuneConfig
 
     save_export(tmp_path / "start", ["blue", "green", "red"])
     shared = {"out": str(tmp_path / "o"), "steps": 1, "batch_size": 8}
@@ -200,8 +200,8 @@ def test_a_stage_refuses_a_teacher_of_another_order(colours, teacher_file, tmp_p
 
 
 def save_export(folder: Path, names: list[str]) -> None:
-    from ssld.network import open_network
-    from ssld.run.export import export
+    from ssld.engine.export import export
+    from ssld.models.classifier import open_network
 
     network = open_network("student", arch="test_resnet", num_classes=3, input_size=32)
     network.label_names = names
@@ -209,10 +209,10 @@ def save_export(folder: Path, names: list[str]) -> None:
 
 
 def parsed(kind: Any, settings: dict[str, Any], start: Path) -> Any:
-    from ssld import cli
+    from ssld.cli.parse import parse
 
     words = [f"--{key}={value}" for key, value in settings.items()]
-    return cli.parse("x", kind, [*words, f"--student.checkpoint={start}"])
+    return parse("x", kind, [*words, f"--student.checkpoint={start}"])
 
 
 def test_evaluate_says_what_helps(flowers, tmp_path, capsys):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ssld.data.eval_view import eval_view
-from ssld.network import Network
+from ssld.models.classifier import Network
 from zoo.described import CROP_MODES
 
 MEAN = (0.4, 0.5, 0.6)

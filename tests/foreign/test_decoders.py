@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from ssld import evaluate
-from ssld.curate.features import features
-from ssld.curate.index import measure
+from ssld.cli.run import main
+from ssld.curate.near_duplicates.sift import features
+from ssld.curate.sets.index import measure
 from ssld.data import decode as decoding
-from ssld.data import views
+from ssld.data import transforms as views
 from ssld.data.decode import Unreadable, alpha_of, decode, image_size, stored_as
-from ssld.data.views import EvalView, SquashView
+from ssld.data.transforms import EvalView, SquashView
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 READERS = (image_size, decode, partial(decode, reduce=8), alpha_of, stored_as, measure,
@@ -263,7 +263,7 @@ def test_damaged_files_are_counted_by_the_command(colours, teacher_file, tmp_pat
         (tmp_path / "val/red" / name).write_bytes(data)
     words = ["--model=test_resnet", f"--checkpoint={teacher_file}", "--workers=0"]
     words += [f'--data=["{tmp_path}/val"]', "--max_unreadable=0.5"]
-    assert evaluate.main(words) == 0
+    assert main(["evaluate", *words]) == 0
     shown = capsys.readouterr()
     bad = sum(read(data, [decode]) for data in odd.values())
     assert f"on {27 - bad} images, {bad} unreadable" in shown.out and bad > 0

@@ -15,13 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 
-from downstream.backbone_config import BackboneConfig
-from downstream.backbone_weights import open_classifier
-from ssld.distill import main as distill
-from ssld.errors import InputError
-from ssld.evaluate import main as evaluate
-from ssld.network import open_network
-from ssld.zoo import main as zoo_main
+from downstream.backbone.config import BackboneConfig
+from downstream.backbone.weights import open_classifier
+from ssld.cli.run import main
+from ssld.common.errors import InputError
+from ssld.models.classifier import open_network
 from zoo.release import seal
 
 
@@ -221,21 +219,23 @@ def test_every_command_says_it(folder: Path, tmp_path: Path, colours: Path, caps
     changed(folder, {".std": [0, 0, 0]})
     data = str(colours / "val")
     for argv in ([str(folder)], [f"local-dir:{folder}"]):
-        code = evaluate(["--model", *argv, "--data", data])
+        code = main(["evaluate", "--model", *argv, "--data", data])
         refused(code, capsys.readouterr().err, folder)
     out = tmp_path / "out"
     run = ["--data.unlabeled", str(colours / "unlabeled"), "--out", str(out)]
     run += ["--student.arch", "test_resnet", "--steps", "1", "--batch_size", "4"]
     for named in ("teacher.checkpoint", "teacher.arch"):
         value = str(folder) if named.endswith("checkpoint") else f"local-dir:{folder}"
-        refused(distill([*run, f"--{named}", value]), capsys.readouterr().err, folder)
+        refused(main(["distill", *run, f"--{named}", value]), capsys.readouterr().err, folder)
     for command in ("publish", "export"):
         more = ["--to", str(out)] if command == "publish" else ["--format", "torchscript",
                                                                 "--out", str(out)]  # fmt: skip
-        refused(zoo_main([command, str(folder), *more]), capsys.readouterr().err, folder)
+        refused(main(["zoo", command, str(folder), *more]), capsys.readouterr().err, folder)
     seal(folder, {"name": "net"})
-    refused(zoo_main(["verify", str(folder)]), capsys.readouterr().err, folder)
-    refused(zoo_main(["publish", str(folder), "--to", str(out)]), capsys.readouterr().err, folder)
+    refused(main(["zoo", "verify", str(folder)]), capsys.readouterr().err, folder)
+    refused(
+        main(["zoo", "publish", str(folder), "--to", str(out)]), capsys.readouterr().err, folder
+    )
     assert not out.exists()
     for config in (BackboneConfig(checkpoint=str(folder)), BackboneConfig(f"local-dir:{folder}")):
         with pytest.raises(InputError, match="backbone: .*std is"):

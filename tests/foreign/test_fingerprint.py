@@ -12,10 +12,10 @@ from given import picture, put, table, tar
 
 from ssld.data.decode import Unreadable
 from ssld.data.folder import FolderSource
-from ssld.data.part import Part, hold_out, share_of
 from ssld.data.sources import open_source
-from ssld.run import start
-from ssld.run.start import fingerprint
+from ssld.data.subset import Part, hold_out, share_of
+from ssld.engine import start
+from ssld.engine.start import fingerprint
 
 
 def one_by_one(sources) -> str:

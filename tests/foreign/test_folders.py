@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from given import labels, picture, put, table, tar
 
+from ssld.common.errors import InputError
 from ssld.data import folder as folder_source
 from ssld.data.sources import open_source
-from ssld.errors import InputError
 
 
 def said(capsys, path: Path) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from foreign_sets import box, coco, picture, xml, yolo
 
-from downstream.data.boxes import open_boxes
-from downstream.data.outlines import extent
-from ssld.errors import InputError
+from downstream.detection.data.boxes import open_boxes
+from downstream.detection.data.outlines import extent
+from ssld.common.errors import InputError
 
 
 def refused(path: object, match: str) -> None:

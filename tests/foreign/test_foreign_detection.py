@@ -12,13 +12,11 @@ from foreign_sets import box, coco
 from matplotlib.figure import Figure
 from pictures import one_pixel
 
-from downstream import ab, export
-from downstream.data.augment_config import BoxAugmentConfig
-from downstream.data.box_limits import note_many, note_other_ids, note_small
-from downstream.data.boxes import open_boxes
-from downstream.detection import command as detection
-from downstream.segmentation import command as segmentation
-from ssld.errors import InputError
+from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.data.boxes import open_boxes
+from downstream.detection.data.limits import note_many, note_other_ids, note_small
+from ssld.cli.run import main
+from ssld.common.errors import InputError
 
 COMMON = [
     "--steps=1", "--batch_size=2", "--trackers=[]", "--data.workers=0", "--backbone=test_resnet",
@@ -28,7 +26,7 @@ COMMON = [
 
 
 def detect(train: str, out: Path, *words: str) -> int:
-    return detection.main([*COMMON, f"--data.train={train}", f"--data.val={train}",
+    return main(["detection", *COMMON, f"--data.train={train}", f"--data.val={train}",
                            f"--out={out}", *words])  # fmt: skip
 
 
@@ -66,7 +64,7 @@ def test_boxes_that_some_views_lose_are_counted(tmp_path):
 
 def test_the_count_is_what_the_views_drop(tmp_path):
     """Against the views themselves."""
-    from downstream.data.box_views import TrainBoxView
+    from downstream.detection.data.transforms import TrainBoxView
 
     source = open_boxes(coco(tmp_path, [box(i, [9, 9, 0.7 + 0.1 * i, 3]) for i in range(12)]))
     augment = BoxAugmentConfig(sizes=[90], longest=None)
@@ -117,28 +115,28 @@ def test_ids_of_several_held_out_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "main, words, package",
+    "command, words, package",
     [
-        (detection.main, [*COMMON, "--data.train=no", "--data.val=no"], "faster_coco_eval"),
-        (detection.main, [*COMMON, "--data.train=no", "--data.val=no", "--detector.name=detr"],
+        ("detection", [*COMMON, "--data.train=no", "--data.val=no"], "faster_coco_eval"),
+        ("detection", [*COMMON, "--data.train=no", "--data.val=no", "--detector.name=detr"],
          "transformers"),
-        (segmentation.main, ["--steps=1", "--backbone=test_resnet", "--data.train=no",
+        ("segmentation", ["--steps=1", "--backbone=test_resnet", "--data.train=no",
                              "--data.val=no", "--segmenter.name=deeplabv3plus"],
          "segmentation_models_pytorch"),
-        (export.main, ["no"], "onnxruntime"),
-        (export.main, ["no"], "onnx"),
-        (ab.main, ["--task=detection", "--config=F.yaml", "--backbones", "a", "b"],
+        ("export", ["no"], "onnxruntime"),
+        ("export", ["no"], "onnx"),
+        ("ab", ["--task=detection", "--config=F.yaml", "--backbones", "a", "b"],
          "faster_coco_eval"),
     ],
 )  # fmt: skip
 def test_a_missing_package_is_named_before_anything_is_read(
-    tmp_path, monkeypatch, capsys, main, words, package
+    tmp_path, monkeypatch, capsys, command, words, package
 ):
     monkeypatch.chdir(tmp_path)
     Path("F.yaml").write_text("steps: 1\n")
     monkeypatch.setitem(sys.modules, package, None)
-    more = [] if main is export.main else ["--out=run"]
-    assert main([*words, *more]) == 2
+    more = [] if command == "export" else ["--out=run"]
+    assert main([command, *words, *more]) == 2
     said = capsys.readouterr().err
     extra = "onnx" if "onnx" in package else "downstream"
     assert package.replace("_", "-") in said and f"pip install 'ssld[{extra}]'" in said

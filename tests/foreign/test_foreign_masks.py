@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from downstream.data.class_table import read_table
-from downstream.data.masks import open_masks
+from downstream.dense.task import verdict
+from downstream.segmentation.data.class_table import read_table
+from downstream.segmentation.data.masks import open_masks
 from downstream.segmentation.task import SegmentationScore
-from downstream.task import verdict
-from ssld.errors import InputError
+from ssld.common.errors import InputError
 
 LESION = np.zeros((24, 24), np.uint8)
 LESION[5:15, 6:16] = 1

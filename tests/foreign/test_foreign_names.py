@@ -10,11 +10,11 @@ import pytest
 from foreign_sets import box, coco
 from PIL import Image
 
-from downstream.data.boxes import open_boxes
-from downstream.data.masks import open_masks
-from downstream.data.preflight import write_preflight
-from downstream.data.texts import one_line, shown
-from downstream.drawing import draw_boxes, draw_lines
+from downstream.dense.drawing import draw_boxes, draw_lines
+from downstream.dense.preflight import write_preflight
+from downstream.dense.texts import one_line, shown
+from downstream.detection.data.boxes import open_boxes
+from downstream.segmentation.data.masks import open_masks
 from downstream.segmentation.task import confusion_figure
 
 NAMES = [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from foreign_sets import box, coco, yolo
 
-from downstream.data.boxes import open_boxes
-from ssld.errors import InputError
+from downstream.detection.data.boxes import open_boxes
+from ssld.common.errors import InputError
 
 
 def refused(path: object, match: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from foreign_sets import picture, xml
 from PIL import Image
 
-from downstream.data.boxes import open_boxes
-from ssld.errors import InputError
+from downstream.detection.data.boxes import open_boxes
+from ssld.common.errors import InputError
 
 
 def refused(path: object, match: str) -> None:

@@ -14,17 +14,18 @@ import pytest
 import torch
 from torch import nn
 
-from downstream import transfer_data
-from downstream.report import write_picture
+from downstream.dense.report import write_picture
+from downstream.transfer import known_datasets as transfer_data
 from ssld.ablate import results, state
 from ssld.ablate.grid import build
+from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
 from ssld.curate import tables
-from ssld.errors import InputError
+from ssld.data.unreadable import Unreadables
+from ssld.engine import checkpoint, history
+from ssld.engine.export import replace_export
+from ssld.engine.run_folder import RunFolder
 from ssld.report import page
-from ssld.run import checkpoint, history
-from ssld.run.batches import Unreadables
-from ssld.run.export import replace_export
-from ssld.run.folder import RunFolder, write_atomically
 from zoo.release import save_weights
 
 GRID = {"out": "o", "distill": {}, "grid": {"seed": [0, 1]}}
@@ -132,7 +133,7 @@ def test_pictures_without_room_end_no_run(folder, capfd):
     sheet = np.zeros((8, 8, 3), np.uint8)
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch, quota():
-        patch.setattr("ssld.report.parts.tqdm.write", lambda line, **_: said.append(line))
+        patch.setattr("ssld.common.attempt.tqdm.write", lambda line, **_: said.append(line))
         write_picture(run, 1, lambda: sheet)  # type: ignore[arg-type]
     assert "pictures of step 1 could not be made" in said[0]
     assert not list((folder / "pictures").iterdir())

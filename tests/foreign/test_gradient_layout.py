@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from ssld.run.layout import as_images_lie
+from ssld.models.memory_layout import as_images_lie
 
 
 def warnings_are_errors() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ssld.__main__ import main
-from ssld.errors import InputError
-from ssld.evaluate import doubt_of, wilson
-from ssld.run import verify
+from ssld.common.errors import InputError
+from ssld.distill import verify_teacher as verify
+from ssld.health.evaluate import doubt_of, wilson
 
 CLASSES = ["blue", "green", "red"]
 
@@ -25,10 +25,10 @@ def good(colours, tmp_path_factory) -> Path:
 
     from ssld.data.loading import eval_batches
     from ssld.data.sources import open_source
-    from ssld.data.views import EvalView
-    from ssld.network import open_network
-    from ssld.run.batches import label_index
-    from ssld.run.export import export
+    from ssld.data.transforms import EvalView
+    from ssld.data.unreadable import label_index
+    from ssld.engine.export import export
+    from ssld.models.classifier import open_network
 
     torch.manual_seed(0)
     network = open_network("model", arch="test_resnet", num_classes=3, input_size=32).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ssld.data.loading import Batch
-from ssld.tally import Tally
+from ssld.health.classification_metrics import Tally
 
 
 def batch(labels: list[int]) -> Batch:

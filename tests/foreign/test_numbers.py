@@ -11,13 +11,13 @@ import torch
 from given import table
 from PIL import Image
 
-from ssld import evaluate
-from ssld.class_tables import class_names, class_names_for, kept_order
+from ssld.cli.run import main
+from ssld.common.errors import InputError
+from ssld.data.labels import class_names, class_names_for, kept_order
 from ssld.data.loading import LabelIndex
 from ssld.data.sources import open_source
-from ssld.errors import InputError
-from ssld.run.batches import label_index
-from ssld.run.verify import teacher_labels, unknown_labels
+from ssld.data.unreadable import label_index
+from ssld.distill.verify_teacher import teacher_labels, unknown_labels
 
 CLASSES = 12
 
@@ -57,7 +57,7 @@ def folders(root: Path, images: list[Image.Image], names: list[str]) -> str:
 
 def run(model: Path, data: str, out: Path) -> tuple[int, float]:
     words = ["--model", "test_resnet", "--checkpoint", str(model), "--data", json.dumps([data])]
-    code = evaluate.main([*words, "--out", str(out), "--workers", "0"])
+    code = main(["evaluate", *words, "--out", str(out), "--workers", "0"])
     return code, json.loads(out.read_text())["top1"] if out.exists() else -1.0
 
 
@@ -117,7 +117,7 @@ def test_whoever_names_classes_is_asked_first(tmp_path):
 
 
 def test_a_teacher_without_names_knows_numbers(tmp_path, numbered):
-    from ssld.network import open_network
+    from ssld.models.classifier import open_network
 
     teacher = open_network("teacher", arch="test_resnet", checkpoint=str(numbered[0]))
     numbers = source(tmp_path / "a", ["2", "10"])

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from short_runs import tree
 
 from ssld.__main__ import main
-from ssld.run import overwrite
-from ssld.run.written import OLD, foreign
+from ssld.engine import overwrite
+from ssld.engine.written import OLD, foreign
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -254,14 +254,14 @@ def test_resume_deletes_nothing_foreign(command):
 
 def test_all_names_of_every_training_command_are_known():
     """A name that is written and not listed would keep its own command from overwriting."""
-    from downstream.ab_records import PROBE
+    from downstream.ab.records import PROBE
+    from downstream.dense.report import PICTURES
+    from downstream.dense.trained import FOLDER
     from downstream.detection.task import PREDICTIONS
-    from downstream.held_out import HELD_OUT
-    from downstream.report import PICTURES
-    from downstream.trained import FOLDER
-    from ssld.fix import TABLE
-    from ssld.recipe_folder import STATE
-    from ssld.run.written import _is_ours
+    from ssld.distill.fixres import TABLE
+    from ssld.engine.per_image import HELD_OUT
+    from ssld.engine.written import _is_ours
+    from ssld.recipe.stage_folder import STATE
 
     names = [PROBE, PREDICTIONS, HELD_OUT, TABLE, STATE, "preflight.json", "preflight.md"]
     names += [f"{PICTURES}/step-00000001.jpg", f"{FOLDER}/model.safetensors"]

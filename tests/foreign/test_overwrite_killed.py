@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from short_runs import tree
 
-from ssld.recipe_folder import StagePlace
-from ssld.run import overwrite
-from ssld.run.folder import RunFolder, write_atomically
-from ssld.run.written import OLD
+from ssld.common.files import write_atomically
+from ssld.engine import overwrite
+from ssld.engine.run_folder import RunFolder
+from ssld.engine.written import OLD
+from ssld.recipe.stage_folder import StagePlace
 
 
 def killed_at(monkeypatch, function: str, call: int) -> None:

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from given import labels, picture, put, table
 
+from ssld.common.errors import InputError
 from ssld.data.sources import key, open_source, read_address
-from ssld.errors import InputError
-from ssld.run.batches import class_names
-from ssld.run.setup import has_labels
-from ssld.run.start import fingerprint
+from ssld.data.unreadable import class_names
+from ssld.distill.setup import has_labels
+from ssld.engine.start import fingerprint
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import distributed
 
-from ssld.curate.work import Processes
-from ssld.errors import InputError
-from ssld.run import history
-from ssld.run.batches import Unreadables
-from ssld.run.history import History, cut_after, lines_of
-from ssld.run.progress import Progress
-from ssld.run.topology import open_accelerator, open_processes
+from ssld.common.errors import InputError
+from ssld.curate.context import Processes
+from ssld.data.unreadable import Unreadables
+from ssld.engine import history
+from ssld.engine.history import History, cut_after, lines_of
+from ssld.engine.processes import open_accelerator, open_processes
+from ssld.engine.progress import Progress
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_images_do_not_wait_for_a_line():
 
 
 def test_unreadable_images_are_added_to_the_log_and_sorted_at_the_end(tmp_path, monkeypatch):
-    from ssld.run import batches
+    from ssld.data import unreadable as batches
 
     written = []
     whole = batches.write_atomically

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import zoo
-from ssld.zoo import main
-from zoo.bundle import unbundle
+from ssld.cli.run import main
 from zoo.paddle import pickle_file
 from zoo.paddle.pickle_file import read_pdparams
+from zoo.publish.bundle import unbundle
 
 TWO = b"\x80\x02"
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -144,7 +144,7 @@ def test_student_and_teacher_in_one_file_are_named(tmp_path: Path, capsys):
     both = {f"{x}.conv.weight": np.ones(2, np.float32) for x in ("Student", "Teacher")}
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps(both, 2))
     argv = ["convert", str(tmp_path / "a.pdparams"), "--class", "ResNet50_vd"]
-    assert main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert main(["zoo", *argv, "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert "holds 2 networks (Student, Teacher)" in told and told.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -168,7 +168,7 @@ def test_weights_of_any_shape_do_not_fit_in_one_sentence(tmp_path, shape, capsys
     odd = {"fc.weight": np.zeros(size, np.float32).reshape(shape), "conv.weight": np.ones(1)}
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps(odd, 2))
     argv = ["convert", str(tmp_path / "a.pdparams"), "--class", "MobileNetV3_small_x0_35"]
-    assert main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert main(["zoo", *argv, "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from downstream import predict
-from ssld.network import open_network
-from ssld.run.export import export
+from downstream.deploy import predict
+from ssld.cli.run import main
+from ssld.engine.export import export
+from ssld.models.classifier import open_network
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def images(colours, tmp_path) -> Path:
 
 
 def run(student: Path, images: Path, out: Path) -> int:
-    return predict.main([str(student), str(images), f"--out={out}"])
+    return main(["predict", str(student), str(images), f"--out={out}"])
 
 
 def written(out: Path) -> tuple[list[str], list[str]]:
@@ -143,5 +144,5 @@ def test_a_picture_that_no_jpeg_can_hold(student, images, tmp_path):
 
 def test_what_is_missing_is_said_whole(capsys):
     for words in ([], ["run"], ["run", "images"], ["run", "images", "--out="]):
-        assert predict.main(words) == 2
+        assert main(["predict", *words]) == 2
         assert "ssld predict RUN IMAGES --out DIR" in capsys.readouterr().err

@@ -13,8 +13,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
-from ssld.report.recipe import write_report
-from ssld.resolution import FEW, chosen, deciding, halves, said_of
+from ssld.health.resolution import FEW, chosen, deciding, halves, said_of
+from ssld.recipe.report import write_report
 
 HEALTHY = {"images": 136.0, "labeled": 136.0, "top1": 0.6, "top1_chance": 0.06, "agreement1": 0.7,
            "agreement_chance": 0.1, "entropy_student": 0.5, "entropy_teacher": 0.4,
@@ -164,7 +164,7 @@ def test_a_recipe_that_learns_is_told_in_numbers(page):
 
 @pytest.fixture
 def compare(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ssld.compare._overlays", lambda runs: [])
+    monkeypatch.setattr("ssld.compare.compare._overlays", lambda runs: [])
     monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*names: str) -> tuple[str, dict[str, Any], str]:

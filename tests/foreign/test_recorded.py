@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from ssld.__main__ import main
-from ssld.errors import InputError
-from ssld.network import open_network
-from ssld.run import recorded
+from ssld.common import recorded
+from ssld.common.errors import InputError
+from ssld.models.classifier import open_network
 from zoo.release import MANIFEST
 
 WEIGHTS = "model.safetensors"

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from ssld.__main__ import main
+from ssld.common.errors import InputError
+from ssld.common.replaceable import KINDS, check_file
 from ssld.curate.command import _unfinished
-from ssld.errors import InputError
-from ssld.network import open_network
-from ssld.replaceable import KINDS, check_file
-from ssld.run.export import export
+from ssld.engine.export import export
+from ssld.models.classifier import open_network
 
 PRECIOUS = ["a thesis", "", '{"architecture": "resnet18"}', "[1, 2]", "[" * 100_000, "\0\xff"]
 

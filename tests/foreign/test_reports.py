@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from downstream.drawing import draw_boxes, draw_lines
+from downstream.dense.drawing import draw_boxes, draw_lines
 from downstream.segmentation.task import confusion_figure
 from ssld.__main__ import main
-from ssld.errors import InputError, Interrupted
+from ssld.common.attempt import attempt
+from ssld.common.errors import InputError, Interrupted
+from ssld.common.files import cannot_write
+from ssld.common.text_table import text_table
+from ssld.distill.report import _agreement_by_class
+from ssld.health.classification_metrics import Tally
 from ssld.report import page
-from ssld.report.parts import attempt
-from ssld.report.run import _agreement_by_class
-from ssld.run.folder import cannot_write
-from ssld.tally import Tally
-from ssld.text_table import text_table
 
 NAMES = [
     "$5_to_$10",
@@ -147,7 +147,7 @@ def test_a_run_whose_plots_all_fail_has_its_results(dollars, teacher_file, monke
 
 
 def test_what_lies_in_a_reports_way_ends_no_run(dollars, capsys):
-    from ssld.run import judgement
+    from ssld.engine import evaluation as judgement
 
     lines = []
     way = SimpleNamespace(write_report=lambda *_: (dollars / "x").mkdir())

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from ssld.__main__ import main
-from ssld.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
-from ssld.errors import InputError
-from ssld.run import checkpoint, start
-from ssld.run.export import replace_export
-from ssld.run.folder import RunFolder, check_out, write_atomically
-from ssld.run.written import foreign, remove, replace_folder
+from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
+from ssld.data.config import DataConfig
+from ssld.distill.config import DistillConfig
+from ssld.engine import checkpoint, start
+from ssld.engine.export import replace_export
+from ssld.engine.run_folder import RunFolder, check_out
+from ssld.engine.written import foreign, remove, replace_folder
+from ssld.models.config import StudentConfig, TeacherConfig
 
 
 def config(out: Path, **changes: object) -> DistillConfig:

@@ -7,15 +7,16 @@ import os
 
 import pytest
 
-from ssld import cli
 from ssld.__main__ import main
 from ssld.ablate import grid
 from ssld.ablate.config import AblateConfig
-from ssld.config import DistillConfig
+from ssld.cli.parse import parse
+from ssld.cli.run import exit_code_of
+from ssld.common.errors import InputError
+from ssld.common.settings_file import MOST_BYTES, read_settings
 from ssld.curate.config import CurateConfig
-from ssld.errors import InputError
-from ssld.recipe import open_recipe
-from ssld.settings_file import MOST_BYTES
+from ssld.distill.config import DistillConfig
+from ssld.recipe.recipe import open_recipe
 
 GOOD = {
     "out": "o",
@@ -35,7 +36,7 @@ def run(capsys, content: str | bytes, *words: str, tmp_path, kind=DistillConfig)
     file, given = tmp_path / "f.yaml", []
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     file.write_bytes(data)
-    code = cli.command("ssld x", kind, given.append, ["--config", str(file), *words])
+    code = exit_code_of(lambda: given.append(parse("p", kind, ["--config", str(file), *words])))
     said = capsys.readouterr().err
     assert code == (0 if given else 2)
     if not given:
@@ -193,7 +194,7 @@ def test_settings_from_a_pipe():
     read, write = os.pipe()
     os.write(write, text().encode())
     os.close(write)
-    found = cli.parse("p", DistillConfig, ["--config", f"/dev/fd/{read}"])
+    found = parse("p", DistillConfig, ["--config", f"/dev/fd/{read}"])
     os.close(read)
     assert found.steps == 3
 
@@ -205,7 +206,7 @@ def test_recipes_and_grids_too(content, tmp_path, capsys):
     file = tmp_path / "f.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=r"f\.yaml"):
-        cli.read_settings(file)
+        read_settings(file)
     with pytest.raises(InputError, match=r"f\.yaml"):
         grid.read(str(file), None, [])
     run(capsys, content, tmp_path=tmp_path, kind=CurateConfig)

@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
-from ssld.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
-from ssld.errors import InputError
-from ssld.local_paths import check_inputs
-from ssld.stage_config import FinetuneConfig
+from ssld.common.errors import InputError
+from ssld.common.local_paths import check_inputs
+from ssld.data.config import DataConfig
+from ssld.distill.config import DistillConfig
+from ssld.distill.stage_config import FinetuneConfig
+from ssld.models.config import StudentConfig, TeacherConfig
 
 RUN = ["--out=o", "--steps=1", "--student.arch=resnet18", "--data.labeled=images"]
 BAD = {

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from given import labels, picture, tar
 
+from ssld.common.errors import InputError
 from ssld.data import patterns
 from ssld.data.patterns import expand
 from ssld.data.sources import open_source
-from ssld.errors import InputError
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ssld import teacher as teachers
 from ssld.__main__ import main
-from ssld.distill import Distillation
-from ssld.errors import InputError
-from ssld.network import Network
-from ssld.run.verify import judge
+from ssld.common.errors import InputError
+from ssld.distill.distill import Distillation
+from ssld.distill.verify_teacher import judge
+from ssld.models import teacher as teachers
+from ssld.models.classifier import Network
 
 METADATA = {
     "architecture": "test_resnet",

@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
-from ssld import cli, streams
 from ssld.__main__ import main
-from ssld.config import DistillConfig
+from ssld.cli.parse import parse
+from ssld.cli.run import exit_code_of
+from ssld.common import streams
+from ssld.distill.config import DistillConfig
 
 NAME = "f\u00e9-\u9c7c-\udce9.yaml"
 GOOD = ["--out=o", "--steps=3", "--student.arch=s", "--data.labeled=d", "--teacher.arch=t"]
@@ -61,15 +63,15 @@ def test_ascii_alone(monkeypatch):
     out, err = (io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True) for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    assert cli.command("p", DistillConfig, lambda _: print("\u9c7c \udce9"), GOOD) == 0
-    assert cli.command("p", DistillConfig, print, ["--config", NAME]) == 2
+    assert exit_code_of(lambda: print("\u9c7c \udce9")) == 0
+    assert exit_code_of(lambda: print(parse("p", DistillConfig, ["--config", NAME]))) == 2
     assert out.buffer.getvalue() == rb"\u9c7c \udce9" + b"\n"
     said = rb"error: f\xe9-\u9c7c-\udce9.yaml: no such file; give a YAML recipe"
     assert err.buffer.getvalue() == said + b"\n"
 
 
 def test_what_a_terminal_would_obey_is_not_printed(capsys):
-    assert cli.command("p", DistillConfig, print, ["--config", "a\x1b]0;b\x07\u202e"]) == 2
+    assert exit_code_of(lambda: parse("p", DistillConfig, ["--config", "a\x1b]0;b\x07\u202e"])) == 2
     assert r"a\x1b]0;b\x07\u202e: no such file" in capsys.readouterr().err
 
 
@@ -79,14 +81,14 @@ def test_a_reader_that_leaves_while_it_works(stream, monkeypatch):
     broken = sys.stdout if stream == "stdout" else sys.stderr
     monkeypatch.setattr(broken, "flush", lambda: broken.write(""), raising=False)
     work = lambda _: print("a", file=broken)  # noqa: E731
-    assert cli.command("p", DistillConfig, work, GOOD) == streams.EXIT_NO_READER
+    assert exit_code_of(lambda: work(parse("p", DistillConfig, GOOD))) == streams.EXIT_NO_READER
 
 
 def test_a_pipe_inside_is_not_the_output(monkeypatch, capsys):
     def work(_: DistillConfig) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    assert cli.command("p", DistillConfig, work, GOOD) == 2
+    assert exit_code_of(lambda: work(parse("p", DistillConfig, GOOD))) == 2
     assert capsys.readouterr().err == "error: file system: Broken pipe\n"
 
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
-from ssld.run import start, timing
+from ssld.engine import start, timing
 
 
 @pytest.fixture(autouse=True)

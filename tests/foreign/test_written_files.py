@@ -11,13 +11,14 @@ import pytest
 import torch
 import yaml
 
-from ssld import cli
-from ssld.command_config import CompareConfig
-from ssld.curate.overrides import read_overrides
-from ssld.errors import InputError
-from ssld.report.curation import write_report
-from ssld.run import checkpoint
-from ssld.written_files import read_object, reading
+from ssld.cli.parse import parse
+from ssld.cli.run import exit_code_of
+from ssld.common.errors import InputError
+from ssld.common.written_files import read_object, reading
+from ssld.compare.config import CompareConfig
+from ssld.curate.near_duplicates.overrides import read_overrides
+from ssld.curate.report.page import write_report
+from ssld.engine import checkpoint
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_page_of_a_curation_whose_manifest_is_none(tmp_path: Path, content: by
 
 @pytest.mark.parametrize("damage", ["cut", "bits", "names", "empty"])
 def test_a_record_of_held_out_images_that_was_changed(tmp_path: Path, damage: str) -> None:
-    from downstream.ab_records import HELD_OUT, read_result
+    from downstream.ab.records import HELD_OUT, read_result
 
     lines = [{"kind": "eval", "step": 3, "epoch": 1.0, "top1": 0.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
@@ -103,7 +104,7 @@ def test_a_sentence_that_quotes_a_book_keeps_its_beginning_and_its_advice(tmp_pa
         raise InputError(f"{tmp_path}: name is {'x' * 9999!r}; give a shorter one")
 
     words = ["--config", str(tmp_path / "c.yaml")]
-    assert cli.command("ssld compare", CompareConfig, work, words) == 2
+    assert exit_code_of(lambda: work(parse("p", CompareConfig, words))) == 2
     said = capsys.readouterr().err
     assert str(tmp_path) in said and "give a shorter one" in said and len(said) < 2000
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.bundle import bundle, unbundle
 from zoo.errors import InputError
+from zoo.publish.bundle import bundle, unbundle
 from zoo.release import MANIFEST, seal
 
 

@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from zoo.card import code, prose, write_card
 from zoo.errors import InputError
 from zoo.licences import combine, front_matter, is_loud, normalised, timm_license, weights
+from zoo.publish.card import code, prose, write_card
 
 NONCOMMERCIAL_TEACHER = "resnext101_32x16d.fb_wsl_ig1b_ft_in1k"
 HOSTILE = [

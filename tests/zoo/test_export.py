@@ -21,11 +21,11 @@ from safetensors import safe_open
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from zoo import export as exporting
-from zoo import torchvision_resnet
 from zoo.architectures.resnet import ResNetWithFirstShortcut
 from zoo.errors import InputError
-from zoo.export import TOLERANCE, export, facts
+from zoo.export import onnx_classifier as exporting
+from zoo.export import torchvision_resnet
+from zoo.export.onnx_classifier import TOLERANCE, export, facts
 
 NAMES = ["Löwe", "chat, noir", "犬"]
 SIZE = {"pretrained_cfg_overlay": {"input_size": (3, 64, 64), "label_names": NAMES}}

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from hub_server import Faults, Hub, contents, write
 
-import zoo.hub
+import zoo.publish.hub
 from zoo.errors import InputError
-from zoo.hub import publish, pull
+from zoo.publish.hub import publish, pull
 from zoo.release import MANIFEST
 
 # how huggingface_hub itself calls httpx when it uploads
 REPO = "org/net"
-ZOO = Path(zoo.hub.__file__).parent
+ZOO = Path(zoo.publish.hub.__file__).parent
 
 
 # `import zoo` brings timm and torch, which takes seconds that these tests do not need
@@ -274,7 +274,7 @@ def test_pulling_again_is_up_to_date_and_another_folder_is_never_touched(
 def test_an_upload_killed_half_way_leaves_main_and_a_repeat_completes_it(hub, release):
     old = hub.create(REPO).refs["main"]
     hub.faults = Faults(slow=0.2)
-    code = ALONE + "from zoo.hub import publish; "
+    code = ALONE + "from zoo.publish.hub import publish; "
     process = client(code + "publish(Path(sys.argv[2]), sys.argv[3])", ZOO, release, REPO)
     kill_half_way(hub, process)
     assert hub.repos[REPO].refs["main"] == old and hub.files(REPO) == {}
@@ -292,7 +292,7 @@ def test_a_download_killed_half_way_leaves_no_folder_and_a_repeat_completes_it(
     hub.half_way.clear()
     hub.faults = Faults(slow=0.2)
     out = tmp_path / "out"
-    code = ALONE + "from zoo.hub import pull; "
+    code = ALONE + "from zoo.publish.hub import pull; "
     process = client(code + "pull(sys.argv[2], Path(sys.argv[3]))", ZOO, REPO, out)
     kill_half_way(hub, process)
     assert not out.exists() and not list(tmp_path.glob(".out*"))

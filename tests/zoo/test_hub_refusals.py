@@ -9,7 +9,7 @@ import pytest
 from hub_server import Hub, write
 
 from zoo.errors import InputError
-from zoo.hub import publish, pull, split_repo
+from zoo.publish.hub import publish, pull, split_repo
 from zoo.release import MANIFEST
 
 # how huggingface_hub itself calls httpx when it uploads

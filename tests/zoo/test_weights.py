@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import zoo
-from zoo.converted import release_of
+from zoo.publish.converted import release_of
 from zoo.weights import weights_file
 
 NAME, CLASS = "mobilenetv3_small_035_ssld", "MobileNetV3_small_x0_35"

@@ -1,0 +1,1 @@
+"""Which of two backbones is better downstream."""

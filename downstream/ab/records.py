@@ -1,0 +1,162 @@
+"""What a finished run says for an A/B: its score, its learning curve, and its record by image.
+
+The score is that of the exported network. `held_out.npz` in the run folder is what that network
+made of each held-out image: `ids` and, by task, `hits` (transfer), `confusion` (segmentation) or
+what `downstream.detection.average_precision` reads (detection).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from downstream.ab.statistics import Point, Statistic
+from ssld.common.errors import InputError
+from ssld.common.written_files import reading
+from ssld.engine.per_image import HELD_OUT
+from ssld.engine.run_folder import read_lines
+
+PROBE = "probe.json"
+TOLERANCE = 1e-4
+"""Between the score of a run and that of its record, which are sums in another order."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a task is judged by."""
+
+    key: str
+    """Of the evaluations in metrics.jsonl; a share, more is better."""
+    label: str
+    statistic: Callable[[Path], tuple[np.ndarray, Statistic]]
+    """Run folder -> ids of the images, and their score on draws of them."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """By image."""
+
+    ids: tuple[str, ...]
+    statistic: Statistic
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one run."""
+
+    score: float
+    curve: list[Point]
+    record: Record | None
+    """None where the run kept none."""
+    probe: Mapping[str, Mapping[str, float]]
+    """{before, after: {knn, linear: share right}} of frozen features, where it was measured."""
+    chosen: bool = False
+    """Whether the held-out images chose which checkpoint was exported."""
+    folder: Path | None = None
+    """Of the run."""
+
+
+def read_result(folder: Path, task: str) -> Result:
+    """Read a finished run.
+
+    Raises:
+        InputError: a file is missing or damaged; the record is not that of the exported network.
+    """
+    measure = MEASURES[task]
+    with reading(folder, "remove it", OSError):
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        lines, step = read_lines(folder / "metrics.jsonl"), facts["exported"]["step"]
+        evaluations = [line for line in lines if line["kind"] == "eval" and measure.key in line]
+        at_export = next((x for x in reversed(evaluations) if x["step"] == step), None)
+        if at_export is None:
+            raise InputError(
+                f"{folder}: no evaluation of the exported network has {measure.key!r}; are there "
+                "labeled held-out images?"
+            )
+        record = _record(folder, measure, at_export[measure.key])
+        probe = _probe(folder, at_export)
+        chosen = facts["exported"].get("metric", "last") != "last"
+        score = at_export[measure.key]
+        return Result(score, _curve(lines, measure.key), record, probe, chosen, folder)
+
+
+def _curve(lines: list[dict[str, Any]], key: str) -> list[Point]:
+    found, seconds = [], 0.0
+    for line in sorted(lines, key=lambda x: (x["step"], x["kind"] == "eval")):
+        seconds += line["seconds"] if line["kind"] == "train" else 0.0
+        if line["kind"] == "eval" and key in line:
+            found.append(Point(line["step"], seconds, line[key]))
+    return found
+
+
+def _record(folder: Path, measure: Measure, score: float) -> Record | None:
+    if not (folder / HELD_OUT).is_file() or math.isnan(score):
+        return None
+    ids, statistic = measure.statistic(folder)
+    whole = float(statistic(np.arange(len(ids))[None])[0])
+    if not abs(whole - score) <= TOLERANCE:
+        raise InputError(
+            f"{folder / HELD_OUT}: its images make {measure.key} {whole:.4f}, but the exported "
+            f"network has {score:.4f}; remove {folder}"
+        )
+    return Record(tuple(map(str, ids.tolist())), statistic)
+
+
+def _probe(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    if (folder / PROBE).is_file():
+        found |= json.loads((folder / PROBE).read_text(encoding="utf-8"))
+    after = {key: evaluation[key] for key in ("knn", "linear") if key in evaluation}
+    return {**found, **({"after": after} if after else {})}
+
+
+def _hits(folder: Path) -> tuple[np.ndarray, Statistic]:
+    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
+        ids, hits = file["ids"], file["hits"].astype(np.float64)
+    return ids, lambda draws: hits[draws].mean(1)
+
+
+def _miou(folder: Path) -> tuple[np.ndarray, Statistic]:
+    """The mean of `downstream.segmentation.confusion.class_iou` over the classes that occur, as
+    there, on the summed matrices of each draw."""
+    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
+        ids, matrices = file["ids"], file["confusion"].astype(np.float64)  # [n, c, c]
+    hits = matrices.diagonal(axis1=1, axis2=2)  # [n, c]
+    union = matrices.sum(1) + matrices.sum(2) - hits
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        times = how_often(draws, len(ids)).astype(np.float64)  # [r, n]
+        whole = times @ union
+        share = np.divide(times @ hits, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+        occurs = np.isfinite(share).sum(1)
+        total = np.nansum(share, 1)
+        return np.divide(total, occurs, out=np.full(len(draws), np.nan), where=occurs > 0)
+
+    return ids, statistic
+
+
+def how_often(draws: np.ndarray, images: int) -> np.ndarray:
+    """Draws of images, int64 [r, n] -> how often each is in each, int64 [r, images]."""
+    rows = np.arange(len(draws))[:, None] * images
+    return np.bincount((draws + rows).ravel(), minlength=len(draws) * images).reshape(-1, images)
+
+
+def _average_precision(folder: Path) -> tuple[np.ndarray, Statistic]:
+    from downstream.detection.average_precision import bootstrap
+
+    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
+        ids, detections = file["ids"], {key: file[key] for key in file.files}
+    return ids, lambda draws: np.asarray(bootstrap(detections, draws), np.float64)
+
+
+MEASURES = {
+    "transfer": Measure("top1", "top-1", _hits),
+    "segmentation": Measure("miou", "mIoU", _miou),
+    "detection": Measure("ap", "AP", _average_precision),
+}

@@ -1,0 +1,1 @@
+"""A backbone for detectors and segmenters: features, weights, settings."""

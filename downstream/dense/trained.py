@@ -1,0 +1,178 @@
+"""A trained detector or segmenter as a folder: what it is in `config.json`, its weights in
+`model.safetensors`. A run folder has one in `model/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ssld.common.errors import InputError
+from ssld.common.recorded import check_recorded
+from ssld.common.settings_file import shortened
+from ssld.common.written_files import read_object, reading
+from ssld.engine import checkpoint
+from ssld.engine.export import replace_export
+from ssld.models.classifier import ImageModel, load_strictly
+from ssld.models.memory_layout import as_images_lie
+from zoo.described import NAME, checked_arguments
+from zoo.release import save_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = "model"
+AGAIN = "export the model again, or take another copy of it"
+MAX_SIDE_PX = 8192
+"""Of what a network sees of an image; a view of so many squared takes 800 MB."""
+MAX_SCALE = 16
+"""Largest factor at which a segmenter's test sees an image; a stranger's file cannot ask for any
+memory."""
+
+
+def save(
+    network: ImageModel, folder: Path, step: int, *, task: str, head: dict[str, Any], view: dict
+) -> str:
+    """Write a network, replacing what was there in one step; returns the sha256 of its weights.
+
+    Args:
+        task: detection or segmentation.
+        head: the settings of the network on the backbone.
+        view: how images are made for it.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+    """
+    from downstream.backbone.backbone import describe
+
+    content = {
+        "task": task,
+        "head": head,
+        "backbone": describe(network.model.backbone),  # type: ignore[arg-type]
+        "class_names": network.label_names,
+        "view": view,
+    }
+
+    def write(temporary: Path) -> None:
+        text = json.dumps(content, indent=2) + "\n"
+        (temporary / "config.json").write_text(text, encoding="utf-8")
+        weights = checkpoint.tensors(network.model)
+        save_weights(weights, temporary / "model.safetensors", {"step": str(step)})
+
+    return replace_export(folder, write)
+
+
+def read_description(path: str) -> tuple[Path, dict[str, Any]]:
+    """The exported folder of a run, or of a copy of it, and what its config.json says.
+
+    Raises:
+        InputError: it is no such folder, or damaged.
+    """
+    folder = Path(path) / FOLDER if (Path(path) / FOLDER).is_dir() else Path(path)
+    file = folder / "config.json"
+    try:
+        content = read_object(file, AGAIN)
+    except OSError as error:
+        raise InputError(
+            f"{path} holds no trained detector or segmenter ({error.filename}: {error.strerror}): "
+            "give the run folder of a downstream.detection or downstream.segmentation run that "
+            "has been evaluated, or a copy of its `model` folder"
+        ) from error
+    if "task" not in content:
+        raise InputError(f"{file} is of no detector or segmenter")
+    with reading(file, AGAIN):
+        _check(content)
+        _check_backbone(content["backbone"], file)
+    return folder, content
+
+
+def _check_backbone(backbone: dict[str, Any], file: Path) -> None:
+    """A stranger's file may name neither a hub nor a file that would be opened."""
+    if not NAME.fullmatch(backbone["architecture"]):
+        raise ValueError(f"backbone.architecture is {shortened(backbone['architecture'])}")
+    checked_arguments(file, dict(backbone["args"]))
+    if len([float(x) for name in ("mean", "std") for x in backbone[name]]) != 6:
+        raise ValueError("mean and std are not three numbers each")
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Raises what `reading` takes for damage where something is not as `save` writes it."""
+    from downstream.detection.data.augment_config import BoxAugmentConfig
+    from downstream.segmentation.config import TestConfig
+
+    head, names, view = content["head"], content["class_names"], dict(content["view"])
+    if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
+        raise TypeError(f"class_names is {names!r}")
+    if not isinstance(head["name"], str) or not isinstance(head.get("args", {}), dict):
+        raise TypeError(f"head is {head!r}")
+    backbone = content["backbone"]
+    for side in (backbone["output_stride"], *backbone["wanted"], backbone["frozen_stages"]):
+        if type(side) is not int:
+            raise TypeError(f"the backbone is {backbone!r}")
+    if content["task"] == "detection":
+        augment = BoxAugmentConfig(**view)
+        sides = [augment.test_size, *augment.sizes, augment.longest or 1]
+    elif content["task"] == "segmentation":
+        palette, trained_on = view.pop("palette"), view.pop("trained_on")
+        test = TestConfig(**view)
+        sides = [*trained_on, *(test.crop or ()), *(test.stride or ())]
+        if len(sides) % 2 or max(test.scales) > MAX_SCALE or type(test.flip) is not bool:
+            raise ValueError(f"view is {view!r}")
+        if np.array(palette, np.uint8).shape[1:] != (3,):
+            raise ValueError("palette has not three numbers of each class")
+    else:
+        raise ValueError(f"task is {content['task']!r}")
+    if not all(type(side) is int and side <= MAX_SIDE_PX for side in sides):
+        raise TypeError(f"view is {view!r}")
+
+
+def load(
+    folder: Path, content: dict[str, Any], build: Callable[[Any, int], nn.Module]
+) -> nn.Module:
+    """The network that a folder holds, in eval mode.
+
+    Args:
+        build: (backbone, number of classes) -> network with random weights.
+
+    Raises:
+        InputError: weights that cannot be read or do not fit.
+    """
+    from downstream.backbone.backbone import rebuild
+
+    file = folder / "model.safetensors"
+    try:
+        check_recorded(file)
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read ({error})") from error
+    with reading(folder / "config.json", AGAIN, RuntimeError):
+        _require_memory(content["backbone"], sum(x.nbytes for x in weights.values()))
+        model = build(rebuild(content["backbone"]), len(content["class_names"]))
+    load_strictly(model, weights, str(file))
+    as_images_lie(model)  # as in its run: other kernels round otherwise, near ties change places
+    return model.eval()
+
+
+def _require_memory(backbone: dict[str, Any], size: int) -> None:
+    """A stranger's arguments can ask for any width: so the backbone is built without memory first.
+
+    Args:
+        size: bytes of all weights.
+    """
+    import torch
+
+    from downstream.backbone.weights import create
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            model = create(backbone["architecture"], backbone["args"])
+        except InputError:  # some need memory: building it in earnest says what is wrong
+            return
+    needed = sum(x.numel() for x in model.parameters())
+    if needed > size:  # of 4 bytes each, and a classifier that is not kept
+        raise ValueError(f"a backbone of {needed:,} parameters, but {size:,} bytes of weights")

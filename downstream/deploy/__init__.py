@@ -1,0 +1,1 @@
+"""Trained detectors and segmenters at work: `ssld predict` and `ssld export`."""

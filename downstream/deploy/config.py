@@ -1,0 +1,68 @@
+"""The settings of `ssld predict` and `ssld export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from downstream.dense.packages import require_packages
+from ssld.common.replaceable import check_file
+from ssld.common.settings import require
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """`ssld predict RUN IMAGES --out DIR`: draw what a trained network finds in images."""
+
+    run: str = ""
+    """Run folder of a detector, segmenter or classifier, or its `model` or `student` folder; the
+    first word is taken for it."""
+    images: str = ""
+    """A folder of images, a manifest or tar shards; the second word is taken for it."""
+    out: str = ""
+    """Folder to write, new or empty."""
+    score: float = 0.3
+    """Least score of a box that is drawn."""
+    max_unreadable: float = 0.1
+    """Stop when more than this share of the files cannot be read."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.run and self.images and self.out),
+            "give a run, images and --out: ssld predict RUN IMAGES --out DIR",
+        )
+        require(0 <= self.score <= 1, f"score is {self.score}: give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`ssld export RUN`: write ONNX, and compare what onnxruntime makes of it with PyTorch."""
+
+    run: str = ""
+    """Run folder of a detector, segmenter or classifier; the first word is taken for it."""
+    out: str | None = None
+    """File to write; by default `model.onnx` in the run folder."""
+    size: tuple[int, int] | None = None
+    """Height and width in px of the images of a segmenter or a detector; by default a segmenter's
+    `augment.crop`, or a detector's `augment.test_size`, square."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.run), "no run is given: ssld export RUN")
+        require(
+            self.size is None or min(self.size) > 0,
+            f"size is {self.size}: give height and width in px, both above 0",
+        )
+
+    @property
+    def file(self) -> Path:
+        """What is written."""
+        return Path(self.out) if self.out else Path(self.run) / "model.onnx"
+
+
+def check_export(config: ExportConfig) -> None:
+    """
+    Raises:
+        InputError: a package is not installed, or a file is in the way that is not replaced.
+    """
+    require_packages("ssld export", "onnx", "onnxruntime")
+    check_file("out", config.file, "onnx")

@@ -1,0 +1,263 @@
+"""`ssld predict RUN IMAGES --out DIR`: what a trained network says of images, drawn on them.
+
+DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes (PNG if huge)
+DIR/masks/NAME.png      of a segmenter: class numbers as grey values
+DIR/predictions.jsonl   one line an image: boxes, shares of classes, or best classes
+DIR/unreadable.jsonl    images that could not be read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from downstream.deploy.config import PredictConfig
+from ssld.common.errors import InputError
+from ssld.common.streams import is_terminal
+from ssld.common.written_files import read_object
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ssld.data.sources import Source
+
+    Predictor = Callable[[np.ndarray, bytes], "Prediction"]
+    """(uint8 [h, w, 3], the encoded image) -> what is found."""
+
+BEST = 3
+"""Classes that are named for an image."""
+JPEG_QUALITY = 90
+JPEG_SIDE = 65_500
+"""Most px that libjpeg writes; larger pictures are PNG."""
+NAME_BYTES = 200
+"""Of a name's end that are kept where it is longer; Linux allows 255."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image."""
+
+    drawn: np.ndarray
+    """uint8 [h, w, 3]."""
+    line: dict[str, Any]
+    mask: np.ndarray | None = None
+    """uint8 [h, w], of a segmenter."""
+
+
+def predict(config: PredictConfig) -> None:
+    """Draw every image.
+
+    Raises:
+        InputError: no such network or images, a folder in use, too many unreadable images.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from ssld.data.decode import Unreadable, decode
+    from ssld.data.sources import open_source
+
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"out {out} is not empty: give another folder")
+    source = open_source(config.images)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = _open(config, device)
+    writer = _Writer(out, source, config.max_unreadable)
+    for i in tqdm(range(len(source)), unit="img", disable=not is_terminal(sys.stderr)):
+        try:
+            data = source.read(i)
+            pixels = decode(data)
+        except (OSError, Unreadable) as error:
+            writer.unreadable(i, error)
+            continue
+        with torch.inference_mode():
+            writer.write(i, predictor(pixels, data))
+    writer.finish()
+
+
+class _Writer:
+    """Writes each image and its line as it comes, so that a prediction that dies late has both of
+    all images before."""
+
+    def __init__(self, out: Path, source: Source, limit: float) -> None:
+        self.out, self.source, self.limit = out, source, limit
+        self.drawn = self.bad = 0
+        self.names: set[str] = set()
+        with self._writing(out):
+            (out / "images").mkdir(parents=True, exist_ok=True)
+
+    def write(self, i: int, found: Prediction) -> None:
+        from PIL import Image
+
+        name = self.source.sample_id(i)
+        file = self._file(name)
+        kind = "jpg" if max(found.drawn.shape[:2]) <= JPEG_SIDE else "png"
+        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{file}.{kind}")
+        if found.mask is not None:
+            self._save(Image.fromarray(found.mask), self.out / "masks" / f"{file}.png")
+        where = {} if file == name else {"file": file}
+        self._append("predictions", {"image": name, **where, **found.line})
+        self.drawn += 1
+
+    def _file(self, name: str) -> str:
+        """A relative path for a sample id, which may be anything: absolute, too long, `../x`."""
+        parts = [part for part in name.replace("\0", "").split("/") if part not in ("", ".", "..")]
+        parts = [os.fsdecode(os.fsencode(part)[-NAME_BYTES:]) for part in parts] or ["image"]
+        file, number = "/".join(parts), 2
+        while file in self.names:
+            file, number = f"{'/'.join(parts)}~{number}", number + 1
+        self.names.add(file)
+        return file
+
+    def _save(self, image: Any, path: Path) -> None:
+        buffer = io.BytesIO()
+        kind = {".jpg": ("JPEG", {"quality": JPEG_QUALITY}), ".png": ("PNG", {})}[path.suffix]
+        image.save(buffer, kind[0], **kind[1])
+        with self._writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+
+    def _append(self, name: str, entry: dict[str, Any]) -> None:
+        path = self.out / f"{name}.jsonl"
+        with self._writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror or error}) after {self.drawn} images, "
+                f"whose pictures and lines are in {self.out}; free space or mend the folder, then "
+                "give another --out"
+            ) from error
+
+    def unreadable(self, i: int, error: Exception) -> None:
+        reason, where = " ".join(str(error).split()), self.source.location(i)
+        print(f"unreadable, left out: {where} ({reason})", file=sys.stderr)
+        entry = {"sample_id": self.source.sample_id(i), "location": where, "reason": reason}
+        self._append("unreadable", entry)
+        self.bad += 1
+        if self.bad > self.limit * len(self.source):
+            self.finish()
+            raise InputError(
+                f"{self.source.path}: {self.bad} of {len(self.source)} images cannot be read, "
+                f"more than max_unreadable allows ({self.limit:.1%}), the last one {where} "
+                f"({reason}); mend the source or raise the limit"
+            )
+
+    def finish(self) -> None:
+        unreadable = f", {self.bad} could not be read" if self.bad else ""
+        print(f"{self.drawn} images drawn in {self.out / 'images'}{unreadable}")
+
+
+def _open(config: PredictConfig, device: torch.device) -> Predictor:
+    """The run's network, whatever it is."""
+    from downstream.dense.trained import FOLDER, read_description
+
+    run = Path(config.run)
+    config_file = run / "config.json"
+    classifier = (run / "student").is_dir() or (
+        not (run / FOLDER).is_dir()
+        and config_file.is_file()
+        and "architecture" in read_object(config_file, "give another copy of it")
+    )
+    if classifier:
+        return _classifier(config.run, device)
+    folder, content = read_description(config.run)
+    task = {"detection": _detector, "segmentation": _segmenter}[content["task"]]
+    return task(folder, content, config, device)
+
+
+def _detector(
+    folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
+) -> Predictor:
+    import torch
+    from torchvision.transforms.v2 import functional as tv
+
+    from downstream.dense.drawing import draw_boxes
+    from downstream.detection.data.augment_config import BoxAugmentConfig
+    from downstream.detection.data.transforms import view_size
+    from downstream.detection.model import open_detector
+
+    model = open_detector(folder, content).to(device)
+    augment, names = BoxAugmentConfig(**content["view"]), content["class_names"]
+
+    def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
+        height, width = pixels.shape[:2]
+        size = view_size((height, width), augment.test_size, augment)
+        view = tv.resize(torch.from_numpy(pixels).permute(2, 0, 1), list(size), antialias=True)
+        scale = [size[1] / width, size[0] / height] * 2
+        sizes = torch.tensor([size], device=device)
+        found = model(view.permute(1, 2, 0)[None].to(device), sizes)[0]
+        boxes = (found["boxes"].cpu() / torch.tensor(scale)).numpy()
+        scores, labels = found["scores"].tolist(), found["labels"].tolist()
+        sure = sum(score >= config.score for score in scores)  # best first
+        drawn = draw_boxes(pixels, boxes[:sure], labels[:sure], names, scores[:sure])
+        line = [
+            {"class": names[label], "score": score, "box": box}
+            for box, score, label in zip(boxes.tolist(), scores, labels, strict=True)
+        ]
+        return Prediction(drawn, {"boxes": line})
+
+    return predictor
+
+
+def _segmenter(
+    folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
+) -> Predictor:
+    import numpy as np
+    import torch
+
+    from downstream.dense.drawing import draw_mask
+    from downstream.segmentation.model import open_segmenter
+
+    model = open_segmenter(folder, content).to(device)
+    test = dict(content["view"])
+    palette, names = np.array(test.pop("palette"), np.uint8), content["class_names"]
+    test.pop("trained_on")
+    if len(palette) != len(names):
+        raise InputError(
+            f"{folder / 'config.json'} is damaged ({len(names)} classes have {len(palette)} "
+            "colours); export the model again"
+        )
+
+    def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
+        mask = model.segment(torch.from_numpy(pixels).to(device), **test).cpu().numpy()
+        share = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+        line = {name: round(float(x), 6) for name, x in zip(names, share, strict=True) if x > 0}
+        return Prediction(draw_mask(pixels, mask, palette), {"shares": line}, mask)
+
+    return predictor
+
+
+def _classifier(run: str, device: torch.device) -> Predictor:
+    from downstream.dense.drawing import draw_lines
+    from ssld.data.eval_view import eval_view
+    from ssld.models.classifier import open_network
+
+    network = open_network("run", arch=None, checkpoint=run).to(device).eval()
+    view = eval_view(network)
+    names = network.label_names or list(map(str, range(network.num_classes)))
+
+    def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
+        found = network(view(data)[None].to(device))[0].softmax(-1).cpu()
+        best = found.topk(min(BEST, len(names)))
+        line = dict(
+            zip((names[i] for i in best.indices.tolist()), best.values.tolist(), strict=True)
+        )
+        said = [f"{name} {share:.1%}" for name, share in line.items()]
+        return Prediction(draw_lines(pixels, said), {"classes": line})
+
+    return predictor

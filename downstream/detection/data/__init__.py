@@ -1,0 +1,1 @@
+"""Images with boxes: formats, checks, crops."""

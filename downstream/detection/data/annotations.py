@@ -1,0 +1,128 @@
+"""What a reader of one format (`coco.py`, `voc.py`, `yolo.py`) hands to `boxes.py`, and the checks
+that they share. Nothing here has been clipped, turned or dropped yet."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from downstream.dense.texts import shown, writable
+from ssld.common.errors import InputError
+from ssld.data.folder import EXTENSIONS
+
+UNSTATED = -1
+"""In `Annotations.stated`."""
+LARGEST = 1e9
+"""No picture has as many px a side."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """n images and m boxes as the files have them."""
+
+    path: str
+    format: str
+    """COCO, VOC or YOLO."""
+    folder: str
+    """Of the images."""
+    names: list[str]
+    """Image files relative to `folder`, distinct."""
+    stated: np.ndarray
+    """int64 [n, 2]: height and width that the annotations claim, UNSTATED where they do not."""
+    image_ids: list[int]
+    class_names: list[str]
+    category_ids: list[int]
+    """Each class's number in the files."""
+    image: np.ndarray
+    """int64 [m]: number of the image that a box is in."""
+    labels: np.ndarray
+    """int64 [m]: index into `class_names`."""
+    xyxy: np.ndarray
+    """float64 [m, 4], finite: px of the frame that `stated` has; with `shares` shares of it."""
+    crowd: np.ndarray
+    """bool [m]."""
+    places: Callable[[int], str]
+    """Where the files have a box."""
+    files: list[str]
+    """The files that say all this, for their hash."""
+    shares: bool = False
+    areas: np.ndarray | None = None
+    """float64 [m] px², where the format has them."""
+    keypoints: np.ndarray | None = None
+    """float64 [m, k, 3]: x, y in continuous px (see `boxes.Boxes`), visibility."""
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What the report should say of the reading."""
+
+
+def require_finite(
+    values: np.ndarray, fields: Sequence[str], where: Callable[[int], str], what: str = "a number"
+) -> None:
+    """Refuse NaN, infinity and what is no px, which would make the loss NaN many steps later.
+
+    Args:
+        values: float64 [m, fields].
+        where: row -> file, entry and image.
+
+    Raises:
+        InputError: naming the first.
+    """
+    bad = np.argwhere(~(abs(values) < LARGEST))
+    if len(bad):
+        row, column = (int(i) for i in bad[0])
+        rows = len(set(bad[:, 0].tolist()))
+        more = f" (and {rows - 1} more boxes are like it)" if rows > 1 else ""
+        raise InputError(
+            f"{where(row)}: {fields[column]} is {values[row, column]}{more}; give {what}"
+        )
+
+
+def missing_from(folder: str, names: Sequence[str]) -> list[int]:
+    """Which of `names` are no files in `folder`: one listing of each folder, not a stat a file."""
+    by_folder: defaultdict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        by_folder[os.path.dirname(name)].append(i)
+    missing: list[int] = []
+    for subfolder, members in by_folder.items():
+        try:
+            present = set(os.listdir(os.path.join(folder, subfolder)))
+        except OSError:
+            present = set()
+        missing += [i for i in members if os.path.basename(names[i]) not in present]
+    return sorted(missing)
+
+
+def images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Image files in a folder, by name without extension.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: the folder of images cannot be listed ({error})") from error
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        if not name.startswith(".") and ending.lower() in EXTENSIONS:
+            if not writable(name):
+                raise InputError(f"{folder}: the name {shown(name)} is not UTF-8; rename the file")
+            found[stem].append(name)
+    return dict(found)
+
+
+def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Keypoints that change places in a mirror: `left_eye` and `right_eye` of COCO's names."""
+    numbers = {name: i for i, name in enumerate(names)}
+    pairs = [
+        (i, numbers[other])
+        for name, i in numbers.items()
+        if "left" in name and (other := name.replace("left", "right")) in numbers
+    ]
+    return tuple(pairs)

@@ -1,0 +1,290 @@
+"""Annotated boxes: COCO json, VOC xml or YOLO txt, as one source of images and boxes.
+
+The enemy is a mean average precision of about 0 without a message. So what cannot be told apart
+from a wrong file is an error, and what is certain to be a slip in single boxes is mended, counted
+and reported (`preflight.py`), because one slip in 860,000 boxes should not keep anyone from
+training:
+
+error   an id that nothing has; an id, a name or a file that occurs twice; an image that is missing;
+        NaN and infinity; corners or shares where px sizes belong (and the reverse); a stated size
+        that the file does not have; no box in the whole set; more than half of the boxes dropped; a
+        class that the network's list does not have
+fixed   a box that reaches over the image's edge is cut (apart: by at most 1 px, which is rounding)
+dropped no width or height above 0 (negative ones too: nobody knows which corner was meant); no area
+        inside the image; an image that cannot be read and whose size nobody stated
+noticed a box that is there twice, which stays as evaluation elsewhere has it, too; an image that
+        cannot be read, which counts as such when it is its turn
+
+Both training and evaluation see the same boxes. (COCO's own evaluation neither cuts nor drops.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from downstream.dense.preflight import BoxReport, ClassCount
+from downstream.dense.texts import shown
+from downstream.detection.data.annotations import Annotations
+from downstream.detection.data.cleaning import Cleaned, clean, notice, where
+from downstream.detection.data.coco import read_coco
+from downstream.detection.data.conventions import refuse_other_conventions
+from downstream.detection.data.frames import decide_frames, read_headers
+from downstream.detection.data.voc import find_voc, read_voc
+from downstream.detection.data.yolo import read_yolo
+from downstream.detection.data.yolo_layouts import is_yolo
+from ssld.common.errors import InputError
+from ssld.data.storage import Address, absolute, is_remote, read_all
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Of one image, in px of the upright image (after EXIF orientation), continuous: pixel i covers
+    [i, i + 1)."""
+
+    xyxy: np.ndarray
+    """float32 [n, 4]: within the image, x2 > x1 and y2 > y1."""
+    labels: np.ndarray
+    """int64 [n]: class number."""
+    crowd: np.ndarray
+    """bool [n]: COCO's iscrowd, VOC's difficult: never trained on, ignored in evaluation."""
+    areas: np.ndarray
+    """float32 [n] px², for COCO's size bins: its `area` (of the outline), else the box's."""
+    keypoints: np.ndarray | None
+    """float32 [n, k, 3]: x, y, visibility (0 not labeled, 1 hidden, 2 visible). Continuous like the
+    boxes: COCO's pixel numbers plus .5."""
+
+
+class BoxSource:
+    """Images and their boxes; a `Source` (`ssld/data/sources.py`) besides.
+
+    Flat arrays and Arrow strings, so that loader processes share the memory.
+
+    Args:
+        annotations: as read; they are checked against the images, mended and counted.
+        class_names: the network's classes in its order; by default the files' own.
+
+    Raises:
+        InputError: see above.
+    """
+
+    def __init__(self, annotations: Annotations, class_names: Sequence[str] | None = None) -> None:
+        found = annotations
+        self.path = found.path
+        self.folder = found.folder
+        self.class_names, mapped = _map_classes(found, class_names)
+        own = dict(zip(found.class_names, found.category_ids, strict=True))
+        self.category_ids = [own.get(name, -1 - k) for k, name in enumerate(self.class_names)]
+        """Ids in the files, by class number; below 0 (and distinct) for a class that they lack."""
+        self.image_ids = found.image_ids
+        """COCO's, or numbers from 1 on."""
+        self.flip_pairs = list(found.flip_pairs)
+        """Keypoints that change places when the image is flipped."""
+        self._names = pa.array(found.names, pa.large_string())
+        headers = read_headers(found.folder, found.names)
+        frames = decide_frames(found.path, found.names, headers, found.stated)
+        refuse_other_conventions(found, frames)
+        self._sizes = frames.sizes
+        cleaned = clean(found, frames)
+        kept = cleaned.kept
+        self._offsets = np.searchsorted(found.image[kept], np.arange(len(found.names) + 1))
+        self._xyxy = cleaned.xyxy
+        self._labels = mapped[found.labels[kept]]
+        self._crowd = found.crowd[kept]
+        self._areas = cleaned.areas
+        self._keypoints = cleaned.keypoints
+        self.report = self._report(found, cleaned, headers.unreadable, frames.lines)
+        """What was understood, mended and left out."""
+        if self.report.boxes == self.report.crowd:
+            raise InputError(
+                f"{self.path}: none of the {len(self)} images has a box to learn from"
+                f"{' (all are crowd or difficult)' if self.report.boxes else ''}; check the "
+                "annotations"
+            )
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def sample_id(self, i: int) -> str:
+        return self._names[i].as_py()
+
+    def location(self, i: int) -> str:
+        return os.path.join(self.folder, self.sample_id(i))
+
+    def address(self, i: int) -> Address:
+        return Address(absolute(self.location(i)))
+
+    def label(self, i: int) -> None:
+        return None
+
+    def size(self, i: int) -> None:
+        return None
+
+    def read(self, i: int) -> bytes:
+        return read_all(self.location(i))
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """Height and width of the upright image; 0, 0 for an unreadable one of unstated size."""
+        return int(self._sizes[i, 0]), int(self._sizes[i, 1])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [n, 2]: `image_size` of all."""
+        return self._sizes
+
+    @property
+    def all_boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all images: xyxy float32 [m, 4], and the number of each one's image, int64 [m]."""
+        return self._xyxy, np.repeat(np.arange(len(self)), np.diff(self._offsets))
+
+    @property
+    def counted(self) -> np.ndarray:
+        """bool [m]: is no crowd."""
+        return ~self._crowd
+
+    def boxes(self, i: int) -> Boxes:
+        part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+        keypoints = None if self._keypoints is None else self._keypoints[part]
+        return Boxes(
+            self._xyxy[part], self._labels[part], self._crowd[part], self._areas[part], keypoints
+        )
+
+    def _report(
+        self,
+        found: Annotations,
+        cleaned: Cleaned,
+        unreadable: dict[int, str],
+        lines: list[str],
+    ) -> BoxReport:
+        counted = np.flatnonzero(~self._crowd)
+        images = np.repeat(np.arange(len(self)), np.diff(self._offsets))
+        pairs = np.unique(np.stack([images[counted], self._labels[counted]], axis=1), axis=0)
+        count = len(self.class_names)
+        boxes = np.bincount(self._labels[counted], minlength=count)
+        in_images = np.bincount(pairs[:, 1], minlength=count)
+        classes = [
+            ClassCount(name, self.category_ids[k], int(boxes[k]), int(in_images[k]))
+            for k, name in enumerate(self.class_names)
+        ]
+        return BoxReport(
+            path=self.path,
+            format=found.format,
+            folder=self.folder,
+            images=len(self),
+            boxes=len(self._labels),
+            crowd=int(self._crowd.sum()),
+            without_boxes=int((np.diff(self._offsets) == 0).sum()),
+            classes=classes,
+            fixed=cleaned.fixed,
+            dropped=cleaned.dropped,
+            noticed=notice(found, cleaned.kept, unreadable),
+            remarks=[*found.remarks, *lines],
+            files_sha256=_hash_files(found.files),
+            boxes_sha256=self._hash(),
+        )
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256("\0".join([*self.class_names, *self._names.to_pylist()]).encode())
+        arrays = [self._sizes, self._offsets, self._xyxy, self._labels, self._crowd, self._areas]
+        for array in arrays if self._keypoints is None else [*arrays, self._keypoints]:
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource:
+    """Open annotated images.
+
+    Args:
+        path: a COCO json file (`FILE.json`, or `FILE.json::FOLDER` where its images are not beside
+            it, in `images/` or in a folder of its name), or a folder in VOC's layout
+            (`Annotations/`, `JPEGImages/`; xml files beside the pictures) or YOLO's (`images/`,
+            `labels/`; a `data.yaml`; lists of images), with `::SPLIT` for one of its splits.
+        class_names: the network's classes in its order, for a set that must fit another one: they
+            are matched by name. A class of the set's that has boxes must be among them.
+
+    Raises:
+        InputError: one sentence naming file, image and field; see the top of this file.
+    """
+    place, _, extra = path.partition("::") if not is_remote(path) else (path, "", "")
+    if is_remote(place):
+        raise InputError(f"{path}: annotated images are read from a local folder; copy them there")
+    root, split = Path(place), extra or None
+    if "\0" in path:
+        raise InputError(f"{shown(path)}: no such file or folder; check the path")
+    if root.is_file() and place.lower().endswith(".json"):
+        annotations = read_coco(place, split)
+    elif root.is_file() and is_yolo(root, split):
+        annotations = read_yolo(path, root, split)
+    elif not root.is_dir():
+        wrong = "not json, data.yaml or a folder" if root.exists() else "no such file or folder"
+        raise InputError(
+            f"{place}: {wrong}; give COCO's json, YOLO's data.yaml::train, or a folder of VOC's or "
+            "YOLO's"
+        )
+    elif (voc := find_voc(root, split)) is not None:
+        annotations = read_voc(path, voc, split)
+    elif is_yolo(root, split):
+        annotations = read_yolo(path, root, split)
+    else:
+        files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
+        hint = (
+            f"; COCO's json is given as a file: {', '.join(map(str, files[:3]))}" if files else ""
+        )
+        raise InputError(
+            f"{place}: has neither Annotations/ and JPEGImages/ (VOC), xml files beside the "
+            f"pictures, nor images/ and labels/ or data.yaml (YOLO){hint}"
+        )
+    return BoxSource(_in_order(annotations), class_names)
+
+
+def _in_order(found: Annotations) -> Annotations:
+    """Boxes by image, otherwise in the files' order."""
+    order = np.argsort(found.image, kind="stable")
+    if (order == np.arange(len(order))).all():
+        return found
+    places = found.places
+    return dataclasses.replace(
+        found,
+        image=found.image[order],
+        labels=found.labels[order],
+        xyxy=found.xyxy[order],
+        crowd=found.crowd[order],
+        places=lambda j: places(int(order[j])),
+        areas=None if found.areas is None else found.areas[order],
+        keypoints=None if found.keypoints is None else found.keypoints[order],
+    )
+
+
+def _map_classes(found: Annotations, wanted: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    """Names by class number, and the files' class -> class number, -1 for one that has no boxes."""
+    if wanted is None:
+        return list(found.class_names), np.arange(len(found.class_names))
+    numbers = {name: k for k, name in enumerate(wanted)}
+    mapped = np.array([numbers.get(name, -1) for name in found.class_names], np.int64)
+    unknown = [k for k in np.flatnonzero(mapped < 0) if (found.labels == k).any()]
+    if unknown:
+        name = found.class_names[unknown[0]]
+        near = difflib.get_close_matches(name, wanted, n=1)
+        others = f" (and {len(unknown) - 1} more classes)" if len(unknown) > 1 else ""
+        first = int(np.flatnonzero(found.labels == unknown[0])[0])
+        raise InputError(
+            f"{found.path}: {where(found, first)} is of class {name!r}{others}, which is not one "
+            f"of the {len(wanted)} classes of the network or the training set"
+            f"{f' (did you mean {near[0]!r}?)' if near else ''}; give sets with the same classes"
+        )
+    return list(wanted), mapped
+
+
+def _hash_files(files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,362 @@
+"""COCO's json of boxes and keypoints (cocodataset.org, "Data format").
+
+`bbox` is x, y, width, height in px from the image's upper left corner, continuous. Category ids
+have gaps (COCO's 80 run to 90) and may begin at 0 or 1: class numbers count them in ascending order
+and the report says which is which. Keypoints name pixels, so half a pixel is added to their x and y
+(as detectron2 `detection_utils.transform_instance_annotations` and `coco.py` do); what is written
+for COCO's evaluation takes it off again.
+
+An annotation without `bbox` has the box around its outline (`segmentation`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from downstream.dense.texts import (
+    decode_text,
+    one_line,
+    require_name,
+    require_unique,
+    shown,
+    writable,
+)
+from downstream.detection.data.annotations import (
+    LARGEST,
+    UNSTATED,
+    Annotations,
+    flip_pairs,
+    missing_from,
+    require_finite,
+)
+from downstream.detection.data.outlines import extent
+from ssld.common.errors import InputError
+
+BBOX = ("bbox[0] (x)", "bbox[1] (y)", "bbox[2] (width)", "bbox[3] (height)")
+PREFIXES = ("instances_", "person_keypoints_")
+"""Of the official files: instances_train2017.json describes train2017/."""
+OUTLINE = "outline"
+"""Key of what is kept of an outline: the box around it, None where there is none."""
+INT64 = 2**63
+
+Entries = list[dict[str, Any]]
+
+
+def read_coco(path: str, folder: str | None = None) -> Annotations:
+    """Read `path`; its images lie in `folder`, by default where `_candidates` finds them.
+
+    Raises:
+        InputError: not COCO, values of another type, ids that nothing has or that occur twice,
+            missing images, boxes that are not four finite numbers.
+    """
+    images, annotations, categories = _load(path)
+    names, image_ids = _names(path, images), _ids(path, "images", images)
+    category_ids = _ids(path, "categories", categories)
+    categories = [categories[k] for k in np.argsort(category_ids)]
+    category_ids = sorted(category_ids)
+    class_names = [
+        require_name(value, f"{path}: the name of category {category_ids[i]}")
+        for i, value in enumerate(_column(path, "categories", categories, "name"))
+    ]
+    require_unique(class_names, lambda i: f"{path}: the name of category {category_ids[i]}")
+
+    def place(j: int) -> str:
+        return f"annotations[{j}] (id {shown(annotations[j].get('id'))})"
+
+    image = _numbers(path, annotations, "image_id", image_ids, place, "image")
+
+    def where(j: int) -> str:
+        return f"{path}: {place(j)} of image {shown(names[image[j]])}"
+
+    labels = _numbers(path, annotations, "category_id", category_ids, place, "category")
+    bbox = _boxes(path, annotations, where)
+    keypoints, pairs = _keypoints(path, annotations, categories, where)
+    return Annotations(
+        path=path,
+        format="COCO",
+        folder=_find_images(path, names, folder),
+        names=names,
+        stated=_stated(images),
+        image_ids=image_ids,
+        class_names=class_names,
+        category_ids=category_ids,
+        image=image,
+        labels=labels,
+        xyxy=np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1),
+        crowd=_crowd(annotations, where),
+        places=place,
+        files=[path],
+        areas=np.array([_area(entry.get("area")) for entry in annotations], np.float64),
+        keypoints=keypoints,
+        flip_pairs=pairs,
+        remarks=_remarks(annotations),
+    )
+
+
+def _remarks(annotations: Entries) -> tuple[str, ...]:
+    outlines = sum(OUTLINE in entry for entry in annotations)
+    given = [entry["id"] for entry in annotations if type(entry.get("id")) in (int, str)]
+    again = len(given) - len(set(given))
+    said = [f"boxes without bbox, taken around their outlines: {outlines}"] * bool(outlines)
+    said += [f"annotations whose id occurred before, kept: {again}"] * bool(again)
+    return tuple(said)
+
+
+def _load(path: str) -> tuple[Entries, Entries, Entries]:
+    try:
+        content = _parsed(path)
+    except (OSError, ValueError, RecursionError) as error:
+        said = one_line(str(error))
+        raise InputError(f"{path}: cannot be read as json ({said})") from error
+    keys = ("images", "annotations", "categories")
+    for key in keys:
+        value = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise InputError(
+                f"{path}: has no list of objects {key!r}; COCO's format has {', '.join(keys)}"
+            )
+    if not content["images"]:
+        raise InputError(f"{path}: the list 'images' is empty; give a file that has images")
+    return content["images"], content["annotations"], content["categories"]
+
+
+def _parsed(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file, object_hook=_without_outline)
+    except UnicodeDecodeError:
+        text, _ = decode_text(Path(path).read_bytes())
+        return json.loads(text, object_hook=_without_outline)
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines are most of the file, and would be gigabytes in memory: of one that has no box
+    beside it the box around it is kept."""
+    outline = entry.pop("segmentation", None)
+    if outline and not entry.get("bbox"):
+        entry[OUTLINE] = extent(outline)
+    return entry
+
+
+def _column(path: str, part: str, entries: Entries, key: str) -> list[Any]:
+    try:
+        return [entry[key] for entry in entries]
+    except KeyError:
+        i = next(i for i, entry in enumerate(entries) if key not in entry)
+        raise InputError(f"{path}: {part}[{i}] has no {key!r}; COCO's format needs it") from None
+
+
+def _ids(path: str, part: str, entries: Entries) -> list[int]:
+    values = _column(path, part, entries, "id")
+    for i, value in enumerate(values):
+        if type(value) is not int or not -INT64 <= value < INT64:
+            raise InputError(
+                f"{path}: {part}[{i}].id is {shown(value)}; give an integer of 64 bits at most"
+            )
+    require_unique(values, lambda i: f"{path}: {part}[{i}].id")
+    return values
+
+
+def _names(path: str, images: Entries) -> list[str]:
+    names = []
+    for i, value in enumerate(_column(path, "images", images, "file_name")):
+        if not isinstance(value, str) or not value.strip() or os.path.isabs(value):
+            raise InputError(
+                f"{path}: images[{i}].file_name is {shown(value)}; give a name relative to the "
+                "images' folder"
+            )
+        if not writable(value):
+            raise InputError(f"{path}: images[{i}].file_name is {shown(value)}, which no file has")
+        names.append(Path(value).as_posix())
+    require_unique(names, lambda i: f"{path}: images[{i}].file_name")
+    return names
+
+
+def _numbers(
+    path: str,
+    annotations: Entries,
+    key: str,
+    ids: Sequence[int],
+    place: Callable[[int], str],
+    what: str,
+) -> np.ndarray:
+    """Ids of images or categories -> their indices, int64 [m]."""
+    index = {value: i for i, value in enumerate(ids)}
+    values = _column(path, "annotations", annotations, key)
+    try:
+        if not set(map(type, values)) <= {int}:  # True and 1.0 are equal to 1
+            raise TypeError
+        return np.array([index[value] for value in values], np.int64)
+    except (KeyError, TypeError):
+        bad = [j for j, value in enumerate(values) if type(value) is not int or value not in index]
+        known = ", ".join(str(value) for value in sorted(ids)[:5]) + (
+            ", ..." if len(ids) > 5 else ""
+        )
+        more = f" (and {len(bad) - 1} more are like it)" if len(bad) > 1 else ""
+        raise InputError(
+            f"{path}: {place(bad[0])} has {key} {shown(values[bad[0]])}, but no {what} in this "
+            f"file has that id{more}; the ids are {known}"
+        ) from None
+
+
+def _boxes(path: str, annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
+    """`bbox` of all, or around their outlines, float64 [m, 4]."""
+    values = [_box(entry) for entry in annotations]
+    sound = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
+    if not sound or not set(map(type, chain.from_iterable(values))) <= {int, float}:
+        _refuse_box(annotations, values, where)
+    try:
+        boxes = np.array(values, np.float64).reshape(-1, 4)
+    except OverflowError:
+        boxes = np.array([[min(x, 2 * LARGEST) for x in value] for value in values], np.float64)
+    require_finite(boxes, BBOX, where, "x, y, width, height in px")
+    return boxes
+
+
+def _box(entry: dict[str, Any]) -> Any:
+    corners = entry.get(OUTLINE)
+    if corners is None:
+        return entry.get("bbox")
+    x1, y1, x2, y2 = corners
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _refuse_box(annotations: Entries, values: list[Any], where: Callable[[int], str]) -> None:
+    """A look at each of a million, where one is wrong.
+
+    Raises:
+        InputError: naming it.
+    """
+    for j, value in enumerate(values):
+        numbers = isinstance(value, list) and {type(x) for x in value} <= {int, float}
+        if numbers and len(value) == 4:
+            continue
+        if OUTLINE in annotations[j]:
+            raise InputError(
+                f"{where(j)}: has no bbox, and its segmentation is no outline; give polygons of "
+                "three points or more, run lengths, or a bbox"
+            )
+        if "bbox" not in annotations[j]:
+            raise InputError(
+                f"{where(j)}: annotations[{j}] has no 'bbox', and no 'segmentation' whose box it "
+                "could be; give one of them"
+            )
+        raise InputError(f"{where(j)}: bbox is {shown(value)}; give x, y, width, height in px")
+
+
+def _stated(images: Entries) -> np.ndarray:
+    sizes = [(entry.get("height"), entry.get("width")) for entry in images]
+    known = [all(_number(side) and 0 < side < LARGEST for side in size) for size in sizes]
+    return np.array(
+        [size if ok else (UNSTATED, UNSTATED) for size, ok in zip(sizes, known, strict=True)]
+    ).astype(np.int64)
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return type(value) is int or type(value) is float
+
+
+def _area(value: Any) -> float:
+    """NaN where it is not stated, or is no area."""
+    known = _number(value) and 0 < value < LARGEST**2
+    return float(value) if known else math.nan
+
+
+def _crowd(annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
+    values = [entry.get("iscrowd") for entry in annotations]
+    for j, value in enumerate(values):
+        if value is not None and value not in (0, 1):
+            raise InputError(f"{where(j)}: iscrowd is {shown(value)}; give 0 or 1")
+    return np.array([bool(value) for value in values], bool)
+
+
+def _keypoints(
+    path: str, annotations: Entries, categories: Entries, where: Callable[[int], str]
+) -> tuple[np.ndarray | None, tuple[tuple[int, int], ...]]:
+    """float64 [m, k, 3] and the pairs that a flip swaps; None where no category has keypoints."""
+    names = _keypoint_names(path, categories)
+    if not names:
+        return None, ()
+    count = len(names)
+    values = np.zeros((len(annotations), 3 * count))
+    for j, entry in enumerate(annotations):
+        row = entry.get("keypoints")
+        if row is None or row == []:
+            continue
+        numbers = isinstance(row, list) and all(_number(x) and abs(x) < LARGEST for x in row)
+        if not isinstance(row, list) or len(row) != 3 * count:
+            what = f"{len(row)} entries" if isinstance(row, list) else shown(row)
+            raise InputError(
+                f"{where(j)}: keypoints has {what}; give x, y, visibility of each of {count}"
+            )
+        if not numbers:
+            i = next(i for i, x in enumerate(row) if not (_number(x) and abs(x) < LARGEST))
+            raise InputError(f"{where(j)}: keypoints[{i}] is {shown(row[i])}; give a number")
+        values[j] = row
+    points = values.reshape(-1, count, 3)
+    points[..., :2] += 0.5  # from a pixel's number to its centre
+    return points, flip_pairs(names)
+
+
+def _keypoint_names(path: str, categories: Entries) -> list[str]:
+    """Of all categories that have any."""
+    found: list[list[str]] = []
+    for entry in categories:
+        names = entry.get("keypoints")
+        if not names:
+            continue
+        where = f"{path}: keypoints of category {entry['id']}"
+        if not isinstance(names, list):
+            raise InputError(f"{where} is {shown(names)}; give the list of their names")
+        found.append([require_name(x, f"{where}: entry {i}") for i, x in enumerate(names)])
+    if any(other != found[0] for other in found):
+        raise InputError(
+            f"{path}: two categories have other 'keypoints'; give them the same list, or one file "
+            "each"
+        )
+    return found[0] if found else []
+
+
+def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:
+    """The folder that has all `names`.
+
+    Raises:
+        InputError: none has; naming the first that the best one lacks.
+    """
+    candidates = [folder] if folder else _candidates(Path(path))
+    candidates = [candidate for candidate in candidates if os.path.isdir(candidate)]
+    if not candidates:
+        raise InputError(f"{folder}: no such folder of images; check what follows ::")
+    best, fewest = "", list(range(len(names) + 1))
+    for candidate in candidates:
+        missing = missing_from(candidate, names)
+        if not missing:
+            return candidate
+        if len(missing) < len(fewest):
+            best, fewest = candidate, missing
+    others = f" and {len(fewest) - 1} more of {len(names)}" if len(fewest) > 1 else ""
+    raise InputError(
+        f"{path}: images[{fewest[0]}].file_name {shown(names[fewest[0]])}{others} is no file in "
+        f"{best}; complete the images, or name their folder as {os.path.basename(path)}::FOLDER"
+    )
+
+
+def _candidates(path: Path) -> list[str]:
+    """Beside the file, in `images/`, in a folder with its name; for `annotations/x.json` also
+    beside that folder, as COCO itself has it."""
+    stem = path.stem
+    for prefix in PREFIXES:
+        stem = stem.removeprefix(prefix)
+    roots = [path.parent]
+    if path.parent.absolute().name == "annotations":
+        roots.append(path.parent.absolute().parent)
+    inside = ("", "images", path.stem, stem, f"images/{stem}")
+    return list(dict.fromkeys(str(root / name) for root in roots for name in inside))

@@ -1,0 +1,155 @@
+"""Views of images with boxes. A training view is a pure function of (seed, sample id, view number),
+and its size with `resize: square` of (seed, batch number): no global random state decides anything
+(see `ssld/data/transforms.py`).
+
+Order of the steps: mixup, colour, expand, crop, flip, resize (PaddleDetection
+`configs/yolov3/_base_/yolov3_reader.yml`).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.detection.data import geometry
+from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.data.boxes import BoxSource
+from ssld.data.decode import Unreadable, decode
+from ssld.data.transforms import key_of
+
+Target = dict[str, Any]
+
+
+class TrainBoxView:
+    """Args:
+    augment: ranges and probabilities.
+    seed: the run's.
+    """
+
+    def __init__(self, augment: BoxAugmentConfig, seed: int) -> None:
+        self.augment = augment
+        self.seed = seed
+
+    def __call__(
+        self, source: BoxSource, index: int, view: int, batch_number: int
+    ) -> tuple[Tensor, Target]:
+        """View number `view` (0 in the first epoch) of an image, for batch `batch_number`.
+
+        Returns:
+            uint8 [h, w, 3] and {"boxes": float32 [n, 4] xyxy in px of the view, each side at least
+            1 px; "labels": int64 [n]; "weights": float32 [n], the share of the box's own image in
+            a mixed one, by which its loss counts, else 1; "size": height and width of the image in
+            px; "keypoints", where the source has them: float32 [n, k, 3], x, y, visibility}. Crowd
+            boxes are left out; n may be 0.
+
+        Raises:
+            Unreadable, OSError: the image, or the one that is mixed in, cannot be read.
+        """
+        augment = self.augment
+        draw = random.Random(key_of(self.seed, source.sample_id(index), view))
+        sample = load(source, index)
+        if augment.mixup and (augment.mixup_epochs is None or view < augment.mixup_epochs):
+            partner = draw.randrange(len(source))
+            ratio = draw.betavariate(augment.mixup, augment.mixup)
+            sample = geometry.mix(sample, _load_partner(source, partner), ratio)
+        if augment.colour:
+            sample = geometry.distort(sample, draw, augment.colour)
+        if augment.expand > 1:
+            sample = geometry.expand(sample, draw, augment.expand)
+        if augment.crop:
+            sample = geometry.crop_by_overlap(sample, draw)
+        if draw.random() < augment.flip:
+            sample = geometry.flip(sample, source.flip_pairs)
+        if augment.resize == "square":
+            side = self.batch_size_px(batch_number)
+        else:
+            side = draw.choice(augment.sizes)
+        sample = geometry.resize(sample, view_size(sample.size, side, augment))
+        return _finish(geometry.drop_small(sample), source.image_size(index))
+
+    def batch_size_px(self, batch_number: int) -> int:
+        """The side of a batch's views with `resize: square`."""
+        return random.Random(key_of(self.seed, "side", batch_number)).choice(self.augment.sizes)
+
+
+class EvalBoxView:
+    """The whole image at `augment.test_size`, without chance."""
+
+    def __init__(self, augment: BoxAugmentConfig) -> None:
+        self.augment = augment
+
+    def __call__(self, source: BoxSource, index: int) -> tuple[Tensor, Target]:
+        """
+        Returns:
+            as a training view, and "scale": (sx, sy), px of the view for a px of the image: divide
+            predictions by it. For a loss on held-out images, as crowd boxes are left out; evaluate
+            against `source.boxes(index)`.
+
+        Raises:
+            Unreadable, OSError: the image cannot be read.
+        """
+        sample = load(source, index)
+        height, width = sample.size
+        size = view_size(sample.size, self.augment.test_size, self.augment)
+        image, target = _finish(geometry.resize(sample, size), (height, width))
+        target["scale"] = (size[1] / width, size[0] / height)
+        return image, target
+
+
+def view_size(size: tuple[int, int], side: int, augment: BoxAugmentConfig) -> tuple[int, int]:
+    """Height and width of a view of an image of `size`: `side` squared, or with its shorter side at
+    `side` unless the longer one would exceed `augment.longest` (Ren et al. 2015, section 3.3;
+    rounded as detectron2 `ResizeShortestEdge` does)."""
+    if augment.resize == "square":
+        return side, side
+    scale = side / min(size)
+    if augment.longest is not None:
+        scale = min(scale, augment.longest / max(size))
+    height, width = (max(1, int(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+def load(source: BoxSource, index: int) -> geometry.Sample:
+    """The whole upright image with its boxes, without crowd ones.
+
+    Raises:
+        Unreadable, OSError: it cannot be read, or has another size than at the start.
+    """
+    pixels = decode(source.read(index))
+    height, width = source.image_size(index)
+    if pixels.shape[:2] != (height, width):
+        raise Unreadable(
+            f"has {pixels.shape[1]} x {pixels.shape[0]} px, its boxes are for {width} x {height}"
+        )
+    found = source.boxes(index)
+    chosen = ~found.crowd
+    return geometry.make_sample(
+        torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1),
+        torch.from_numpy(found.xyxy[chosen]),
+        torch.from_numpy(found.labels[chosen]),
+        None if found.keypoints is None else torch.from_numpy(found.keypoints[chosen]),
+    )
+
+
+def _load_partner(source: BoxSource, index: int) -> geometry.Sample:
+    try:
+        return load(source, index)
+    except (OSError, Unreadable) as error:
+        raise Unreadable(f"{source.location(index)}, which is mixed in: {error}") from error
+
+
+def _finish(sample: geometry.Sample, size: tuple[int, int]) -> tuple[Tensor, Target]:
+    target: Target = {
+        "boxes": sample.boxes.as_subclass(Tensor),
+        "labels": sample.labels,
+        "weights": sample.weights,
+        "size": size,
+    }
+    if sample.keypoints is not None and sample.visibility is not None:
+        points = sample.keypoints.as_subclass(Tensor)
+        target["keypoints"] = torch.cat([points, sample.visibility[..., None]], dim=-1)
+    return sample.image.as_subclass(Tensor).permute(1, 2, 0).contiguous(), target

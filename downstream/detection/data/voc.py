@@ -1,0 +1,269 @@
+"""Pascal VOC's layout: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/<split>.txt`; or a
+folder of pictures with an xml file beside each, as labelImg saves them.
+
+Pixels count from 1 and both corners belong to the box (VOC's development kit), so 1 is taken off
+xmin and ymin, as detectron2 `pascal_voc.py` does. Files of labelImg and others that count
+from 0 come out one pixel larger at the upper left, and are cut at the edge; one rule for all splits
+is worth more than that pixel. `difficult` objects are crowd: never trained on, ignored in
+evaluation, as the kit does.
+
+Files may be in the encoding that they declare, and in UTF-8, GB 18030 (GBK, GB2312) or Latin-1
+whatever they declare. Entities of their own, which can blow up to gigabytes or name other files,
+are refused.
+
+Classes are the lines of `classes.txt` beside the folders, or else the sorted names that occur (for
+VOC itself its official order); a set whose splits differ in them needs the file, or the names of
+the other split as `class_names`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from downstream.dense.texts import decode_text, name_lines, read_text, require_unique, shown
+from downstream.detection.data.annotations import (
+    UNSTATED,
+    Annotations,
+    images_by_stem,
+    require_finite,
+)
+from ssld.common.errors import InputError
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CLASSES = "classes.txt"
+LISTS = ("Annotations", "annotations")
+PICTURES = ("JPEGImages", "images", "Images", "jpegimages")
+DECLARATION = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']{1,40})["']""")
+TRUE, FALSE = ("1", "true", "yes", "y"), ("0", "false", "no", "n", "")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a set has its files."""
+
+    xml: Path
+    images: Path
+    root: Path
+    """With the lists of splits and of classes."""
+    whole: bool = False
+    """Whether all of it is the split that was asked for."""
+
+
+def find_voc(root: Path, split: str | None) -> Folders | None:
+    """The folders of a set in this layout, None where it is none."""
+    for name in LISTS:
+        if any((root / name).glob("*.xml")) or (name == "Annotations" and (root / name).is_dir()):
+            images = next((root / x for x in PICTURES if (root / x).is_dir()), root)
+            return Folders(root / name, images, root)
+    for folder in (root / split, root) if split else (root,):
+        if any(folder.glob("*.xml")):
+            return Folders(folder, folder, folder, whole=folder != root)
+    return None
+
+
+def read_voc(path: str, where: Folders, split: str | None) -> Annotations:
+    """Read the objects of a split, or of all xml files.
+
+    Args:
+        path: what the user gave, for messages.
+
+    Raises:
+        InputError: a file is missing, not XML, or has an object without a name or corners.
+    """
+    images = images_by_stem(where.images)
+    files = sorted(file for file in where.xml.glob("*.xml") if not file.name.startswith("."))
+    root = where.root
+    left_out = 0
+    if split is not None and not where.whole:
+        files = [where.xml / f"{name}.xml" for name in _split(where, split)]
+    else:
+        left_out = sum(map(len, images.values())) - len({file.stem for file in files} & set(images))
+    if not files:
+        raise InputError(f"{path}: no xml file in {where.xml}")
+    rows, stated, names, guessed = _Rows(), [], [], []
+    for number, file in enumerate(files):
+        tree, guess = _parse(file)
+        names.append(_image_of(file, tree, images.get(file.stem, []), where.images))
+        _add_objects(file, tree, number, rows)
+        stated.append(_size(tree))
+        guessed += [f"{file.name} as {guess}"] * bool(guess)
+    rows.names = names
+    class_names = _class_names(root / CLASSES, rows)
+    index = {name: i for i, name in enumerate(class_names)}
+    sources = [
+        file for file in (root / CLASSES, root / f"ImageSets/Main/{split}.txt") if file.is_file()
+    ]
+    return Annotations(
+        path=path,
+        format="VOC",
+        folder=str(where.images),
+        names=names,
+        stated=np.array(stated, np.int64),
+        image_ids=list(range(1, len(names) + 1)),
+        class_names=class_names,
+        category_ids=list(range(len(class_names))),
+        image=np.array(rows.image, np.int64),
+        labels=np.array([index[name] for name in rows.labels], np.int64),
+        xyxy=rows.corners() - (1.0, 1.0, 0.0, 0.0),
+        crowd=np.array(rows.difficult, bool),
+        places=rows.place,
+        files=[str(file) for file in sources + files],
+        remarks=_remarks(left_out, guessed),
+    )
+
+
+def _remarks(left_out: int, guessed: Sequence[str]) -> tuple[str, ...]:
+    said = [f"images without an xml file, left out: {left_out}"] * bool(left_out)
+    if guessed:
+        more = ", ..." if len(guessed) > 3 else ""
+        said.append(
+            f"xml files not in the encoding that they state: {len(guessed)}, read otherwise "
+            f"({', '.join(guessed[:3])}{more}); look at the names of the classes"
+        )
+    return tuple(said)
+
+
+class _Rows:
+    """Objects as they are read."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.image: list[int] = []
+        self.labels: list[str] = []
+        self.boxes: list[list[float]] = []
+        self.difficult: list[bool] = []
+        self.where: list[str] = []
+
+    def place(self, j: int) -> str:
+        return self.where[j]
+
+    def corners(self) -> np.ndarray:
+        """float64 [m, 4] as written."""
+        values = np.array(self.boxes, np.float64).reshape(-1, 4)
+        require_finite(
+            values, CORNERS, lambda j: f"{self.where[j]} of image {self.names[self.image[j]]!r}"
+        )
+        return values
+
+
+def _split(where: Folders, split: str) -> list[str]:
+    file = where.root / f"ImageSets/Main/{split}.txt"
+    if not file.is_file():
+        known = sorted(other.stem for other in file.parent.glob("*.txt") if "_" not in other.stem)
+        hint = f"; there are {', '.join(known)}" if known else ""
+        raise InputError(f"{file}: no such split{hint}")
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    for i, name in enumerate(names):
+        if len(name.split()) > 1:
+            raise InputError(
+                f"{file}: line {i + 1} is {name!r}; give a list of whole images such as train.txt, "
+                "one name a line, not that of one class"
+            )
+    require_unique(names, lambda i: f"{file}: name {i + 1}")
+    for name in names:
+        if not (where.xml / f"{name}.xml").is_file():
+            raise InputError(f"{file}: {name!r} has no xml file in {where.xml}")
+    return names
+
+
+def _parse(file: Path) -> tuple[ElementTree.Element, str | None]:
+    """The file's tree, and in which encoding it was read if that is not the one it states."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+    stated = DECLARATION.search(data[:200])
+    declared = stated[1].decode("ascii", "replace") if stated else "utf-8"
+    text, encoding = decode_text(data, declared)
+    if "<!ENTITY" in text:
+        raise InputError(f"{file}: defines entities (<!ENTITY), which annotations have no use for")
+    # Without its declaration: the text has been decoded, and expat knows few encodings.
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"), count=1)
+    try:
+        tree = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read as XML ({error})") from error
+    same = encoding == declared or encoding.startswith("utf-") or declared[:2].lower() == "gb"
+    return tree, None if same else encoding
+
+
+def _image_of(file: Path, tree: ElementTree.Element, found: list[str], folder: Path) -> str:
+    """The picture of an xml file: the one of its name; of several that which it names.
+
+    Raises:
+        InputError: there is none, or it names none of several.
+    """
+    if not found:
+        raise InputError(
+            f"{file}: its image {file.stem!r} (with any extension) is not in {folder}; "
+            "complete the images"
+        )
+    if len(found) == 1:
+        return found[0]
+    named = (tree.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    if named not in found:
+        raise InputError(
+            f"{file}: is of {' or of '.join(found[:3])} in {folder}, and its filename "
+            f"{shown(named)} is none of them; name it there, or rename one"
+        )
+    return named
+
+
+def _add_objects(file: Path, tree: ElementTree.Element, number: int, rows: _Rows) -> None:
+    for i, entry in enumerate(tree.iter("object")):
+        where = f"{file}: object {i + 1}"
+        name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
+        if not name or box is None:
+            raise InputError(f"{where} has no {'bndbox' if name else 'name'}; add it")
+        rows.boxes.append([_number(box, corner, where) for corner in CORNERS])
+        rows.labels.append(name)
+        rows.difficult.append(_truth(entry.findtext("difficult"), f"{where}: difficult"))
+        rows.image.append(number)
+        rows.where.append(where)
+
+
+def _truth(text: str | None, where: str) -> bool:
+    word = (text or "").strip().lower()
+    if word not in (*TRUE, *FALSE):
+        raise InputError(f"{where} is {shown(text)}; give 0 or 1")
+    return word in TRUE
+
+
+def _size(tree: ElementTree.Element) -> tuple[int, int]:
+    """Height and width that the file states."""
+    size = [(tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
+    if all(re.fullmatch(r"[0-9]{1,9}", side) and int(side) > 0 for side in size):
+        return int(size[0]), int(size[1])
+    return UNSTATED, UNSTATED  # labelImg writes 0 where it does not know
+
+
+def _number(box: ElementTree.Element, corner: str, where: str) -> float:
+    text = box.findtext(corner)
+    try:
+        return float(text or "")
+    except ValueError:
+        raise InputError(f"{where}: {corner} is {shown(text)}; give a number of px") from None
+
+
+def _class_names(file: Path, rows: _Rows) -> list[str]:
+    """The lines of `file`, or the sorted names in use where it does not exist.
+
+    Raises:
+        InputError: a name in use is not in the file.
+    """
+    if not file.is_file():
+        return sorted(set(rows.labels))
+    names = name_lines(file)
+    known = set(names)
+    for j, name in enumerate(rows.labels):
+        if name not in known:
+            raise InputError(
+                f"{rows.place(j)}: name is {name!r}, which {file} does not have; add it"
+            )
+    return names

@@ -1,0 +1,272 @@
+"""Which label file belongs to which image in YOLO's layouts: folders of images and of labels,
+lists of images (`train.txt`), and a `data.yaml` that names either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from downstream.dense.texts import read_text, require_unique, shown, writable
+from downstream.detection.data.yolo_names import (
+    SPLITS,
+    TABLE,
+    class_names,
+    names_of,
+    read_yaml,
+    split_places,
+)
+from ssld.common.errors import InputError
+from ssld.data.folder import FolderSource
+
+YAML = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Images of a split, their labels and the classes."""
+
+    images: list[str]
+    """Paths, sorted within each folder and in the order of each list."""
+    labels: list[str | None]
+    """Path of each one's label file, None where there is none."""
+    class_names: list[str]
+    files: list[str]
+    """With the names and the lists, for their hash."""
+    keypoints: int = 0
+    """Numbers behind each box that are its keypoints."""
+    remarks: list[str] = field(default_factory=list)
+
+
+def is_yolo(root: Path, split: str | None) -> bool:
+    """Whether a folder or a file is of this layout."""
+    if root.is_file():
+        return root.suffix.lower() in YAML
+    named = ["labels", TABLE, f"{split}.txt", f"{split or '.'}/labels"]
+    named += [f"{name}.txt" for name in SPLITS] if split is None else []
+    return any((root / name).exists() for name in named)
+
+
+def find_layout(path: str, root: Path, split: str | None) -> Layout:
+    """
+    Args:
+        path: what the user gave, for messages.
+
+    Raises:
+        InputError: there is no such split, or several and none was asked for; an image or a label
+            is missing, or two images have one label file.
+    """
+    table = root if root.is_file() else root / TABLE
+    content = read_yaml(table) if table.is_file() else {}
+    if root.is_file():
+        pairs = _of_table(table, content, split)
+        names, source = names_of(table, content), table
+        folder = root.parent
+    else:
+        pairs, folder = _of_folder(path, root, split, table, content)
+        names, source = class_names(root, folder)
+    if not pairs.images:
+        raise InputError(f"{path}: no image in {folder}")
+    keypoints = _keypoints(table, content)
+    return Layout(
+        pairs.images, pairs.labels, names, [str(source), *pairs.files], keypoints, pairs.remarks
+    )
+
+
+def _keypoints(table: Path, content: dict) -> int:
+    """`kpt_shape: [17, 3]` of ultralytics' pose sets."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    known = isinstance(shape, list) and len(shape) == 2
+    if not known or not all(isinstance(x, str) and x.isdecimal() for x in shape):
+        raise InputError(f"{table}: kpt_shape is {shown(shape)}; give [keypoints, 2 or 3]")
+    return int(shape[0]) * int(shape[1])
+
+
+@dataclass
+class _Pairs:
+    images: list[str] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def add(self, other: _Pairs) -> None:
+        self.images += other.images
+        self.labels += other.labels
+        self.files += other.files
+        self.remarks += other.remarks
+
+
+def _of_table(table: Path, content: dict, split: str | None) -> _Pairs:
+    known = [name for name in SPLITS if content.get(name)]
+    if split is None and len(known) != 1:
+        raise InputError(f"{table}: which split? {_choice(str(table), known)}")
+    found = _Pairs()
+    for place in split_places(table, content, split or known[0]):
+        found.add(_of_list(place) if place.is_file() else _of_images(place, _labels_of(place)))
+    require_unique(found.images, lambda i: f"{table}: image {i + 1} of {split}")
+    _refuse_shared(found)
+    return found
+
+
+def _of_folder(
+    path: str, root: Path, split: str | None, table: Path, content: dict
+) -> tuple[_Pairs, Path]:
+    """Pairs, and the folder of labels."""
+    if split is None:
+        _require_one_split(root, content)
+        return _of_pair(path, root / "images", root / "labels"), root / "labels"
+    pairs = [
+        (root / "images" / split, root / "labels" / split),
+        (root / split / "images", root / split / "labels"),
+    ]
+    for images, labels in pairs:
+        if images.is_dir() and labels.is_dir():
+            return _of_pair(path, images, labels), labels
+    if (root / f"{split}.txt").is_file():
+        found = _of_list(root / f"{split}.txt")
+        _refuse_shared(found)
+        return found, root / "labels"
+    if content.get(split):
+        return _of_table(table, content, split), root / "labels"
+    return _of_pair(path, *pairs[0]), pairs[0][1]
+
+
+def _require_one_split(root: Path, content: dict) -> None:
+    """Refuse to read train and val together."""
+    splits = [
+        name
+        for name in SPLITS
+        if (root / f"{name}.txt").is_file()
+        or (root / "images" / name).is_dir()
+        or (root / name / "images").is_dir()
+        or (not (root / "images").is_dir() and content.get(name))
+    ]
+    if splits:
+        raise InputError(f"{root}: which split? {_choice(str(root), splits)}")
+
+
+def _choice(root: str, splits: Sequence[str]) -> str:
+    if not splits:
+        return "it names none; write train and val into it"
+    return f"give {' or '.join(f'{root}::{split}' for split in splits)}"
+
+
+def _of_pair(path: str, images: Path, labels: Path) -> _Pairs:
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise InputError(
+                f"{path}: there is no folder {folder}; a split is given as FOLDER::SPLIT"
+            )
+    found = _of_images(images, labels)
+    _refuse_shared(found)
+    return found
+
+
+def _of_images(images: Path, labels: Path) -> _Pairs:
+    """All images below a folder, and label files in the same places below another.
+
+    Raises:
+        InputError: a label file has no image.
+    """
+    source = FolderSource(str(images))
+    names = [source.sample_id(i) for i in range(len(source))]
+    texts = _texts(labels)
+    stems = {os.path.splitext(name)[0] for name in names}
+    for stem, file in texts.items():
+        if stem not in stems and labels != images:
+            raise InputError(
+                f"{file}: its image {stem!r} (with any extension) is not in {images}; "
+                "complete the images"
+            )
+    return _Pairs(
+        [os.path.join(images, name) for name in names],
+        [texts.get(os.path.splitext(name)[0]) for name in names],
+    )
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    """Label files below a folder by path without extension, sorted; hidden ones are none."""
+    found = {}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(place, folder)
+        if len(Path(inside).parts) > DEEP:
+            raise InputError(f"{place}: is nested deeper than {DEEP} folders: a link to itself?")
+        for name in files:
+            stem, ending = os.path.splitext(name)
+            if ending == ".txt" and not name.startswith("."):
+                if inside == "." and stem in ("classes", "train", "val", "test"):
+                    continue
+                found[os.path.normpath(os.path.join(inside, stem))] = os.path.join(place, name)
+    return dict(sorted(found.items()))
+
+
+DEEP = 30
+"""Folders in folders that nobody has but who links one to itself."""
+
+
+def _labels_of(images: Path) -> Path:
+    """The folder beside the last `images` of a path that is called `labels`; else the same one
+    (ultralytics' `img2label_paths`)."""
+    parts = list(images.parts)
+    for i in reversed(range(len(parts))):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            return Path(*parts)
+    inner = images / "labels"
+    return inner if inner.is_dir() else images
+
+
+def _of_list(file: Path) -> _Pairs:
+    """The images that a list names, a path on a line, relative to the list's folder.
+
+    Raises:
+        InputError: one of them is missing, or is named twice.
+    """
+    found = _Pairs(files=[str(file)])
+    seen: dict[str, int] = {}
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        name = line.strip().replace("\\", "/")
+        if not name:
+            continue
+        image = _listed(file, number, name)
+        if seen.setdefault(image, number) != number:
+            raise InputError(f"{file}: line {number}: {name!r} is on line {seen[image]}, too")
+        found.images.append(image)
+        label = _label_of(image)
+        found.labels.append(label if os.path.isfile(label) else None)
+    return found
+
+
+def _listed(file: Path, number: int, name: str) -> str:
+    """The image that a line names; CVAT and darknet write `data/` before what lies here."""
+    if not writable(name):
+        raise InputError(f"{file}: line {number} is {shown(name)}, which no file has")
+    here = file.parent
+    places = [here / name, here / name.removeprefix("data/"), here / name.partition("/")[2]]
+    for place in places:
+        if os.path.isfile(place):
+            return os.path.normpath(place)
+    raise InputError(
+        f"{file}: line {number}: {shown(name)} is no file in {here}; complete the images"
+    )
+
+
+def _label_of(image: str) -> str:
+    stem = os.path.splitext(image)[0]
+    head, mark, tail = stem.rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{head}{os.sep}labels{os.sep}{tail}.txt"
+    return moved if mark and os.path.isfile(moved) else f"{stem}.txt"
+
+
+def _refuse_shared(found: _Pairs) -> None:
+    """Two images of one name and two endings have one label file: whose boxes are they?"""
+    owner: dict[str, str] = {}
+    for image, label in zip(found.images, found.labels, strict=True):
+        if label is not None and owner.setdefault(label, image) != image:
+            raise InputError(
+                f"{label}: is the label file of {owner[label]} and of {image}; rename or remove one"
+            )

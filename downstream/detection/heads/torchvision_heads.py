@@ -1,0 +1,373 @@
+"""Faster R-CNN, RetinaNet and FCOS: torchvision's heads, losses and decoding over our backbone.
+
+Every constant is torchvision's unless an argument says otherwise (`torchvision/models/detection`:
+faster_rcnn.py, retinanet.py, fcos.py; BSD-3-Clause): RetinaNet matches at IoU .5/.4, focal loss
+.25/2, L1 boxes, 3 octaves per level. What differs, and why:
+
+- torchvision's `GeneralizedRCNNTransform` always resizes, so pyramid, RPN and heads are called
+  directly: what the views made is what the network sees.
+- Anchors lie on the true strides. torchvision divides the padded size by the map's size instead,
+  and P6 of a 96 px image then has a stride of 48: anchors drift with the padding.
+- RoIAlign's scales are set, not inferred: torchvision infers them once, from the first batch,
+  as map / picture, and a picture of 100 px padded to 160 would halve every coordinate for good.
+- Whatever leaves a head is float32, and so are anchors, losses and decoding: bfloat16, as autocast
+  would have it, rounds 300 px to a multiple of 2.
+- FCOS divides its losses by the cells of the whole batch that learn a box, not of each process's
+  part. (RetinaNet's are by image; Faster R-CNN's are of boxes that are drawn in each process.)
+- At most 100 boxes (what COCO evaluates), class numbers from 0.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS as TorchvisionFCOS
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import LevelMapper
+
+from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections
+from downstream.detection.heads.over_processes import rescale
+from ssld.common.errors import InputError
+
+Targets = list[dict[str, Tensor]]
+Maps = OrderedDict[str, Tensor]
+
+COCO_ANCHORS = (32, 64, 128, 256, 512)
+"""Side in px of the anchors of the five levels, for images of about 800 px (FPN, section 4.1;
+RetinaNet, section 4)."""
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's anchors, float32 and on the true strides of the levels, whatever the padding.
+
+    Args:
+        sizes: per level the sides of its anchors in px.
+        ratios: height / width of the anchors.
+        strides: per level px from one cell to the next; a 3x3 convolution of stride 2 and padding 1
+            doubles it exactly, also where it rounds the map's size up.
+    """
+
+    def __init__(
+        self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int]
+    ) -> None:
+        super().__init__(tuple(map(tuple, sizes)), (tuple(ratios),) * len(sizes))
+        self.strides = tuple(strides)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        device = feature_maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        grids = [[int(n) for n in x.shape[-2:]] for x in feature_maps]
+        strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors] * len(image_list.image_sizes)
+
+
+class _Channels(nn.Module):
+    """What torchvision's constructors ask of a backbone."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+
+class FasterRCNN(TorchvisionFasterRCNN):
+    """Faster R-CNN with a feature pyramid (arXiv:1506.01497, 1612.03144) on strides 4 to 32 + pool.
+
+    Which anchors and proposals are sampled for the losses is drawn from torch's global generator.
+
+    Args:
+        backbone: gives maps of strides 4, 8, 16, 32.
+        num_classes: without background.
+        anchor_sizes: side in px for each of the five levels. The default is for images of 800 px;
+            on smaller ones objects are smaller, and those below about 20 px would match nothing:
+            scale the sizes with the image (320 px: 13, 26, 51, 102, 205).
+        channels, head_channels: width of the pyramid, and of the box head; less for runs on a CPU.
+        rois_per_image: proposals per image that the box head is trained on.
+        score_threshold: detections below are dropped.
+        nms_iou: of two boxes of a class that overlap more, the worse one is dropped.
+    """
+
+    stride = 32
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        anchor_sizes: Sequence[float] = COCO_ANCHORS,
+        channels: int = 256,
+        head_channels: int = 1024,
+        rois_per_image: int = 512,
+        score_threshold: float = 0.05,
+        nms_iou: float = 0.5,
+    ) -> None:
+        _check_strides(backbone, (4, 8, 16, 32))
+        _check_anchors(anchor_sizes)
+        pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
+        pool.scales = [1 / stride for stride in (4, 8, 16, 32)]
+        pool.map_levels = LevelMapper(2, 5)  # log2 of the strides
+        anchors = Anchors([(s,) for s in anchor_sizes], ASPECT_RATIOS, (4, 8, 16, 32, 64))
+        super().__init__(
+            _Channels(channels),
+            rpn_anchor_generator=anchors,
+            rpn_head=_Float32RPNHead(channels, len(ASPECT_RATIOS)),
+            box_roi_pool=pool,
+            box_head=TwoMLPHead(channels * 7**2, head_channels),
+            box_predictor=_Float32Predictor(head_channels, num_classes + 1),
+            box_batch_size_per_image=rois_per_image,
+            box_score_thresh=score_threshold,
+            box_nms_thresh=nms_iou,
+            box_detections_per_img=MAX_DETECTIONS,
+        )
+        del self.transform
+        self.backbone = backbone
+        self.pyramid = FeaturePyramidNetwork(_widths(backbone), channels, LastLevelMaxPool())
+
+    @property
+    def score_threshold(self) -> float:
+        return self.roi_heads.score_thresh  # type: ignore[return-value]
+
+    @score_threshold.setter
+    def score_threshold(self, threshold: float) -> None:
+        self.roi_heads.score_thresh = threshold  # type: ignore[assignment]
+
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
+        """See `downstream/detection/networks.py`; the losses are classification and boxes of the
+        box head, objectness and proposals of the RPN."""
+        listed, maps = _list(images, sizes), _maps(self, images)
+        # These two hold neither batch norm nor dropout: their mode says losses or detections.
+        self.rpn.train(targets is not None)
+        self.roi_heads.train(targets is not None)
+        if targets is not None:  # 0 is the background
+            targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+        proposals, first = self.rpn(listed, maps, targets)
+        found, second = self.roi_heads(maps, proposals, listed.image_sizes, targets)
+        if targets is None:
+            return [{**one, "labels": one["labels"] - 1} for one in found]
+        return {
+            "classification": second["loss_classifier"],
+            "boxes": second["loss_box_reg"],
+            "objectness": first["loss_objectness"],
+            "proposals": first["loss_rpn_box_reg"],
+        }
+
+
+class _Thresholded(nn.Module):
+    """torchvision's word for it is `score_thresh`."""
+
+    score_thresh: float
+
+    @property
+    def score_threshold(self) -> float:
+        return self.score_thresh
+
+    @score_threshold.setter
+    def score_threshold(self, threshold: float) -> None:
+        self.score_thresh = threshold
+
+
+class RetinaNet(TorchvisionRetinaNet, _Thresholded):
+    """RetinaNet (arXiv:1708.02002) on strides 8 to 32 and P6, P7 from P5.
+
+    Args:
+        backbone: gives maps of strides 8, 16, 32.
+        num_classes: without background.
+        anchor_sizes: side in px of the smallest of three octaves, for each of the five levels;
+            when to change it: see FasterRCNN.
+        channels: width of pyramid and heads; less for runs on a CPU.
+        score_threshold: detections below are dropped.
+        nms_iou: of two boxes of a class that overlap more, the worse one is dropped.
+    """
+
+    stride = 32
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        anchor_sizes: Sequence[float] = COCO_ANCHORS,
+        channels: int = 256,
+        score_threshold: float = 0.05,
+        nms_iou: float = 0.5,
+    ) -> None:
+        _check_strides(backbone, (8, 16, 32))
+        _check_anchors(anchor_sizes)
+        octaves = [[int(size * 2 ** (i / 3)) for i in range(3)] for size in anchor_sizes]
+        super().__init__(
+            _Channels(channels),
+            num_classes,
+            anchor_generator=Anchors(octaves, ASPECT_RATIOS, (8, 16, 32, 64, 128)),
+            head=RetinaNetHead(channels, 3 * len(ASPECT_RATIOS), num_classes),
+            score_thresh=score_threshold,
+            nms_thresh=nms_iou,
+            detections_per_img=MAX_DETECTIONS,
+        )
+        del self.transform
+        self.backbone = backbone
+        self.pyramid = _pyramid_to_p7(backbone, channels)
+
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
+        """See `downstream/detection/networks.py`; the losses are classification and boxes."""
+        outputs, anchors, cells = _dense(self, images, sizes)
+        if targets is None:
+            return _decode(self, outputs, anchors, cells, sizes)
+        with torch.autocast(images.device.type, enabled=False):
+            losses = self.compute_loss(targets, outputs, anchors)
+        return {"classification": losses["classification"], "boxes": losses["bbox_regression"]}
+
+
+class _SharedFCOSHead(FCOSHead):
+    """Divides its losses by what is in the batch of all processes."""
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        share = rescale(torch.stack([(x >= 0).sum() for x in matched_idxs]).sum(), self.training)
+        return {name: loss * share for name, loss in losses.items()}
+
+
+class FCOS(TorchvisionFCOS, _Thresholded):
+    """FCOS (arXiv:1904.01355) on strides 8 to 32 and P6, P7 from P5. It has no anchors: a level
+    finds the boxes whose farthest side is 4 to 8 strides from the point.
+
+    Args:
+        backbone: gives maps of strides 8, 16, 32.
+        num_classes: without background.
+        channels: width of pyramid and heads, 64 or another multiple of 32 (their norms have 32
+            groups, and one number has no variance); less for runs on a CPU.
+        score_threshold: detections below are dropped; the score is the square root of probability
+            times centerness, so .2 is about the paper's .05.
+        nms_iou: of two boxes of a class that overlap more, the worse one is dropped.
+    """
+
+    stride = 32
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        score_threshold: float = 0.2,
+        nms_iou: float = 0.6,
+    ) -> None:
+        _check_strides(backbone, (8, 16, 32))
+        if channels % 32 or channels < 64:
+            raise InputError(f"channels of FCOS is {channels}: give 64, 96, ... 256")
+        strides = (8, 16, 32, 64, 128)
+        super().__init__(
+            _Channels(channels),
+            num_classes,
+            anchor_generator=Anchors([(s,) for s in strides], (1.0,), strides),
+            head=_SharedFCOSHead(channels, 1, num_classes),
+            score_thresh=score_threshold,
+            nms_thresh=nms_iou,
+            detections_per_img=MAX_DETECTIONS,
+        )
+        del self.transform
+        self.backbone = backbone
+        self.pyramid = _pyramid_to_p7(backbone, channels)
+
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
+        """See `downstream/detection/networks.py`; the losses are classification, boxes (GIoU) and
+        centerness."""
+        outputs, anchors, cells = _dense(self, images, sizes)
+        if targets is None:
+            return _decode(self, outputs, anchors, cells, sizes)
+        with torch.autocast(images.device.type, enabled=False):
+            losses = self.compute_loss(targets, outputs, anchors, cells)
+        return {
+            "classification": losses["classification"],
+            "boxes": losses["bbox_regression"],
+            "centerness": losses["bbox_ctrness"],
+        }
+
+
+class _Float32RPNHead(RPNHead):
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, deltas = super().forward(x)
+        return [o.float() for o in objectness], [d.float() for d in deltas]
+
+
+class _Float32Predictor(FastRCNNPredictor):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return scores.float(), deltas.float()
+
+
+def _check_strides(backbone: nn.Module, wanted: tuple[int, ...]) -> None:
+    has = tuple(getattr(backbone, "strides", ()))
+    if has != wanted:
+        raise InputError(f"the backbone has maps of strides {has}: open it with strides {wanted}")
+
+
+def _check_anchors(sizes: Sequence[float]) -> None:
+    if len(sizes) != 5 or min(sizes) <= 0:
+        raise InputError(f"anchor_sizes is {list(sizes)}: give five sides in px, one per level")
+
+
+def _widths(backbone: Any) -> list[int]:
+    return list(backbone.channels)
+
+
+def _pyramid_to_p7(backbone: nn.Module, channels: int) -> FeaturePyramidNetwork:
+    extra = LastLevelP6P7(channels, channels)  # both equal: P6 comes from P5
+    return FeaturePyramidNetwork(_widths(backbone), channels, extra)
+
+
+def _list(images: Tensor, sizes: Tensor) -> ImageList:
+    return ImageList(images, [(int(h), int(w)) for h, w in sizes.tolist()])
+
+
+def _maps(network: Any, images: Tensor) -> Maps:
+    maps = network.backbone(images)
+    return network.pyramid(OrderedDict((str(i), x) for i, x in enumerate(maps)))
+
+
+def _dense(
+    network: TorchvisionRetinaNet | TorchvisionFCOS, images: Tensor, sizes: Tensor
+) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
+    """Head outputs float32 [b, anchors, ...], per image anchors [anchors, 4], cells per level."""
+    maps = list(_maps(network, images).values())
+    outputs = {name: x.float() for name, x in network.head(maps).items()}
+    anchors = network.anchor_generator(_list(images, sizes), maps)
+    return outputs, anchors, [int(x.shape[2] * x.shape[3]) for x in maps]
+
+
+def _decode(
+    network: TorchvisionRetinaNet | TorchvisionFCOS,
+    outputs: dict[str, Tensor],
+    anchors: list[Tensor],
+    cells: list[int],
+    sizes: Tensor,
+) -> list[Detections]:
+    """torchvision's decoding, which wants everything by level."""
+    per_cell = network.anchor_generator.num_anchors_per_location()[0]
+    counts = [n * per_cell for n in cells]
+    levels = {name: list(x.split(counts, dim=1)) for name, x in outputs.items()}
+    pictures = [(int(h), int(w)) for h, w in sizes.tolist()]
+    with torch.autocast(sizes.device.type, enabled=False):
+        return network.postprocess_detections(
+            levels, [list(a.split(counts)) for a in anchors], pictures
+        )

@@ -1,0 +1,186 @@
+"""Which mask belongs to which image, in layouts of folders. Nothing is opened but lists and class
+tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from downstream.dense.texts import read_text
+from downstream.segmentation.data.class_table import FILES, ClassTable, find_table, read_table
+from downstream.segmentation.data.known_tables import CITYSCAPES, VOC
+from ssld.common.errors import InputError
+from ssld.data.folder import EXTENSIONS, FolderSource
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and their masks."""
+
+    images: FolderSource
+    rows: list[int]
+    """Numbers in `images` of those that have a mask."""
+    masks: list[str]
+    """Mask of each, relative to `mask_folder`."""
+    mask_folder: str
+    unlabelled: list[str] = field(default_factory=list)
+    """Relative paths of images without a mask."""
+    files: list[str] = field(default_factory=list)
+    """Lists and tables, for hashes."""
+
+
+def plain(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`images/SPLIT/x.jpg` and `masks/SPLIT/x.png`, nested as they may be, and a class table."""
+    file = find_table(root)
+    if file is None:
+        raise InputError(
+            f"{root}: no class table; write {FILES[0]} (or {', '.join(FILES[1:])}) with the id "
+            "and the name of each class"
+        )
+    images = _folder(root / "images", split)
+    masks = FolderSource(str(_folder(root / "masks", split)))
+    _refuse_other_formats(masks)
+    pairs = _pair(FolderSource(str(images)), masks, _stem, _stem)
+    return _with(pairs, file), read_table(file)
+
+
+def cityscapes(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`."""
+    images = FolderSource(str(_folder(root / "leftImg8bit", split)))
+    masks = FolderSource(str(_folder(root / "gtFine", split)))
+
+    def key(ending: str) -> Callable[[str], str | None]:
+        return lambda name: name.removesuffix(ending) if name.endswith(ending) else None
+
+    pairs = _pair(images, masks, key("_leftImg8bit.png"), key("_gtFine_labelIds.png"))
+    file = find_table(root)
+    return _with(pairs, file), read_table(file) if file else CITYSCAPES
+
+
+def voc(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """The images that `ImageSets/Segmentation/SPLIT.txt` lists; every one must have a mask."""
+    lists = root / "ImageSets" / "Segmentation"
+    path = lists / f"{split}.txt"
+    if split is None or not path.is_file():
+        found = sorted(x.stem for x in lists.glob("*.txt"))
+        choice = _choice(root, found) if found else f"there is no list in {lists}"
+        problem = "which split" if split is None else f"no split {split!r}"
+        raise InputError(f"{root}: {problem}? {choice}")
+    stems = _listed(path)
+    images = FolderSource(str(root / "JPEGImages"))
+    masks = FolderSource(str(root / "SegmentationClass"))
+    image_of, mask_of = _numbers(images, _stem), _numbers(masks, _stem)
+    for line, stem in stems.items():
+        for known, folder in ((image_of, images.path), (mask_of, masks.path)):
+            if stem not in known:
+                raise InputError(f"{path}: line {line}: {stem!r} is not in {folder}; add it there")
+    rows = [image_of[stem] for stem in stems.values()]
+    names = [masks.sample_id(mask_of[stem]) for stem in stems.values()]
+    file = find_table(root)
+    table = read_table(file) if file else VOC
+    return _with(Pairs(images, rows, names, masks.path, files=[str(path)]), file), table
+
+
+def _listed(path: Path) -> dict[int, str]:
+    """Stems by line number, from 1."""
+    lines = enumerate(read_text(path).splitlines(), 1)
+    stems = {line: text.split()[0] for line, text in lines if text.strip()}
+    seen: dict[str, int] = {}
+    for line, stem in stems.items():
+        if seen.setdefault(stem, line) != line:
+            raise InputError(
+                f"{path}: line {line}: {stem!r} is on line {seen[stem]}, too; keep one"
+            )
+    if not stems:
+        raise InputError(f"{path}: the list is empty; write a file name without ending on a line")
+    return stems
+
+
+def _folder(folder: Path, split: str | None) -> Path:
+    """The folder of a split, which may be left out where there are none."""
+    found = sorted(x.name for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
+    if split is not None:
+        if not (folder / split).is_dir():
+            raise InputError(f"{folder}: no split {split!r}; {_choice(folder.parent, found)}")
+        return folder / split
+    images = (x.suffix.lower() in EXTENSIONS for x in folder.iterdir())
+    if found and not any(images):
+        raise InputError(f"{folder}: which split? {_choice(folder.parent, found)}")
+    return folder
+
+
+def _choice(root: Path, splits: list[str]) -> str:
+    return f"give {' or '.join(f'{root}::{split}' for split in splits[:5])}"
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _numbers(source: FolderSource, key: Callable[[str], str | None]) -> dict[str, int]:
+    """Number of each image by its key; those whose key is None belong to something else.
+
+    Raises:
+        InputError: two have the same key.
+    """
+    numbers: dict[str, int] = {}
+    for i in range(len(source)):
+        name = key(source.sample_id(i))
+        if name is None:
+            continue
+        if name in numbers:
+            raise InputError(
+                f"{source.path}: {source.sample_id(numbers[name])} and {source.sample_id(i)} would "
+                "have the same mask; rename one of them"
+            )
+        numbers[name] = i
+    return numbers
+
+
+def _refuse_other_formats(masks: FolderSource) -> None:
+    for i in range(len(masks)):
+        if not masks.sample_id(i).lower().endswith(".png"):
+            raise InputError(
+                f"{masks.location(i)}: masks are read from PNG only, for others may change the "
+                "ids; save it as PNG, or move it away"
+            )
+
+
+def _pair(
+    images: FolderSource,
+    masks: FolderSource,
+    image_key: Callable[[str], str | None],
+    mask_key: Callable[[str], str | None],
+) -> Pairs:
+    """Pairs of the same key.
+
+    Raises:
+        InputError: a mask has no image, or no image a mask.
+    """
+    image_of, mask_of = _numbers(images, image_key), _numbers(masks, mask_key)
+    for name, i in mask_of.items():
+        if name not in image_of:
+            raise InputError(
+                f"{masks.location(i)}: this mask has no image {name!r} in {images.path}; add the "
+                "image or move the mask away"
+            )
+    both = [name for name in image_of if name in mask_of]
+    if not both:
+        raise InputError(
+            f"{images.path}: no image has a mask in {masks.path}; a mask is a PNG named as its "
+            "image is"
+        )
+    return Pairs(
+        images,
+        [image_of[name] for name in both],
+        [masks.sample_id(mask_of[name]) for name in both],
+        masks.path,
+        [images.sample_id(i) for name, i in image_of.items() if name not in mask_of],
+    )
+
+
+def _with(pairs: Pairs, file: Path | None) -> Pairs:
+    """The same pairs, whose files are also `file`."""
+    return pairs if file is None else replace(pairs, files=[*pairs.files, str(file)])

@@ -1,0 +1,267 @@
+"""Images with a mask each, for semantic segmentation, chosen by what a path is.
+
+A mask belongs to the upright image: its array is as high and wide as the picture is after its EXIF
+orientation, which is how labelling tools show it. A mask of another size is never turned or
+resized to fit, for nothing tells which of the ways was meant.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from downstream.segmentation.data.class_table import IGNORE, ClassTable
+from downstream.segmentation.data.layouts import Pairs, cityscapes, plain, voc
+from downstream.segmentation.data.panoptic import read_panoptic
+from downstream.segmentation.data.pixels import (
+    UNKNOWN,
+    IdMap,
+    colours_of,
+    grey_of,
+    ids_of,
+    ignoring,
+    open_png,
+    pack,
+)
+from ssld.common.errors import InputError
+from ssld.data.decode import Unreadable, image_size
+from ssld.data.storage import Address, is_remote
+
+if TYPE_CHECKING:
+    from downstream.segmentation.data.preflight import MaskReport
+
+HEADER = 2**18
+"""Bytes of an image within which its size and orientation stand, nearly always."""
+
+
+class Labels(Protocol):
+    """What the pixels of the masks mean."""
+
+    table: ClassTable
+
+    def read(self, i: int, image: Image.Image, data: bytes) -> tuple[np.ndarray, IdMap]:
+        """Ids or packed colours of mask i [h, w], and what they mean. Raises Unreadable."""
+        ...
+
+    def unknown(self, value: int, colours: bool) -> tuple[str, str]:
+        """Of an id or packed colour that has no class: what to call it, and a clause that says
+        so and what to do."""
+        ...
+
+
+class TableLabels:
+    """Ids or colours by a class table. A picture of three equal channels has ids where the table
+    has no colours."""
+
+    def __init__(self, table: ClassTable) -> None:
+        self.table = table
+        numbers = list(range(len(table.classes)))
+        self._by_id = ignoring([row.id for row in table.classes], numbers, table.ignored)
+        known = [(i, row.colour) for i, row in enumerate(table.classes) if row.colour]
+        ignored = {pack(row.colour) for row in table.rows if row.ignore and row.colour}
+        complete = len(known) == len(numbers)
+        self._by_colour = (
+            ignoring([pack(c) for _, c in known], [i for i, _ in known], sorted(ignored))
+            if complete
+            else None
+        )
+
+    def read(self, i: int, image: Image.Image, data: bytes) -> tuple[np.ndarray, IdMap]:
+        told = self.table.by_colour and self._by_colour is not None and image.mode == "P"
+        if image.mode not in ("RGB", "RGBA") and not told:
+            return ids_of(image, data), self._by_id
+        if self._by_colour is None:
+            ids = grey_of(image)
+            if ids is not None:
+                return ids, self._by_id
+            raise Unreadable(
+                f"an RGB picture, and {self.table.where} does not give each class a colour: add "
+                "the field colour, or save ids as grey PNG"
+            )
+        return colours_of(image), self._by_colour
+
+    def unknown(self, value: int, colours: bool) -> tuple[str, str]:
+        what = f"colour {hex_colour(value)}" if colours else f"id {value}"
+        advice = "give it a row, or list it as ignored"
+        return what, f"{what} has no class in {self.table.where}: {advice}"
+
+
+def hex_colour(value: int) -> str:
+    """A packed colour as #rrggbb."""
+    return f"#{value & 255:02x}{value >> 8 & 255:02x}{value >> 16:02x}"
+
+
+class MaskSource:
+    """Images that have a mask; satisfies `ssld.data.sources.Source`, so it pickles cheaply.
+
+    Args:
+        layout: its name, for the report.
+    """
+
+    def __init__(self, path: str, layout: str, pairs: Pairs, labels: Labels) -> None:
+        self.path = path
+        self.layout = layout
+        self.labels = labels
+        self.unlabelled = pairs.unlabelled
+        """Images that have no mask; they are left out."""
+        self.files = pairs.files
+        """Annotation files besides the masks."""
+        self.mask_folder = pairs.mask_folder
+        self.class_names: list[str] = labels.table.names
+        self.palette = labels.table.palette
+        """uint8 [classes, 3], RGB."""
+        self.ignore = IGNORE
+        self._images = pairs.images
+        self._rows = np.array(pairs.rows, np.int64)
+        # Arrow strings, not a Python list: loader processes share the memory.
+        self._masks = pa.array(pairs.masks, pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def sample_id(self, i: int) -> str:
+        return self._images.sample_id(int(self._rows[i]))
+
+    def location(self, i: int) -> str:
+        return self._images.location(int(self._rows[i]))
+
+    def address(self, i: int) -> Address:
+        return self._images.address(int(self._rows[i]))
+
+    def label(self, i: int) -> None:
+        return None
+
+    def size(self, i: int) -> int | None:
+        return self._images.size(int(self._rows[i]))
+
+    def read(self, i: int) -> bytes:
+        """The encoded image. Raises OSError, Unreadable when it is not what it was at the start."""
+        return self._images.read(int(self._rows[i]))
+
+    def mask_name(self, i: int) -> str:
+        """Path of the mask, relative to `mask_folder`."""
+        return self._masks[i].as_py()
+
+    def mask_location(self, i: int) -> str:
+        """Where the mask is, for messages."""
+        return os.path.join(self.mask_folder, self.mask_name(i))
+
+    def read_mask(self, i: int) -> bytes:
+        """The encoded mask. Raises OSError."""
+        return Path(self.mask_location(i)).read_bytes()
+
+    def decode_mask(self, i: int, data: bytes) -> tuple[np.ndarray, IdMap]:
+        """Ids or packed colours [h, w] and their meaning. Raises Unreadable, which names no file.
+
+        Args:
+            data: of `read_mask`.
+        """
+        return self.labels.read(i, open_png(data), data)
+
+    def header(self, i: int) -> bytes:
+        """As much of the encoded image as tells its size. Raises OSError, Unreadable."""
+        with open(self.location(i), "rb") as file:
+            data = file.read(HEADER)
+        try:
+            image_size(data)
+        except Unreadable:
+            return self.read(i)
+        return data
+
+    def mask(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Class numbers 0 .. C - 1, `ignore` elsewhere, as uint8 [h, w].
+
+        Args:
+            size: height and width of the upright image, which else are read from its file.
+
+        Raises:
+            Unreadable: the mask is damaged, has another size than the image, or an id that no
+                class has; names the mask's file and the field.
+        """
+        where = f"mask {self.mask_location(i)}"
+        try:
+            ids, id_map = self.decode_mask(i, self.read_mask(i))
+        except (OSError, Unreadable) as error:
+            raise Unreadable(f"{where}: {error}") from error
+        expected = image_size(self.header(i)) if size is None else size
+        if ids.shape != tuple(expected):
+            raise Unreadable(f"{where}: {wrong_size(ids.shape, expected)}")
+        numbers = id_map(ids)
+        unknown = numbers == UNKNOWN
+        if unknown.any():
+            row, column = np.argwhere(unknown)[0].tolist()
+            _, said = self.labels.unknown(int(ids[row, column]), ids.dtype == np.uint32)
+            raise Unreadable(f"{where}: pixel [{row}, {column}]: {said}")
+        return numbers
+
+    @functools.cached_property
+    def report(self) -> MaskReport:
+        """What `mask_preflight.inspect` finds in all masks, looked at the first time it is asked
+        for."""
+        from downstream.segmentation.data.preflight import inspect
+
+        return inspect(self)
+
+
+def wrong_size(mask: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """What is wrong with a mask [h, w] that does not fit its upright image [h, w]."""
+    hint = "turn it with the image" if mask == tuple(image)[::-1] else "save it at the image's size"
+    return (
+        f"size is {mask[0]} x {mask[1]} px (height x width), that of the upright image is "
+        f"{image[0]} x {image[1]}: {hint}"
+    )
+
+
+def open_masks(path: str, class_names: list[str] | None = None) -> MaskSource:
+    """Open images with masks: one of
+
+    - `DIR::SPLIT` with `images/SPLIT`, `masks/SPLIT` and a class table (`class_table.py`),
+    - `DIR::SPLIT` of Cityscapes: `leftImg8bit/SPLIT`, `gtFine/SPLIT`,
+    - `DIR::SPLIT` of VOC: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/SPLIT.txt`,
+    - `FILE.json` or `FILE.json::IMAGES` of COCO panoptic (`panoptic.py`).
+
+    Each folder is listed once. Images without a mask are left out and counted in `report`.
+
+    Args:
+        class_names: the network's classes, in its order; the masks must have the same ones.
+
+    Raises:
+        InputError: no such layout or split, nothing in it, a mask without its image, a class table
+            that is none, other classes than `class_names`.
+    """
+    root, _, part = path.partition("::")
+    if is_remote(root):
+        raise InputError(f"{path}: masks are read from local folders only; copy it to a disk first")
+    folder = Path(root)
+    if not folder.exists():
+        raise InputError(f"{root}: no such file or folder; check the path")
+    if folder.is_file():
+        pairs, labels = read_panoptic(folder, part or None, class_names)
+        return MaskSource(path, "COCO panoptic", pairs, labels)
+    layout, read = _layout(folder)
+    pairs, table = read(folder, part or None)
+    if class_names is not None:
+        table = table.ordered(class_names)
+    return MaskSource(path, layout, pairs, TableLabels(table))
+
+
+def _layout(folder: Path):
+    layouts = {
+        "Cityscapes": (("leftImg8bit", "gtFine"), cityscapes),
+        "VOC": (("JPEGImages", "SegmentationClass"), voc),
+        "images and masks": (("images", "masks"), plain),
+    }
+    for name, (parts, read) in layouts.items():
+        if all((folder / part).is_dir() for part in parts):
+            return name, read
+    wanted = "; ".join(f"{' and '.join(parts)} ({name})" for name, (parts, _) in layouts.items())
+    raise InputError(
+        f"{folder}: has none of the layouts of masks, which are the folders {wanted}, or a file "
+        ".json (COCO panoptic); check the path"
+    )

@@ -1,0 +1,1 @@
+"""A backbone, fine-tuned as a classifier."""

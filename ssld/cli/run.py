@@ -1,0 +1,152 @@
+"""From words to a command's exit code; from an exception to one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssld import __version__
+from ssld.cli.commands import COMMANDS, GROUPS, Command, imported, work_of
+from ssld.cli.launcher import leave_processes, start_asked_for_processes
+from ssld.cli.parse import parse, sentence_of
+from ssld.common import streams
+from ssld.common.errors import InputError, Interrupted
+from ssld.common.settings_file import read_settings
+
+EXIT_BAD_INPUT = 2
+EXIT_TRY_AGAIN = 75
+EXIT_INTERRUPTED = 130
+HELP = ("-h", "--help")
+
+
+@streams.whole
+def main(argv: Sequence[str] | None = None, *, launched: bool = False) -> int:
+    """Run `ssld COMMAND ...`.
+
+    Args:
+        argv: by default what this process was given.
+        launched: as a module of its own, by accelerate or torchrun perhaps.
+
+    Returns the exit code: what the command returns, else 0; 2 for what must be mended (one sentence
+    on stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by
+    a signal or a lost process, `--resume` goes on; 130 when interrupted without a checkpoint; 141
+    when nobody reads the output any more.
+    """
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if words[0] in HELP:
+        print(_usage("", "COMMAND"))
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name = words.pop(0)
+    below = [x.removeprefix(f"{name} ") for x in COMMANDS if x.startswith(f"{name} ")]
+    if below and words and words[0] in below:
+        name = f"{name} {words.pop(0)}"
+    elif below and (not words or words[0] in HELP):
+        print(_usage(f"{name} ", "[STAGE]" if name in COMMANDS else "COMMAND"))
+        if not words or name not in COMMANDS:
+            return 0
+    elif name not in COMMANDS or (below and not words[0].startswith("-")):
+        word, known = (f"{name} {words[0]}", below) if below else (name, [*COMMANDS, *GROUPS])
+        nearest = difflib.get_close_matches(word.rpartition(" ")[2], known, n=1)
+        first = [x for x in known if " " not in x]
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(first)}"
+        print(f"error: unknown command {word!r}; {hint}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return _run(name, COMMANDS[name], words, launched)
+
+
+def launch(name: str) -> int:
+    """`python -m MODULE ...` of the command `name`, and the same under a launcher."""
+    return main([name, *sys.argv[1:]], launched=True)
+
+
+def _usage(group: str, what: str) -> str:
+    found = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
+    below = {x.removeprefix(group): said for x, said in found.items() if x.startswith(group)}
+    lines = [f"  {name:<14}{said}" for name, said in below.items() if " " not in name]
+    return f"usage: ssld {group}{what} [--help] ...\n\ncommands:\n" + "\n".join(lines)
+
+
+def _run(name: str, command: Command, words: list[str], launched: bool) -> int:
+    def do() -> int | None:
+        given = imported(command.words)(words) if command.words else words
+        settings = None
+        if command.section and given and not given[0].startswith("-"):
+            settings, given = _section(given[0], command.section), given[1:]
+        config = parse(
+            f"ssld {name}",
+            imported(command.config),
+            _named(given, command.positional),
+            settings=settings,
+            defaults=imported(command.defaults) if command.defaults else None,
+        )
+        if launched:
+            start_asked_for_processes()
+        return work_of(command, config)
+
+    return exit_code_of(do)
+
+
+@streams.whole
+def exit_code_of(do: Callable[[], int | None]) -> int:
+    """Do something that may raise what a user should see as one sentence; see `main`."""
+    try:
+        _listen_to_sigterm()
+        code = do() or 0
+        leave_processes()
+        return code
+    except (InputError, Interrupted, OSError) as error:
+        if isinstance(error, BrokenPipeError) and streams.reader_left(sys.stdout):
+            raise
+        if os.environ.get("SSLD_DEBUG") == "1":
+            raise
+        stopped = isinstance(error, Interrupted)
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f" (process {rank})"
+        print(f"{'stopped' if stopped else 'error'}{where}: {sentence_of(error)}", file=sys.stderr)
+        return EXIT_TRY_AGAIN if stopped else EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        said = "interrupted: the same command goes on, a training run with --resume"
+        print(said, file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _named(words: list[str], positional: Sequence[str]) -> list[str]:
+    """`A B --out X` as `--first A --second B --out X`; words that no setting takes stay."""
+    options: list[str] = []
+    for setting in positional:
+        if setting.endswith("*"):
+            taken = []
+            while words and not words[0].startswith("-"):
+                taken.append(words.pop(0))
+            options += [f"--{setting[:-1]}", json.dumps(taken)] if taken else []
+        elif words and not words[0].startswith("-"):
+            options += [f"--{setting}", words.pop(0)]
+    return options + words
+
+
+def _section(file: str, section: str) -> tuple[str, dict[str, Any]]:
+    """The settings of one stage of a recipe, as `parse` wants them."""
+    tree = read_settings(Path(file))
+    if not isinstance(tree.get(section), dict):
+        raise InputError(f"{file} has no section {section}: give a recipe, or settings by --config")
+    return f"{file}, {section}", {"out": f"{tree.get('out', 'runs')}/{section}", **tree[section]}
+
+
+def _listen_to_sigterm() -> None:
+    """Outside the training loop, which writes a checkpoint first (`ssld/engine/preemption.py`)."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("SIGTERM before or after the training loop; go on with --resume")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)

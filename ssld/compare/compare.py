@@ -1,0 +1,297 @@
+"""`ssld compare A B ...`: what differs between runs, finished or not, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ssld.common.files import write_atomically
+from ssld.common.replaceable import check_file
+from ssld.common.text_table import ABSENT, CELL, text_table
+from ssld.common.written_files import reading
+from ssld.compare.config import CompareConfig
+from ssld.compare.seen_run import SeenRun, open_runs
+from ssld.health.resolution import said_of
+from ssld.health.verdict import CHANCE, is_not_learning, level
+
+Column = tuple[str, Callable[[Any], str], Callable[..., Any] | None]
+"""Heading, how a value is shown, and max or min where one is better than the other."""
+Results = dict[str, list[tuple[str, bool]]]
+"""Columns by their heading: for each run the value, and whether it is the best."""
+PERCENT, NUMBER = "{:.1%}".format, "{:.4g}".format
+EVALUATED: dict[str, Column] = {
+    "agreement1": ("agreement@1", PERCENT, max),
+    "agreement5": ("agreement@5", PERCENT, max),
+    "divergence": ("divergence", NUMBER, min),
+    "top1": ("top-1", PERCENT, max),
+    "knn": ("knn", PERCENT, max),
+    "linear": ("linear", PERCENT, max),
+    "ap": ("AP", PERCENT, max),
+    "miou": ("mIoU", PERCENT, max),
+}
+COLUMNS: dict[str, Column] = {
+    "progress": ("steps", str, None),
+    "epochs": ("epochs", "{:.2f}".format, None),
+    "loss": ("loss", NUMBER, min),
+    **{
+        f"{key}_{which}": (f"{head} {which}", shown, better)
+        for key, (head, shown, better) in EVALUATED.items()
+        for which in ("best", "last")
+    },
+    "agreement_chance_last": ("chance of agreement@1", PERCENT, None),
+    "top1_chance_last": ("chance of top-1", PERCENT, None),
+    "entropy_student": ("entropy, nats", "{:.3f}".format, None),
+    "images_per_second": ("images per second", "{:,.0f}".format, max),
+    "data_wait_percent": ("data wait, %", "{:.1f}".format, min),
+    "hours": ("hours", "{:.2f}".format, None),
+    "exported_step": ("exported step", "{:,}".format, None),
+}
+PLOTS = ("loss", *EVALUATED, "lr", "images_per_second")
+LINES = ("solid", "dashed", "dotted")  # for more runs than there are colours
+STYLE = """
+.scroll { overflow-x: auto; } .scroll :is(th, td) { padding-right: 12px; }
+.scroll th:first-child { position: sticky; left: 0; background: #fff; min-width: 12em; }
+.settings th:first-child { white-space: nowrap; } .settings td { min-width: 10em; }
+.results :is(th + th, td) { overflow-wrap: break-word; }
+.legend { position: sticky; top: 0; background: #fff; max-width: none; padding: 8px 0; margin: 0; }
+.run { display: inline-block; position: relative; padding: 0 16px 0 26px; overflow-wrap: anywhere; }
+.run i { position: absolute; left: 0; top: 0.65em; width: 20px; border-top: 3px solid; }
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is printed and drawn."""
+
+    runs: list[SeenRun]
+    settings: list[list[str]]
+    """Setting and its value in each run."""
+    results: Results
+    verdicts: list[str]
+    warnings: list[str]
+
+    def rows(self, shown: Callable[[str, bool], str]) -> list[list[str]]:
+        """Heading and the value of each run, shown by its text and whether it is the best."""
+        return [[head, *(shown(*cell) for cell in row)] for head, row in self.results.items()]
+
+
+def differences(runs: Sequence[SeenRun]) -> dict[str, dict[str, Any]]:
+    """{setting: {label: value}} of what is not the same in all runs; a run without it is left out.
+    In the order of the settings."""
+    found = {}
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        if any(run.settings.get(key, ...) != runs[0].settings.get(key, ...) for run in runs):
+            found[key] = {run.label: run.settings[key] for run in runs if key in run.settings}
+    return found
+
+
+def summary(run: SeenRun) -> dict[str, Any]:
+    """What came of a run, by the keys of `COLUMNS` and a few more; None where it is not known."""
+
+    def last(kind: str, key: str) -> Any:
+        return next(reversed(run.values(kind, key)), None)
+
+    line, steps = run.lines[-1], run.facts.get("steps")
+    found: dict[str, Any] = {"label": run.label, "path": run.path}
+    found |= {"step": line["step"], "steps": steps, "epochs": line["epoch"]}
+    found["progress"] = f"{line['step']:,}/{f'{steps:,}' if steps else '?'}"
+    found |= {"loss": last("train", "loss"), "verdict": last("eval", "verdict")}
+    found |= _learned(run, found["verdict"])
+    counted = run.counted()
+    for key, (_, _, better) in EVALUATED.items():
+        finite = [x[key] for x in counted if x.get(key) is not None and math.isfinite(x[key])]
+        found[f"{key}_best"] = better(finite, default=None) if better else None
+        found[f"{key}_last"] = last("eval", key)
+    for key in CHANCE.values():
+        found[f"{key}_last"] = last("eval", key)
+    resolution = run.facts.get("resolution")
+    if resolution:  # what it exported was evaluated at another size than in training
+        for key in EVALUATED:
+            found[f"{key}_best"] = found[f"{key}_last"] = resolution["metrics"].get(key)
+        for key in CHANCE.values():
+            found[f"{key}_last"] = resolution["metrics"].get(key)
+        said = said_of(resolution)
+        found["verdict"] = f"{found['verdict']}; {said}" if found["not_learning"] else said
+    found["entropy_student"] = last("eval", "entropy_student")
+    for key in ("images_per_second", "data_wait_percent"):
+        values = run.values("train", key)
+        found[key] = statistics.median(values) if values else None
+    exported = run.facts.get("exported") or {}
+    hours = sum(run.values("train", "seconds")) / 3600
+    return found | {"hours": hours, "exported_step": exported.get("step")}
+
+
+def _learned(run: SeenRun, verdict: str | None) -> dict[str, Any]:
+    """Whether its last verdict, or what is known of its exported student, says that it did not
+    learn, and how it stands against chance."""
+    symptoms = (run.facts.get("exported") or {}).get("symptoms")
+    lines = [line for line in run.lines if line["kind"] == "eval"]
+    bad = bool(symptoms) or is_not_learning(verdict)
+    return {"not_learning": bad, "standing": level(lines[-1]) if lines else ""}
+
+
+def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[str]]:
+    """{sentence: metrics that do not compare between these runs, and have no best}."""
+    found: dict[str, set[str]] = {}
+    if "val_sha256" in differ:
+        said = "The held-out images differ (val_sha256): evaluations are not on the same images."
+        found[said] = set(EVALUATED)
+    if len(set(differ.get("teacher_sha256", {}).values())) > 1:
+        said = "The teachers differ: each run is measured against its own."
+        found[said] = {"loss", "agreement1", "agreement5", "divergence"}
+    losses = ("loss.name", "loss.temperature", "loss.weight", "label_smoothing", "mixup", "cutmix")
+    which = ", ".join(key for key in losses if key in differ)
+    if which:
+        found[f"The losses differ ({which}): their values do not compare."] = {"loss", "divergence"}
+    return found
+
+
+def no_results(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for each run that has learned nothing."""
+    return [
+        f"{run['label']} is not learning: its evaluations are no result, and none of them is a best"
+        + (f" ({run['standing']})." if run["standing"] else ".")
+        for run in summaries
+        if run["not_learning"]
+    ]
+
+
+def _results(summaries: Sequence[dict[str, Any]], incomparable: set[str]) -> Results:
+    """Those columns of `COLUMNS` that some run has. Evaluations of a run that has learned nothing
+    are shown and never the best."""
+    found = {}
+    for key, (head, shown, better) in COLUMNS.items():
+        name = key.removesuffix("_best").removesuffix("_last")
+        texts = [ABSENT if run[key] is None else shown(run[key]) for run in summaries]
+        counts = [not (name in EVALUATED and run["not_learning"]) for run in summaries]
+        rated = [run[key] for run, x in zip(summaries, counts, strict=True) if x]
+        known = [value for value in rated if value is not None]
+        best = None
+        if better and name not in incomparable and len({*texts} - {ABSENT}) > 1:
+            best = shown(better(filter(math.isfinite, known), default=math.nan))
+        if any(text != ABSENT for text in texts):
+            found[head] = [(x, x == best and c) for x, c in zip(texts, counts, strict=True)]
+    return found
+
+
+def _shown(key: str, value: Any) -> str:
+    """A setting as one would type it."""
+    if isinstance(value, str):
+        return value[:12] if key.endswith("_sha256") else value
+    if isinstance(value, list) and value and all(isinstance(x, str) for x in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _print(found: Comparison) -> None:
+    labels = [run.label for run in found.runs]
+    table = text_table(["setting", *labels], found.settings) if found.settings else "(none)"
+    print(f"config differences\n\n{table}\n\nresults\n")
+    rows = found.rows(lambda text, best: "*" * best + text)
+    short = [textwrap.shorten(said, 2 * CELL, placeholder=" ...") for said in found.verdicts]
+    print(text_table(["result", *labels], [*rows, ["verdict", *short]]))
+    print("* best of its row, where values compare")
+    for sentence in found.warnings:
+        print(f"\nwarning: {sentence}")
+
+
+def _line(number: int) -> tuple[str, str]:
+    """A run's colour and style, the same everywhere."""
+    from ssld.report.page import COLOURS
+
+    return COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+
+
+def _name(number: int, label: str) -> str:
+    mark = "border-color:{};border-top-style:{}".format(*_line(number))
+    return f'<span class="run"><i style="{mark}"></i>{escape(label)}</span>'
+
+
+def _table(css: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Of cells that are HTML, the first of a row its heading; scrolls in a box of its own."""
+    body = (f"<tr><th>{row[0]}</th><td>{'</td><td>'.join(row[1:])}</td></tr>" for row in rows)
+    top = f"<tr><th>{'</th><th>'.join(head)}</th></tr>"
+    return f'<div class="scroll {css}"><table>{top}{"".join(body)}</table></div>'
+
+
+def _overlays(runs: Sequence[SeenRun]) -> list[str]:
+    """A plot of each metric that some run has, over epochs, as batch sizes may differ."""
+    from ssld.report import page
+
+    found = []
+    for key in PLOTS:
+        title, shown, _ = EVALUATED.get(key, (key.replace("_", " "), NUMBER, None))
+        series = [run.points("eval" if key in EVALUATED else "train", key) for run in runs]
+        if not any(series):
+            continue
+        figure = page.new_figure()
+        plot = page.axes(figure, "epoch")
+        for i, points in enumerate(series):
+            (colour, style), marker = _line(i), "o" if len(points) < 30 else ""
+            xy = ([x for x, _ in points], [y for _, y in points])
+            plot.plot(*xy, color=colour, ls=style, marker=marker, ms=3, lw=1.5)
+        plot.ticklabel_format(useOffset=False)
+        low, high = plot.get_ylim()
+        if shown is PERCENT:
+            plot.set_ylim(max(low, -0.02), min(high, 1.02))
+        elif key != "loss":  # of which some can be below 0
+            plot.set_ylim(bottom=0)
+        found.append(page.drawn(title, figure))
+    return found
+
+
+def _write(path: Path, found: Comparison) -> None:
+    from ssld.report.page import write_page
+
+    labels = [run.label for run in found.runs]
+    names = [_name(i, label) for i, label in enumerate(labels)]
+    settings = [[escape(cell) for cell in row] for row in found.settings]
+    rows = found.rows(lambda x, best: f"<b>{escape(x)}</b>" if best else escape(x))
+    verdicts = [[name, escape(said)] for name, said in zip(names, found.verdicts, strict=True)]
+    body = [
+        f"<style>{STYLE}</style><h1>{len(labels)} runs compared</h1>",
+        *(f'<p class="verdict flat">{escape(sentence)}</p>' for sentence in found.warnings),
+        "<h2>Config differences</h2>",
+        _table("settings", ["setting", *names], settings) if settings else "<p>(none)</p>",
+        '<h2>Results</h2><p class="note">Bold is the best of its row, where values compare. '
+        "Images per second and data wait are medians; hours are those of training steps.</p>",
+        _table("results", ["result", *names], rows),
+        f"<h2>Verdicts</h2>{_table('', ['run', 'verdict'], verdicts)}",
+        f'<h2>Curves</h2><p class="legend">{"".join(names)}</p>',
+        f'<div class="row">{"".join(_overlays(found.runs))}</div>',
+    ]
+    write_page(path, f"{', '.join(labels)} compared", body)
+
+
+def compare(config: CompareConfig) -> None:
+    """Print both tables, write the page to `config.out` and the values to `config.json`.
+
+    Raises:
+        InputError: not a run folder, or nothing logged in it yet; no place to write to.
+    """
+    check_file("out", config.out, "page")
+    check_file("json", config.json, "comparison")
+    with reading("one of the runs", "leave out the one whose config.yaml or run.json was changed"):
+        runs = open_runs(config.runs)
+        differ, summaries = differences(runs), [summary(run) for run in runs]
+        warned = warnings(runs, differ)
+        settings = [
+            [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
+            for key, x in differ.items()
+        ]
+        results = _results(summaries, set().union(*warned.values()))
+        verdicts = [run["verdict"] or ABSENT for run in summaries]
+        found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
+        if config.json:
+            written = {"differences": differ, "runs": summaries}
+            write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")
+        _write(Path(config.out), found)
+        _print(found)
+    print(f"\n{config.out}")

@@ -1,0 +1,1 @@
+"""Near-duplicates of the reference set, and within what was selected."""

@@ -1,0 +1,193 @@
+"""The protected set as workers use it: one folder of arrays, mapped into memory.
+
+Gallery images stream by. The main process asks `shortlist` for a whole chunk at once (one search
+on its GPU), workers `examine` batches; both are functions of one gallery image and the protected
+set, whatever else is in the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssld.curate.near_duplicates.hamming_embedding import Votes, index
+from ssld.curate.near_duplicates.matching import DECIMALS, STRUCTURELESS, Match, compare
+from ssld.curate.near_duplicates.shortlist import Shortlist, Whitening, best, search
+from ssld.curate.near_duplicates.sift import THUMBNAIL_PX, Features
+
+AT_ONCE = 8192
+"""Vectors that are whitened together, for the sake of memory."""
+BY_TEACHER = 10
+"""Protected images looked at per gallery image for the sake of the teacher's embedding."""
+BY_VOTES = 5
+"""The same for votes of descriptors, beside a teacher."""
+BY_VOTES_ALONE = 10
+"""And without."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A gallery image examined against a protected one."""
+
+    image: int
+    """Place in the batch."""
+    protected: int
+    cosine: float
+    """Of whitened teacher embeddings, the best over the protected image's views, also for pairs
+    that votes found. Without a teacher the share of votes (`votes.Votes.of`), 0 to about 1."""
+    inliers: int
+    mirrored: bool
+    affine: tuple[float, ...] | None
+    ncc: float | None
+    """The last four as in `matching.Match`."""
+
+
+class ProtectedSet:
+    """Everything about the protected images, opened memory-mapped.
+
+    Args:
+        folder: one that `build` wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._starts = self._open("starts")
+        self._points, self._descriptors = self._open("points"), self._open("descriptors")
+        self._frames, self._thumbnails = self._open("frames"), self._open("thumbnails")
+        self._thumbnail_sizes = self._open("thumbnail_sizes")
+        self._teacher, self._by_teacher = self._open_teacher()
+        names = ("centres", "starts", "owners", "bits")
+        arrays = {name: self._open(f"votes_{name}") for name in names}
+        self._votes = Votes(arrays, len(self._starts) - 1)
+        self.structureless: np.ndarray = np.diff(self._starts) < STRUCTURELESS
+        """bool [n]: too few descriptors to verify anything."""
+
+    def __len__(self) -> int:
+        return len(self.structureless)
+
+    def _open(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def _open_teacher(self) -> tuple[np.ndarray | None, Whitening | None]:
+        if not (self.folder / "teacher.npy").exists():
+            return None, None
+        mean, directions = (
+            np.array(self._open(f"teacher_{part}")) for part in ("mean", "directions")
+        )
+        return self._open("teacher"), Whitening(mean, directions)
+
+    @staticmethod
+    def build(
+        folder: Path, features: Iterable[Features], embeddings: np.ndarray | None
+    ) -> ProtectedSet:
+        """Write the folder, the same bytes for the same input.
+
+        Args:
+            features: of each protected image.
+            embeddings: float [n, v, d], the teacher's of each image's `shortlist.views`; None
+                without a teacher, which leaves the votes of descriptors alone.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = _columns(list(features))
+        votes = index(arrays["descriptors"], np.diff(arrays["starts"]))
+        arrays |= {f"votes_{name}": array for name, array in votes.items()}
+        if embeddings is not None:
+            arrays |= _teacher(embeddings)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        return ProtectedSet(folder)
+
+    def features(self, number: int) -> Features:
+        """Of one protected image."""
+        rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
+        height, width = self._thumbnail_sizes[number]
+        thumbnail = np.array(self._thumbnails[number, :height, :width])
+        frame = (int(self._frames[number, 0]), int(self._frames[number, 1]))
+        return Features(self._points[rows], self._descriptors[rows], thumbnail, frame)
+
+    def whiten(self, embeddings: np.ndarray) -> np.ndarray:
+        """Vectors float32 [b, k] of length 1 whose products are cosines.
+
+        Args:
+            embeddings: float [b, d], the teacher's of whole frames squashed to a square.
+
+        Raises:
+            ValueError: the set was built without embeddings.
+        """
+        if self._by_teacher is None:
+            raise ValueError(f"{self.folder} was built without embeddings: pass None to `examine`")
+        return self._by_teacher.apply(embeddings)
+
+    def shortlist(self, embeddings: np.ndarray) -> Shortlist:
+        """The teacher's candidates of a chunk of gallery images, as `whiten` takes them."""
+        vectors = self.whiten(embeddings)
+        assert self._teacher is not None
+        count, per_image, width = self._teacher.shape
+        flat = self._teacher.reshape(count * per_image, width)
+        return Shortlist(vectors, search(vectors, flat, per_image, BY_TEACHER))
+
+    def examine(self, images: Sequence[Features | None], shortlist: Shortlist | None) -> list[Pair]:
+        """Every shortlisted pair of a batch, compared.
+
+        Args:
+            images: None where unreadable: no pairs.
+            shortlist: of the same images; None without a teacher.
+        """
+        pairs: list[Pair] = []
+        for i, image in enumerate(images):
+            if image is None:
+                continue
+            votes = self._votes.of(image.descriptors)
+            if shortlist is None:
+                numbers = np.sort(best(votes, BY_VOTES_ALONE))
+                cosines = votes[numbers]
+            else:
+                numbers = np.union1d(best(votes, BY_VOTES), shortlist.numbers[i])
+                cosines = self._cosines(shortlist.vectors[i], numbers)
+            found = compare(image, [self.features(int(number)) for number in numbers])
+            for number, cosine, match in zip(numbers, cosines, found, strict=True):
+                pairs.append(_pair(i, int(number), cosine, match))
+        return pairs
+
+    def _cosines(self, vector: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Of a whitened embedding [d] with the best view of each of the protected images."""
+        assert self._teacher is not None
+        return (self._teacher[numbers] @ vector).max(axis=1, initial=-1)
+
+
+def _columns(images: Sequence[Features]) -> dict[str, np.ndarray]:
+    """Image after image in one array of each kind."""
+    return {
+        "starts": np.cumsum([0, *(len(image.points) for image in images)]),
+        "points": np.concatenate([image.points for image in images]),
+        "descriptors": np.concatenate([image.descriptors for image in images]),
+        "frames": np.array([image.frame for image in images]),
+        "thumbnails": np.stack([_padded(image.thumbnail) for image in images]),
+        "thumbnail_sizes": np.array([image.thumbnail.shape for image in images]),
+    }
+
+
+def _padded(thumbnail: np.ndarray) -> np.ndarray:
+    height, width = thumbnail.shape
+    return np.pad(thumbnail, ((0, THUMBNAIL_PX - height), (0, THUMBNAIL_PX - width)))
+
+
+def _teacher(embeddings: np.ndarray) -> dict[str, np.ndarray]:
+    """Whitened vectors [n, v, k] of embeddings [n, v, d], with what whitened them."""
+    flat = embeddings.reshape(-1, embeddings.shape[-1])
+    whitening = Whitening.fit(flat)
+    steps = range(0, len(flat), AT_ONCE)
+    whitened = np.concatenate([whitening.apply(flat[i : i + AT_ONCE]) for i in steps])
+    return {
+        "teacher": whitened.reshape(*embeddings.shape[:2], -1),
+        "teacher_mean": whitening.mean,
+        "teacher_directions": whitening.directions,
+    }
+
+
+def _pair(image: int, protected: int, cosine: float, match: Match) -> Pair:
+    rounded = round(min(float(cosine), 1.0), DECIMALS)  # rounded vectors can be a little long
+    return Pair(image, protected, rounded, match.inliers, match.mirrored, match.affine, match.ncc)

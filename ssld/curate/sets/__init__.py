@@ -1,0 +1,1 @@
+"""The images of the pool and the reference sets."""

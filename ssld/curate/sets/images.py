@@ -1,0 +1,143 @@
+"""The images of a set (gallery, protected, labeled) by one running number, in shards of work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ssld.common.errors import InputError
+from ssld.data.sources import Address, Source, open_source
+from ssld.data.storage import is_remote
+
+Pieced = TypeVar("Pieced", range, list, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [first, last) of a set, all from one source: the unit that is done or not."""
+
+    number: int
+    source: int
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> range:
+        return range(self.first, self.last)
+
+
+class ImageSet:
+    """The sources of one setting, one after the other.
+
+    Args:
+        name: gallery, protected or labeled.
+        paths: its sources.
+        shard_size: images per shard, at most.
+
+    Raises:
+        InputError: a source that cannot be opened or is empty.
+    """
+
+    def __init__(self, name: str, paths: Sequence[str], shard_size: int) -> None:
+        self.name = name
+        self.sources = [_open(name, path) for path in paths]
+        self._ends = np.cumsum([0, *map(len, self.sources)])
+        self.shards = self._cut(shard_size)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _cut(self, size: int) -> list[Shard]:
+        cuts = [
+            (number, first, min(first + size, int(self._ends[number + 1])))
+            for number in range(len(self.sources))
+            for first in range(int(self._ends[number]), int(self._ends[number + 1]), size)
+        ]
+        return [Shard(i, *cut) for i, cut in enumerate(cuts)]
+
+    def by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
+        """Rising `rows`, int64, shard by shard; shards without any are left out."""
+        ends = np.searchsorted(rows, [shard.last for shard in self.shards])
+        for number in np.flatnonzero(np.diff(ends, prepend=0)).tolist():
+            begin = ends[number - 1] if number else 0
+            yield self.shards[number], rows[begin : ends[number]]
+
+    @cached_property
+    def _prefixes(self) -> list[str]:
+        """Before sample ids, so that no two sources share one."""
+        if len(self.sources) == 1:
+            return [""]
+        names = [Path(source.path).name for source in self.sources]
+        counts = Counter(names)
+        return [
+            f"{name}/" if counts[name] == 1 else f"{number}-{name}/"
+            for number, name in enumerate(names)
+        ]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Source number and number within the source."""
+        source = int(np.searchsorted(self._ends, row, side="right")) - 1
+        return source, row - int(self._ends[source])
+
+    def sample_id(self, row: int) -> str:
+        """Unique within the set; does not depend on where the set lies."""
+        source, i = self.place(row)
+        return self._prefixes[source] + self.sources[source].sample_id(i)
+
+    def location(self, row: int) -> str:
+        source, i = self.place(row)
+        return self.sources[source].location(i)
+
+    def address(self, row: int) -> Address:
+        source, i = self.place(row)
+        return self.sources[source].address(i)
+
+    def fingerprint(self, shard: Shard) -> str:
+        """sha256 of names, sizes and modification times: what changes when an image does."""
+        digest, seen = hashlib.sha256(), {}
+        for row in shard.rows:
+            address = self.address(row)
+            if address.path not in seen:
+                seen = {address.path: _stamp(address.path)}  # neighbours share a tar
+            source, i = self.place(row)
+            size = self.sources[source].size(i)
+            words = (self.sample_id(row), *address, size, seen[address.path])
+            digest.update(repr(words).encode())
+        return digest.hexdigest()
+
+
+def _open(name: str, path: str) -> Source:
+    try:
+        return open_source(path)
+    except InputError as error:
+        protects = "; an empty protected set would protect nothing" if name == "protected" else ""
+        raise InputError(f"{name}: {error}{protects}") from error
+
+
+def _stamp(path: str) -> str:
+    """Size and time of a local file. A remote one costs a request: its listed size must do."""
+    if is_remote(path):
+        return ""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return str(error.strerror)
+    return f"{status.st_size}/{status.st_mtime_ns}"
+
+
+def key(*things: object) -> str:
+    """Short digest of what a piece of work depends on; another one means other work."""
+    return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
+
+
+def batched(things: Pieced, size: int) -> list[Pieced]:
+    """Pieces of at most `size`."""
+    return [things[i : i + size] for i in range(0, len(things), size)]

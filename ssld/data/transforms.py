@@ -1,0 +1,218 @@
+"""Views: what is made of an image before a network sees it.
+
+A training view is a pure function of (seed, sample id, view number): no global random state decides
+an augmentation. From this follow the same run on any number of workers, resuming at any step, and
+stored teacher labels that can be replayed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssld.data.autoaugment import autoaugment
+from ssld.data.config import AugmentConfig
+from ssld.data.decode import decode, image_size
+
+Box = tuple[int, int, int, int]
+"""top, left, height, width in px."""
+
+
+class TrainView:
+    """Random resized crop, flip and policy (SSLD section 4.2).
+
+    Args:
+        augment: ranges and probabilities.
+        size: side of the view in px.
+        seed: the run's.
+    """
+
+    def __init__(self, augment: AugmentConfig, size: int, seed: int) -> None:
+        self.augment = augment
+        self.size = size
+        self.seed = seed
+        self.randaugment = _randaugment(augment)
+
+    def __call__(self, data: bytes, sample_id: str, view: int) -> Tensor:
+        """The view as uint8 [size, size, 3].
+
+        Raises:
+            Unreadable: `data` is not an image.
+        """
+        key = key_of(self.seed, sample_id, view)
+        draw = random.Random(key)
+        height, width = image_size(data)
+        box = crop_box(draw, height, width, self.augment.scale, self.augment.ratio)
+        pixels = _resized_crop(
+            data,
+            (height, width),
+            box,
+            self.size,
+            self.augment.interpolation,
+            self.augment.antialias,
+        )
+        if draw.random() < self.augment.flip:
+            pixels = pixels.flip(1)
+        if self.augment.policy == "autoaugment":
+            pixels = autoaugment(pixels, draw)
+        if self.randaugment is not None:
+            with torch.random.fork_rng(devices=[]):
+                # Not torch.manual_seed, which would seed the GPUs' generators, too.
+                torch.default_generator.manual_seed(key)
+                pixels = self.randaugment(pixels.permute(2, 0, 1)).permute(1, 2, 0)
+        return pixels.contiguous()
+
+
+THIN = 16
+"""How many times longer than wide an image is that is cropped before it is resized: a strip of
+1 x 20000 px would become 256 x 5120000."""
+
+
+class EvalView:
+    """Resize the shorter side to size / crop_pct, crop the centre: timm's evaluation transform.
+
+    Besides the decoded image (`decode.py`) it takes at most 3 * THIN * (size / crop_pct)^2 bytes.
+    """
+
+    def __init__(self, size: int, crop_pct: float, interpolation: str) -> None:
+        self.size = size
+        self.crop_pct = crop_pct
+        self.interpolation = (
+            interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+        )
+
+    def __call__(self, data: bytes, sample_id: str = "", view: int = 0) -> Tensor:
+        """The view as uint8 [size, size, 3].
+
+        Raises:
+            Unreadable: `data` is not an image.
+        """
+        height, width = image_size(data)
+        shorter = math.floor(self.size / self.crop_pct)
+        scale = shorter / min(height, width)
+        side_h = shorter if height <= width else int(shorter * height / width)
+        side_w = shorter if width <= height else int(shorter * width / height)
+        reduce = _reduction(min(height, width), 2 * shorter)  # keep twice the size: stay close
+        pixels = torch.from_numpy(decode(data, reduce))
+        if max(height, width) > THIN * min(height, width):
+            pixels, side_h, side_w = _middle(pixels, shorter)
+        if (pixels.shape[0], pixels.shape[1]) != (side_h, side_w):
+            pixels = _resize(pixels, (side_h, side_w), self.interpolation, antialias=scale < 1)
+        top, left = round((side_h - self.size) / 2), round((side_w - self.size) / 2)
+        return pixels[top : top + self.size, left : left + self.size].contiguous()
+
+
+class SquashView:
+    """The whole frame as a square, its sides scaled differently: nothing is cut away."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, data: bytes, sample_id: str = "", view: int = 0) -> Tensor:
+        """The view as uint8 [size, size, 3].
+
+        Raises:
+            Unreadable: `data` is not an image.
+        """
+        reduce = _reduction(min(image_size(data)), 2 * self.size)
+        pixels = torch.from_numpy(decode(data, reduce))
+        return _resize(pixels, (self.size, self.size), "bilinear", antialias=True)
+
+
+def crop_box(
+    draw: random.Random,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """A random crop as torchvision's RandomResizedCrop.make_params draws it: ten tries, then the
+    largest centre crop within `ratio` (Szegedy et al. 2015, section 6)."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * draw.uniform(*scale)
+        aspect = math.exp(draw.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return draw.randint(0, height - h), draw.randint(0, width - w), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = min(height, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = min(width, round(height * ratio[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resized_crop(
+    data: bytes, full: tuple[int, int], box: Box, size: int, interpolation: str, antialias: bool
+) -> Tensor:
+    """Decode no larger than the crop needs, cut, resize; `box` is in px of the full image."""
+    top, left, h, w = box
+    reduce = _reduction(min(h, w), size)
+    pixels = decode(data, reduce)
+    if pixels.shape[:2] != full:  # exactly 1 / reduce, and a last row and column that are partial
+        bottom, right = -(-(top + h) // reduce), -(-(left + w) // reduce)
+        top, left = top // reduce, left // reduce
+        h, w = min(bottom, pixels.shape[0]) - top, min(right, pixels.shape[1]) - left
+    crop = torch.from_numpy(pixels[top : top + h, left : left + w])
+    return _resize(crop, (size, size), interpolation, antialias)
+
+
+def _middle(pixels: Tensor, shorter: int) -> tuple[Tensor, int, int]:
+    """The middle of a thin image: more than the square of its shorter side and the filter's reach.
+
+    Both middles lie on each other, and the scale is the whole image's but for the part of a px to
+    which its longer side is rounded.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+
+    Returns:
+        the part, and the height and width to which it is to be resized.
+    """
+    height, width = pixels.shape[:2]
+    side, longer = min(height, width), max(height, width)
+    length = 5 * side
+    if (longer - length) % 2:  # else it would lie half a px beside the middle
+        length += side if side % 2 else 1
+    first, resized = (longer - length) // 2, round(length * shorter / side)
+    if height > width:
+        return pixels[first : first + length], resized, shorter
+    return pixels[:, first : first + length], shorter, resized
+
+
+def _reduction(side: int, wanted: int) -> int:
+    """Largest of 8, 4, 2, 1 by which `side` px can shrink and still be `wanted` px."""
+    return next((r for r in (8, 4, 2) if side >= r * wanted), 1)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> Tensor:
+    """uint8 [h, w, 3] -> uint8 [*size, 3]; torch's native uint8 kernels, as torchvision v2 uses."""
+    if pixels.shape[:2] == size:
+        return pixels
+    # Contiguous, or the kernels fall back to planar output that must be transposed again.
+    x = pixels.contiguous()[None].permute(0, 3, 1, 2)  # [1, 3, h, w], channels last in memory
+    if interpolation == "nearest":
+        x = F.interpolate(x, size, mode="nearest")
+    else:
+        x = F.interpolate(x, size, mode=interpolation, align_corners=False, antialias=antialias)
+    return x[0].permute(1, 2, 0)
+
+
+def _randaugment(augment: AugmentConfig) -> torch.nn.Module | None:
+    if augment.policy != "randaugment":
+        return None
+    from torchvision.transforms import v2
+
+    return v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)
+
+
+def key_of(seed: int, sample_id: str, view: int) -> int:
+    """What decides a view, 63 bits."""
+    digest = hashlib.blake2b(f"{seed}/{sample_id}/{view}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,1 @@
+"""The method: distillation, and the stages and baselines that share its task."""

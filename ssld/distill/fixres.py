@@ -1,0 +1,201 @@
+"""The resolution fix: `accelerate launch -m ssld.fix --run RUN --out OUT [--a.b value ...]`.
+
+Touvron et al. 2019, "Fixing the train-test resolution discrepancy" (FixRes), section 4: random
+crops show a network larger objects in training than the centre crop does in a test, so it is better
+at a larger test size, and better still once its classifier (and the norm before it) has seen the
+statistics of that size. Nothing else is trained, on images as they are tested. SSLD table 1:
+ResNet50-D 83.0 -> 84.0 %; the reference trains the classifier only, at 320 px.
+
+One half of the held-out images chooses: the step whose classifier is taken, the size, and whether
+the fix brought anything. The other half reports what that is worth (`ssld/health/resolution.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ssld.common.errors import InputError
+from ssld.common.text_table import ABSENT, text_table
+from ssld.distill.parent_run import open_start, prepare, resolutions_from
+from ssld.distill.stage_config import FixConfig
+from ssld.health.resolution import CHOOSE, chosen, deciding, halves, said_of
+
+if TYPE_CHECKING:
+    from ssld.data.sources import Source
+    from ssld.distill.distill import Distillation
+    from ssld.distill.setup import ClassifierRun
+    from ssld.distill.supervised import Supervision
+    from ssld.health.classification_metrics import Tally
+    from ssld.models.classifier import Network
+
+TABLE = "resolutions.json"
+
+
+def fix(config: FixConfig) -> None:
+    """Train the classifier at a test size; evaluate at several before and after, export the best
+    by one half of the held-out images.
+
+    Raises:
+        InputError: a run that has not finished, no held-out image, bad settings or sources; nothing
+            was written then.
+    """
+    from ssld.data.eval_view import eval_view
+    from ssld.engine.loop import train
+    from ssld.models.classifier import open_network
+
+    start = open_start(config.run)
+    setup, student, teacher, digest, task = prepare(config, start)
+    if not setup.val:
+        raise InputError(
+            "data.val is empty and data.holdout is 0: held-out images choose the resolution"
+        )
+    student.freeze_but(trained_parts(student, config.train))
+    # Backward, twice a forward pass, goes no further than the classifier.
+    setup.facts["flops_per_image"] -= 2 * 2e6 * setup.facts["student"]["macs_m"]
+    view = eval_view(student)
+    run = setup.start(student, teacher=teacher, teacher_sha256=digest, view=view)
+    choosing, reporting = halves(run.val)
+    run = dataclasses.replace(run, val=choosing)
+    trained_at = int(start.settings["augment"]["size"])
+    asked = config.resolutions or resolutions_from(trained_at)
+    sizes = sorted({*asked, student.input_size, trained_at})
+    before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes, reporting)
+    counts = {"chosen_on": sum(map(len, choosing)), "reported_on": sum(map(len, reporting))}
+    table = {"trained_at": trained_at, "fixed_at": student.input_size, "before": before}
+    table |= {"metric": deciding(before[0], run.best_by)}
+    table |= {"images": {**counts, "same": choosing == reporting}}
+    _write(run, table)
+    tally = train(run, task, student)
+    fixed = open_network("student", arch=None, checkpoint=config.out).to(setup.device)
+    after = sweep(run, task, fixed, sizes, reporting)
+    _export(run, fixed, tally, {**table, "after": after})
+
+
+def trained_parts(network: Network, train: str) -> list[str]:
+    """Names of the modules of `network.model` that a fix trains."""
+    import torch
+
+    names = {module: name for name, module in network.model.named_modules()}
+    classifier = names[network.model.get_classifier()]  # type: ignore[operator]
+    if train == "classifier":
+        return [classifier]
+    called: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda module, *_: called.append(names[module]))
+        for module in names
+        if "Norm" in type(module).__name__
+    ]
+    size = network.input_size
+    device = next(network.parameters()).device
+    training = network.training
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    if not called:
+        raise InputError("train is classifier_and_norm but the student has no norm layer")
+    return [classifier, called[-1]]
+
+
+def sweep(
+    run: ClassifierRun,
+    task: Distillation | Supervision,
+    network: Network,
+    sizes: Sequence[int],
+    reporting: Sequence[Source],
+) -> list[dict[str, Any]]:
+    """A row for each size: the metrics on the images that report, and under `choose` those on
+    `run.val`; changes `network.input_size`."""
+    network.to(run.accelerator.device).eval()
+    reports = dataclasses.replace(run, val=list(reporting))
+    rows = []
+    for network.input_size in sizes:
+        found = [_measured(x, task, network) for x in (reports, run)]
+        rows.append({"size": network.input_size, **found[0], CHOOSE: found[1]})
+    return rows
+
+
+def _measured(
+    run: ClassifierRun, task: Distillation | Supervision, network: Network
+) -> dict[str, float]:
+    import torch
+
+    from ssld.data.eval_view import eval_view
+
+    size = network.input_size
+    view = eval_view(network, size)
+    batches = task.held_out(run, view, f"evaluate at {size} px")
+    try:
+        with torch.inference_mode(), run.accelerator.autocast():
+            tally = task.evaluate(network, batches)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"resolutions: the student does not run on images of {size} px "
+            f"({' '.join(str(error).split())[:200]}); leave that size out"
+        ) from error
+    tally.reduce(run.accelerator, cut_short=False)
+    return tally.metrics()
+
+
+def _known(run: ClassifierRun, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
+    """What a stopped run had evaluated before its first step, the same on all processes."""
+    from accelerate.utils import broadcast_object_list
+
+    found = [None]
+    path = run.folder.path / TABLE
+    if run.config.resume and path.is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))["before"]
+        same = [row["size"] for row in rows] == list(sizes)
+        found = [rows if same and all(CHOOSE in row for row in rows) else None]
+    return broadcast_object_list(found)[0]
+
+
+def _write(run: ClassifierRun, table: dict[str, Any]) -> None:
+    from ssld.common.files import write_atomically
+
+    if run.accelerator.is_main_process:
+        write_atomically(run.folder.path / TABLE, json.dumps(table, indent=2) + "\n")
+    run.accelerator.wait_for_everyone()
+
+
+def _export(run: ClassifierRun, fixed: Network, tally: Tally | None, table: dict[str, Any]) -> None:
+    """Write table, exported configuration and report. Where the fix was for nothing, the student is
+    exported as it came."""
+    from ssld.distill.report import write_report
+    from ssld.engine.export import export
+    from ssld.models.classifier import open_network
+
+    before, after, metric = table["before"], table["after"], table["metric"]
+    moment, best = chosen(before, after, metric, fixed.num_classes)
+    found = {"chosen": best["size"], "classifier": moment, "metric": metric}
+    found["before"] = next(row for row in before if row["size"] == table["trained_at"])
+    _write(run, {**table, "chosen": best["size"], "classifier": moment})
+    if not run.accelerator.is_main_process:
+        return
+    facts = json.loads((run.folder.path / "run.json").read_text(encoding="utf-8"))
+    network, step = fixed, facts["exported"]["step"]
+    if moment == "before":
+        start = run.config.run  # type: ignore[attr-defined]
+        network, step = open_network("student", arch=None, checkpoint=start), 0
+    network.input_size = best["size"]
+    digest = export(network, run.folder.path / "student", step)
+    exported = {"step": step, "metric": metric, "value": best.get(metric), "sha256": digest}
+    run.folder.record("exported", exported)
+    resolution = {**found, "metrics": best, "images": table["images"]}
+    run.folder.record("resolution", resolution)
+    write_report(run, network.to(run.accelerator.device), tally)
+    rows = [
+        [f"{a['size']} px", *(f"{_percent(x, metric)}{' *' * (x is best)}" for x in (b, a))]
+        for b, a in zip(before, after, strict=True)
+    ]
+    print(text_table(["at", f"{metric} before", "after"], rows))
+    print(f"* {said_of(resolution)}")
+
+
+def _percent(row: dict[str, Any], metric: str) -> str:
+    return f"{row[metric]:.2%}" if metric in row else ABSENT

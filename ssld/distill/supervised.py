@@ -1,0 +1,84 @@
+"""The same engine with human labels: `-m ssld.supervised`, for teachers and honest baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from ssld.distill.config import SupervisedConfig
+from ssld.distill.task import Classification
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssld.data.loading import Batch
+    from ssld.health.classification_metrics import Tally
+    from ssld.models.classifier import Network
+
+
+class Supervision(Classification):
+    """The student's task: predict the human label; cross-entropy, with label smoothing
+    (Szegedy et al. 2016, section 7), mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019)."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self.label_smoothing = label_smoothing
+        mixes = [
+            transform(alpha=alpha, num_classes=num_classes)
+            for transform, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+            if alpha > 0
+        ]
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        """One value per image, float32 [b]."""
+        from torch.nn.functional import cross_entropy
+
+        images, targets = batch.images, batch.labels
+        if self.mix is not None:
+            mixed, targets = self.mix(images.permute(0, 3, 1, 2).float(), targets)
+            images = mixed.permute(0, 2, 3, 1)
+        logits = student(images).float()  # [b, classes]
+        loss = cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return {"cross_entropy": loss}
+
+    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
+        """What the student says about held-out images."""
+        from ssld.health.classification_metrics import Tally
+
+        tally = Tally(student.num_classes, next(student.parameters()).device)
+        for batch in batches:
+            tally.add(batch, student(batch.images).float())
+        return tally
+
+
+def supervised(config: SupervisedConfig) -> None:
+    """Train with labels, then export and report into `config.out`.
+
+    Raises:
+        InputError: bad settings, sources or launcher; nothing was written then.
+    """
+    from ssld.distill.setup import Setup
+    from ssld.engine.loop import train
+
+    setup = Setup(config)
+    student = setup.open_student(None, None)
+    setup.describe({"student": student})
+    run = setup.start(student)
+    task = Supervision(
+        student.num_classes,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+    )
+    train(run, task, student)

@@ -1,0 +1,134 @@
+"""From an evaluation to a judgement: verdict, best checkpoint, export, report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ssld.common.attempt import attempt
+from ssld.engine import checkpoint
+from ssld.engine.export import load_exported
+from ssld.engine.preemption import Preemption
+from ssld.engine.progress import Progress
+from ssld.engine.start import Run
+from ssld.health.verdict import rank
+from ssld.models.classifier import ImageModel
+
+if TYPE_CHECKING:
+    from ssld.engine.loop import Score, Task, Trainer
+
+REPORT_SECONDS = 60.0
+"""Least time between two reports of a run that goes on."""
+
+
+class Judge:
+    """Judges one run.
+
+    Args:
+        network: before the first step; its parameters are copied on the main process.
+    """
+
+    def __init__(self, run: Run, task: Task, network: ImageModel) -> None:
+        self.run, self.task = run, task
+        self.initial: dict[str, Tensor] = {}
+        if run.accelerator.is_main_process:
+            named = network.model.named_parameters()
+            self.initial = {name: p.detach().cpu().clone() for name, p in named}
+        self.score: Score | None = None
+        self.reported = -REPORT_SECONDS
+        self.folder = run.folder.path / task.exported
+
+    def judge(self, trainer: Trainer, progress: Progress, stop: Preemption) -> bool:
+        """Evaluate, and do everything that follows from it; True when a signal cut it short."""
+        run, task, step = self.run, self.task, trainer.step
+        score = trainer.evaluate(stop)
+        if score is None:
+            return True
+        self.score, metrics = score, score.metrics()
+        metrics |= task.further_metrics(run, trainer.result, step)
+        improved = self._is_best(trainer, metrics)
+        if run.accelerator.is_main_process:
+            said = task.verdict(
+                run, trainer.student, metrics, step=step, rate=trainer.rate(), initial=self.initial
+            )
+            progress.log_evaluation(step, metrics, said)
+            if improved:
+                task.export(trainer.result, self.folder, step)
+            task.keep(run, score, step, improved)
+            last = step == run.total_steps  # `finish` writes one next
+            if not last and time.monotonic() - self.reported > REPORT_SECONDS:
+                self.report(trainer)
+        trainer.evaluation_pending = False
+        return False
+
+    def report(self, trainer: Trainer) -> None:
+        """Write report.html; a run goes on without one."""
+        if self.run.accelerator.is_main_process:
+            write = self.task.write_report
+            attempt("report.html", lambda: write(self.run, trainer.result, self.score))
+            self.reported = time.monotonic()
+
+    def _is_best(self, trainer: Trainer, metrics: dict[str, float]) -> bool:
+        """Note the best evaluation (`ssld.health.verdict.rank`); of equal ones the later, which has seen
+        more."""
+        metric = self.task.best_by(self.run)
+        if metric not in metrics:
+            return False
+        before = trainer.best
+        if before is not None and before["metric"] != metric:  # changed on resume
+            before = None
+        if before is not None and "symptoms" not in before:  # by an ssld that knew of none
+            before = trainer.best = self._noted_again(before, trainer)
+        now = {"step": trainer.step, **self.task.noted(trainer.result, metrics, metric)}
+        if before is not None and rank(now) < rank(before):
+            return False
+        trainer.best = now
+        return True
+
+    def _noted_again(self, best: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+        lines = self.run.folder.history.evaluations()
+        line = next((x for x in lines if x["step"] == best["step"]), None)
+        if line is None:
+            return {**best, "symptoms": []}
+        return {**best, **self.task.noted(trainer.result, line, best["metric"])}
+
+    def finish(self, trainer: Trainer) -> None:
+        """Export the best network and write the last report."""
+        run = self.run
+        if self.score is None and run.val:  # resumed after the last evaluation
+            self.score = trainer.evaluate(Preemption())
+        if run.accelerator.is_main_process:
+            exported = self._take_best(trainer)
+            digest = self.task.export(trainer.result, self.folder, exported["step"])
+            if self.score is not None and exported["step"] == trainer.step:
+                self.task.keep(run, self.score, trainer.step, True)
+            run.folder.record("exported", {**exported, "sha256": digest})
+            self.report(trainer)
+            run.accelerator.print(
+                f"{self.task.exported + ':':<8} {self.folder} (step {exported['step']})\n"
+                f"report:  {run.folder.path / 'report.html'}"
+            )
+        run.accelerator.wait_for_everyone()
+        for tracker in run.accelerator.trackers:
+            attempt(f"the end of tracker {tracker.name}", tracker.finish)
+
+    def _take_best(self, trainer: Trainer) -> dict[str, Any]:
+        """Load the best checkpoint's network where that was not the last step's."""
+        best = trainer.best
+        if best is None or best["step"] == trainer.step:
+            return best or {"step": trainer.step, "metric": "last", "value": None}
+        folder = checkpoint.at(self.run.folder.path / "checkpoints", best["step"])
+        problem = checkpoint.damage(folder)
+        if problem is None:
+            name = "ema" if trainer.ema else "student"
+            checkpoint.load_network(folder, name, trainer.result.model)
+            return best
+        said = f"warning: checkpoint {folder}, the best, is damaged ({problem})"
+        if load_exported(self.folder, best["step"], trainer.result):
+            print(f"{said}; {self.folder.name}/ has the same network", file=sys.stderr)
+            return best
+        print(f"{said}; the {self.task.exported} of the last step is exported", file=sys.stderr)
+        return {"step": trainer.step, "metric": "last", "value": None}

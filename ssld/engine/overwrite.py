@@ -1,0 +1,230 @@
+"""`--overwrite`: an old run gives way to a new one, and nothing else does.
+
+Everything is checked before anything is touched. Then the old run's entries are renamed into
+OUT/.overwritten, config.yaml last; the new run writes its settings; only then is the old one
+removed, config.yaml last. So at any instant the two folders say what happened, and what the next
+start has to do:
+
+    OUT/.overwritten    OUT             what happened              the next start
+    no config.yaml      any             being put aside, or gone   moves back what is there
+    config.yaml         no config.yaml  put aside                  moves it back
+    config.yaml         config.yaml     the new run has begun      removes what is left of the old
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssld.common.errors import InputError
+from ssld.common.files import LOCK
+from ssld.common.written_files import read_object
+from ssld.engine.written import CONFIG, NOBODYS, OLD, folders, foreign, remove
+
+INPUTS = ("data", "teacher", "teachers", "student", "backbone", "run")
+"""Groups of settings that name what a run reads."""
+NO_INPUTS = ("data.classes",)
+ANOTHER = "give another folder"
+SHOWN = 6
+"""Entries that a message names."""
+
+
+def refuse(out: Path, settings: dict[str, Any]) -> None:
+    """Check that nothing but a run of ssld would be removed from `out`; nothing is touched.
+
+    Args:
+        settings: those of the new run, nested.
+
+    Raises:
+        InputError: `out` is no run folder, holds what the new run reads or what ssld has not
+            written, or its entries cannot be removed.
+    """
+    if not _is_run(out):
+        raise InputError(
+            f"out {out} is not a run folder (no config.yaml that a training command wrote): "
+            "--overwrite would delete foreign files; give another folder"
+        )
+    inside = inputs_inside(out, settings)
+    if inside:
+        named = ", ".join(f"{key} {text}" for key, text in inside[:SHOWN])
+        raise InputError(
+            f"out {out}: --overwrite would delete what this run reads from inside of it "
+            f"({named}{_more(inside)}); give another folder"
+        )
+    others = foreign(out)
+    if others:
+        named = ", ".join(str(path.relative_to(out)) for path in others[:SHOWN])
+        raise InputError(
+            f"out {out}: --overwrite deletes what ssld wrote and nothing else, but there is also "
+            f"{named}{_more(others)}; move that away, or give another folder"
+        )
+    for folder in folders(out):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(
+                f"out {out}: {folder} is not writable, its entries cannot be deleted; mend its "
+                "rights, or give another folder"
+            )
+
+
+def _more(found: list[Any]) -> str:
+    return f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a training command made the folder: it has a run.json, or, killed before that,
+    settings with the keys that no user writes."""
+    for folder in (out, out / OLD):
+        if not (folder / CONFIG).is_file():
+            continue
+        with contextlib.suppress(OSError, InputError):
+            facts = folder / "run.json"
+            if facts.is_file():
+                return "versions" in read_object(facts, ANOTHER)
+            keys = {"out", "resume", "overwrite", "allow_changes"}
+            return keys <= set(read_object(folder / CONFIG, ANOTHER))
+    return False
+
+
+def inputs_inside(
+    out: Path, settings: dict[str, Any], inputs: Sequence[str] = INPUTS
+) -> list[tuple[str, str]]:
+    """(setting, value) of everything that is read and lies in `out`, by whatever path or link.
+
+    Args:
+        inputs: settings, or groups of them, that name what is read.
+    """
+    try:
+        folder = os.stat(out)
+    except OSError:
+        return []
+    groups = {key: value for key, value in settings.items() if key in inputs}
+    named = [(key, text) for key, text in _texts(groups) if key not in NO_INPUTS]
+    return [(key, text) for key, text in named if any(_within(x, folder) for x in _places(text))]
+
+
+def _texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(tree, str):
+        yield name, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _texts(value, name)
+
+
+def _places(text: str) -> Iterator[str]:
+    """Local paths that a source, a checkpoint or a name stands for, and every link on the way."""
+    for part in text.split("::"):  # annotations::images
+        path = re.sub(r"^(local-dir:|file://|local://)", "", part)
+        if not path or "\0" in path or re.match(r"\w[\w+.-]*://", path):
+            continue
+        if not os.path.lexists(path):  # a pattern: its folder
+            path = os.path.dirname(re.split(r"[*?\[{]", path, maxsplit=1)[0]) or os.curdir
+            if not (os.path.lexists(path) and re.search(r"[*?\[{]", part)):
+                continue
+        yield os.path.realpath(path)
+        for _ in range(40):  # as many links as Linux follows
+            yield os.path.abspath(path)
+            if not os.path.islink(path):
+                break
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+
+
+def _within(path: str, folder: os.stat_result) -> bool:
+    """Whether `path` is the folder or below it, by identity, not by spelling."""
+    for place in (Path(path), *Path(path).parents):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(place), folder):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def giving_way(out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """While the body writes the new run's settings the old run is aside; then it is removed, or
+    put back if the body fails. The caller holds the folder's lock.
+
+    Raises:
+        InputError: see `refuse`; or the old run cannot be moved, then it is where it was.
+    """
+    recover(out)
+    if not (out / CONFIG).exists():
+        yield
+        return
+    refuse(out, settings)
+    _put_aside(out)
+    try:
+        yield
+    except BaseException:
+        (out / "run.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (out / "checkpoints").rmdir()
+        (out / CONFIG).unlink(missing_ok=True)  # last: until then the new run has begun
+        recover(out)
+        raise
+    _finish(out)
+
+
+def _put_aside(out: Path) -> None:
+    old, moved = out / OLD, []
+    try:
+        old.mkdir()
+        for path in sorted(out.iterdir(), key=lambda x: x.name == CONFIG):
+            if path.name not in (LOCK, OLD) and not NOBODYS.fullmatch(path.name):
+                path.rename(old / path.name)
+                moved.append(path.name)
+    except OSError as error:
+        for name in reversed(moved):
+            (old / name).rename(out / name)
+        with contextlib.suppress(OSError):
+            old.rmdir()
+        said = error.strerror or error
+        raise InputError(
+            f"out {out}: the old run cannot be moved out of the way ({error.filename}: {said}), "
+            "it is as it was; mend its rights, or give another folder"
+        ) from error
+
+
+def recover(out: Path) -> None:
+    """Finish or take back an overwriting that was interrupted; see the table above. The caller
+    holds the folder's lock.
+
+    Raises:
+        InputError: what was put aside cannot be moved back.
+    """
+    old = out / OLD
+    if not old.is_dir():
+        return
+    if (old / CONFIG).exists() and (out / CONFIG).exists():
+        return _finish(out)
+    twice = [path.name for path in old.iterdir() if os.path.lexists(out / path.name)]
+    if twice:
+        raise InputError(
+            f"out {out}: an --overwrite was interrupted, and {twice[0]} is both there and in "
+            f"{OLD}: move one of them away"
+        )
+    try:
+        for path in sorted(old.iterdir(), key=lambda x: x.name == CONFIG):
+            path.rename(out / path.name)
+        old.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"out {out}: an --overwrite was interrupted, and what it had put into {OLD} cannot be "
+            f"moved back ({error.filename}: {error.strerror or error}): move it back by hand"
+        ) from error
+
+
+def _finish(out: Path) -> None:
+    problem = remove(out / OLD, OLD)
+    if problem:
+        print(
+            f"warning: {out / OLD} holds what is left of the run that was overwritten, which "
+            f"cannot be deleted ({problem.filename}: {problem.strerror or problem})",
+            file=sys.stderr,
+        )

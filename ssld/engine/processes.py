@@ -1,0 +1,88 @@
+"""Processes and devices, from whichever launcher started us."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    PartialState,
+)
+from accelerate.utils import ProjectConfiguration
+
+from ssld.common.errors import InputError
+from ssld.engine.config import LoopConfig
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others. torch gives up after 10 minutes on GPUs, and a main
+process that reads masks, indexes shards, writes a report or is at the slowest piece of a curation
+takes longer. A process that is gone is noticed by its launcher and by its closed connections."""
+
+
+def check_launcher(config: LoopConfig) -> None:
+    """Settings live in our configuration; a launcher file that disagrees is an error.
+
+    Raises:
+        InputError: the launcher wants another precision, accumulation or kind of parallelism.
+    """
+    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if said not in ("no", config.precision):
+        raise InputError(
+            f"the launcher says mixed precision {said} but `precision` is {config.precision}: "
+            "set it in the recipe only"
+        )
+    said = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if said not in ("1", str(config.accumulate)):
+        raise InputError(
+            f"the launcher says {said} accumulation steps but `accumulate` is {config.accumulate}: "
+            "set it in the recipe only"
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no" and not config.compile:
+        raise InputError("the launcher asks for compilation but `compile` is false: set it there")
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise InputError(f"the launcher asks for {name}: ssld runs on plain data parallelism")
+
+
+def _on_cpu() -> bool:
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return asked or not torch.cuda.is_available()
+
+
+def open_processes() -> PartialState:
+    """The processes of this command, before any of its runs has opened them."""
+    return PartialState(cpu=_on_cpu(), timeout=PATIENCE)
+
+
+def open_accelerator(config: LoopConfig) -> Accelerator:
+    """accelerate supplies topology, reduction and trackers; every setting is ours.
+
+    Raises:
+        InputError: a precision or tracker that is not to be had here.
+    """
+    cpu = _on_cpu()
+    if cpu and config.precision == "fp16":
+        raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
+    # accelerate 1.15 hands on what torch 2.14 renames.
+    warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+            gradient_accumulation_steps=1,  # the loop accumulates itself
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
+                ),
+            ],
+        )
+    except ValueError as error:
+        raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error

@@ -1,0 +1,247 @@
+"""What a run says while it runs: progress bar, metrics.jsonl, trackers, and the alarm for NaN."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from ssld.common.errors import InputError
+from ssld.common.streams import bar_seconds
+from ssld.data.unreadable import AnyBatch, Unreadables
+from ssld.engine.history import lines_of
+from ssld.engine.timing import StepClock
+from ssld.models.teacher_faults import CURE, said_of, samples
+
+if TYPE_CHECKING:
+    from ssld.engine.start import Run
+
+CLOCK_KEYS = {"seconds", "images_per_second", "images_per_second_per_device", "supervised_ratio"}
+
+NO_CEILING = (
+    "the product was slowed down by something else, or the networks take fewer operations than are "
+    "counted"
+)
+
+
+def depends_on_the_clock(key: str) -> bool:
+    """Whether a value of metrics.jsonl may differ between two runs that are otherwise the same."""
+    return key in CLOCK_KEYS or key.endswith("_percent")
+
+
+class Forward(NamedTuple):
+    """What is kept of one forward pass until the next line; its images are let go."""
+
+    step: int
+    terms: dict[str, Tensor]
+    """{term: loss, float [b]}."""
+    weight: Tensor
+    """[b], 0 for what could not be read."""
+    ids: list[str]
+    faults: Tensor | None
+    """`Teacher.faulty` of that pass, where there is a teacher."""
+
+
+class Progress:
+    """Collects losses on the device and looks at them only when a line is due, so that the
+    processor never waits for the accelerator in between."""
+
+    def __init__(self, run: Run, first_step: int, unreadables: Unreadables) -> None:
+        self.run = run
+        self.unreadables = unreadables
+        self.clock = StepClock(run.accelerator.device)
+        self.steps_logged = first_step
+        self.kept: list[Forward] = []
+        self.started = self.saved = time.monotonic()
+        self.peak_refuted = False
+
+    def __enter__(self) -> Progress:
+        accelerator, trackers = self.run.accelerator, self.run.config.trackers
+        accelerator.init_trackers("tensorboard" if "tensorboard" in trackers else "ssld")
+        if "tensorboard" in trackers and accelerator.is_main_process:
+            # metrics.jsonl is the truth: what a killed run had not flushed, or had to repeat, is
+            # neither missing nor double.
+            tracker: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+            writer = tracker.file_writer
+            for line in lines_of(self.run.folder.metrics):
+                _write_again(writer, line)
+            writer.flush()
+        self.bar = tqdm(
+            total=self.run.total_steps,
+            initial=self.steps_logged,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            mininterval=bar_seconds(),
+        )
+        self.started = self.saved = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.close()
+        if self.run.accelerator.is_main_process:
+            with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+                self.unreadables.write()
+
+    def wait_for(self, batches: Iterator[AnyBatch]) -> AnyBatch:
+        """The next batch; the time it takes counts as waiting for data."""
+        with self.clock.section("data_wait"):
+            return next(batches)
+
+    def add(self, step: int, terms: dict[str, Tensor], batch: AnyBatch) -> None:
+        """Keep one forward pass's losses, {term: [b]}, until the next line."""
+        losses = {name: loss.detach() for name, loss in terms.items()}
+        faults = None if self.run.teacher is None else self.run.teacher.faulty
+        self.kept.append(Forward(step, losses, batch.weight, batch.ids, faults))
+
+    def log(self, step: int, rate: float, stop: bool) -> tuple[bool, bool]:
+        """Write the line of the steps since the last one.
+
+        Args:
+            rate: the last step's learning rate.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            whether any process was asked to stop; whether `checkpoint.every_minutes` are over on
+            the main process. The same on all processes.
+
+        Raises:
+            InputError: a loss was not finite; names the term, the step and the samples.
+        """
+        run, names = self.run, list(self.kept[0].terms)
+        sums = [sum((x.terms[name].double() * x.weight).sum() for x in self.kept) for name in names]
+        images = sum(x.weight.double().sum() for x in self.kept)
+        overdue = time.monotonic() - self.saved > 60 * run.config.checkpoint.every_minutes
+        votes = [float(stop), float(overdue and run.rank == 0), float(len(self.unreadables.new))]
+        totals = torch.stack([torch.as_tensor(x) for x in [*sums, images]])
+        extra = torch.tensor(votes, dtype=totals.dtype, device=totals.device)
+        reduced: Any = run.accelerator.reduce(torch.cat([totals, extra]), "sum")
+        *sums, images, stops, overdue, unreadable = reduced.tolist()
+        if not all(map(_finite, sums)):
+            self._alarm()
+        if unreadable:
+            new = gather_object(self.unreadables.new) if run.world > 1 else self.unreadables.new
+            if run.accelerator.is_main_process:  # the whole log at each line would take for ever
+                self.unreadables.append(new)
+            self.unreadables.merge(new)
+        terms = {name: x / max(images, 1) for name, x in zip(names, sums, strict=True)}
+        self._write(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": round(step / run.steps_per_epoch, 4),
+                "loss": sum(terms.values()),
+                **terms,
+                "lr": rate,
+                "unreadable": self.unreadables.count,
+                **self._speed(step - self.steps_logged),
+            }
+        )
+        self.kept.clear()
+        self.steps_logged = step
+        self.restart_clock()
+        return stops > 0, overdue > 0
+
+    def _speed(self, steps: int) -> dict[str, float]:
+        """Rates of the steps since the last line, and where their time went on this process."""
+        run, seconds = self.run, self.clock.take()
+        whole = max(time.monotonic() - self.started, 1e-9)
+        rate = steps * run.config.batch_size / whole
+        seconds["other"] = max(0.0, whole - sum(seconds.values()))
+        speed = {
+            "images_per_second": round(rate, 2),
+            "images_per_second_per_device": round(rate / run.world, 2),
+            **{f"{name}_percent": round(100 * x / whole, 2) for name, x in seconds.items()},
+            "seconds": round(whole, 3),
+        }
+        flops, peak = run.facts["flops_per_image"] * rate / run.world, run.facts["peak_flops"]
+        if flops <= peak:
+            speed["mfu_percent"] = round(100 * flops / peak, 2)
+        elif not self.peak_refuted:
+            self.peak_refuted = True
+            said = f"{flops / 1e12:.3g} TFLOP/s by count, {peak / 1e12:.3g} in a large product"
+            run.accelerator.print(f"no mfu_percent where it is beyond 100 ({said}): {NO_CEILING}")
+        if run.teacher is not None:
+            speed["supervised_ratio"] = round((whole - seconds["teacher"]) / whole, 4)
+        return speed
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last line out of the training rate."""
+        self.clock.spans.clear()
+        self.started = time.monotonic()
+
+    def saved_now(self) -> None:
+        """A checkpoint was written: `checkpoint.every_minutes` count from here."""
+        self.saved = time.monotonic()
+
+    def log_evaluation(self, step: int, metrics: dict[str, float], verdict: str) -> None:
+        """Write the line of an evaluation."""
+        epoch = round(step / self.run.steps_per_epoch, 4)
+        self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics, "verdict": verdict})
+        names = ("top1", "agreement1", "divergence", "knn", "linear", "ap", "ap50", "miou")
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+        if self.run.accelerator.is_main_process:
+            tqdm.write(f"step {step}: {shown}: {verdict}", file=sys.stdout)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.run.folder.log(line)
+        self.run.accelerator.log(_scalars(line), step=line["step"])
+        if line["kind"] == "train":
+            self.bar.set_postfix(
+                loss=f"{line['loss']:.4f}",
+                lr=f"{line['lr']:.3g}",
+                img_s=f"{line['images_per_second']:.0f}",
+                data_wait=f"{line['data_wait_percent']:.0f}%",
+                refresh=False,
+            )
+            self.bar.update(line["step"] - self.steps_logged)
+
+    def _alarm(self) -> None:
+        for kept in self.kept:
+            for name, loss in kept.terms.items():
+                bad = (~torch.isfinite(loss) & (kept.weight > 0)).nonzero().flatten().tolist()
+                if bad:
+                    self._refuse_teacher(kept)
+                    raise InputError(
+                        f"the loss term {name!r} is not finite at step {kept.step} for the samples "
+                        f"{samples([kept.ids[i] for i in bad])}; lower schedule.lr, use precision "
+                        "bf16 or fp32, or look at these images; the last checkpoint is intact"
+                    )
+        raise InputError("the loss is not finite on another process, which names the samples")
+
+    def _refuse_teacher(self, kept: Forward) -> None:
+        if self.run.teacher is None or kept.faults is None:
+            return
+        problem = said_of(self.run.teacher.names, kept.faults, kept.weight, kept.ids)
+        if problem:
+            raise InputError(
+                f"{problem}, at step {kept.step}; {CURE}, or look at these images; the last "
+                "checkpoint is intact"
+            )
+
+
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    return {
+        f"{line['kind']}/{key}": value
+        for key, value in line.items()
+        if key not in ("kind", "step") and isinstance(value, int | float)
+    }
+
+
+def _write_again(writer: Any, line: dict[str, Any]) -> None:
+    """All scalars of a line as one event, a fifth of the time that single ones take."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
+
+    values = _scalars(line).items()
+    summary = Summary(value=[Summary.Value(tag=tag, simple_value=x) for tag, x in values])
+    writer.add_summary(summary, global_step=line["step"])
+
+
+def _finite(value: float) -> bool:
+    return abs(value) != float("inf") and value == value

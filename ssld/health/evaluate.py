@@ -1,0 +1,164 @@
+"""Top-1, top-5 and their 95 % intervals: `ssld evaluate --model M --data SOURCE`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssld.common.errors import InputError
+from ssld.health.config import EvaluateConfig
+from ssld.health.verdict import beyond_chance
+
+if TYPE_CHECKING:
+    from ssld.data.loading import Batch
+    from ssld.health.classification_metrics import Tally
+    from ssld.models.classifier import Network
+
+
+CLEAR = 0.5
+"""Top-1 beyond chance from which the model is not accused, however few the images are."""
+
+
+def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, z * z / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def accuracy(network: Network, batches: Iterable[Batch], precision: str = "fp32") -> Tally:
+    """What a network in eval mode gets right."""
+    import torch
+
+    from ssld.health.classification_metrics import Tally
+    from ssld.models.teacher import autocast
+
+    tally = Tally(network.num_classes, next(network.parameters()).device)
+    with torch.inference_mode():
+        for batch in batches:
+            with autocast(batch.images.device, precision):
+                logits = network(batch.images)
+            tally.add(batch, logits.float())
+    return tally
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Print the accuracy of one model over labeled sources; also write it to `config.out`.
+
+    Raises:
+        InputError: a source without labels, labels that the model does not know, a bad model.
+    """
+    import torch
+
+    from ssld.common.files import write_atomically
+    from ssld.data.eval_view import eval_view
+    from ssld.data.sources import open_source
+    from ssld.data.unreadable import Unreadables, eval_batches, label_index
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.precision == "fp16" and device.type == "cpu":
+        raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
+    network = _open_model(config).to(device).eval()
+    sources = [open_source(path) for path in config.data]
+    index = label_index(sources, network.label_names, network.num_classes, "model")
+    unreadables = Unreadables(sources, config.max_unreadable, None)
+    view = eval_view(network)
+    batches = eval_batches(
+        sources,
+        view,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        label_index=index,
+        device=device,
+        unreadables=unreadables,
+        description="evaluate",
+    )
+    tally = accuracy(network, batches, config.precision)
+    result = _result(network, tally, unreadables.count, len(sources))
+    _print_result(config.model, result)
+    doubt = doubt_of(result, network)
+    if doubt:
+        print(f"warning: {doubt}", file=sys.stderr)
+    if config.out:
+        written = {"model": config.model, **result}
+        write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
+
+
+def _open_model(config: EvaluateConfig) -> Network:
+    from ssld.models.classifier import open_network
+
+    folder = Path(config.model).is_dir()
+    network = open_network(
+        "model",
+        arch=None if folder else config.model,
+        args=config.args,
+        pretrained=config.checkpoint is None,
+        checkpoint=config.model if folder else config.checkpoint,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+    )
+    network.require_classes("model")
+    return network
+
+
+def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> dict[str, Any]:
+    images = tally.counted("top1")[1]
+    if images == 0:
+        raise InputError(
+            f"data: no labeled image in the {sources} given source(s); give a folder with one "
+            "subfolder per class, or a manifest or shards with labels"
+        )
+    if math.isnan(tally.metrics()["entropy_student"]):
+        raise InputError(
+            "the model's predictions are not finite (NaN or infinite) for some of these images: "
+            "check the weights, or take precision fp32 or bf16 where it is fp16"
+        )
+    result: dict[str, Any] = {"images": images, "unreadable": unreadable}
+    for name in ("top1", "top5"):
+        hits, _ = tally.counted(name)
+        low, high = wilson(hits, images)
+        result |= {name: hits / images, f"{name}_low": low, f"{name}_high": high}
+    # What guessing reaches: of all classes alike, or each as often as this model says it.
+    result["chance"] = max(1 / network.num_classes, tally.metrics().get("top1_chance", 0.0))
+    result["parameters"] = sum(p.numel() for p in network.model.parameters())
+    return result
+
+
+def _print_result(model: str, result: dict[str, Any]) -> None:
+    print(f"{model} on {result['images']} images, {result['unreadable']} unreadable")
+    for name, label in (("top1", "top-1"), ("top5", "top-5")):
+        low, high = result[f"{name}_low"], result[f"{name}_high"]
+        print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
+
+
+def doubt_of(result: dict[str, Any], network: Network) -> str | None:
+    """What is to be said where the interval of top-1 reaches down to chance; None elsewhere."""
+    top1, chance = result["top1"], result["chance"]
+    if network.num_classes < 2 or result["top1_low"] > chance:
+        return None
+    if beyond_chance(top1, chance) >= CLEAR:
+        count = result["images"]
+        return f"{count} images are too few to tell this top-1 from chance ({chance:.2%})"
+    order = (
+        "the images' classes are named like the model's and mean others"
+        if network.label_names
+        else "the labels count the classes in another order than the model, which does not say its "
+        "names, or are of other classes"
+    )
+    return (
+        f"top-1 is no better than chance ({chance:.2%}); likely: {order}; another normalisation "
+        f"than the model was trained with (mean {_shown(network.mean)}, std "
+        f"{_shown(network.std)}, {network.input_size} px); weights that were not trained"
+    )
+
+
+def _shown(values: Sequence[float]) -> str:
+    return str([round(x, 4) for x in values])

@@ -1,0 +1,278 @@
+"""Is the teacher used as it was trained? Its predictions under its given preprocessing against
+other normalisations, swapped colour channels and other orders of its classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from torch import Tensor
+
+from ssld.data.loading import Batch
+from ssld.models.classifier import Network
+from ssld.models.teacher import autocast
+from ssld.models.teacher_faults import FEWEST, constant, not_finite, samples
+
+NORMALISATIONS = {
+    "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "Inception's": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+    "CLIP's": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
+SURE = 0.4
+"""Share of what a perfect classifier would tell about an image, beyond which a network whose
+answers are all wrong has learned other answers."""
+FEWEST_LABELED = 20
+"""Labeled images, below which that all are wrong proves nothing."""
+OTHER_SCALE = 30
+"""Factor between deviations, beyond which two normalisations differ in what a pixel's range is."""
+GIVEN, SWAPPED = "as given", "colour channels swapped"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network said about n images under one preprocessing."""
+
+    best: np.ndarray
+    """int64 [n], -1 where what it said were no numbers."""
+    information: float
+    """H(mean p) - mean H(p) in nats: high when predictions are sure and not all the same."""
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """The outcome, as a table and as findings."""
+
+    images: int
+    """How many were looked at."""
+    labeled: int
+    """How many of them had a label the teacher knows."""
+    top1: dict[str, float]
+    """By variant, on the labeled images; empty without any."""
+    information: dict[str, float]
+    findings: list[str]
+    """One phrase for each variant that is better than what is given, strongest first."""
+    hints: list[str] = field(default_factory=list)
+    """The same of variants that only seem to be: no evidence, but worth a look."""
+    fault: str | None = None
+    """Why its predictions cannot be targets at all; no finding is said then."""
+
+
+def check_teacher(
+    network: Network, batches: Iterable[Batch], precision: str = "fp32"
+) -> TeacherCheck:
+    """Compare what is given with everything that is often confused with it.
+
+    Args:
+        batches: uint8 views at any size, with the teacher's class numbers as labels where known.
+    """
+    variants = {GIVEN: network, SWAPPED: network}
+    for name, (mean, std) in NORMALISATIONS.items():
+        if not _close(mean, std, network):
+            other = Network(network.model, input_size=network.input_size, mean=mean, std=std)
+            variants[f"normalisation {name}"] = other.to(next(network.parameters()).device)
+    probabilities: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    labels: list[np.ndarray] = []
+    nowhere: list[str] = []
+    first: list[tuple[Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for batch in batches:
+            readable = batch.weight > 0
+            pixels = batch.images[readable]
+            if not len(pixels):
+                continue
+            labels.append(batch.labels[readable].cpu().numpy())
+            for name, variant in variants.items():
+                with autocast(pixels.device, precision):
+                    logits = variant(pixels.flip(-1) if name == SWAPPED else pixels)
+                log_probs = logits.float().log_softmax(-1)
+                probabilities[name].append(log_probs.exp().cpu().numpy())
+                if name == GIVEN:
+                    nowhere += _without_numbers(log_probs, batch, readable)
+                    first += [(log_probs, pixels)] * (len(labels) <= FEWEST)
+    if not labels:
+        return TeacherCheck(0, 0, {}, {}, [])
+    images = sum(map(len, labels))
+    if nowhere:
+        return TeacherCheck(
+            images, 0, {}, {}, [],
+            fault=f"its predictions are not finite (NaN or infinite) for {len(nowhere)} of "
+            f"{images} images ({samples(nowhere)})",
+        )  # fmt: skip
+    answers = {name: answers_of(np.concatenate(parts)) for name, parts in probabilities.items()}
+    found = compare(network, answers, np.concatenate(labels))
+    if not found.findings and constant(*map(torch.cat, zip(*first, strict=True))):
+        said = f"it predicts exactly the same for {images} different images"
+        return TeacherCheck(images, 0, {}, {}, [], found.hints, said)
+    return found
+
+
+def _without_numbers(log_probs: Tensor, batch: Batch, readable: Tensor) -> list[str]:
+    """Ids of the samples for which what is said are no numbers."""
+    places = readable.nonzero().flatten()[not_finite(log_probs)]
+    return [batch.ids[i] for i in places.tolist()]
+
+
+def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+    """
+    Args:
+        answers: under each variant of the preprocessing, `GIVEN` among them.
+        labels: int64 [n], the teacher's class numbers, -1 where they are not known.
+    """
+    known = labels >= 0
+    information = {name: round(a.information, 4) for name, a in answers.items()}
+    count = int(known.sum())
+    if count == 0:
+        findings, hints = _without_labels(network, answers)
+        return TeacherCheck(len(labels), 0, {}, information, findings, hints)
+    hits = {name: a.best[known] == labels[known] for name, a in answers.items()}
+    orders = _orders(answers[GIVEN].best[known], labels[known], network.num_classes)
+    top1 = {name: float(h.mean()) for name, h in (hits | orders).items()}
+    given = hits[GIVEN]
+    better = [
+        (float(h.mean()), name)
+        for name, h in (hits | orders).items()
+        if name != GIVEN and _better(h, given)
+    ]
+    findings = [
+        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name)}"
+        for share, name in sorted(better, reverse=True)
+    ]
+    told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
+    enough = count >= FEWEST_LABELED
+    wrong = near_chance(float(given.mean()), network.num_classes)
+    if enough and wrong and not findings and told > SURE * most:
+        findings.append(
+            f"another class order: its predictions are sure and varied (they tell {told:.2f} of "
+            f"{most:.2f} nats about an image) but {given.mean():.1%} of them are right; the labels "
+            "count the classes in another order than its outputs, or are of other classes (too few "
+            "images of each class to say which order)"
+        )
+    return TeacherCheck(len(labels), count, top1, information, findings)
+
+
+def _advice(name: str) -> str:
+    if name.startswith("normalisation"):
+        mean, std = NORMALISATIONS[name.removeprefix("normalisation ")]
+        shown = [[round(x, 4) for x in values] for values in (mean, std)]
+        return f" (set teacher.mean to {shown[0]} and teacher.std to {shown[1]})"
+    if name == SWAPPED:
+        return " (the weights want BGR: swap the input channels of its first layer)"
+    return " (the labels count the classes in another order than the teacher's outputs)"
+
+
+def _without_labels(network: Network, answers: dict[str, Answers]) -> tuple[list[str], list[str]]:
+    """Findings and hints of what predictions tell about an image.
+
+    On images of another domain that hardly depends on preprocessing, and may well be more under a
+    wrong one (docs/teacher-check.md has numbers): a hint. But pixel values that are a hundred times
+    too large or too small leave so little to be told that it is evidence.
+    """
+    given = answers[GIVEN].information
+    findings, hints = [], []
+    for name, answer in sorted(answers.items(), key=lambda x: (-x[1].information, x[0])):
+        told = f"{name}: predictions tell {answer.information:.2f} nats about an image instead of"
+        factor = _scale(name, network)
+        if max(factor, 1 / factor) > OTHER_SCALE and answer.information > 1.5 * given + 0.1:
+            findings.append(
+                f"{told} {given:.2f}, as pixel values are {max(factor, 1 / factor):.0f} times too "
+                f"{'large' if factor > 1 else 'small'} now (judged without labels){_advice(name)}"
+            )
+        elif answer.information > 1.2 * given + 0.1:
+            hints.append(f"{told} {given:.2f}; without labels that proves nothing")
+    return findings, hints
+
+
+def _scale(name: str, network: Network) -> float:
+    """How much larger pixel values are as given than under a variant."""
+    if not name.startswith("normalisation"):
+        return 1.0
+    _, std = NORMALISATIONS[name.removeprefix("normalisation ")]
+    return float(np.mean(std) / np.mean(network.std))
+
+
+def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """Hits [n] when the teacher's outputs are read in another order.
+
+    Orders that are often met are named. Any other is found from one half of the images (the
+    assignment with most hits) and tried on the other half, so that it cannot flatter itself.
+    """
+    as_text = np.array(sorted(range(classes), key=str))
+    found = {
+        "class order shifted up by one": (best + 1) % classes == labels,
+        "class order shifted down by one": (best - 1) % classes == labels,
+        "class order reversed": classes - 1 - best == labels,
+        "class order sorted as text": as_text[best] == labels,
+        "class order sorted as text, inverted": np.argsort(as_text)[best] == labels,
+    }
+    found = {  # with two classes some of these are the same
+        name: h
+        for i, (name, h) in enumerate(found.items())
+        if not any(np.array_equal(h, other) for other in list(found.values())[:i])
+    }
+    hits = np.zeros(len(labels), bool)
+    # Among the classes that occur: all of them squared would be gigabytes for ImageNet-21k.
+    said, row = np.unique(best, return_inverse=True)
+    meant, column = np.unique(labels, return_inverse=True)
+    half = np.arange(len(labels)) % 2 == 0
+    for learn, test in ((half, ~half), (~half, half)):
+        counts = np.zeros((len(said), len(meant)))
+        np.add.at(counts, (row[learn], column[learn]), 1)
+        order = np.full(len(said), -1)
+        rows, columns = linear_sum_assignment(counts, maximize=True)
+        seen = counts[rows, columns] > 0  # the others are no more than a guess
+        order[rows[seen]] = columns[seen]
+        hits[test] = order[row[test]] == column[test]
+    named = max(found.values(), key=lambda h: h.sum())
+    if hits.sum() > named.sum():  # else the named one explains it
+        found["class order permuted"] = hits
+    return found
+
+
+def _better(hits: np.ndarray, given: np.ndarray) -> bool:
+    """Significantly (McNemar 1947, at three deviations), and by two points at least."""
+    only, lost = int((hits & ~given).sum()), int((given & ~hits).sum())
+    return only - lost > max(3 * math.sqrt(only + lost), 0.02 * len(hits))
+
+
+def answers_of(probabilities: np.ndarray) -> Answers:
+    """
+    Args:
+        probabilities: float [n, classes]; rows with NaN tell nothing.
+    """
+
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
+
+    numbers = ~np.isnan(probabilities).any(-1)
+    best = np.where(numbers, probabilities.argmax(-1), -1)
+    if not numbers.any():
+        return Answers(best, 0.0)
+    told = probabilities[numbers]
+    return Answers(best, float(entropy(told.mean(0)) - entropy(told).mean()))
+
+
+def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) -> bool:
+    """No image tells these from what is given."""
+    return np.allclose(mean, network.mean, atol=0.02) and np.allclose(
+        std, network.std, rtol=0.05, atol=0
+    )
+
+
+def near_chance(low: float, num_classes: int) -> bool:
+    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
+    chance = 1 / num_classes
+    return low <= chance + 0.05 * (1 - chance)

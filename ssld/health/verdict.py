@@ -1,0 +1,245 @@
+"""Does it learn, without asking a label? One sentence from the evaluations of a run so far.
+
+The evaluations are lines of metrics.jsonl (`ssld/health/classification_metrics.py` says what they hold). Causes of a run
+that does not learn are looked for in `ssld/health/causes.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FLAT_SHARE = 0.2
+"""Flat is what has not risen for this share of the epochs so far, and at least `FLAT_COUNT`
+evaluations."""
+FLAT_COUNT = 3
+LITTLE = 0.2
+"""Agreement beyond chance below which it is "slight" (Landis and Koch 1977, p. 165)."""
+CHANCE = {"agreement1": "agreement_chance", "top1": "top1_chance"}
+"""What each of these is by chance."""
+LOWER_IS_BETTER = ("divergence",)
+NAMES = {
+    "agreement1": "agreement@1",
+    "agreement5": "agreement@5",
+    "top1": "top-1",
+    "divergence": "divergence",
+}
+STOP = "; consider stopping"
+Kind = Literal["improving", "flat", "not learning", "too early"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of a run."""
+
+    kind: Kind
+    sentence: str
+
+
+def judge(
+    evaluations: Sequence[dict[str, Any]],
+    *,
+    metric: str,
+    num_classes: int,
+    share_of_peak: float,
+    early: bool = False,
+    finished: bool = False,
+) -> Verdict:
+    """Judge a run by its evaluations, oldest first.
+
+    Args:
+        metric: of `NAMES`, the one whose trend counts.
+        share_of_peak: the coming learning rate over the schedule's highest.
+        early: the learning rate still rises, or this is the first of several evaluations; what has
+            not begun to learn yet may.
+        finished: no step is left; the sentence says what came of it.
+    """
+    if not evaluations:
+        return Verdict("too early", "no evaluation yet")
+    signs = symptoms(evaluations[-1], num_classes)
+    if signs and not early:
+        return Verdict("not learning", f"not learning: {'; '.join(signs)}")
+    if finished and not signs and len(evaluations) < 2:
+        shown = f"{NAMES[metric]} {_shown(metric, evaluations[-1][metric])}"
+        return Verdict("too early", f"finished with {shown}; one evaluation shows no trend")
+    if len(evaluations) < 2 or signs:
+        more = f" ({'; '.join(signs)})" if signs else ""
+        return Verdict("too early", f"too early to say{more}")
+    found = _trend(evaluations, metric, share_of_peak)
+    little = _little(evaluations[-1], metric)
+    if not finished:
+        return Verdict(found.kind, found.sentence + little)
+    more = "; a longer schedule may bring more" if found.kind == "improving" else ""
+    return Verdict(found.kind, f"finished, {found.sentence.removesuffix(STOP)}{little}{more}")
+
+
+def is_not_learning(sentence: str | None) -> bool:
+    """Whether that is what a verdict says."""
+    return (sentence or "").removeprefix("finished, ").startswith("not learning")
+
+
+def beyond_chance(share: float, chance: float) -> float:
+    """How much of what chance leaves over is reached, at most 1: Cohen's kappa (Cohen 1960,
+    equation 1); 0 where chance leaves nothing."""
+    return (share - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def noted(evaluation: Mapping[str, Any], metric: str, num_classes: int) -> dict[str, Any]:
+    """What is kept of an evaluation to compare others with it (`rank`), as JSON holds it."""
+    found: dict[str, Any] = {"metric": metric, "value": evaluation[metric]}
+    # A teacher that says one class of all images is agreed with by chance alone, whatever is said.
+    several = round(evaluation.get("classes_teacher", 0) * num_classes) > 1
+    if metric == "agreement1" and several:
+        found["chance"] = evaluation[CHANCE[metric]]
+    signs = symptoms(evaluation, num_classes) if "entropy_student" in evaluation else []
+    return {**found, "symptoms": signs}
+
+
+def rank(known: Mapping[str, Any]) -> tuple[bool, float]:
+    """The larger, the better. One with symptoms is behind all without; agreement@1 counts beyond
+    chance, because where few classes occur a constant prediction agrees with the teacher, too.
+
+    Args:
+        known: see `noted`.
+    """
+    value = known["value"]
+    if known["metric"] in LOWER_IS_BETTER:
+        value = -value
+    elif "chance" in known:
+        value = beyond_chance(value, known["chance"])
+    return not known.get("symptoms"), value if math.isfinite(value) else -math.inf
+
+
+def level(evaluation: Mapping[str, Any]) -> str:
+    """Each share with its chance level, in words; empty where there is none."""
+    said = []
+    for key, chance in CHANCE.items():
+        if key in evaluation and chance in evaluation:
+            share, by_chance = evaluation[key], evaluation[chance]
+            kappa = beyond_chance(share, by_chance)
+            said.append(
+                f"{NAMES[key]} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})"
+            )
+    return ", ".join(said)
+
+
+def _little(evaluation: Mapping[str, Any], metric: str) -> str:
+    """What is to be said of a share that is but a little above chance."""
+    chance = evaluation.get(CHANCE.get(metric, ""), 0.0)
+    share = evaluation[metric]
+    if not chance or share >= 2 * chance or beyond_chance(share, chance) >= LITTLE:
+        return ""
+    return f"; that is little above chance ({chance:.1%})"
+
+
+def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
+    """What shows that a network has not learned, each as a phrase; empty when nothing does."""
+    e, found = evaluation, []
+    if math.isnan(e["entropy_student"]):
+        return ["its predictions are not finite (NaN or infinite)"]
+    count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
+    used = round(e.get("classes_student", 1) * num_classes)
+    wanted = min(round(e.get("classes_teacher", 1) * num_classes), int(count))
+    top1_chance = max(1 / num_classes, e.get("top1_chance", 0.0))
+    if "agreement1" in e:
+        if _at_chance(e["agreement1"], e["agreement_chance"], count):
+            found.append(
+                f"agreement@1 with the teacher is {e['agreement1']:.1%}, which is chance "
+                f"({e['agreement_chance']:.1%})"
+            )
+        elif "top1" in e and _at_chance(e["top1"], top1_chance, e.get("labeled", count)):
+            found.append(
+                f"the student follows its teacher (agreement@1 {e['agreement1']:.1%}) but its "
+                f"top-1 on labeled images is {e['top1']:.1%}, which is chance"
+            )
+        if e["entropy_teacher"] > 0.98 * log_c:
+            found.append("the teacher itself says the same of all classes")
+    elif "top1" in e and _at_chance(e["top1"], top1_chance, e.get("labeled", count)):
+        found.append(f"top-1 is {e['top1']:.1%}, which is chance")
+    if e["entropy_student"] > 0.98 * log_c and e.get("entropy_teacher", 0) < 0.9 * log_c:
+        found.append(
+            f"its predictions are uniform (entropy {e['entropy_student']:.3f} nats of ln "
+            f"{num_classes} = {log_c:.3f})"
+        )
+    elif wanted > 1 and used <= max(1, wanted // 10):
+        found.append(f"it has collapsed to {used} of {wanted} classes")
+    return found
+
+
+def _at_chance(share: float, chance: float, count: int) -> bool:
+    """Within 99 % of what `count` draws give by chance, or hardly above it."""
+    deviation = math.sqrt(chance * (1 - chance) / count)
+    return share <= chance + max(2.576 * deviation, 0.01 * (1 - chance))
+
+
+def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: float) -> Verdict:
+    name, sign = NAMES[metric], -1.0 if metric == "divergence" else 1.0
+    epochs = [e["epoch"] for e in evaluations]
+    values = [sign * x for x in _comparable(evaluations, metric)]
+    now, best, last = values[-1], max(values), epochs[-1]
+    shown = f"{name} {_shown(metric, sign * now)}"
+    reached = next(i for i, v in enumerate(values) if v >= best - _noise(evaluations[-1], metric))
+    since = epochs[reached]
+    still = len(values) - 1 - reached >= FLAT_COUNT and last - since >= FLAT_SHARE * last
+    if still and not _divergence_falls(evaluations[reached:]):
+        below = f", best {_shown(metric, sign * best)}" if now < best else ""
+        advice = (
+            f"; the learning rate is still {share_of_peak:.0%} of its peak, its fall may bring more"
+            if share_of_peak > 0.5
+            else STOP
+        )
+        return Verdict("flat", f"flat since epoch {round(since, 2):g}: {shown}{below}{advice}")
+    start = len(values) // 2 if len(values) > 3 else 0
+    slope = _slope(epochs[start:], values[start:])
+    if slope * (last - epochs[start]) < _noise(evaluations[-1], metric):
+        slope = min(slope, 0.0)
+    if slope <= 0 and not _divergence_falls(evaluations[start:]):
+        going = "falling" if metric == "divergence" else "rising"
+        return Verdict("flat", f"no longer {going} since epoch {round(since, 2):g}: {shown}")
+    if slope <= 0:
+        lower = evaluations[-1]["divergence"]
+        return Verdict(
+            "improving", f"still improving: the divergence falls ({lower:.4g}), {shown} stands"
+        )
+    per = f"{100 * slope:+.2g} points" if metric != "divergence" else f"{-slope:+.2g}"
+    return Verdict("improving", f"still improving: {shown}, {per} per epoch lately")
+
+
+def _comparable(evaluations: Sequence[dict[str, Any]], metric: str) -> list[float]:
+    """The metric's values; agreement@1 as if chance had always been what it is at the last one."""
+    chance = evaluations[-1].get("agreement_chance")
+    if metric != "agreement1" or chance is None:
+        return [e[metric] for e in evaluations]
+    return [
+        chance + (1 - chance) * beyond_chance(e[metric], e.get("agreement_chance", chance))
+        for e in evaluations[:-1]
+    ] + [evaluations[-1][metric]]
+
+
+def _noise(evaluation: dict[str, Any], metric: str) -> float:
+    """Half a standard error of a share (the images are the same each time), at least 0.1 points."""
+    if metric == "divergence":
+        return 0.01 * evaluation[metric]
+    share = evaluation[metric]
+    return max(0.001, 0.5 * math.sqrt(share * (1 - share) / max(1, evaluation.get("images", 1))))
+
+
+def _divergence_falls(evaluations: Sequence[dict[str, Any]]) -> bool:
+    """By more than 2 % since the first of them; with rising agreement unseen, that is progress."""
+    if "divergence" not in evaluations[-1] or len(evaluations) < 2:
+        return False
+    return evaluations[-1]["divergence"] < 0.98 * evaluations[0]["divergence"]
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least squares."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    square = sum((a - mean_x) ** 2 for a in x)
+    product = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return product / square if square else 0.0
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.4g}" if metric == "divergence" else f"{value:.1%}"

@@ -1,0 +1,160 @@
+"""The frozen teacher: data, not state (docs: README, "What a run guarantees").
+
+Loaded strictly, never saved in a checkpoint (its sha256 is), never changed by training. The
+reference implementation leaves its teacher's batch norm in train mode, so that its statistics drift
+(ppcls/engine/train; measured: one forward pass changes all of them). Here `batch_norm: batch` gives
+the same predictions without the drift, because there are no running statistics left to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssld.common.errors import InputError
+from ssld.data.labels import differ, table_of
+from ssld.models.classifier import Network, open_network
+from ssld.models.config import TeacherConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Forward passes in `precision` on `device`, whatever an autocast around it says."""
+    if precision == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, DTYPES[precision])
+
+
+class Teacher(nn.Module):
+    """One or several frozen networks, averaged in probability space.
+
+    Args:
+        networks: what to average.
+        configs: each network's settings, with `dtype` filled in.
+    """
+
+    def __init__(self, networks: Sequence[Network], configs: Sequence[TeacherConfig]) -> None:
+        super().__init__()
+        tables = [table_of(f"teacher {i}", network) for i, network in enumerate(networks)]
+        for table in tables[1:]:
+            problem = differ(tables[0], table)
+            if problem:
+                raise InputError(f"{problem}; averaging needs the same classes in the same order")
+        self.networks = nn.ModuleList(networks)
+        self.configs = list(configs)
+        self.num_classes = networks[0].num_classes
+        self.label_names = next((x.label_names for x in networks if x.label_names), None)
+        self.faulty = torch.zeros(len(networks), 0, dtype=torch.bool)
+        """[networks, b]: whose answer to which image of the last pass is no distribution. A single
+        class may be impossible (-inf); an infinite logit becomes NaN. Looked at when a loss is not
+        finite, so that no step waits for it."""
+        for network, config in zip(networks, configs, strict=True):
+            if config.batch_norm == "batch":
+                _use_batch_statistics(network)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def names(self) -> list[str]:
+        """Its networks by the names that tables and messages use."""
+        if len(self.networks) == 1:
+            return ["teacher"]
+        return [f"teacher {i}" for i in range(len(self.networks))]
+
+    @property
+    def needs_mixed_batches(self) -> bool:
+        """Whether its predictions depend on what else is in a batch: one of a single class, as a
+        folder's order gives, has statistics that it has never seen."""
+        return any(config.batch_norm == "batch" for config in self.configs)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """A teacher stays in eval mode whatever is asked for."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the mean prediction.
+
+        Args:
+            images: uint8 [b, h, w, 3].
+            temperature: divides each network's logits (Hinton et al. 2015, section 2).
+
+        Returns:
+            float32 [b, classes], `log(mean_k softmax(z_k / temperature))`.
+        """
+        predictions = self.each(images, temperature)
+        if len(predictions) == 1:
+            return predictions[0]
+        return predictions.logsumexp(0) - math.log(len(predictions))
+
+    @torch.no_grad()
+    def each(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `forward`, but every network's own: float32 [networks, b, classes]."""
+        if any(module.training for module in self.modules()):
+            self.eval()  # someone reached inside and called .train()
+        answers = torch.stack(
+            [
+                F.log_softmax(_logits(network, config, images).float() / temperature, dim=-1)
+                for network, config in zip(self.networks, self.configs, strict=True)
+            ]
+        )
+        self.faulty = answers.isnan().any(-1)
+        return answers
+
+
+def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor:
+    with autocast(images.device, config.dtype or "fp32"):
+        if config.micro_batch is None or len(images) <= config.micro_batch:
+            return network(images)
+        return torch.cat([network(part) for part in images.split(config.micro_batch)])
+
+
+def _use_batch_statistics(network: Network) -> None:
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def open_one(config: TeacherConfig) -> Network:
+    """The network of one teacher's settings.
+
+    Raises:
+        InputError: weights that are missing, do not fit or have no classifier.
+    """
+    network = open_network(
+        "teacher",
+        arch=config.arch,
+        args=config.args,
+        pretrained=config.checkpoint is None,
+        checkpoint=config.checkpoint,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+    )
+    network.require_classes("teacher")
+    return network
+
+
+def open_teacher(configs: Sequence[TeacherConfig], precision: str) -> tuple[Teacher, str]:
+    """Load the teachers; returns them with their sha256, taken before batch norm is changed.
+
+    Raises:
+        InputError: weights that are missing or do not fit.
+    """
+    networks = [open_one(config) for config in configs]
+    digests = [network.sha256() for network in networks]
+    resolved = [dataclasses.replace(c, dtype=c.dtype or precision) for c in configs]
+    digest = (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+    return Teacher(networks, resolved), digest

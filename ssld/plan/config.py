@@ -1,0 +1,87 @@
+"""The settings of `ssld bench` and `ssld plan`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+
+from ssld.common.local_paths import check_inputs
+from ssld.common.replaceable import check_file
+from ssld.common.settings import require
+from ssld.distill.config import DistillConfig
+
+LATER = ("finetune", "fix")
+"""Stages of a recipe behind the first."""
+
+
+@dataclass(frozen=True)
+class BenchConfig(DistillConfig):
+    """`ssld bench`: how fast the parts of a distillation are, alone and together.
+
+    Takes the settings of `ssld distill`; writes nothing into `out`.
+    """
+
+    seconds: float = 10.0
+    """Length of each measurement."""
+    json: str | None = None
+    """Also write the result to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seconds > 0, f"seconds is {self.seconds}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class PlanConfig(BenchConfig):
+    """`ssld plan`: is everything right, and what will it cost?
+
+    Takes the settings of `ssld distill`, or a recipe as its first word, of which it plans the first
+    stage and checks the classes of the others; writes nothing into `out`. Exit code 1 when it finds
+    a problem.
+    """
+
+    price_per_hour: float | None = None
+    """What an hour of all devices costs, in any currency."""
+    images: int = 2000
+    """Labeled images, at most, on which the teacher is tried."""
+    recipe: str | None = None
+    """The recipe of which these are the settings of the first stage: the first word of the
+    command."""
+    overrides: list[str] = field(default_factory=list)
+    """What `ssld recipe` would be told besides."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.images > 0, f"images is {self.images}: give a number above 0")
+        require(
+            self.price_per_hour is None or self.price_per_hour >= 0,
+            f"price_per_hour is {self.price_per_hour}: give 0 or more",
+        )
+
+
+def check(config: BenchConfig) -> None:
+    """
+    Raises:
+        InputError: a source or weights are not there, or `json` is a file that is not replaced.
+    """
+    check_inputs(config)
+    check_file("json", config.json, "plan" if isinstance(config, PlanConfig) else "bench")
+
+
+def with_recipe(words: list[str]) -> list[str]:
+    """Of the words that follow a recipe: those for its first stage and the plan as they are, and
+    those that `ssld recipe` would be given as --overrides."""
+    if not words or words[0].startswith("-"):
+        return words
+    own = {x.name for x in fields(PlanConfig)} - {x.name for x in fields(DistillConfig)}
+    for_plan, for_recipe, takers = [], [], []
+    for word in words[1:]:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+            stage = name.partition(".")[0]
+            takers = [for_plan] if stage not in LATER else []
+            takers += [for_recipe] if name not in own else []
+        for taker in takers:
+            taker.append(word)
+    told = ["--overrides", json.dumps(for_recipe)] if for_recipe else []
+    return [words[0], "--recipe", words[0], *told, *for_plan]

@@ -1,0 +1,1 @@
+"""Distil, finetune and fix as one command."""

@@ -1,1 +1,0 @@
-"""A training run: loop, checkpoints, logs, report."""

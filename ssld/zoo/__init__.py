@@ -1,0 +1,1 @@
+"""`ssld zoo`: the package `zoo` as commands, and releases of runs."""

@@ -1,0 +1,146 @@
+"""Settings from YAML and command line, and one sentence for what is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ssld.cli.parse import parse
+from ssld.cli.run import exit_code_of
+from ssld.common.errors import InputError
+from ssld.distill.config import DistillConfig, SupervisedConfig
+
+GOOD = [
+    "--out",
+    "o",
+    "--steps",
+    "3",
+    "--student.arch",
+    "s",
+    "--data.labeled",
+    "d",
+    "--teacher.arch",
+    "t",
+]
+
+
+def test_yaml_then_overrides(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "out: a\nsteps: 5\nbatch_size: 32\nstudent: {arch: resnet18, args: {drop_rate: 0.1}}\n"
+        "teacher: {arch: resnet50, mean: [0.5, 0.5, 0.5]}\ndata: {unlabeled: [x, y]}\n"
+    )
+    config = parse(
+        "p", DistillConfig, ["--config", str(recipe), "--batch_size=64", "--loss.name", "js"]
+    )
+    assert (config.steps, config.batch_size, config.loss.name) == (5, 64, "js")
+    assert config.student.args == {"drop_rate": 0.1}
+    assert config.teacher.mean == (0.5, 0.5, 0.5)
+    assert config.data.unlabeled == ["x", "y"] and config.data.labeled == []
+
+
+def test_one_source_needs_no_list():
+    assert parse("p", DistillConfig, GOOD).data.labeled == ["d"]
+
+
+@pytest.mark.parametrize("switch", ["--resume", "--overwrite"])
+def test_switches_stand_alone(switch):
+    name = switch[2:]
+    assert getattr(parse("p", DistillConfig, [*GOOD, switch]), name) is True
+    assert getattr(parse("p", DistillConfig, [switch, *GOOD]), name) is True
+    assert getattr(parse("p", DistillConfig, [*GOOD, f"{switch}=false"]), name) is False
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--teacher.arhc", "x"], "teacher.arch"),
+        (["--batch_sise", "3"], "batch_size"),
+        (["--epochs", "3"], "exactly one"),
+        (["--steps", "many"], "steps is 'many'"),
+        (["--loss.name", "jss"], "symmetric_kl"),
+        (["--loss.temperature", "0"], "loss.temperature is 0"),
+        (["--accumulate", "3"], "divides batch_size"),
+        (["--data.fractions", "[0.5, 0.5]"], "data.fractions"),
+        (["--teachers", "[{arch: u}]"], "not both"),
+        (["--resume", "--overwrite"], "not both"),
+        (["--augment.scale", "[0.9, 0.1]"], "augment.scale"),
+    ],
+)
+def test_bad_settings_are_one_sentence(extra, said):
+    with pytest.raises(InputError, match=".") as error:
+        parse("p", DistillConfig, [*GOOD, *extra])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("teacher: {arhc: q}\n", "did you mean 'teacher.arch'"),
+        ("teaher: {arch: q}\n", "unknown setting 'teaher'"),
+        ("out: [x\n", "not valid YAML"),
+        ("- a\n", "holds no settings"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_bad_recipes_name_the_file(tmp_path, text, said):
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text(text)
+    with pytest.raises(InputError) as error:
+        parse("p", DistillConfig, ["--config", str(recipe)])
+    assert said in str(error.value) and "bad.yaml" in str(error.value)
+
+
+def test_supervised_refuses_unlabeled_sources():
+    arguments = ["--out", "o", "--steps", "3", "--student.arch", "s", "--data.labeled", "d"]
+    with pytest.raises(InputError, match="leave data.unlabeled empty"):
+        parse("p", SupervisedConfig, [*arguments, "--data.unlabeled", "u"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["distill"], ["supervised"], ["evaluate"], ["quickstart"]],
+    ids=lambda c: " ".join(c),
+)
+def test_help_does_not_import_torch(command):
+    code = (
+        "import sys; from ssld.__main__ import main\n"
+        f"try:\n    main([*{command!r}, '--help'])\nexcept SystemExit as e:\n"
+        "    assert not e.code\n"
+        "assert not {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def test_module_help_does_not_import_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ssld.distill", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "timm", "accelerate"}
+    for key in ("--teacher.batch_norm", "--data.fractions", "--checkpoint.every_steps"):
+        assert key in done.stdout
+
+
+def test_error_exit_and_traceback_only_when_asked(monkeypatch, capsys):
+    def fail(_):
+        raise InputError("a.jpg is empty")
+
+    assert exit_code_of(lambda: fail(parse("p", DistillConfig, GOOD))) == 2
+    assert capsys.readouterr().err == "error: a.jpg is empty\n"
+    monkeypatch.setenv("SSLD_DEBUG", "1")
+    with pytest.raises(InputError):
+        exit_code_of(lambda: fail(parse("p", DistillConfig, GOOD)))
+
+
+@pytest.mark.parametrize("command", ["distill", "supervised", "evaluate", "plan", "bench"])
+def test_without_arguments(command, capsys):
+    from ssld.__main__ import main
+
+    assert main([command]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

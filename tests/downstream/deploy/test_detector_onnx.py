@@ -1,0 +1,174 @@
+"""Detectors as ONNX files, run by onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from downstream.backbone.config import BackboneConfig
+from downstream.deploy import onnx_detector as exporting
+from downstream.deploy.onnx_detector import compare, export_onnx
+from downstream.deploy.onnx_tracing import tracing
+from downstream.detection.networks import DETECTORS, build
+from ssld.common.errors import InputError
+
+SIZE = (64, 96)
+SMALL = {
+    "faster_rcnn": {"channels": 32, "head_channels": 64, "anchor_sizes": [8, 16, 32, 64, 128]},
+    "retinanet": {"channels": 32, "anchor_sizes": [8, 16, 32, 64, 128]},
+    "fcos": {"channels": 64},
+    "yolov3": {"width": 32},
+    "yolov3_dcn": {"width": 32},
+    "detr": {"num_queries": 9, "width": 32, "layers": 2, "heads": 2, "ffn_width": 32},
+}
+LAST = ("cls_logits", "cls_score", "heatmap.4", "output.", "class_labels_classifier", "motion")
+
+
+def make(name: str) -> nn.Module:
+    """A detector whose scores differ, whose deformable convolutions reach out, and whose threshold
+    lies between what it finds on grey and on noise."""
+    torch.manual_seed(0)
+    network = build(name, BackboneConfig("test_resnet", pretrained=False), 3, SMALL.get(name))
+    for key, weight in network.named_parameters():
+        if any(last in key for last in LAST) and weight.dim() > 1:
+            nn.init.normal_(weight, std=0.3)
+        elif "head.conv" in key and weight.dim() > 1:
+            nn.init.kaiming_normal_(weight)
+    network.eval().score_threshold = 0.0
+    with torch.no_grad():
+        best = [network(x, whole())[0]["scores"].max() for x in (grey(), *noise().split(1))]
+    assert min(best[1:]) > best[0] or name == "detr"
+    network.score_threshold = float(best[0]) + 1e-4 if name != "detr" else max(best).item() - 1e-3
+    return network
+
+
+def grey() -> Tensor:
+    return torch.zeros(1, 3, *SIZE)
+
+
+def noise(seed: int = 5) -> Tensor:
+    """[3, 3, *SIZE] noise, of large and of small grain."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(3, 3, SIZE[0] // 8, SIZE[1] // 8, generator=generator)
+    fine = torch.randn(3, 3, *SIZE, generator=generator)
+    return nn.functional.interpolate(coarse, SIZE) + fine
+
+
+def whole() -> Tensor:
+    return torch.tensor([SIZE])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_onnxruntime_finds_what_pytorch_finds(name: str, tmp_path: Path) -> None:
+    network = make(name).train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    exported = export_onnx(network, tmp_path / "d.onnx", SIZE, ["a", "b", "ü"])
+    assert exported.paired > 30 and exported.missed == 0
+    assert exported.max_box_px < 1e-3 and exported.max_score < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["d.onnx"]
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert network.training
+    network.eval()
+
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    counts = []
+    for image in (grey(), *noise().split(1)):
+        boxes, scores, labels = session.run(
+            ["boxes", "scores", "labels"], {"images": image.numpy()}
+        )
+        with torch.no_grad():
+            eager = network(image, whole())[0]
+        counts.append(len(labels))
+        torch.testing.assert_close(torch.tensor(boxes), eager["boxes"], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(torch.tensor(scores), eager["scores"], rtol=1e-4, atol=1e-5)
+        assert labels.tolist() == eager["labels"].tolist()
+    assert min(counts) == 0 < max(counts)
+
+    model = onnx.load(str(exported.path))
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said["input_size"] == "3,64,96" and said["label_names"] == '["a", "b", "ü"]'
+    assert float(said["score_threshold"]) == pytest.approx(network.score_threshold)
+    operators = {node.op_type for node in model.graph.node}
+    assert ("DeformConv" in operators) == (name in ("ttfnet", "yolov3_dcn"))
+    assert ("RoiAlign" in operators) == (name == "faster_rcnn")
+
+
+class Splitting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(torch.split(x, 2, 1)[::-1], 1)
+
+
+def test_a_split_is_traced_as_slices(tmp_path: Path) -> None:
+    """Behind a Split, as of Res2Net, the exporter writes the proposals of Faster R-CNN wrongly."""
+    x, path = torch.randn(1, 5, 3, 3), tmp_path / "s.onnx"
+    with tracing(exporting.OPSET):
+        torch.onnx.export(Splitting(), (x,), str(path), dynamo=False, opset_version=20)
+    assert "Split" not in {node.op_type for node in onnx.load(str(path)).graph.node}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert torch.equal(torch.tensor(found), x[:, [4, 2, 3, 0, 1]])
+    assert torch.split.__module__ == "torch.functional"
+
+
+def test_a_file_that_finds_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other box of it is a pixel off."""
+    session = exporting._session
+
+    def shifted(path: Path) -> exporting.Run:
+        run = session(path)
+
+        def off(x: Tensor) -> dict[str, Tensor]:
+            found = run(x)
+            found["boxes"][::2] += 1
+            return found
+
+        return off
+
+    (tmp_path / "d.onnx").write_text("what was there")
+    monkeypatch.setattr(exporting, "_session", shifted)
+    with pytest.raises(InputError, match="FCOS test_resnet does not find what PyTorch finds"):
+        export_onnx(make("fcos"), tmp_path / "d.onnx", SIZE)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("d.onnx", "what was there")]
+
+
+def test_a_size_that_is_no_multiple_of_the_stride_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="images of 64 x 100 px: give multiples of 32"):
+        export_onnx(make("fcos"), tmp_path / "d.onnx", (64, 100))
+
+
+def found(*rows: tuple[float, float, int]) -> dict[str, Tensor]:
+    """Detections (left side, score, label) of 10 px boxes."""
+    x = torch.tensor([row[0] for row in rows])
+    return {
+        "boxes": torch.stack([x, x * 0, x + 10, x * 0 + 10], 1).view(-1, 4),
+        "scores": torch.tensor([row[1] for row in rows]),
+        "labels": torch.tensor([row[2] for row in rows], dtype=torch.int64),
+    }
+
+
+def test_comparison_of_two_sides() -> None:
+    one = found((0, 0.9, 1), (30, 0.7, 0))
+    same = compare(one, found((30.01, 0.7001, 0), (0, 0.9, 1)))  # ranks do not count
+    assert (same.paired, same.missed) == (2, 0)
+    assert same.max_box_px == pytest.approx(0.01, abs=1e-4)
+    assert same.max_score == pytest.approx(1e-4, abs=1e-6)
+    assert compare(one, found((0, 0.9, 1))).missed == 1
+    assert compare(one, found((0, 0.9, 0), (30, 0.7, 0))).missed == 2  # another class: one each
+    assert compare(one, found((0, 0.9, 1), (31, 0.7, 0))).missed == 2
+    assert compare(one, found((0, 0.9, 1), (30, 0.6, 0))).missed == 2
+    assert compare(found(), found()).paired == compare(found(), found()).missed == 0
+    twice = found((0, 0.9, 1), (0, 0.8, 1))  # one partner cannot serve two
+    assert compare(twice, found((0, 0.9, 1))).missed == 1
+
+
+def test_of_two_equal_scores_either_may_be_the_one_that_is_kept() -> None:
+    tied = found((0, 0.5, 0), (50, 0.5, 0))
+    other = found((0, 0.5, 0), (80, 0.5, 0))
+    assert (compare(tied, other).paired, compare(tied, other).missed) == (1, 0)

@@ -1,0 +1,1 @@
+"""Classifiers for places where timm is not."""

@@ -1,0 +1,1 @@
+"""What servers may do to a download."""

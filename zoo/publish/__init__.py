@@ -1,0 +1,1 @@
+"""Releases to a hub or a folder: cards, bundles."""

@@ -1,0 +1,357 @@
+"""Releases to and from a Hugging Face hub, or a server that speaks like one (`HF_ENDPOINT`).
+
+Content decides, not names or times: a file goes up only if the hub has another sha256 (or git hash,
+for what it keeps in git), all in one commit on top of the one that was compared. And what comes
+down is hashed, because the client itself accepts wrong content of the right size, for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import unified_diff
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from zoo.errors import InputError, printable
+from zoo.fetch.hub_cache import COMMIT, forget, git_hash, hashes, refuse_outside
+from zoo.fetch.hub_errors import failures, sentence
+from zoo.release import MANIFEST, naming, read_manifest, same_release, sha256_of, staging, verify
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    from zoo.fetch.watch import Watch
+
+    Tree = Mapping[str, RepoFile]
+
+Say = Callable[[str], object]
+REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+DIFF_BYTES = 1 << 16
+SCAN_BYTES = 1 << 24
+SIGNS = {"added": "+", "changed": "~", "removed": "-"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file that publishing changes on the hub; `diff` only in a dry run, of small texts."""
+
+    kind: Literal["added", "changed", "removed"]
+    name: str
+    bytes: int
+    diff: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a release is; in a dry run, what the hub has now (revision '': no such repository)."""
+
+    url: str
+    repo: str
+    revision: str
+    changed: tuple[Change, ...]
+
+
+def split_repo(text: str) -> tuple[str, str | None]:
+    """`org/name@revision` into its two parts; a branch, a tag or a commit, None if not given.
+
+    Raises:
+        InputError: it is anything else, a path or an address for instance.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repo, at, revision = text.partition("@")
+    try:
+        validate_repo_id(repo)
+        sound = repo.isascii() and repo.count("/") == 1
+    except HFValidationError:
+        sound = False
+    if at:
+        sound = sound and bool(REVISION.fullmatch(revision)) and ".." not in revision
+    if not sound:
+        raise InputError(
+            f"{text!r} names no repository on a hub; give org/name or org/name@revision, of "
+            "letters, digits, '-', '_' and '.'"
+        )
+    return repo, revision if at else None
+
+
+def publish(
+    folder: Path,
+    repo: str,
+    *,
+    dry_run: bool = False,
+    private: bool = False,
+    token: str | None = None,
+    say: Say = print,
+) -> Published:
+    """Make the main branch of a repository hold a sealed release folder, in one commit or none.
+
+    Files of the release that was there before and that this one does not have go; what others put
+    there stays. Interrupted, it leaves the branch as it was, and can be repeated.
+
+    Raises:
+        InputError: the folder is not a release or was changed, or holds the token; the hub cannot
+            be reached, refuses, or has something else in the end.
+    """
+    repo, revision = split_repo(repo)
+    if revision:
+        raise InputError(f"a release goes to the main branch of {repo}; leave out @{revision}")
+    manifest = verify(folder)
+    sums = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    sums[MANIFEST] = sha256_of(folder / MANIFEST)
+    hub = _Hub(token, say)
+    hub.refuse_token_in(folder, sums)
+    with hub.one_sentence(repo):
+        head = hub.head(repo, private)
+        if head is None and not dry_run:
+            hub.api.create_repo(repo, private=private or None, exist_ok=True)
+            say(f"created {hub.shown}/{repo}")
+            head = hub.head(repo, private)
+        remote = hub.tree(repo, head) if head else {}
+        changes = _changes(folder, sums, remote)
+        if changes and head:
+            changes += hub.stale(repo, head, remote, sums)
+        if dry_run and head:
+            changes = [_with_diff(hub, change, folder, repo, head, remote) for change in changes]
+        _tell(say, changes, f"{hub.shown}/{repo}", dry_run)
+        if changes and not dry_run:
+            head = hub.commit(folder, repo, changes, head)
+            _read_back(hub.tree(repo, head), folder, sums, f"{repo}@{head}")
+            say(f"{repo}@{head} holds this release, every sha256 compared")
+    return Published(f"{hub.shown}/{repo}/tree/{head or 'main'}", repo, head or "", tuple(changes))
+
+
+def pull(repo_at_revision: str, out: Path, *, token: str | None = None, say: Say = print) -> Path:
+    """Put the release that a repository has at a revision into `out`, once all of it is verified.
+
+    Raises:
+        InputError: there is no such release, the hub cannot be reached, a file is not what
+            `ssld.json` says, or `out` holds something else.
+    """
+    repo, revision = split_repo(repo_at_revision)
+    out = out.resolve()
+    if not (out / MANIFEST).is_file():
+        _refuse_full(out)  # before anything is downloaded
+    hub = _Hub(token, say)
+    with hub.one_sentence(repo_at_revision):
+        commit = hub.resolve(repo, revision or "main")
+        manifest = hub.fetch(repo, commit, MANIFEST)
+        with naming(manifest.parent, f"{repo}@{commit}"):
+            files = read_manifest(manifest.parent)["files"]
+        if out.exists() and same_release(out, manifest):
+            say(f"{out} is up to date with {repo}@{commit}")
+            return out
+        _refuse_full(out)
+        cached = {MANIFEST: manifest}
+        for name, entry in files.items():
+            cached[name] = hub.fetch(repo, commit, name, entry)
+        with staging(out) as part:
+            for name, source in cached.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, part / name)
+            with naming(part, f"{repo}@{commit}"):
+                verify(part)  # the copies, and their sizes
+            part.rename(out)
+    say(f"{out} holds {repo}@{commit}, every sha256 verified")
+    return out
+
+
+def _refuse_full(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and holds something else; give a new or an empty folder")
+
+
+def _changes(folder: Path, sums: Mapping[str, str], remote: Tree) -> list[Change]:
+    changes = []
+    for name, sha256 in sorted(sums.items()):
+        kind = "changed" if name in remote else "added"
+        if kind == "added" or not _same(folder / name, sha256, remote[name]):
+            changes.append(Change(kind, name, (folder / name).stat().st_size))
+    return changes
+
+
+def _same(file: Path, sha256: str, remote: RepoFile) -> bool:
+    """Whether the hub has this content: it knows large files by sha256, small ones by git hash."""
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == sha256
+    return remote.size == file.stat().st_size and remote.blob_id == git_hash(file)
+
+
+def _read_back(remote: Tree, folder: Path, sums: Mapping[str, str], shown: str) -> None:
+    for name, sha256 in sums.items():
+        if name not in remote or not _same(folder / name, sha256, remote[name]):
+            raise InputError(
+                f"{shown} does not have the {name} of {folder} with sha256 {sha256}: the file was "
+                "changed meanwhile, or the hub ignores it (.gitignore); publish again"
+            )
+
+
+def _with_diff(
+    hub: _Hub, change: Change, folder: Path, repo: str, head: str, remote: Tree
+) -> Change:
+    """The same with what is different, if both are small texts."""
+    if change.kind != "changed" or max(change.bytes, remote[change.name].size) > DIFF_BYTES:
+        return change
+    new = folder / change.name
+    try:
+        after = new.read_text(encoding="utf-8").splitlines()
+        before = hub.fetch(repo, head, change.name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return change
+    names = (f"{repo}@{head[:12]}/{change.name}", f"new/{change.name}")
+    return replace(change, diff="\n".join(unified_diff(before, after, *names, lineterm="")))
+
+
+def _tell(say: Say, changes: list[Change], url: str, dry_run: bool) -> None:
+    if not changes:
+        say(f"{url} already holds this release; nothing to do")
+    else:
+        say(f"{url} {'would get' if dry_run else 'gets'} {len(changes)} changes:")
+    for change in changes:
+        say(f"  {SIGNS[change.kind]} {change.name} ({change.bytes:,} bytes {change.kind})")
+    for change in filter(lambda change: change.diff, changes):
+        say(change.diff)
+
+
+class _Hub:
+    """The client, bound to where `HF_ENDPOINT` points now, and a token that no message shows."""
+
+    def __init__(self, token: str | None, say: Say) -> None:
+        from huggingface_hub import HfApi, constants, get_token
+
+        endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        parts = urlsplit(endpoint)
+        # an address may carry a password
+        self.shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(
+                f"HF_ENDPOINT is {self.shown!r}; set it to an address like https://huggingface.co, "
+                "or not at all"
+            )
+        self.endpoint, self.say, self.token = endpoint, say, token or get_token()
+        self.watch: Watch
+        self.api: HfApi = HfApi(endpoint=endpoint, token=self.token or False, library_name="ssld")
+
+    def refuse_token_in(self, folder: Path, names: Iterable[str]) -> None:
+        """Of weights only the beginning is read, which holds their description."""
+        for name in names if self.token else ():
+            with (folder / name).open("rb") as file:
+                if str(self.token).encode() in file.read(SCAN_BYTES):
+                    raise InputError(f"{folder / name} holds your hub token; take it out of there")
+
+    def head(self, repo: str, private: bool) -> str | None:
+        """The commit of the main branch; None if there is no such repository."""
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        try:
+            info = self.api.model_info(repo)
+        except RepositoryNotFoundError as error:
+            if isinstance(error, GatedRepoError):
+                raise
+            return None
+        if private and not info.private:
+            raise InputError(f"{repo} exists and is public; make it private on its page first")
+        return self._commit(info.sha, repo) if info.sha is not None else None
+
+    def _commit(self, said: object, revision: str) -> str:
+        if not isinstance(said, str) or not COMMIT.fullmatch(said):
+            raise InputError(
+                f"{self.shown} is no hub ({revision} is {str(said)[:80]!r}); check HF_ENDPOINT"
+            )
+        return said
+
+    def tree(self, repo: str, commit: str) -> dict[str, RepoFile]:
+        from huggingface_hub.hf_api import RepoFile
+
+        entries = self.api.list_repo_tree(repo, recursive=True, revision=commit)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def stale(self, repo: str, head: str, remote: Tree, sums: Iterable[str]) -> list[Change]:
+        """What the release before left there: files of others are in no `ssld.json`."""
+        if MANIFEST not in remote:
+            return []
+        try:
+            old = read_manifest(self.fetch(repo, head, MANIFEST).parent)["files"]
+        except InputError:
+            self.say(f"the {MANIFEST} of {repo} is damaged, so that no file there is removed")
+            return []
+        names = (set(old) & set(remote)) - {*sums, ".gitattributes"}
+        return [Change("removed", name, remote[name].size) for name in sorted(names)]
+
+    def commit(self, folder: Path, repo: str, changes: list[Change], head: str | None) -> str:
+        """One commit on top of `head`; if someone else was faster, the hub refuses."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations = [
+            CommitOperationDelete(change.name, is_folder=False)
+            if change.kind == "removed"
+            else CommitOperationAdd(change.name, str(folder / change.name))
+            for change in changes
+        ]
+        message = f"Publish {folder.resolve().name} with ssld"
+        done = self.api.create_commit(repo, operations, commit_message=message, parent_commit=head)
+        return self._commit(done.oid, repo)
+
+    def resolve(self, repo: str, revision: str) -> str:
+        """The commit that a branch or tag is now; nothing is asked about a whole commit."""
+        if COMMIT.fullmatch(revision):
+            return revision
+        return self._commit(self.api.model_info(repo, revision=revision).sha, revision)
+
+    def fetch(
+        self, repo: str, commit: str, name: str, entry: Mapping[str, Any] | None = None
+    ) -> Path:
+        """A file in the client's cache, downloaded if need be, that has the right hash.
+
+        Args:
+            entry: the sha256 and the bytes that it must have.
+        """
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        sha256 = entry["sha256"] if entry else None
+        limit, self.watch.limit = self.watch.limit, entry["bytes"] if entry else self.watch.limit
+        try:
+            path = Path(self.api.hf_hub_download(repo, name, revision=commit))
+            refuse_outside(path)
+        except RemoteEntryNotFoundError:
+            raise InputError(
+                f"{repo}@{commit} has no {name}; publish it there with `ssld zoo publish`"
+            ) from None
+        finally:
+            self.watch.limit = limit
+        wanted, found = hashes(path, sha256)
+        if wanted != found:
+            forget(path)
+            kind = "sha256" if len(found) == 64 else "git hash"
+            raise InputError(
+                f"{name} of {repo}@{commit} is damaged: its {kind} is {found} instead of {wanted}; "
+                "the copy in the client's cache was removed: repeat, and else publish it again"
+            )
+        return path
+
+    @contextmanager
+    def one_sentence(self, repo: str) -> Iterator[None]:
+        """Whatever the client or the disk raises becomes an InputError, without the token; the
+        connections inside are watched (`zoo/fetch/watch.py`)."""
+        from zoo.fetch import watch
+
+        try:
+            with watch.watched(self.shown, self.endpoint, watch.ANSWER_BYTES) as self.watch:
+                yield
+        except InputError as error:
+            raise InputError(self._scrub(str(error))) from None
+        except failures() as error:
+            # without its cause, whose text may quote the request
+            raise InputError(self._scrub(sentence(error, repo, self.shown))) from None
+
+    def _scrub(self, text: str) -> str:
+        text = text.replace(self.endpoint, self.shown)
+        return printable(text.replace(self.token, "***") if self.token else text)
