@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 
 from ssld.data.config import AugmentConfig
 from ssld.data.loading import train_batches
-from ssld.data.sampling import Order
+from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView
 
@@ -78,7 +78,7 @@ def ours(folder: Path, workers: int, antialias: bool) -> Callable[[], float]:
     def run() -> float:
         batches = train_batches(
             [source],
-            Order([len(source)], None, 0),
+            Sampler([len(source)], None, 0),
             TrainView(AugmentConfig(antialias=antialias), SIZE, 0),
             batch_size=BATCH,
             rank=0,

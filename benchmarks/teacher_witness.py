@@ -35,7 +35,7 @@ from ssld.health.teacher_check import (
     answers_of,
     compare,
 )
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 
 TARS = {
     "imagenet-sample": "imagenet-sample-256",
@@ -90,7 +90,7 @@ def logits(model: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
     """float16 [len(ALL) + 1, n, classes], the last under `DIM`."""
     found = []
     for (mean, std), swapped in [*((NORMALISATIONS[n], s) for n, s in ALL), (DIM, False)]:
-        network = Network(model, input_size=224, mean=mean, std=std).eval()
+        network = Classifier(model, input_size=224, mean=mean, std=std).eval()
         seen = images.flip(-1) if swapped else images
         found.append(torch.cat([network(part) for part in seen.split(50)]).numpy())
     return np.stack(found).clip(-6e4, 6e4).astype(np.float16)
@@ -133,7 +133,7 @@ def judged(
     of channels given, those of `DIM` with the name "dim"."""
     given = ("0 to 255", False) if name == "dim" else (name, swapped)
     mean, std = NORMALISATIONS[RIGHT if name == "dim" else name]
-    network = Network(timm.create_model("test_vit"), input_size=224, mean=mean, std=std)
+    network = Classifier(timm.create_model("test_vit"), input_size=224, mean=mean, std=std)
     answers = {}
     for place, (other, order) in enumerate(ALL):
         if (other, order) == given:

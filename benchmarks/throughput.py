@@ -37,7 +37,7 @@ from ssld.distill.distill import Distillation
 from ssld.distill.setup import Setup
 from ssld.engine.loop import Trainer
 from ssld.engine.progress import Progress
-from ssld.models.classifier import Network, open_network
+from ssld.models.classifier import Classifier, open_network
 from ssld.models.config import StudentConfig, TeacherConfig
 from ssld.models.teacher import autocast, open_teacher
 from ssld.plan.bench import peak_mib
@@ -156,7 +156,7 @@ def bare_steps(
     return both, teacher_alone, student_alone
 
 
-def _network(name: str, given: argparse.Namespace, device: torch.device) -> Network:
+def _network(name: str, given: argparse.Namespace, device: torch.device) -> Classifier:
     network = open_network("model", arch=name, input_size=given.size).to(device)
     if given.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

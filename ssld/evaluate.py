@@ -1,6 +1,8 @@
-"""`python -m ssld.evaluate`, and the same under `accelerate launch` and `torchrun`."""
+"""`python -m ssld.evaluate`, and the same under `accelerate launch` and `torchrun`; `ssld.evaluate(...)`."""
 
+from ssld.cli.python import callable_module
 from ssld.cli.run import launch
 
 if __name__ == "__main__":
     raise SystemExit(launch("evaluate"))
+callable_module(__name__)

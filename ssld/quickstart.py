@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
-from ssld.common.settings import require
+from ssld.common.settings import NonNegativeInt, Settings
 
 CLASSES = 10
 PER_CLASS = {"teacher": 60, "labeled": 3, "unlabeled": 76}
@@ -27,17 +27,14 @@ RECIPES = Path(__file__).resolve().parent.parent / "configs"
 
 
 @dataclass(frozen=True)
-class QuickstartConfig:
+class QuickstartConfig(Settings):
     """`ssld quickstart`: the whole method on handwritten digits, with the commands a user would
     type."""
 
     out: str = "runs/quickstart"
     """Folder to use."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of splits, weights, order and views."""
-
-    def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
 
 
 def write_digits(folder: Path, seed: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from zoo.errors import InputError
+from zoo.errors import InputError, did_you_mean
 from zoo.licences import Terms, normalised, terms
 
 NAME = re.compile(r"[a-z0-9_]+_ssld(\.[a-z0-9_]+)?")
@@ -204,8 +204,7 @@ def _entry(name: str, given: dict[str, Any], content: dict[str, Any]) -> Entry:
     known = {f.name: str(f.type) for f in fields(Entry) if f.name not in ("name", "url")}
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"unknown key {key!r}" + (f", meant {near[0]!r}?" if near else ""))
+            raise ValueError(f"unknown key {key!r}{did_you_mean(str(key), known)}")
     for key, kind in known.items():
         if key not in values:
             raise ValueError(f"the key {key!r} is missing")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import InputError
+from zoo.errors import InputError, one_line
 
 CONFIG_BYTES = 1 << 26
 MAX_SIDE_PX = 2048
@@ -108,7 +108,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error, 200)
         raise InputError(f"{file} cannot be read ({said}): export the model again") from error
     if not isinstance(content, dict):
         raise _wrong(file, "the whole", content, "an object with architecture and pretrained_cfg")

@@ -1,19 +1,33 @@
-"""Every name of the catalogue in timm: `timm.create_model("resnet50d_ssld")`."""
+"""Every name of the catalogue in timm: `timm.create_model("resnet50d_ssld")`.
+
+Imported right after timm (`zoo/with_timm.py`), perhaps by a module of this package that is not
+complete yet: what makes a network is imported when one is made.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import nn
 
-from zoo.architectures import Create, architecture, cfg_of
 from zoo.catalog import Entry, catalog
 from zoo.errors import InputError
-from zoo.weights import weights_file
 
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id")
+
+# timm's names of the first convolution and of the classifier, by the start of the architecture.
+_ENDS = (
+    ("lcnetv2", "stem.0.conv", "classifier"),
+    ("hgnetv2", "stem.stem1.conv", "head.fc"),
+    ("hgnet", "stem.stem.0.conv", "head.fc"),
+    ("res", "conv1.0", "fc"),
+    ("hrnet", "conv1", "classifier"),
+    ("se_hrnet", "conv1", "classifier"),
+    ("", "conv_stem", "classifier"),
+)
 
 # timm looks for the weights of a name in the `default_cfgs` of the module of its function.
 default_cfgs: dict[str, Any] = {}
@@ -29,12 +43,10 @@ def register() -> None:
         own = f"{entry.arch_name}."
         if entry.timm_weights and entry.timm_weights.startswith(own):
             tags[entry.timm_weights.removeprefix(own)] = entry
-    for entries in by_name.values():
-        architecture(next(iter(entries.values())))  # timm's own, before its name is taken over
     default_cfgs.update(
         generate_default_cfgs(
             {
-                f"{name}.{tag}" if tag else name: cfg_of(entry)
+                f"{name}.{tag}" if tag else name: _cfg_of(entry)
                 for name, entries in by_name.items()
                 for tag, entry in entries.items()
             }
@@ -46,7 +58,7 @@ def register() -> None:
             register_model(_function(name, entries))
 
 
-def _function(name: str, entries: dict[str, Entry]) -> Create:
+def _function(name: str, entries: dict[str, Entry]) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,
         pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
@@ -54,6 +66,9 @@ def _function(name: str, entries: dict[str, Entry]) -> Create:
         cache_dir: str | None = None,
         **kwargs: Any,
     ) -> nn.Module:
+        from zoo.architectures import architecture
+        from zoo.weights import weights_file
+
         tag = pretrained_cfg if isinstance(pretrained_cfg, str) else ""
         if isinstance(pretrained_cfg, PretrainedCfg) and pretrained_cfg.url:
             # what timm.get_pretrained_cfg says of our own: timm would fetch it unverified
@@ -65,7 +80,7 @@ def _function(name: str, entries: dict[str, Entry]) -> Create:
         entry = entries[tag]
         overlay = dict(pretrained_cfg_overlay or {})
         if pretrained_cfg is None or isinstance(pretrained_cfg, str):
-            pretrained_cfg = cfg_of(entry)
+            pretrained_cfg = _cfg_of(entry)
             if pretrained and not any(overlay.get(source) for source in _SOURCES):
                 overlay["file"] = str(weights_file(entry, cache=cache_dir))
         model = architecture(entry)(
@@ -82,3 +97,26 @@ def _function(name: str, entries: dict[str, Entry]) -> Create:
     create.__doc__ = f"{entries[next(iter(entries))].paddle_class}, distilled."
     create.__module__ = __name__
     return create
+
+
+def _cfg_of(entry: Entry) -> PretrainedCfg:
+    """What timm wants to know of the weights: preprocessing, classifier, licence."""
+    known = entry.terms in ("permissive", "conditions")
+    first, classifier = next(ends for start, *ends in _ENDS if entry.architecture.startswith(start))
+    return PretrainedCfg(
+        url=entry.url,
+        architecture=entry.architecture,
+        tag=entry.tag or None,
+        input_size=(3, entry.input_size, entry.input_size),
+        pool_size=(entry.input_size // 32, entry.input_size // 32),
+        crop_pct=entry.crop_pct,
+        interpolation=entry.interpolation,
+        mean=entry.mean,
+        std=entry.std,
+        first_conv=first,
+        classifier=classifier,
+        license=entry.license if known else entry.teacher_license,
+    )
+
+
+register()

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from zoo.catalog import Entry, catalog
-from zoo.errors import InputError
+from zoo.errors import InputError, one_line
 from zoo.fetch.hub_cache import refuse_outside
 from zoo.fetch.hub_errors import failures
 from zoo.fetch.watch import watched
@@ -208,7 +208,7 @@ def _download(entry: Entry, file: Path) -> None:
 
 
 def _unreachable(entry: Entry, address: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error, 200)
     return InputError(
         f"{entry.name} cannot be fetched from {address} ({reason}); check the network, or put "
         f"{entry.file} into a folder and name that folder in {DIR_VARIABLE}"

@@ -28,6 +28,7 @@ from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import SEED, Ablation
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
+from ssld.common.metrics import METRICS
 
 Results = Mapping[tuple[int, str], Mapping[int, Result]]
 """{(0 for A or 1 for B, learning rate): {seed: result}} of what is finished."""
@@ -72,7 +73,7 @@ class Analysis:
 
     @property
     def label(self) -> str:
-        return MEASURES[self.task].label
+        return METRICS[MEASURES[self.task].key].label
 
     @property
     def comparisons(self) -> dict[str, Comparison | None]:

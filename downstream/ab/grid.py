@@ -14,7 +14,7 @@ from ssld.ablate import grid
 from ssld.ablate.grid import SEED, Ablation
 from ssld.cli.commands import DOWNSTREAM
 from ssld.common.errors import InputError
-from ssld.common.settings import flat, require
+from ssld.common.settings import PositiveInt, Settings, flat, require
 from ssld.common.settings_file import read_settings
 
 RATES = ("same", "tuned")
@@ -27,7 +27,7 @@ OF_THE_GRID = ("out", SEED, RATE, "backbone.name", "backbone.pretrained", "backb
 
 
 @dataclass(frozen=True)
-class ABConfig:
+class ABConfig(Settings):
     """`ssld ab --task T --config F.yaml --backbones A B --seeds 3 --out DIR`: is B a better start
     than A? Trains both with the same settings and seeds, at the same learning rate and at the tuned
     preset, and gives the differences with 95 % intervals, learning curves and the time that B takes
@@ -45,11 +45,11 @@ class ABConfig:
     backbones: list[str]
     """Two names, A and B, as `backbone.name` takes them: of timm or the zoo, `hf-hub:` and
     `local-dir:` ids, run folders; or `random:` before any of these for fresh weights."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Runs of each backbone and learning rate; one gives no interval."""
     out: str | None = None
     """Folder for cells, tables and report; by default F.yaml's `out`."""
-    devices: int = 1
+    devices: PositiveInt = 1
     """Cells at a time; see `ssld ablate --help`."""
     overwrite: bool = False
     """Start those cells anew whose settings have changed since."""
@@ -57,6 +57,7 @@ class ABConfig:
     """`name=value` for all cells: what is given as --name value."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.backbones) == 2 and len(set(self.backbones)) == 2,
             f"backbones is {' '.join(self.backbones) or 'empty'}: give two different names: A B",
@@ -65,8 +66,6 @@ class ABConfig:
             all(name.removeprefix(RANDOM) for name in self.backbones),
             f"backbones has {RANDOM!r} without a name: give {RANDOM}resnet50d, for example",
         )
-        require(self.seeds > 0, f"seeds is {self.seeds}: give a number above 0")
-        require(self.devices > 0, f"devices is {self.devices}: give a number above 0")
 
 
 def build(config: ABConfig) -> tuple[Ablation, str]:

@@ -33,7 +33,6 @@ class Measure:
 
     key: str
     """Of the evaluations in metrics.jsonl; a share, more is better."""
-    label: str
     statistic: Callable[[Path], tuple[np.ndarray, Statistic]]
     """Run folder -> ids of the images, and their score on draws of them."""
 
@@ -156,7 +155,7 @@ def _average_precision(folder: Path) -> tuple[np.ndarray, Statistic]:
 
 
 MEASURES = {
-    "transfer": Measure("top1", "top-1", _hits),
-    "segmentation": Measure("miou", "mIoU", _miou),
-    "detection": Measure("ap", "AP", _average_precision),
+    "transfer": Measure("top1", _hits),
+    "segmentation": Measure("miou", _miou),
+    "detection": Measure("ap", _average_precision),
 }

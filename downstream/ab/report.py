@@ -18,6 +18,7 @@ from downstream.ab.grid import RATES
 from downstream.ab.records import Result
 from downstream.ab.statistics import LEVEL, RESAMPLES, Interval, Point
 from ssld.ablate.summary import Spread
+from ssld.common.metrics import METRICS
 from ssld.common.text_table import ABSENT
 from ssld.report import page
 
@@ -189,14 +190,13 @@ def _step(point: Point | None) -> str:
 
 def _probes(found: Analysis) -> Table:
     places = [(key, when) for when in ("before", "after") for key in ("knn", "linear")]
-    names = {"knn": "nearest neighbours", "linear": "linear"}
     rows = []
     for (side, rate), runs in found.results.items():
         spreads = [_probe_spread(list(runs.values()), *place) for place in places]
         rows.append(
             [f"{'AB'[side]} {found.backbones[side]}", rate, *(x.percent() for x in spreads)]
         )
-    return ["backbone", "lr", *(f"{names[key]} {when}" for key, when in places)], rows
+    return ["backbone", "lr", *(f"{METRICS[key].label} {when}" for key, when in places)], rows
 
 
 def _probe_spread(runs: list[Result], key: str, when: str) -> Spread:

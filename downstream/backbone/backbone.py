@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from downstream.backbone.config import PARTS, PRESETS, BackboneConfig
 from downstream.backbone.weights import architecture, create, is_distilled, open_classifier
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.models.classifier import load_strictly
 
 _PROBE_PX = 64
@@ -279,7 +279,7 @@ def _probe(
         with torch.enable_grad():
             every = model.eval().forward_intermediates(_picture(side), intermediates_only=True)
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"backbone {name} does not run on 3-channel images of {side} px ({reason}): choose "
             "another network, or check backbone.args"

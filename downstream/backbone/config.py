@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ssld.common.settings import require, require_path
+from ssld.common.settings import Limits, Settings, require, require_path
 
 PRESETS = {
     "detection": (0.05, 0.05, 0.1, 0.1, 0.15),
@@ -24,12 +24,13 @@ PaddleClas docs/en/tutorials/quick_start_en.md, `lr_mult_list` of ResNet50_vd_ss
 published for segmentation, it takes those of detection."""
 PARTS = 5
 """Stem and four stages: what the presets have a factor for."""
+Parts = Annotated[int, Limits(lambda x: 0 <= x <= PARTS, f"0 to {PARTS}")]
 TAKEN = ("features_only", "out_indices", "feature_cls", "feature_location", "output_stride")
 """Arguments of `timm.create_model` that the task decides on."""
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Settings, section="backbone"):
     """The network that a detector, segmenter or classifier is built on."""
 
     name: str | None = None
@@ -43,7 +44,7 @@ class BackboneConfig:
     """Start from these weights: a safetensors file, an exported model folder or a run folder."""
     freeze_batch_norm: bool | None = None
     """Keep statistics and affine parameters of batch norm as they are; null: if pretrained."""
-    frozen_stages: int = 0
+    frozen_stages: Parts = 0
     """How many of its five parts, stem and stages 1 to 4, are not trained."""
     lr: Literal["auto", "same", "tuned"] | list[float] = "auto"
     """Its learning rate over the heads'. same: equal. tuned: the preset of the task for distilled
@@ -51,6 +52,7 @@ class BackboneConfig:
     five factors, of stem and stages 1 to 4."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_path(self.checkpoint, "backbone.checkpoint", "backbone.name")
         known = [key for key in TAKEN if key in self.args]
         require(not known, f"backbone.args.{''.join(known[:1])} is for the task to say: remove it")
@@ -58,10 +60,6 @@ class BackboneConfig:
             self.pretrained or not self.freeze_batch_norm,
             "backbone.freeze_batch_norm is true with random weights, which leaves parts of many "
             "networks without any gradient: set it to null, or backbone.pretrained to true",
-        )
-        require(
-            0 <= self.frozen_stages <= PARTS,
-            f"backbone.frozen_stages is {self.frozen_stages}: give 0 to {PARTS}",
         )
         require(
             self.pretrained or not self.frozen_stages,

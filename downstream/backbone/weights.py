@@ -13,7 +13,7 @@ from typing import Any
 from downstream.backbone.config import BackboneConfig
 from ssld.common.errors import InputError
 from ssld.common.written_files import read_object, reading
-from ssld.models.classifier import Network, open_network
+from ssld.models.classifier import Classifier, open_network
 from zoo.catalog import catalog
 from zoo.fetch.hub_errors import failures
 from zoo.fetch.watch import ANSWER_BYTES, watched
@@ -24,7 +24,7 @@ _LOGGED = re.compile(r"(Missing|Unexpected) keys \((.*?)\)", re.DOTALL)
 _HUB = re.compile(r"hf[-_]hub:([^@]+)(?:@(.+))?")
 
 
-def open_classifier(config: BackboneConfig) -> Network:
+def open_classifier(config: BackboneConfig) -> Classifier:
     """The classifier that `config` names, with its own head and preprocessing.
 
     Raises:
@@ -149,7 +149,7 @@ def _lenient_loads() -> Iterator[dict[str, set[str]]]:
         logger.removeHandler(record)
 
 
-def _check_loaded(network: Network, found: Mapping[str, set[str]], name: str) -> None:
+def _check_loaded(network: Classifier, found: Mapping[str, set[str]], name: str) -> None:
     cfg: Any = network.model.pretrained_cfg
     heads = cfg.get("classifier") or ()
     heads = tuple(f"{x}." for x in ([heads] if isinstance(heads, str) else heads))

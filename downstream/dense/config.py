@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from downstream.backbone.config import BackboneConfig
-from ssld.common.settings import require
+from ssld.common.settings import OneOrSeveral, PositiveInt, require
 from ssld.data.config import LoaderConfig
 from ssld.engine.config import LoopConfig
 
@@ -15,26 +15,20 @@ from ssld.engine.config import LoopConfig
 class AnnotatedConfig(LoaderConfig):
     """Annotated images."""
 
-    train: str | list[str] = field(default_factory=list)
+    train: OneOrSeveral = field(default_factory=list)
     """Sources to train on."""
-    val: str | list[str] = field(default_factory=list)
+    val: OneOrSeveral = field(default_factory=list)
     """Held-out sources, never trained on."""
     classes: list[str] | None = None
     """Names of the classes in the network's order; by default those of the first training source.
     Sources are matched by name."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("train", "val"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
 
 
 @dataclass(frozen=True)
 class DownstreamConfig(LoopConfig):
     """A network on a backbone."""
 
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Images per optimizer step over all processes."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: AnnotatedConfig = field(default_factory=AnnotatedConfig)

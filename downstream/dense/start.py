@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
 from downstream.dense.preflight import write_preflight
-from ssld.common.errors import InputError
-from ssld.data.sampling import Order
+from ssld.common.errors import InputError, one_line
+from ssld.data.sampling import Sampler
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
@@ -102,7 +102,7 @@ def start_run(
         # A backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
         "flops_per_image": 6e6 * fact["macs_m"],
     }
-    order = Order([len(source) for source in train], None, config.seed)
+    order = Sampler([len(source) for source in train], None, config.seed)
     run = start(config, accelerator, train, val, order, facts)
     accelerator.print(
         f"network: {architecture}, {fact['parameters_m']:.2f} M parameters, "
@@ -146,7 +146,7 @@ def cost(network: ImageModel, size: tuple[int, int]) -> dict[str, Any]:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network(images, torch.tensor([size]))
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"the network does not run on images of {size[1]} x {size[0]} px ({reason}); set "
             "another size in `augment`"

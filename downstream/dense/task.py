@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from downstream.dense import trained
+from ssld.common.metrics import METRICS
 from ssld.common.streams import is_terminal
 from ssld.data.loading import eval_rows, train_rows
 from ssld.data.unreadable import AnyBatch, Unreadables, to_device
@@ -20,7 +21,6 @@ DRAWN = 16
 """Held-out images that are drawn at every evaluation."""
 LATE = 1 / 3
 """Share of a run after which a score of 0 is a symptom."""
-NAMES = {"ap": "AP", "ap50": "AP50", "miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
 Made = TypeVar("Made", bound=AnyBatch)
 
 
@@ -78,7 +78,7 @@ def verdict(
     """
     if metric not in metrics:
         return "no verdict: no held-out image has anything to be found"
-    value, name = metrics[metric], NAMES[metric]
+    value, name = metrics[metric], METRICS[metric].label
     done = "finished, " if share >= 1 else ""
     if metrics.get("classes", 2) < 2:
         return (

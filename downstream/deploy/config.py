@@ -7,11 +7,11 @@ from pathlib import Path
 
 from downstream.dense.packages import require_packages
 from ssld.common.replaceable import check_file
-from ssld.common.settings import require
+from ssld.common.settings import Settings, Share, require
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(Settings):
     """`ssld predict RUN IMAGES --out DIR`: draw what a trained network finds in images."""
 
     run: str = ""
@@ -21,21 +21,21 @@ class PredictConfig:
     """A folder of images, a manifest or tar shards; the second word is taken for it."""
     out: str = ""
     """Folder to write, new or empty."""
-    score: float = 0.3
+    score: Share = 0.3
     """Least score of a box that is drawn."""
-    max_unreadable: float = 0.1
+    max_unreadable: Share = 0.1
     """Stop when more than this share of the files cannot be read."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             bool(self.run and self.images and self.out),
             "give a run, images and --out: ssld predict RUN IMAGES --out DIR",
         )
-        require(0 <= self.score <= 1, f"score is {self.score}: give a share from 0 to 1")
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """`ssld export RUN`: write ONNX, and compare what onnxruntime makes of it with PyTorch."""
 
     run: str = ""
@@ -47,6 +47,7 @@ class ExportConfig:
     `augment.crop`, or a detector's `augment.test_size`, square."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.run), "no run is given: ssld export RUN")
         require(
             self.size is None or min(self.size) > 0,

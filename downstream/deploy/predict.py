@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downstream.deploy.config import PredictConfig
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.streams import is_terminal
 from ssld.common.written_files import read_object
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from ssld.data.sources import Source
+    from ssld.data.source import Source
 
     Predictor = Callable[[np.ndarray, bytes], "Prediction"]
     """(uint8 [h, w, 3], the encoded image) -> what is found."""
@@ -144,7 +144,7 @@ class _Writer:
             ) from error
 
     def unreadable(self, i: int, error: Exception) -> None:
-        reason, where = " ".join(str(error).split()), self.source.location(i)
+        reason, where = one_line(error), self.source.location(i)
         print(f"unreadable, left out: {where} ({reason})", file=sys.stderr)
         entry = {"sample_id": self.source.sample_id(i), "location": where, "reason": reason}
         self._append("unreadable", entry)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from downstream.detection.coco_protocol import AREAS, THRESHOLDS, Found, evaluate, matches, xywh
 from downstream.detection.coco_protocol import bootstrap as bootstrap
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.files import write_atomically
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class Detections:
                     raise ValueError("bbox is no box")
                 rows[image].append(([x, y, x + width, y + height], float(result["score"]), label))
             except (LookupError, TypeError, ValueError, OverflowError) as error:
-                said = " ".join(str(error).split())
+                said = one_line(error)
                 raise InputError(
                     f"{path}: result {i} is not of these images and classes or lacks a field "
                     f"({type(error).__name__}: {said}); give the predictions of this data"
@@ -249,7 +249,7 @@ def _read(path: Path) -> list[Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise InputError(f"{path} cannot be read ({said}); write the predictions again") from error
     if not isinstance(found, list):
         raise InputError(f"{path} is not a list of COCO results; write the predictions again")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
+from ssld.common.errors import one_line
 from ssld.data.decode import Unreadable
 from ssld.data.loading import GREY
 from ssld.data.unreadable import Entry
@@ -110,7 +111,7 @@ def _batch(
         try:
             image, target = make(*row)
         except (OSError, Unreadable) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             unreadable.append((row[0], ids[-1], source.location(index), reason))
             weight[i] = 0.0
             image, target = torch.full((GREY_PX, GREY_PX, 3), GREY, dtype=torch.uint8), _nothing()

@@ -11,6 +11,7 @@ from torch import Tensor
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
 from downstream.segmentation.losses import IGNORE
+from ssld.common.errors import one_line
 from ssld.data.decode import Unreadable
 from ssld.data.loading import GREY
 from ssld.data.unreadable import Entry
@@ -73,7 +74,7 @@ class MaskBatches:
             try:
                 image, mask = self.view(source, index, view, batch)
             except (OSError, Unreadable) as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 unreadable.append((number, ids[-1], source.location(index), reason))
                 weight[i] = 0.0
                 image = torch.full((*size, 3), GREY, dtype=torch.uint8)

@@ -8,7 +8,7 @@ from typing import Literal
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
 from downstream.dense.packages import BY_HEAD, require_packages
 from downstream.segmentation.data.augment_config import MaskAugmentConfig
-from ssld.common.settings import require
+from ssld.common.settings import PositiveFloat, PositiveInt, Settings, require
 from ssld.engine.config import CheckpointConfig
 from ssld.engine.run_folder import check_out
 
@@ -37,29 +37,21 @@ class MaskDataConfig(AnnotatedConfig):
 
 
 @dataclass(frozen=True)
-class TestConfig:
+class TestConfig(Settings, section="test"):
     """How held-out images are seen."""
 
-    crop: tuple[int, int] | None = None
+    crop: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width in px of windows that slide over an image; null: the whole image at once."""
-    stride: tuple[int, int] | None = None
+    stride: tuple[PositiveInt, PositiveInt] | None = None
     """Distance of the windows in px; by default two thirds of `crop`."""
-    scales: list[float] = field(default_factory=lambda: [1.0])
+    scales: list[PositiveFloat] = field(default_factory=lambda: [1.0])
     """Factors of the size at which an image is seen; their probabilities are averaged."""
     flip: bool = False
     """See it mirrored, too."""
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.scales) and min(self.scales) > 0,
-            f"test.scales is {self.scales}: give one factor above 0, or several",
-        )
-        for name in ("crop", "stride"):
-            value = getattr(self, name)
-            require(
-                value is None or min(value) > 0,
-                f"test.{name} is {value}: give height and width in px, both above 0, or null",
-            )
+        super().__post_init__()
+        require(bool(self.scales), "test.scales is empty: give one factor, or several")
         require(
             self.stride is None or self.crop is not None,
             "test.stride is given without test.crop: give both, or neither",

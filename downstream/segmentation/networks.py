@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from downstream.dense.packages import BY_HEAD, require_packages
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from downstream.backbone.backbone import Backbone
@@ -74,6 +73,5 @@ def on_backbone(name: str, backbone: Backbone, num_classes: int) -> Segmenter:
 
 def _check(name: str) -> None:
     if name not in SEGMENTERS:
-        near = difflib.get_close_matches(name, SEGMENTERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, SEGMENTERS)
         raise InputError(f"unknown network {name!r}, there are {', '.join(SEGMENTERS)}{hint}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from downstream.backbone.config import BackboneConfig
-from ssld.common.settings import require
+from ssld.common.settings import NonNegativeFloat, ShareBelowOne, require
 from ssld.data.config import AugmentConfig, DataConfig
 from ssld.distill.config import ClassifierCheckpointConfig, ProbeConfig
 from ssld.engine.config import LoopConfig
@@ -59,11 +59,11 @@ class TransferConfig(LoopConfig):
     checkpoint: TransferCheckpointConfig = field(default_factory=TransferCheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Also before the first step, of the backbone as it came (probe.json)."""
-    label_smoothing: float = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     """Share of the target spread evenly over all classes."""
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
     """alpha of mixup; 0 is off."""
-    cutmix: float = 0.0
+    cutmix: NonNegativeFloat = 0.0
     """alpha of cutmix; 0 is off. With mixup also on, each batch draws one of the two."""
 
     def __post_init__(self) -> None:
@@ -78,11 +78,6 @@ class TransferConfig(LoopConfig):
             "backbone.freeze_batch_norm and backbone.frozen_stages: transfer trains the whole "
             "network, leave them out",
         )
-        require(
-            0 <= self.label_smoothing < 1,
-            f"label_smoothing is {self.label_smoothing}: give 0 <= share < 1",
-        )
-        require(self.mixup >= 0 and self.cutmix >= 0, "mixup and cutmix must be 0 or more")
 
     def _check_data(self) -> None:
         data = self.data

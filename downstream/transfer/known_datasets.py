@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from downstream.transfer.config import TransferConfig, TransferDataConfig
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.files import cannot_write
 from ssld.engine.run_folder import check_out
 
@@ -131,7 +131,7 @@ def _make(paths: dict[str, Path], root: Path, dataset: str, known: Known) -> Non
     try:
         rows = {part: known.rows(root, part) for part in known.parts}
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise InputError(
             f"data.root {root}: {dataset} cannot be read ({said}); unpack it anew"
         ) from error
@@ -171,7 +171,7 @@ def _download(archive: Archive, root: Path) -> None:
         download_url(archive.url, str(parts), archive.name)
         (parts / archive.name).replace(root / archive.name)
     except (OSError, RuntimeError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise InputError(
             f"{archive.url} cannot be fetched ({said}); get it by other means and put it into "
             f"{root}"

@@ -29,7 +29,7 @@ from ssld.distill.supervised import Supervision
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.per_image import write_held_out
 from ssld.health.classification_metrics import Tally
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 
 
 class Hits(Tally):
@@ -69,7 +69,7 @@ class Hits(Tally):
 class Transfer(Supervision):
     """As supervised training, and a record by image is kept."""
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Hits:
+    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> Hits:
         found = Hits(student.num_classes, next(student.parameters()).device)
         for batch in batches:
             found.add(batch, student(batch.images).float())
@@ -85,7 +85,7 @@ class Transfer(Supervision):
         write_held_out(run.folder.path, [name for name, _ in pairs], hits=hits)
 
 
-class TransferNetwork(Network):
+class TransferNetwork(Classifier):
     """A classifier whose parts learn at rates of their own.
 
     Args:
@@ -95,7 +95,7 @@ class TransferNetwork(Network):
         rest: factor of what lies between the last feature map and the classifier.
     """
 
-    def __init__(self, network: Network, scales: Mapping[str, float], rest: float) -> None:
+    def __init__(self, network: Classifier, scales: Mapping[str, float], rest: float) -> None:
         super().__init__(network.model, input_size=network.input_size)
         own = {id(p) for p in _classifier(self.model)}
         self._scales = {
@@ -166,7 +166,7 @@ def _classifier(model: Any) -> list[Tensor]:
     return [parameter for head in heads for parameter in head.parameters()]
 
 
-def probe_before(run: ClassifierRun, network: Network) -> None:
+def probe_before(run: ClassifierRun, network: Classifier) -> None:
     """Write probe.json, {before: {knn, linear}}, of the features as they came; once for a run."""
     path: Path = run.folder.path / PROBE
     if run.config.probe.every_epochs == 0 or run.previous is not None:  # done before

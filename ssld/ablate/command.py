@@ -22,6 +22,7 @@ from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import Ablation, Cell
 from ssld.common.errors import InputError, Interrupted
 from ssld.common.files import locked, write_atomically
+from ssld.common.metrics import METRICS, RESULTS
 from ssld.common.settings_file import text_of
 from ssld.engine.preemption import Preemption
 
@@ -161,8 +162,8 @@ def _run(
 def _said(rows: Sequence[state.Row]) -> str:
     said = []
     for row in rows:
-        known = [(x, row[x]) for x in summary.METRICS if row.get(x) is not None]
-        words = [f"{summary.METRICS[metric]} {value:.1%}" for metric, value in known]
+        known = [(METRICS[x], row[x]) for x in RESULTS if row.get(x) is not None]
+        words = [f"{metric.label} {metric.show(value)}" for metric, value in known]
         said.append(f"{row['stage']} {', '.join(words) or 'done'}")
     return "; ".join(said)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 
-from ssld.common.settings import require
+from ssld.common.settings import PositiveInt, Settings
 
 
 @dataclass(frozen=True)
-class AblateConfig:
+class AblateConfig(Settings):
     """`ssld ablate F.yaml`: a recipe for each combination of a grid's settings.
 
     F.yaml is a recipe (`ssld recipe --help`) with a `grid`: settings of the first stage, or
@@ -23,15 +23,12 @@ class AblateConfig:
     """The recipe with a grid; the first word is taken for it."""
     out: str | None = None
     """Folder for cells, tables and plots; by default the file's `out`."""
-    devices: int = 1
+    devices: PositiveInt = 1
     """Cells at a time: each has a GPU of its own, or without any an equal share of the cores."""
     overwrite: bool = False
     """Start those stages anew whose settings have changed since."""
     overrides: list[str] = field(default_factory=list)
     """`name=value` for all recipes: what is given as --name value."""
-
-    def __post_init__(self) -> None:
-        require(self.devices > 0, f"devices is {self.devices}: give a number above 0")
 
 
 def with_overrides(words: list[str]) -> list[str]:

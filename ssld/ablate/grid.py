@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssld.cli.commands import DOWNSTREAM
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, did_you_mean
 from ssld.common.settings import flat
 from ssld.common.settings_file import parsed, read_settings, tidied
 
@@ -321,5 +320,4 @@ def _parsed(text: str) -> Any:
 
 
 def _hint(key: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}"
+    return did_you_mean(key, known, cutoff=0.5) or f"; known: {', '.join(known)}"

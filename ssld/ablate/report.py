@@ -17,8 +17,9 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from ssld.ablate.grid import SEED, Ablation, Axis, Cell, file_name
-from ssld.ablate.summary import INTERVALS, METRICS, Spread, Summary, explained, table
+from ssld.ablate.summary import INTERVALS, Spread, Summary, explained, table
 from ssld.common.files import write_atomically
+from ssld.common.metrics import METRICS, RESULTS
 from ssld.report import page
 
 MOST_LINES = 8
@@ -78,13 +79,13 @@ def write_report(found: Summary) -> None:
 
 
 def draw(found: Summary, axis: Axis) -> Figure:
-    """Top-1, or what stands for it in `METRICS`, over the values of an axis."""
-    metric = next(x for x in METRICS if x in {metric for _, metric in found.measured()})
+    """Top-1, or what stands for it in `RESULTS`, over the values of an axis."""
+    metric = next(x for x in RESULTS if x in {metric for _, metric in found.measured()})
     stages = [stage for stage, x in found.measured() if x == metric]
     lines, title = _lines(found, axis, stages, metric)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     plot = page.axes(figure, axis.name)
-    plot.set_ylabel(f"{METRICS[metric]} on held-out images, %")
+    plot.set_ylabel(f"{METRICS[metric].label} on held-out images, %")
     joined = _scale(plot, axis)
     if lines:
         _limit(plot, axis, lines)

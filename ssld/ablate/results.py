@@ -17,28 +17,17 @@ from typing import TYPE_CHECKING, Any
 from ssld.ablate.grid import Ablation, Axis, Cell, Value
 from ssld.ablate.state import Row
 from ssld.common.files import write_atomically
+from ssld.common.metrics import COMPARED
 from ssld.common.written_files import reading
 from ssld.engine.run_folder import read_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EVALUATED = (
-    "top1",
-    "top5",
-    "agreement1",
-    "agreement5",
-    "divergence",
-    "knn",
-    "linear",
-    "ap",
-    "miou",
-)
-"""On held-out images at the exported step."""
 COLUMNS = {
     "stage": "string",
     "status": "string",  # done, failed or pending
-    **dict.fromkeys(EVALUATED, "double"),
+    **dict.fromkeys(COMPARED, "double"),  # on held-out images at the exported step
     "exported_step": "int64",
     "steps": "int64",
     "epochs": "double",
@@ -102,7 +91,7 @@ def _at_resolution(found: dict[str, Any]) -> Row:
 def _evaluated(metrics: Mapping[str, Any]) -> Row:
     counts = {"held_out_images": metrics.get("images"), "held_out_labels": metrics.get("labeled")}
     whole = {key: None if count is None else round(count) for key, count in counts.items()}
-    return {**{key: metrics.get(key) for key in EVALUATED}, **whole}
+    return {**{key: metrics.get(key) for key in COMPARED}, **whole}
 
 
 def tidy(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from ssld.ablate.grid import SEED, Ablation, Cell
 from ssld.ablate.state import Row
+from ssld.common.metrics import METRICS, RESULTS
 from ssld.common.text_table import ABSENT
-from ssld.health.evaluate import wilson
+from ssld.health.intervals import wilson
 
-METRICS = {"top1": "top-1", "agreement1": "agreement@1", "ap": "AP", "miou": "mIoU"}
 Place = tuple[str, ...]
 """A value on each axis but that of the seeds, as text."""
 
@@ -105,8 +105,8 @@ class Summary:
 
     def measured(self) -> list[tuple[str, str]]:
         """(stage, metric) of what some cell has."""
-        have = {(stage, x) for (_, stage), row in self.rows.items() for x in METRICS if x in row}
-        pairs = [(stage, metric) for stage in self.ablation.stages for metric in METRICS]
+        have = {(stage, x) for (_, stage), row in self.rows.items() for x in RESULTS if x in row}
+        pairs = [(stage, metric) for stage in self.ablation.stages for metric in RESULTS]
         return [(s, m) for s, m in pairs if (s, m) in have and self._known(s, m)]
 
     def _known(self, stage: str, metric: str) -> bool:
@@ -131,7 +131,7 @@ def table(found: Summary) -> tuple[list[str], list[list[str]]]:
     ablation, measured, several = found.ablation, found.measured(), found.several_teachers()
     head = [axis.name for axis in ablation.compared] or ["all"]
     head += ["teacher top-1"] if several else []
-    head += [f"{stage} {METRICS[metric]}" for stage, metric in measured]
+    head += [f"{stage} {METRICS[metric].label}" for stage, metric in measured]
     rows = []
     for place, cells in found.places.items():
         row = list(place) or [""]

@@ -26,7 +26,7 @@ class Command:
     config: str
     """The class of its settings."""
     work: str
-    """Takes the settings; returns the exit code or None."""
+    """Takes the settings; returns an exit code, a result for Python, or None."""
     check: str | None = None
     """Takes the settings, and is asked before the module of the work, and torch with it, is
     imported; may return settings to go on with."""
@@ -245,7 +245,7 @@ def stage_of(name: str) -> tuple[type[LoopConfig], Callable[[Any], object]]:
     return imported(command.config), lambda config: work_of(command, config)
 
 
-def work_of(command: Command, config: Any) -> int | None:
+def work_of(command: Command, config: Any) -> Any:
     """Check the settings, then import the command's work and do it."""
     if command.check:
         config = imported(command.check)(config) or config

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssld.common import streams
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.common.settings_file import parsed, read_settings, shortened, tidied
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[
 
 def sentence_of(error: BaseException) -> str:
     """What an error says on one line, without characters that a terminal obeys."""
-    said = " ".join(str(error).split())
+    said = one_line(error)
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename or 'file system'}: {error.strerror}"
     said = streams.printable(said)
@@ -244,7 +244,8 @@ def _plain(sentence: str, known: list[str]) -> str:
 
 def _nearest(key: str, known: list[str]) -> str:
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    found = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    found = found or [leaves[x] for x in difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)]
-    hint = f"; did you mean {found[0]!r}?" if found else "; see --help for the known ones"
+    hint = did_you_mean(key, known, cutoff=0.5)
+    near = [] if hint else difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)
+    hint = f"; did you mean {leaves[near[0]]!r}?" if near else hint
+    hint = hint or "; see --help for the known ones"
     return f"unknown setting {shortened(key)}{hint}"

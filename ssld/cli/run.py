@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from ssld.cli.commands import COMMANDS, GROUPS, Command, imported, work_of
 from ssld.cli.launcher import leave_processes, start_asked_for_processes
 from ssld.cli.parse import parse, sentence_of
 from ssld.common import streams
-from ssld.common.errors import InputError, Interrupted
+from ssld.common.errors import InputError, Interrupted, did_you_mean
 from ssld.common.settings_file import read_settings
 
 EXIT_BAD_INPUT = 2
@@ -56,10 +55,9 @@ def main(argv: Sequence[str] | None = None, *, launched: bool = False) -> int:
             return 0
     elif name not in COMMANDS or (below and not words[0].startswith("-")):
         word, known = (f"{name} {words[0]}", below) if below else (name, [*COMMANDS, *GROUPS])
-        nearest = difflib.get_close_matches(word.rpartition(" ")[2], known, n=1)
-        first = [x for x in known if " " not in x]
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(first)}"
-        print(f"error: unknown command {word!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(word.rpartition(" ")[2], known)
+        hint = hint or f"; known: {', '.join(x for x in known if ' ' not in x)}"
+        print(f"error: unknown command {word!r}{hint}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return _run(name, COMMANDS[name], words, launched)
 
@@ -77,7 +75,7 @@ def _usage(group: str, what: str) -> str:
 
 
 def _run(name: str, command: Command, words: list[str], launched: bool) -> int:
-    def do() -> int | None:
+    def do() -> object:
         given = imported(command.words)(words) if command.words else words
         settings = None
         if command.section and given and not given[0].startswith("-"):
@@ -97,13 +95,13 @@ def _run(name: str, command: Command, words: list[str], launched: bool) -> int:
 
 
 @streams.whole
-def exit_code_of(do: Callable[[], int | None]) -> int:
+def exit_code_of(do: Callable[[], object]) -> int:
     """Do something that may raise what a user should see as one sentence; see `main`."""
     try:
         _listen_to_sigterm()
-        code = do() or 0
+        code = do()  # a result is for Python; a command's answer is an exit code, or nothing
         leave_processes()
-        return code
+        return code if isinstance(code, int) else 0
     except (InputError, Interrupted, OSError) as error:
         if isinstance(error, BrokenPipeError) and streams.reader_left(sys.stdout):
             raise

@@ -1,9 +1,8 @@
 """The errors that a user sees as one sentence (`ssld/cli/parse.py`)."""
 
+from zoo.errors import InputError, did_you_mean, one_line, printable
 
-class InputError(ValueError):
-    """Bad input, or something that must be mended before it goes on: a full disk, a loss that is
-    not finite. The message is one sentence: what was wrong, where, and what to do. Exit code 2."""
+__all__ = ["InputError", "Interrupted", "did_you_mean", "one_line", "printable"]
 
 
 class Interrupted(Exception):

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files that a reader never sees half, and folders that one command at a time is at work in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 
 LOCK = ".lock"
 """In a folder that a command is at work in."""
@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def cannot_write(path: Path, error: Exception) -> InputError:
     """What to say when `path` cannot be written."""
-    said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    said = one_line(error)
     return InputError(
         f"{path} cannot be written ({said}); free space or mend the folder, then go on with the "
         "same command, a training run with --resume"

@@ -1,12 +1,82 @@
-"""TODO."""
+"""What all frozen dataclasses of settings share: limits of numbers, and settings as plain trees."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a number, or of each number of a list."""
+
+    hold: Callable[[Any], bool]
+    words: str
+    """What is allowed, after "give"."""
+
+
+def one_of(names: Mapping[str, object]) -> Limits:
+    """Of a setting that is a key of a registry, which may have grown since."""
+    return Limits(names.__contains__, f"one of {', '.join(names)}")
+
+
+# jsonargparse has types of these names, but a type checker takes none of them for a type, and in
+# `PositiveInt | None` its sentence for 0 is "give null".
+PositiveInt = Annotated[int, Limits(lambda x: x > 0, "a number above 0")]
+PositiveFloat = Annotated[float, Limits(lambda x: x > 0, "a number above 0")]
+NonNegativeInt = Annotated[int, Limits(lambda x: x >= 0, "0 or more")]
+NonNegativeFloat = Annotated[float, Limits(lambda x: x >= 0, "0 or more")]
+Share = Annotated[float, Limits(lambda x: 0 <= x <= 1, "a share between 0 and 1")]
+ShareBelowOne = Annotated[float, Limits(lambda x: 0 <= x < 1, "0 <= share < 1")]
+Probability = Annotated[float, Limits(lambda x: 0 <= x <= 1, "a probability")]
+OneOrSeveral = Annotated[str | list[str], "one is made a list"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A group of settings. Its limits hold however it is made: parsed, or in Python.
+
+    Raises:
+        ValueError: a number is outside of its annotated limits.
+    """
+
+    section: ClassVar[str] = ""
+    """The name under which a run's settings have it, for messages: `optimizer.`"""
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = f"{section}."
+
+    def __post_init__(self) -> None:
+        for name, limits in _limits_of(type(self)):
+            value = getattr(self, name)
+            if isinstance(limits, Limits):
+                values = value if isinstance(value, list | tuple) else [value]
+                require(
+                    all(x is None or limits.hold(x) for x in values),
+                    f"{self.section}{name} is {value}: give {limits.words}",
+                )
+            else:
+                object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
+
+
+@functools.cache
+def _limits_of(config_class: type) -> list[tuple[str, object]]:
+    hints = get_type_hints(config_class, include_extras=True)
+    return [(name, found) for name, hint in hints.items() for found in _annotations(hint)]
+
+
+def _annotations(hint: object) -> Iterator[object]:
+    if get_origin(hint) is Annotated:
+        yield from get_args(hint)[1:]
+    elif get_origin(hint) is not Literal:
+        for inner in get_args(hint):
+            yield from _annotations(inner)
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.settings_file import count_values
 
 WRONG = (
@@ -45,7 +45,7 @@ def reading(place: str | Path, advice: str, *more: type[Exception]) -> Iterator[
     except InputError:
         raise
     except (*WRONG, *more) as error:
-        said = " ".join(str(error).split())[:SHOWN]
+        said = one_line(error, SHOWN)
         raise InputError(
             f"{place} is damaged ({type(error).__name__}{f': {said}' if said else ''}); {advice}"
         ) from error

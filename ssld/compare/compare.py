@@ -13,47 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.files import write_atomically
+from ssld.common.metrics import CHANCE, COMPARED, METRICS, NUMBER, SHARE, Metric
 from ssld.common.replaceable import check_file
 from ssld.common.text_table import ABSENT, CELL, text_table
 from ssld.common.written_files import reading
 from ssld.compare.config import CompareConfig
 from ssld.compare.seen_run import SeenRun, open_runs
 from ssld.health.resolution import said_of
-from ssld.health.verdict import CHANCE, is_not_learning, level
+from ssld.health.verdict import is_not_learning, level
 
 Column = tuple[str, Callable[[Any], str], Callable[..., Any] | None]
 """Heading, how a value is shown, and max or min where one is better than the other."""
 Results = dict[str, list[tuple[str, bool]]]
 """Columns by their heading: for each run the value, and whether it is the best."""
-PERCENT, NUMBER = "{:.1%}".format, "{:.4g}".format
-EVALUATED: dict[str, Column] = {
-    "agreement1": ("agreement@1", PERCENT, max),
-    "agreement5": ("agreement@5", PERCENT, max),
-    "divergence": ("divergence", NUMBER, min),
-    "top1": ("top-1", PERCENT, max),
-    "knn": ("knn", PERCENT, max),
-    "linear": ("linear", PERCENT, max),
-    "ap": ("AP", PERCENT, max),
-    "miou": ("mIoU", PERCENT, max),
-}
 COLUMNS: dict[str, Column] = {
     "progress": ("steps", str, None),
     "epochs": ("epochs", "{:.2f}".format, None),
-    "loss": ("loss", NUMBER, min),
+    "loss": ("loss", METRICS["divergence"].show, min),
     **{
-        f"{key}_{which}": (f"{head} {which}", shown, better)
-        for key, (head, shown, better) in EVALUATED.items()
+        f"{key}_{which}": (f"{METRICS[key].label} {which}", METRICS[key].show, METRICS[key].best)
+        for key in COMPARED
         for which in ("best", "last")
     },
-    "agreement_chance_last": ("chance of agreement@1", PERCENT, None),
-    "top1_chance_last": ("chance of top-1", PERCENT, None),
+    **{
+        f"{chance}_last": (f"chance of {METRICS[key].label}", METRICS[key].show, None)
+        for key, chance in CHANCE.items()
+    },
     "entropy_student": ("entropy, nats", "{:.3f}".format, None),
     "images_per_second": ("images per second", "{:,.0f}".format, max),
     "data_wait_percent": ("data wait, %", "{:.1f}".format, min),
     "hours": ("hours", "{:.2f}".format, None),
     "exported_step": ("exported step", "{:,}".format, None),
 }
-PLOTS = ("loss", *EVALUATED, "lr", "images_per_second")
+PLOTS = ("loss", *COMPARED, "lr", "images_per_second")
 LINES = ("solid", "dashed", "dotted")  # for more runs than there are colours
 STYLE = """
 .scroll { overflow-x: auto; } .scroll :is(th, td) { padding-right: 12px; }
@@ -105,15 +97,15 @@ def summary(run: SeenRun) -> dict[str, Any]:
     found |= {"loss": last("train", "loss"), "verdict": last("eval", "verdict")}
     found |= _learned(run, found["verdict"])
     counted = run.counted()
-    for key, (_, _, better) in EVALUATED.items():
+    for key in COMPARED:
         finite = [x[key] for x in counted if x.get(key) is not None and math.isfinite(x[key])]
-        found[f"{key}_best"] = better(finite, default=None) if better else None
+        found[f"{key}_best"] = METRICS[key].best(finite, default=None)
         found[f"{key}_last"] = last("eval", key)
     for key in CHANCE.values():
         found[f"{key}_last"] = last("eval", key)
     resolution = run.facts.get("resolution")
     if resolution:  # what it exported was evaluated at another size than in training
-        for key in EVALUATED:
+        for key in COMPARED:
             found[f"{key}_best"] = found[f"{key}_last"] = resolution["metrics"].get(key)
         for key in CHANCE.values():
             found[f"{key}_last"] = resolution["metrics"].get(key)
@@ -142,7 +134,7 @@ def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[s
     found: dict[str, set[str]] = {}
     if "val_sha256" in differ:
         said = "The held-out images differ (val_sha256): evaluations are not on the same images."
-        found[said] = set(EVALUATED)
+        found[said] = set(COMPARED)
     if len(set(differ.get("teacher_sha256", {}).values())) > 1:
         said = "The teachers differ: each run is measured against its own."
         found[said] = {"loss", "agreement1", "agreement5", "divergence"}
@@ -170,7 +162,7 @@ def _results(summaries: Sequence[dict[str, Any]], incomparable: set[str]) -> Res
     for key, (head, shown, better) in COLUMNS.items():
         name = key.removesuffix("_best").removesuffix("_last")
         texts = [ABSENT if run[key] is None else shown(run[key]) for run in summaries]
-        counts = [not (name in EVALUATED and run["not_learning"]) for run in summaries]
+        counts = [not (name in COMPARED and run["not_learning"]) for run in summaries]
         rated = [run[key] for run, x in zip(summaries, counts, strict=True) if x]
         known = [value for value in rated if value is not None]
         best = None
@@ -227,8 +219,8 @@ def _overlays(runs: Sequence[SeenRun]) -> list[str]:
 
     found = []
     for key in PLOTS:
-        title, shown, _ = EVALUATED.get(key, (key.replace("_", " "), NUMBER, None))
-        series = [run.points("eval" if key in EVALUATED else "train", key) for run in runs]
+        metric = METRICS.get(key, Metric(key.replace("_", " "), format=NUMBER))
+        series = [run.points("eval" if key in METRICS else "train", key) for run in runs]
         if not any(series):
             continue
         figure = page.new_figure()
@@ -239,11 +231,11 @@ def _overlays(runs: Sequence[SeenRun]) -> list[str]:
             plot.plot(*xy, color=colour, ls=style, marker=marker, ms=3, lw=1.5)
         plot.ticklabel_format(useOffset=False)
         low, high = plot.get_ylim()
-        if shown is PERCENT:
+        if metric.format == SHARE:
             plot.set_ylim(max(low, -0.02), min(high, 1.02))
         elif key != "loss":  # of which some can be below 0
             plot.set_ylim(bottom=0)
-        found.append(page.drawn(title, figure))
+        found.append(page.drawn(metric.label, figure))
     return found
 
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ssld.common.settings import Precision, require
+from ssld.common.settings import (
+    Limits,
+    NonNegativeInt,
+    OneOrSeveral,
+    PositiveInt,
+    Precision,
+    Probability,
+    Settings,
+    Share,
+    require,
+)
 from ssld.models.config import TeacherConfig
 
 Policy = Literal["copy", "similar_view"]
@@ -22,34 +32,24 @@ class DuplicatesConfig:
 
 
 @dataclass(frozen=True)
-class SelectConfig:
+class SelectConfig(Settings, section="select"):
     """Which images are kept (SSLD section 3.3.4)."""
 
-    k: int = 4000
+    k: PositiveInt = 4000
     """Images per predicted class, the surest first; short classes stay short."""
-    assign_top_p: int = 1
+    assign_top_p: Annotated[
+        int, Limits(lambda x: 1 <= x <= 10, "1 to 10, that many are stored")
+    ] = 1
     """How many of its most probable classes an image competes in, 1 to 10 (Yalniz et al. 2019)."""
-    min_score: float = 0.0
+    min_score: Probability = 0.0
     """Least probability of the class (Noisy Student takes 0.3)."""
-    exclude_keys: str | list[str] = field(default_factory=list)
+    exclude_keys: OneOrSeveral = field(default_factory=list)
     """Sources, or text files with one key a line: gallery images of these names are left out. A
     key is a file name without folders and extension, n01440764_10026."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "exclude_keys", _listed(self.exclude_keys))
-        require(self.k > 0, f"select.k is {self.k}: give a number above 0")
-        require(
-            1 <= self.assign_top_p <= 10,
-            f"select.assign_top_p is {self.assign_top_p}: give 1 to 10, that many are stored",
-        )
-        require(
-            0 <= self.min_score <= 1,
-            f"select.min_score is {self.min_score}: give a probability",
-        )
-
 
 @dataclass(frozen=True)
-class CurateConfig:
+class CurateConfig(Settings):
     """`ssld curate`: choose unlabeled images with a teacher, near-duplicates of protected images
     out.
 
@@ -58,45 +58,37 @@ class CurateConfig:
 
     out: str
     """Folder for the tables, the report and what a resumed command goes on from."""
-    gallery: str | list[str]
+    gallery: OneOrSeveral
     """Sources to choose from."""
-    protected: str | list[str]
+    protected: OneOrSeveral
     """Sources of evaluation images that nothing may leak from."""
-    labeled: str | list[str] = field(default_factory=list)
+    labeled: OneOrSeveral = field(default_factory=list)
     """Labeled sources: their files are left out of the selection, and the teacher must have as many
     classes."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """Scores the gallery; without one, near-duplicates are found all the same."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images per forward pass of the teacher, per process."""
     precision: Precision = "fp32"
     """Number format of the teacher's forward pass."""
-    workers: int = 4
+    workers: NonNegativeInt = 4
     """Processes per training process that read and match images; 0 does it in the process itself.
     """
     engine: Literal["processes", "ray"] = "processes"
     """ray: spread reading and matching over a Ray cluster instead (pip install 'ssld[ray]')."""
-    shard_size: int = 4096
+    shard_size: PositiveInt = 4096
     """Images per piece of work; what a kill can cost. Changes no result."""
-    max_unreadable: float = 0.1
+    max_unreadable: Share = 0.1
     """Stop when more than this share of a source's files cannot be read."""
 
     def __post_init__(self) -> None:
-        for name in ("gallery", "protected", "labeled"):
-            object.__setattr__(self, name, _listed(getattr(self, name)))
+        super().__post_init__()
         require(bool(self.gallery), "gallery is empty: name at least one source of images")
         require(
             bool(self.protected),
             "protected is empty, which would protect nothing: name the images that you evaluate on",
-        )
-        require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
-        require(self.workers >= 0, f"workers is {self.workers}: give 0 or more")
-        require(self.shard_size > 0, f"shard_size is {self.shard_size}: give a number above 0")
-        require(
-            0 <= self.max_unreadable <= 1,
-            f"max_unreadable is {self.max_unreadable}: give a share between 0 and 1",
         )
         require(
             self.teacher.batch_norm == "eval",
@@ -120,10 +112,6 @@ class ExplainConfig:
     """The image, as the tables name it, or the end of its path."""
     out: str
     """Folder of a curation."""
-
-
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
 
 
 def with_own_settings(words: list[str]) -> list[str]:

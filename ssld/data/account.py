@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.storage import read_all
-
-if TYPE_CHECKING:
-    from ssld.data.sources import Source
 
 NAMED = 8
 """Kinds that are named; of more the rest is counted together."""
@@ -84,40 +79,3 @@ class Account:
 def ending(name: str) -> str:
     """`.txt`, in small letters, of a file's name."""
     return os.path.splitext(name)[1].lower() or "without an ending"
-
-
-def _plain(name: str) -> str:
-    """A name that any terminal and log can show."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def describe(source: Source) -> str:
-    """How many images and labels a source has, and what it left out."""
-    labeled, names = int(source.labeled().sum()), source.class_names
-    if not labeled:
-        labels = "no labels"
-    else:
-        labels = _many(len(names), "class", "classes") if names else "labels are numbers"
-        if labeled < len(source):
-            labels += f", {len(source) - labeled:,} without a label"
-    account, left = source.account, source.account.left_out()
-    parts = [f"{source.path}: {_many(len(source), 'image', 'images')}, {labels}"]
-    parts += [f"{n:,} {text} ({account.examples[text]})" for text, n in account.notes.items()]
-    return _plain("; ".join([*parts, f"left out: {left}"] if left else parts))
-
-
-def _many(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
-
-
-_said: set[str] = set()
-
-
-def say(source: Source) -> None:
-    """Print the line to the error stream: once, by the main process."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    line = describe(source)
-    if line not in _said:  # a recipe opens what its stages open again
-        _said.add(line)
-        print(line, file=sys.stderr)

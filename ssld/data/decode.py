@@ -24,6 +24,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from ssld.common.errors import one_line
+
 MAX_PIXELS = 400_000_000
 """Larger images are taken for decompression bombs."""
 SMALL_PIXELS = 40_000_000
@@ -206,7 +208,7 @@ def _reason(data: bytes, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def orientation_of(data: bytes) -> int:

@@ -22,7 +22,7 @@ LONGEST = 8
 
 
 class Seen(Protocol):
-    """What a `Network` says of its preprocessing."""
+    """What a `Classifier` says of its preprocessing."""
 
     input_size: int
     crop_pct: float

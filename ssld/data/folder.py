@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +17,7 @@ from ssld.common.errors import InputError
 from ssld.common.streams import bar_seconds
 from ssld.data.account import HIDDEN, OUTSIDE_UTF8, Account
 from ssld.data.decode import Unreadable
+from ssld.data.labels import class_order
 from ssld.data.listing import is_text, list_folder
 from ssld.data.storage import Address, absolute, is_hidden, is_remote, list_files, read_all
 
@@ -167,14 +167,3 @@ def _choose(files: Mapping[str, int | None]) -> tuple[list[str], list[int], Acco
             found.append(name)
     sizes = [files[name] for name in found]
     return found, [_UNKNOWN if size is None else size for size in sizes], account
-
-
-def class_order(names: Iterable[str]) -> list[str]:
-    """Class names sorted, as numbers where all are: 10 is ten."""
-    found = sorted(names)
-    return sorted(found, key=int) if are_numbers(found) else found
-
-
-def are_numbers(names: Iterable[str]) -> bool:
-    """Whether all class names are class numbers, as ImageNetV2 has them, maybe zero-padded."""
-    return all(re.fullmatch(r"[0-9]{1,9}", name) for name in names)

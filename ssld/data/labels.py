@@ -1,24 +1,32 @@
-"""Whether classes are the same: of a network and of labels, and of two networks. One rule, and one
-sentence per kind of misfit, for all commands: number, names, order, integers beyond the classes."""
+"""Class names and numbers: which a source has, whether they are a network's, and how a label becomes
+a class number. One rule, and one sentence per kind of misfit, for all commands."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from ssld.common.errors import InputError
-from ssld.data.folder import are_numbers, class_order
-
-if TYPE_CHECKING:
-    from ssld.data.sources import Source
+from ssld.data.source import Source
 
 TRANSFER = "`ssld transfer` trains a new classifier for other classes on this backbone"
 SHOWN = 3
+
+
+class HasClasses(Protocol):
+    """A network (`Classifier` or `Teacher`), as far as its classes are asked for."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def label_names(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True)
@@ -35,16 +43,66 @@ class ClassTable:
     names: Sequence[str] | None
 
 
-def table_of(who: str, network: Any) -> ClassTable:
-    """Of a `Network` or a `Teacher`."""
+class LabelIndex:
+    """Class names or numbers -> class numbers.
+
+    Args:
+        names: all class names in the network's order, or None where labels are numbers, maybe
+            as text.
+        strict: an unknown label is an error; otherwise it is -1 and counts nowhere.
+    """
+
+    def __init__(
+        self, names: Sequence[str] | None, num_classes: int, *, strict: bool = True
+    ) -> None:
+        self.numbers = {name: i for i, name in enumerate(names)} if names is not None else None
+        self.num_classes = num_classes
+        self.strict = strict
+
+    def __call__(self, label: str | int | None) -> int:
+        """Class number, -1 for None.
+
+        Raises:
+            InputError: a strict index does not know the label.
+        """
+        if label is None:
+            return -1
+        number = label
+        if isinstance(label, str):
+            if self.numbers is not None:
+                number = self.numbers.get(label, -1)
+            elif label.isascii() and label.isdigit():
+                number = int(label)
+        if isinstance(number, int) and 0 <= number < self.num_classes:
+            return number
+        if self.strict:
+            raise InputError(
+                f"label {label!r} is not one of the {self.num_classes} classes; check the labels "
+                "against the network's classes"
+            )
+        return -1
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Class names sorted, as numbers where all are: 10 is ten."""
+    ordered = sorted(names)
+    return sorted(ordered, key=int) if are_numbers(ordered) else ordered
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Whether all class names are class numbers, as ImageNetV2 has them, maybe zero-padded."""
+    return all(re.fullmatch(r"[0-9]{1,9}", name) for name in names)
+
+
+def table_of(who: str, network: HasClasses) -> ClassTable:
+    """The classes of a network that a sentence calls `who`."""
     return ClassTable(who, network.num_classes, network.label_names)
 
 
 def class_names(sources: Sequence[Source]) -> list[str] | None:
     """All class names of the sources, or None where classes are numbers or absent.
 
-    They are in the order that a source states for all of them, else sorted, and as numbers where
-    all are: 10 is ten.
+    They are in the order that a source states for all of them, else in `class_order`.
     """
     names = {name for source in sources for name in source.class_names or ()}
     whole = (source.class_names for source in sources if set(source.class_names or ()) == names)
@@ -91,6 +149,75 @@ def kept_order(names: list[str] | None, out: str, resume: bool) -> list[str] | N
     return names
 
 
+def has_labels(sources: Iterable[Source]) -> bool:
+    """Whether any image of the sources has a label."""
+    return any(source.labeled().any() for source in sources)
+
+
+def require_labels(setting: str, sources: Iterable[Source]) -> None:
+    """
+    Raises:
+        InputError: one of the sources has no label.
+    """
+    for source in sources:
+        if not has_labels([source]):
+            raise InputError(
+                f"{setting} {source.path} has no labels; give one subfolder per class, or a "
+                "manifest or shards with labels"
+            )
+
+
+def any_known(sources: Iterable[Source], index: LabelIndex | None) -> bool:
+    """Whether `index` knows the label of any image."""
+    return index is not None and any(
+        index(source.label(i)) >= 0 for source in sources for i in range(len(source))
+    )
+
+
+def index_for(sources: Sequence[Source], network: HasClasses, role: str) -> LabelIndex:
+    """How labels become class numbers: by the network's own class names where it has them.
+
+    Args:
+        role: `student` or `model`, for the message.
+
+    Raises:
+        InputError: they are not the network's classes; see `misfit`.
+    """
+    where = ", ".join(source.path for source in sources)
+    problem = misfit(table_of(f"the {role}", network), sources, where)
+    if problem:
+        named, advice = class_names(sources), TRANSFER
+        if role == "student" and named and len(named) != network.num_classes:
+            advice = f"student.num_classes {len(named)} makes it a new classifier; {TRANSFER}"
+        raise InputError(
+            f"{problem}: rename the folders, or give {role} and labels of the same classes "
+            f"(numbers in a manifest count as the {role} does, not as the folders); {advice}"
+        )
+    return LabelIndex(class_names_for(sources, network.label_names), network.num_classes)
+
+
+def known_index(sources: Sequence[Source], network: HasClasses) -> LabelIndex:
+    """The same of labels that may be others than the network's classes: those are -1, and all are
+    where the sources name another number of classes than a network without names has."""
+    names = class_names_for(sources, network.label_names)
+    fits = network.label_names or len(names or ()) == network.num_classes
+    return LabelIndex(names if fits or not names else [], network.num_classes, strict=False)
+
+
+def unknown_labels(
+    sources: Sequence[Source], network: HasClasses, limit: int | None = None
+) -> str | None:
+    """Why the labels of `sources` cannot be compared with a teacher's classes, or None.
+
+    Args:
+        limit: see `misfit`.
+    """
+    if not has_labels(sources):
+        return "no labeled images are given"
+    where = ", ".join(source.path for source in sources)
+    return misfit(table_of("the teacher", network), sources, where, limit)
+
+
 def misfit(
     table: ClassTable, sources: Sequence[Source], setting: str, limit: int | None = None
 ) -> str | None:
@@ -128,7 +255,7 @@ def _beyond(
     table: ClassTable, sources: Sequence[Source], setting: str, limit: int | None
 ) -> str | None:
     for source in sources:
-        if source.class_names or not source.labeled().any():
+        if source.class_names or not has_labels([source]):
             continue
         for i in range(min(len(source), limit or len(source))):
             label = source.label(i)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssld.common.errors import InputError
+from ssld.common.errors import one_line
 from ssld.data.decode import Unreadable
-from ssld.data.sampling import Order, permutation
-from ssld.data.sources import Source
+from ssld.data.labels import LabelIndex
+from ssld.data.sampling import Sampler, permutation
+from ssld.data.source import Source
 from ssld.data.workers import Rows, load
 
 GREY = 127
@@ -53,44 +54,6 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
 
-class LabelIndex:
-    """Class names or numbers -> class numbers.
-
-    Args:
-        names: all class names in the network's order, or None where labels are numbers, maybe
-            as text.
-        strict: an unknown label is an error; otherwise it is -1 and counts nowhere.
-    """
-
-    def __init__(self, names: list[str] | None, num_classes: int, *, strict: bool = True) -> None:
-        self.numbers = {name: i for i, name in enumerate(names)} if names is not None else None
-        self.num_classes = num_classes
-        self.strict = strict
-
-    def __call__(self, label: str | int | None) -> int:
-        """Class number, -1 for None.
-
-        Raises:
-            InputError: a strict index does not know the label.
-        """
-        if label is None:
-            return -1
-        number = label
-        if isinstance(label, str):
-            if self.numbers is not None:
-                number = self.numbers.get(label, -1)
-            elif label.isascii() and label.isdigit():
-                number = int(label)
-        if isinstance(number, int) and 0 <= number < self.num_classes:
-            return number
-        if self.strict:
-            raise InputError(
-                f"label {label!r} is not one of the {self.num_classes} classes; check the labels "
-                "against the network's classes"
-            )
-        return -1
-
-
 class _ViewBatches:
     """Makes a batch of the views that rows ask for."""
 
@@ -125,14 +88,14 @@ class _ViewBatches:
                     others[i] = self.view(data, sample_id, -1 - view_number)
             except (OSError, Unreadable) as error:
                 images[i], weight[i] = GREY, 0.0
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 unreadable.append((source_number, sample_id, source.location(index), reason))
         return Batch(images, weight, labels, ids, unreadable, others)
 
 
 def train_batches(
     sources: Sequence[Source],
-    order: Order,
+    order: Sampler,
     view: View,
     *,
     batch_size: int,
@@ -166,7 +129,7 @@ def train_batches(
 
 
 def train_rows(
-    order: Order,
+    order: Sampler,
     *,
     batch_size: int,
     rank: int,

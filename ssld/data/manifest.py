@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.data.account import Account
 from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
-from ssld.data.folder import class_order
+from ssld.data.labels import class_order
 from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
@@ -59,7 +59,7 @@ class ManifestSource:
             table.validate(full=True)  # text may be no UTF-8
             self._take(table, columns)
         except pa.ArrowException as error:
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error, 200)
             raise InputError(
                 f"{path}: a column is not of the kind that its name stands for in a manifest "
                 f"({said}); make the manifest anew"

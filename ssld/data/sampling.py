@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 
 
-class Order:
+class Sampler:
     """Where every sample of a run comes from.
 
     An epoch has as many samples as there are images. Each source's own stream is a concatenation of

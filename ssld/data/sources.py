@@ -5,18 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import re
-from typing import Protocol
-
-import numpy as np
-import pyarrow as pa
+import sys
 
 from ssld.common.errors import InputError
-from ssld.data import account
-from ssld.data.account import Account, ending
+from ssld.data.account import ending
 from ssld.data.folder import EXTENSIONS, FolderSource
 from ssld.data.listing import list_folder
 from ssld.data.manifest import Blobs
 from ssld.data.patterns import expand, is_pattern
+from ssld.data.source import Source
 from ssld.data.splits import choose, file_split, refuse_split_files, refuse_splits, role
 from ssld.data.storage import (
     Address,
@@ -29,54 +26,6 @@ from ssld.data.storage import (
 )
 from ssld.data.tables import open_tables
 from ssld.data.tar import ShardSource
-
-
-class Source(Protocol):
-    """Images by number. Must pickle cheaply: loader processes get a copy."""
-
-    path: str
-    class_names: list[str] | None
-    """Names of classes, where labels are names: in the source's own order where it states one, else
-    sorted (as numbers, where all are)."""
-
-    @property
-    def account(self) -> Account:
-        """What it left out."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def sample_id(self, i: int) -> str:
-        """A name that does not depend on where the set lies; it decides the views."""
-        ...
-
-    def location(self, i: int) -> str:
-        """Where the image is, for messages."""
-        ...
-
-    def address(self, i: int) -> Address:
-        """Where the image's bytes lie, for manifests; see `ManifestSource`."""
-        ...
-
-    def label(self, i: int) -> str | int | None:
-        """Class name, class number, or None for an unlabeled image."""
-        ...
-
-    def labeled(self) -> np.ndarray:
-        """bool [n]: whether each image has a label."""
-        ...
-
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        """Ids and sizes (int64, null where unknown) of `rows`, int64 [n], at once."""
-        ...
-
-    def size(self, i: int) -> int | None:
-        """Bytes of the encoded image, where the source knows them without reading it."""
-        ...
-
-    def read(self, i: int) -> bytes:
-        """The encoded image. Raises OSError, Unreadable when it is not what it was at the start."""
-        ...
 
 
 def open_source(path: str) -> Source:
@@ -93,7 +42,7 @@ def open_source(path: str) -> Source:
         InputError: it does not exist, is empty, is none of these, or holds several splits.
     """
     source = _open(os.path.expanduser(path))
-    account.say(source)
+    _print_once(source)
     return source
 
 
@@ -232,3 +181,40 @@ def key(sample_id: str) -> str:
     name = re.sub(r" \[\.[^]]*\]$", "", sample_id.rpartition("/")[2])
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in EXTENSIONS else name  # ids of manifests may have any dots
+
+
+def _plain(name: str) -> str:
+    """A name that any terminal and log can show."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def describe(source: Source) -> str:
+    """How many images and labels a source has, and what it left out."""
+    labeled, names = int(source.labeled().sum()), source.class_names
+    if not labeled:
+        labels = "no labels"
+    else:
+        labels = _many(len(names), "class", "classes") if names else "labels are numbers"
+        if labeled < len(source):
+            labels += f", {len(source) - labeled:,} without a label"
+    account, left = source.account, source.account.left_out()
+    parts = [f"{source.path}: {_many(len(source), 'image', 'images')}, {labels}"]
+    parts += [f"{n:,} {text} ({account.examples[text]})" for text, n in account.notes.items()]
+    return _plain("; ".join([*parts, f"left out: {left}"] if left else parts))
+
+
+def _many(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+_printed: set[str] = set()
+
+
+def _print_once(source: Source) -> None:
+    """Print the line to the error stream: once, by the main process."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    line = describe(source)
+    if line not in _printed:  # a recipe opens what its stages open again
+        _printed.add(line)
+        print(line, file=sys.stderr)

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from ssld.data.account import Account
 from ssld.data.sampling import permutation
-from ssld.data.sources import Address, Source
+from ssld.data.source import Source
+from ssld.data.storage import Address
 
 LARGEST_SHARE = 20
 """At most one image in this many is held out."""

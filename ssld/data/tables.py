@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ssld.common.errors import InputError
 from ssld.data.account import Account
-from ssld.data.folder import class_order
+from ssld.data.labels import class_order
 from ssld.data.manifest import ManifestSource
 from ssld.data.storage import Address
 

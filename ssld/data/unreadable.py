@@ -16,26 +16,14 @@ from ssld.common.errors import InputError
 from ssld.common.files import cannot_write, write_atomically
 from ssld.common.streams import is_terminal
 from ssld.data import loading
-from ssld.data.labels import TRANSFER, ClassTable, class_names, class_names_for, misfit
-from ssld.data.loading import Batch, LabelIndex
-from ssld.data.sources import Source
+from ssld.data.labels import LabelIndex
+from ssld.data.loading import Batch
+from ssld.data.source import Images, Source
 from ssld.data.transforms import EvalView
 
 Entry = tuple[int, str, str, str]
 """Source number, sample id, location and reason of an unreadable image."""
 Moved = TypeVar("Moved", bound="AnyBatch")
-
-
-class Images(Protocol):
-    """What a run must know of a source; see `ssld.data.sources.Source`."""
-
-    path: str
-
-    def __len__(self) -> int: ...
-
-    def sample_id(self, i: int) -> str: ...
-
-    def size(self, i: int) -> int | None: ...
 
 
 class AnyBatch(Protocol):
@@ -204,24 +192,3 @@ def eval_batches(
             unreadables.add(batch)
             yield to_device(batch, device)
             bar.update(min(len(batch.ids) * world, images - bar.n))
-
-
-def label_index(
-    sources: Sequence[Source], label_names: list[str] | None, num_classes: int, role: str
-) -> LabelIndex:
-    """How labels become class numbers: by the network's own class names where it has them.
-
-    Raises:
-        InputError: they are not the network's classes; see `ssld.data.labels.misfit`.
-    """
-    where = ", ".join(source.path for source in sources)
-    problem = misfit(ClassTable(f"the {role}", num_classes, label_names), sources, where)
-    if problem:
-        named, advice = class_names(sources), TRANSFER
-        if role == "student" and named and len(named) != num_classes:
-            advice = f"student.num_classes {len(named)} makes it a new classifier; {TRANSFER}"
-        raise InputError(
-            f"{problem}: rename the folders, or give {role} and labels of the same classes "
-            f"(numbers in a manifest count as the {role} does, not as the folders); {advice}"
-        )
-    return LabelIndex(class_names_for(sources, label_names), num_classes)

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from ssld.common.errors import InputError, Interrupted
+from ssld.common.errors import InputError, Interrupted, one_line
 
 START_SECONDS = 30.0
 """After which a loader process that has not begun never will."""
@@ -179,7 +179,7 @@ def _end_with_the_run() -> None:
 def lost_worker(error: Exception) -> Interrupted:
     """What to say when a loader process was killed; torch raises a RuntimeError wherever the run
     is then, unless the process was just handing a batch over."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = one_line(error)
     return Interrupted(
         f"a loader process is gone ({said[:200]}), often for lack of memory: free some or lower "
         "data.workers, then go on with --resume"

@@ -10,50 +10,50 @@ so that `--help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from ssld.common.settings import require
+from ssld.common.settings import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    ShareBelowOne,
+    one_of,
+    require,
+)
 from ssld.data.config import AugmentConfig, DataConfig
+from ssld.distill.losses import LOSSES
 from ssld.engine.config import CheckpointConfig, LoopConfig
 from ssld.models.config import StudentConfig, TeacherConfig
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """The divergence between the teacher's and the student's prediction (`ssld/distill/divergence.py`)."""
+class LossConfig(Settings, section="loss"):
+    """The divergence between the teacher's and the student's prediction."""
 
-    name: Literal["js", "symmetric_kl", "kl", "soft_ce"] = "kl"
-    """js is the true Jensen-Shannon divergence; the reference's "JS" is symmetric_kl."""
-    temperature: float = 1.0
+    name: Annotated[str, one_of(LOSSES)] = "kl"
+    """js, symmetric_kl, kl or soft_ce (`ssld/distill/losses.py`). js is the true Jensen-Shannon
+    divergence; the reference's "JS" is symmetric_kl."""
+    temperature: PositiveFloat = 1.0
     """Divides both networks' logits; SSLD section 3.3.2 uses none, that is 1."""
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """Factor on the loss."""
-
-    def __post_init__(self) -> None:
-        require(self.temperature > 0, f"loss.temperature is {self.temperature}: give one above 0")
-        require(self.weight > 0, f"loss.weight is {self.weight}: give one above 0")
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Settings, section="probe"):
     """What the student's frozen features are worth, where labels exist.
 
     k nearest neighbours and a linear classifier on labeled training images, tested on labeled
     held-out ones.
     """
 
-    every_epochs: float = 10.0
+    every_epochs: NonNegativeFloat = 10.0
     """Epochs between probes, from the first evaluation on that is due; 0 makes none."""
-    images: int = 5000
+    images: PositiveInt = 5000
     """Labeled images to learn from, and as many at most to test on."""
-    neighbours: int = 20
+    neighbours: PositiveInt = 20
     """k (DINO, Caron et al. 2021, appendix E)."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.every_epochs >= 0 and self.images > 0 and self.neighbours > 0,
-            "probe.every_epochs must be 0 or more, probe.images and probe.neighbours above 0",
-        )
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,15 @@ class DistillConfig(RunConfig):
 class SupervisedConfig(RunConfig):
     """`python -m ssld.supervised`: train with human labels, for teachers and honest baselines."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     """Share of the target spread evenly over all classes."""
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
     """alpha of mixup; 0 is off."""
-    cutmix: float = 0.0
+    cutmix: NonNegativeFloat = 0.0
     """alpha of cutmix; 0 is off. With mixup also on, each batch draws one of the two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.label_smoothing < 1,
-            f"label_smoothing is {self.label_smoothing}: give 0 <= share < 1",
-        )
-        require(self.mixup >= 0 and self.cutmix >= 0, "mixup and cutmix must be 0 or more")
         require(
             bool(self.data.labeled) and not self.data.unlabeled,
             "supervised training reads data.labeled only: give it, and leave data.unlabeled empty",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help must not
 
     from ssld.data.loading import Batch
     from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
     from ssld.models.teacher import Teacher
 
 
@@ -54,7 +54,7 @@ class Distillation(Classification):
         distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)
         return {"divergence": loss.weight * distance}
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
+    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> Tally:
         """What student and teacher say about held-out images, at the loss's temperature.
 
         Raises:
@@ -100,7 +100,7 @@ def distill(config: DistillConfig) -> None:
     train(run, Distillation(teacher, config.loss), student)
 
 
-def named(teacher: Teacher) -> dict[str, Network]:
+def named(teacher: Teacher) -> dict[str, Classifier]:
     """The teacher's networks by the names that tables use."""
-    networks: list[Network] = list(teacher.networks)  # type: ignore[arg-type]
+    networks = list(teacher.networks)
     return dict(zip(teacher.names, networks, strict=True))

@@ -8,11 +8,12 @@ teacher's, `s` the student's distribution over classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ssld.distill.losses import LOSSES
 
 
 def kl(log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -52,14 +53,6 @@ def skewed_js(log_s: Tensor, log_t: Tensor, skew: float) -> Tensor:
     return to_t / skew + to_s / (1 - skew)
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "js": js,
-    "symmetric_kl": symmetric_kl,
-    "kl": kl,
-    "soft_ce": soft_ce,
-}
-
-
 def divergence(
     name: str,
     student_logits: Tensor,
@@ -70,7 +63,7 @@ def divergence(
     """One value per image.
 
     Args:
-        name: a key of `DIVERGENCES`.
+        name: a key of `LOSSES`.
         student_logits: [b, classes], any float dtype.
         teacher_log_probs: [b, classes], log-probabilities at the same temperature.
         temperature: the result is multiplied by its square, so that the gradient's size does not
@@ -84,19 +77,15 @@ def divergence(
     log_s = F.log_softmax(student_logits / temperature, dim=-1)
     # Finite, or 0 * -inf is NaN; exact for all but the symmetric KL, which is truly infinite there.
     log_t = teacher_log_probs.to(log_s.dtype).clamp(min=-1e5)
-    return DIVERGENCES[name](log_s, log_t) * temperature**2
-
-
-TRAINING_SCALE = {"js": 16.0}
-"""Factor in training only: about KL's gradient at an untrained student (docs/divergences.md)."""
+    return LOSSES[name].function(log_s, log_t) * temperature**2
 
 
 def training_divergence(
     name: str, student_logits: Tensor, teacher_log_probs: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """`divergence` times `TRAINING_SCALE`, so that all names train at the same learning rate."""
+    """`divergence` times the loss's `training_scale`."""
     value = divergence(name, student_logits, teacher_log_probs, temperature=temperature)
-    return value * TRAINING_SCALE.get(name, 1.0)
+    return value * LOSSES[name].training_scale
 
 
 def _expect(log_weights: Tensor, values: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ from ssld.distill.stage_config import FixConfig
 from ssld.health.resolution import CHOOSE, chosen, deciding, halves, said_of
 
 if TYPE_CHECKING:
-    from ssld.data.sources import Source
+    from ssld.data.source import Source
     from ssld.distill.distill import Distillation
     from ssld.distill.setup import ClassifierRun
     from ssld.distill.supervised import Supervision
     from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
 
 TABLE = "resolutions.json"
 
@@ -75,7 +75,7 @@ def fix(config: FixConfig) -> None:
     _export(run, fixed, tally, {**table, "after": after})
 
 
-def trained_parts(network: Network, train: str) -> list[str]:
+def trained_parts(network: Classifier, train: str) -> list[str]:
     """Names of the modules of `network.model` that a fix trains."""
     import torch
 
@@ -105,7 +105,7 @@ def trained_parts(network: Network, train: str) -> list[str]:
 def sweep(
     run: ClassifierRun,
     task: Distillation | Supervision,
-    network: Network,
+    network: Classifier,
     sizes: Sequence[int],
     reporting: Sequence[Source],
 ) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def sweep(
 
 
 def _measured(
-    run: ClassifierRun, task: Distillation | Supervision, network: Network
+    run: ClassifierRun, task: Distillation | Supervision, network: Classifier
 ) -> dict[str, float]:
     import torch
 
@@ -163,7 +163,9 @@ def _write(run: ClassifierRun, table: dict[str, Any]) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _export(run: ClassifierRun, fixed: Network, tally: Tally | None, table: dict[str, Any]) -> None:
+def _export(
+    run: ClassifierRun, fixed: Classifier, tally: Tally | None, table: dict[str, Any]
+) -> None:
     """Write table, exported configuration and report. Where the fix was for nothing, the student is
     exported as it came."""
     from ssld.distill.report import write_report

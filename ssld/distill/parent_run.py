@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ssld.distill.distill import Distillation
     from ssld.distill.setup import Setup
     from ssld.distill.supervised import Supervision
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
     from ssld.models.teacher import Teacher
 
 Stage = Literal["finetune", "fix"]
@@ -161,7 +161,7 @@ def resolutions_from(size: int) -> list[int]:
 
 def prepare(
     config: FinetuneConfig, start: Start
-) -> tuple[Setup, Network, Teacher | None, str | None, Distillation | Supervision]:
+) -> tuple[Setup, Classifier, Teacher | None, str | None, Distillation | Supervision]:
     """Open everything that a stage needs, and say what it goes on from and what differs.
 
     Returns:

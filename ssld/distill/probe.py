@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from ssld.data.labels import class_names
-from ssld.data.loading import Batch, LabelIndex
-from ssld.data.sources import Source
+from ssld.data.labels import LabelIndex, class_names
+from ssld.data.loading import Batch
+from ssld.data.source import Source
 from ssld.data.unreadable import Unreadables, eval_batches
 from ssld.distill.config import ProbeConfig
 from ssld.distill.setup import ClassifierRun
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 
 TEMPERATURE = 0.07
 """Of the neighbours' votes (Wu et al. 2018, section 3.4; DINO's default)."""
@@ -29,7 +29,7 @@ Features = tuple[np.ndarray, np.ndarray]
 
 
 @torch.inference_mode()
-def features(network: Network, batches: Iterable[Batch]) -> Features:
+def features(network: Classifier, batches: Iterable[Batch]) -> Features:
     """Pooled features before the classifier, and labels, of readable labeled images."""
     model = network.model
     found, labels = [], []
@@ -68,7 +68,7 @@ def scores(train: Features, test: Features, neighbours: int) -> dict[str, float]
         }
 
 
-def probe(run: ClassifierRun, network: Network) -> dict[str, float]:
+def probe(run: ClassifierRun, network: Classifier) -> dict[str, float]:
     """Scores of a network in eval mode: learned on `data.labeled`, tested on held-out images.
 
     Returns:
@@ -89,7 +89,7 @@ def probe(run: ClassifierRun, network: Network) -> dict[str, float]:
 
 def _gathered(
     run: ClassifierRun,
-    network: Network,
+    network: Classifier,
     sources: list[Source],
     index: LabelIndex,
     config: ProbeConfig,

@@ -16,7 +16,7 @@ from ssld.distill.setup import ClassifierRun
 from ssld.engine.run_folder import versions
 from ssld.health.classification_metrics import BINS, Tally
 from ssld.health.verdict_text import paragraph, standing
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.report import page
 from ssld.report.training import (
     Lines,
@@ -33,7 +33,7 @@ LONGEST = 60
 """Characters of a class's name."""
 
 
-def write_report(run: ClassifierRun, student: Network, tally: Tally | None) -> None:
+def write_report(run: ClassifierRun, student: Classifier, tally: Tally | None) -> None:
     """Write `report.html` into the run folder, from its files and the last evaluation.
 
     Args:

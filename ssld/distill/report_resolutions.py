@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from ssld.common.metrics import METRICS
 from ssld.health.resolution import said_of
-from ssld.health.verdict import NAMES
 from ssld.report import page
 
 SHOWN = ("top1", "agreement1")
@@ -19,7 +19,7 @@ def figures(table: dict[str, Any], resolution: dict[str, Any]) -> list[str]:
         table: what a fix's resolutions.json holds, finished.
         resolution: what its run.json says.
     """
-    metric, name = table["metric"], NAMES[table["metric"]]
+    metric, name = table["metric"], METRICS[table["metric"]].label
     moments = ("before", "after")
     series = {
         moment: [(row["size"], row[metric]) for row in table[moment] if metric in row]
@@ -30,7 +30,7 @@ def figures(table: dict[str, Any], resolution: dict[str, Any]) -> list[str]:
                                for row in (b, a)]
         for b, a in zip(table["before"], table["after"], strict=True)
     ]  # fmt: skip
-    head = [f"{NAMES[key]} {moment}" for key in SHOWN for moment in moments]
+    head = [f"{METRICS[key].label} {moment}" for key in SHOWN for moment in moments]
     said = said_of(resolution)
     note = (
         f"Trained at {table['trained_at']} px, its classifier fixed at {table['fixed_at']} px. "

@@ -7,13 +7,13 @@ import torch
 
 from ssld.data.loading import train_batches
 from ssld.distill.setup import ClassifierRun
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.report.page import grid
 
 SHOWN = 16
 
 
-def views_as_seen(run: ClassifierRun, student: Network) -> list[tuple[str, np.ndarray]]:
+def views_as_seen(run: ClassifierRun, student: Classifier) -> list[tuple[str, np.ndarray]]:
     """(caption, uint8 picture [h, w, 3]) of the same views: raw, then each network's input, whose
     range -2.5..2.5 is shown as black..white, so that a wrong normalisation shows as a tint."""
     batches = train_batches(
@@ -32,14 +32,14 @@ def views_as_seen(run: ClassifierRun, student: Network) -> list[tuple[str, np.nd
     )
     images = next(iter(batches)).images
     panels = [("views, as drawn", grid(images.numpy()))]
-    teachers: list[Network] = list(run.teacher.networks) if run.teacher else []  # type: ignore[arg-type]
+    teachers = list(run.teacher.networks) if run.teacher else []
     for name, network in [("student", student), *(("teacher", t) for t in teachers)]:
         panels.append((f"as the {name} sees them", grid(_seen(network, images))))
     return panels
 
 
 @torch.no_grad()
-def _seen(network: Network, images: torch.Tensor) -> np.ndarray:
+def _seen(network: Classifier, images: torch.Tensor) -> np.ndarray:
     device = next(network.parameters()).device
     x = network.preprocess(images.to(device)).permute(0, 2, 3, 1)
     return ((x / 5 + 0.5).clamp(0, 1) * 255).round().byte().cpu().numpy()

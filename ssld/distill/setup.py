@@ -12,24 +12,29 @@ from ssld.data.eval_view import eval_view
 from ssld.data.labels import (
     TRANSFER,
     ClassTable,
+    LabelIndex,
+    any_known,
     class_names,
     class_names_for,
     differ,
+    index_for,
     kept_order,
+    known_index,
+    require_labels,
     table_of,
 )
-from ssld.data.loading import LabelIndex, View
-from ssld.data.sampling import Order
-from ssld.data.sources import Source, open_source
+from ssld.data.loading import View
+from ssld.data.sampling import Sampler
+from ssld.data.source import Source
+from ssld.data.sources import open_source
 from ssld.data.subset import hold_out, share_of
 from ssld.data.transforms import EvalView, TrainView
-from ssld.data.unreadable import label_index
 from ssld.distill.config import DistillConfig, RunConfig
 from ssld.distill.stage_config import FinetuneConfig
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
-from ssld.models.classifier import Network, open_network
+from ssld.models.classifier import Classifier, open_network
 from ssld.models.teacher import Teacher
 
 
@@ -78,7 +83,7 @@ class Setup:
         trained = [] if isinstance(config, FinetuneConfig) else self.unlabeled
         self.sources = [*self.labeled, *trained]
         fractions = (config.data.fractions or [])[: len(self.sources)]
-        self.order = Order(
+        self.order = Sampler(
             [len(s) for s in self.sources], fractions if sum(fractions) else None, config.seed
         )
         self.facts: dict[str, Any] = {"flops_per_image": 0.0}
@@ -102,7 +107,7 @@ class Setup:
             "twentieth: no verdict"
         )
 
-    def open_student(self, num_classes: int | None, label_names: list[str] | None) -> Network:
+    def open_student(self, num_classes: int | None, label_names: list[str] | None) -> Classifier:
         """Build the student from the run's seed.
 
         Args:
@@ -153,7 +158,7 @@ class Setup:
         return network
 
     def _require_same_classes(
-        self, student: Network, count: int, teachers: list[str] | None
+        self, student: Classifier, count: int, teachers: list[str] | None
     ) -> None:
         """Of a student that keeps its classifier. A first stage learns the teacher's classes anew,
         one that goes on does not unlearn others."""
@@ -177,7 +182,7 @@ class Setup:
                     "at the images without class folders"
                 )
 
-    def describe(self, networks: dict[str, Network]) -> None:
+    def describe(self, networks: dict[str, Classifier]) -> None:
         """Print parameters, multiply-adds and input size of each network, and keep them."""
         for role, network in networks.items():
             parameters, macs = network.cost()
@@ -199,7 +204,7 @@ class Setup:
 
     def start(
         self,
-        student: Network,
+        student: Classifier,
         *,
         teacher: Teacher | None = None,
         teacher_sha256: str | None = None,
@@ -214,11 +219,15 @@ class Setup:
         if isinstance(config, DistillConfig) and teacher is not None:
             config = _resolved(config, teacher)
         own_labels = teacher is None
-        train_labels = self._labels(self.labeled, student, own_labels) if own_labels else None
-        val_labels = self._labels(self.val, student, own_labels) if self.val else None
+        train_labels = index_for(self.labeled, student, "student") if own_labels else None
+        val_labels = None
+        if self.val and own_labels:
+            val_labels = index_for(self.val, student, "student")
+        elif self.val:
+            val_labels = known_index(self.val, student)
         if own_labels:
-            _require_labels(self.labeled)
-        if config.checkpoint.best == "top1" and not _any_label(self.val, val_labels):
+            require_labels("data.labeled", self.labeled)
+        if config.checkpoint.best == "top1" and not any_known(self.val, val_labels):
             raise InputError(
                 "checkpoint.best is top1 but no held-out image has a label that the student knows: "
                 "give a labeled data.val, or another checkpoint.best"
@@ -240,15 +249,6 @@ class Setup:
             labeled=self.labeled,
         )
 
-    def _labels(self, sources: list[Source], student: Network, strict: bool) -> LabelIndex:
-        if not strict:
-            names = class_names_for(sources, student.label_names)
-            fits = student.label_names or len(names or ()) == student.num_classes
-            if names and not fits:  # other classes than the student's: they count in no accuracy
-                return LabelIndex([], student.num_classes, strict=False)
-            return LabelIndex(names, student.num_classes, strict=False)
-        return label_index(sources, student.label_names, student.num_classes, "student")
-
 
 def _open(setting: str, paths: str | list[str]) -> list[Source]:
     sources = []
@@ -260,29 +260,9 @@ def _open(setting: str, paths: str | list[str]) -> list[Source]:
     return sources
 
 
-def has_labels(sources: list[Source]) -> bool:
-    """Whether any of the sources says classes."""
-    return any(source.labeled().any() for source in sources)
-
-
-def _any_label(sources: list[Source], index: LabelIndex | None) -> bool:
-    return index is not None and any(
-        index(source.label(i)) >= 0 for source in sources for i in range(len(source))
-    )
-
-
-def _require_labels(sources: list[Source]) -> None:
-    for source in sources:
-        if not has_labels([source]):
-            raise InputError(
-                f"data.labeled {source.path} has no labels; give one subfolder per class, or a "
-                "manifest or shards with labels"
-            )
-
-
 def _resolved(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     """Write what the weights' metadata decided into the settings."""
-    networks: list[Network] = list(teacher.networks)  # type: ignore[arg-type]
+    networks = list(teacher.networks)
     resolved = [
         dataclasses.replace(
             c,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssld.common.settings import require
+from ssld.common.settings import PositiveInt, require
 from ssld.data.config import AugmentConfig
 from ssld.distill.config import DistillConfig
 
@@ -56,17 +56,13 @@ class FixConfig(FinetuneConfig):
 
     train: Literal["classifier", "classifier_and_norm"] = "classifier"
     """What is trained; the norm is the last one before the classifier, its statistics included."""
-    resolutions: list[int] = field(default_factory=list)
+    resolutions: list[PositiveInt] = field(default_factory=list)
     """Sides in px at which the student is evaluated before and after, besides those that it was
     trained and is fixed at. One half of the held-out images chooses which is exported, the other
     half reports. By default seven from a bit below the size that it was trained at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            all(size > 0 for size in self.resolutions),
-            f"resolutions is {self.resolutions}: give sides in px above 0",
-        )
         require(
             self.augment == AugmentConfig(size=self.augment.size),
             "augment: this stage makes its views as an evaluation does; give augment.size only",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ssld.data.loading import Batch
     from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
 
 
 class Supervision(Classification):
@@ -52,7 +52,7 @@ class Supervision(Classification):
         )
         return {"cross_entropy": loss}
 
-    def evaluate(self, student: Network, batches: Iterable[Batch]) -> Tally:
+    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> Tally:
         """What the student says about held-out images."""
         from ssld.health.classification_metrics import Tally
 

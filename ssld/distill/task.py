@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help must not
     from ssld.data.transforms import EvalView
     from ssld.distill.setup import ClassifierRun
     from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
 
 DIAGNOSED = 256
 """Held-out images on which the causes of a run that does not learn are looked for."""
@@ -77,7 +77,9 @@ class Classification:
         """The metric that decides which checkpoint is the best, or last."""
         return run.best_by
 
-    def further_metrics(self, run: ClassifierRun, network: Network, step: int) -> dict[str, float]:
+    def further_metrics(
+        self, run: ClassifierRun, network: Classifier, step: int
+    ) -> dict[str, float]:
         """What a probe finds, where one is due."""
         from ssld.distill.probe import probe
 
@@ -85,7 +87,7 @@ class Classification:
         due = every > 0 and run.due(step, every * run.steps_per_epoch)
         return probe(run, network) if due else {}
 
-    def noted(self, network: Network, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    def noted(self, network: Classifier, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
         """What is compared of an evaluation, symptoms included; see `ssld/health/verdict.py`."""
         from ssld.health.verdict import noted
 
@@ -94,7 +96,7 @@ class Classification:
     def verdict(
         self,
         run: ClassifierRun,
-        network: Network,
+        network: Classifier,
         metrics: dict[str, float],
         *,
         step: int,
@@ -134,7 +136,7 @@ class Classification:
         return f"{found.sentence}. Likely causes: {likely}"
 
     def _causes(
-        self, run: ClassifierRun, network: Network, initial: dict[str, Tensor]
+        self, run: ClassifierRun, network: Classifier, initial: dict[str, Tensor]
     ) -> list[str]:
         from ssld.data.unreadable import Unreadables, eval_batches
         from ssld.health.causes import causes
@@ -152,13 +154,13 @@ class Classification:
         )
         return causes(network.eval(), initial, list(batches), run.teacher)
 
-    def export(self, network: Network, folder: Path, step: int) -> str:
+    def export(self, network: Classifier, folder: Path, step: int) -> str:
         """Write the network for plain timm; returns the sha256 of its weights."""
         from ssld.engine.export import export
 
         return export(network, folder, step)
 
-    def write_report(self, run: ClassifierRun, network: Network, score: Tally | None) -> None:
+    def write_report(self, run: ClassifierRun, network: Classifier, score: Tally | None) -> None:
         """Write report.html."""
         from ssld.distill.report import write_report
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from ssld.common.errors import InputError
 from ssld.data.eval_view import eval_view
-from ssld.data.labels import class_names_for, misfit, table_of
-from ssld.data.loading import LabelIndex
-from ssld.data.sources import Source
+from ssld.data.labels import has_labels, known_index, unknown_labels
+from ssld.data.source import Source
 from ssld.data.unreadable import Unreadables, eval_batches
-from ssld.distill.setup import Setup, has_labels
-from ssld.health.evaluate import accuracy, wilson
-from ssld.health.teacher_check import near_chance
-from ssld.models.classifier import Network
+from ssld.distill.setup import Setup
+from ssld.health.evaluate import accuracy
+from ssld.health.intervals import near_chance, too_few, wilson
 from ssld.models.teacher import Teacher
 from ssld.models.teacher_faults import check_answers
 
@@ -30,7 +28,7 @@ def verify_teacher(setup: Setup, teacher: Teacher) -> None:
     teacher.to(setup.device)
     check_answers(setup, teacher)
     sources = setup.val if has_labels(setup.val) else setup.labeled
-    problem = unknown_labels(sources, teacher)
+    problem = unknown_labels(sources, teacher, VERIFY_IMAGES)
     if problem:
         setup.accelerator.print(f"teacher: not verified, {problem}")
         return
@@ -42,22 +40,8 @@ def verify_teacher(setup: Setup, teacher: Teacher) -> None:
     setup.accelerator.print(f"teacher: {judge(hits, count, teacher.num_classes, verify)}")
 
 
-def unknown_labels(sources: list[Source], teacher: Teacher | Network) -> str | None:
-    """Why the labels of `sources` cannot be compared with the teacher's classes, or None."""
-    if not has_labels(sources):
-        return "no labeled images are given"
-    where = ", ".join(source.path for source in sources)
-    return misfit(table_of("the teacher", teacher), sources, where, VERIFY_IMAGES)
-
-
-def teacher_labels(sources: list[Source], teacher: Teacher | Network) -> LabelIndex:
-    """Labels of the sources as the teacher's class numbers, -1 where it does not know them."""
-    names = class_names_for(sources, teacher.label_names)
-    return LabelIndex(names, teacher.num_classes, strict=False)
-
-
 def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, int]:
-    network: Network = teacher.networks[0]  # type: ignore[assignment]
+    network = teacher.networks[0]
     config = setup.config
     batches = eval_batches(
         sources,
@@ -66,7 +50,7 @@ def _hits(setup: Setup, teacher: Teacher, sources: list[Source]) -> tuple[int, i
         workers=config.data.workers,
         device=setup.device,
         unreadables=Unreadables(sources, config.data.max_unreadable),
-        label_index=teacher_labels(sources, teacher),
+        label_index=known_index(sources, teacher),
         rank=setup.rank,
         world=setup.world,
         limit=VERIFY_IMAGES,
@@ -98,8 +82,3 @@ def judge(hits: int, count: int, num_classes: int, verify: bool) -> str:
             "teacher.verify to false if you know better"
         )
     return said
-
-
-def too_few(count: int, num_classes: int) -> bool:
-    """Whether a teacher that is right on all of `count` labeled images would seem near chance."""
-    return near_chance(wilson(count, count)[0], num_classes)

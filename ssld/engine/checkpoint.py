@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.written_files import read_object, reading
 from ssld.engine.written import remove, replace_folder
 from zoo.release import sha256_of
@@ -181,7 +181,7 @@ def _reason(error: Exception, folder: Path) -> str:
     with contextlib.suppress(OSError):
         if shutil.disk_usage(folder).free < 2**20:
             return os.strerror(errno.ENOSPC)
-    return " ".join(str(error).split())[:200]
+    return one_line(error, 200)
 
 
 def damage(path: Path) -> str | None:

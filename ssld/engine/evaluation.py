@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ssld.common.attempt import attempt
+from ssld.common.metrics import rank
 from ssld.engine import checkpoint
 from ssld.engine.export import load_exported
 from ssld.engine.preemption import Preemption
 from ssld.engine.progress import Progress
 from ssld.engine.start import Run
-from ssld.health.verdict import rank
 from ssld.models.classifier import ImageModel
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Judge:
             self.reported = time.monotonic()
 
     def _is_best(self, trainer: Trainer, metrics: dict[str, float]) -> bool:
-        """Note the best evaluation (`ssld.health.verdict.rank`); of equal ones the later, which has seen
+        """Note the best evaluation (`ssld.common.metrics.rank`); of equal ones the later, which has seen
         more."""
         metric = self.task.best_by(self.run)
         if metric not in metrics:

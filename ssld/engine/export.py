@@ -13,11 +13,11 @@ from timm.models._hub import save_config_for_hf
 from ssld.common.files import cannot_write
 from ssld.engine import checkpoint
 from ssld.engine.written import replace_folder
-from ssld.models.classifier import ImageModel, Network
+from ssld.models.classifier import Classifier, ImageModel
 from zoo.release import NOT_OURS, save_weights, sha256_of
 
 
-def export(network: Network, folder: Path, step: int) -> str:
+def export(network: Classifier, folder: Path, step: int) -> str:
     """Write `config.json` (architecture, arguments, preprocessing, label names) and
     `model.safetensors`; returns the sha256 of the weights.
 
@@ -64,7 +64,7 @@ def load_exported(folder: Path, step: int, network: ImageModel) -> bool:
     return True
 
 
-def _write(network: Network, folder: Path, step: int) -> None:
+def _write(network: Classifier, folder: Path, step: int) -> None:
     size = network.input_size
     preprocessing = {
         "input_size": (3, size, size),

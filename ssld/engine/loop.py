@@ -18,7 +18,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ssld.common.errors import Interrupted
+from ssld.common.errors import Interrupted, one_line
 from ssld.data.unreadable import AnyBatch, Unreadables, to_device
 from ssld.data.workers import lost_worker
 from ssld.engine import checkpoint
@@ -69,7 +69,7 @@ class Task(Protocol):
     def further_metrics(self, run: Any, network: Any, step: int) -> dict[str, float]: ...
 
     def noted(self, network: Any, metrics: Any, metric: str, /) -> dict[str, Any]:
-        """What `ssld.health.verdict.rank` compares of an evaluation; by the metrics that `Score` has, as
+        """What `ssld.common.metrics.rank` compares of an evaluation; by the metrics that `Score` has, as
         all processes must agree."""
         ...
 
@@ -324,7 +324,7 @@ def _until(stop: Preemption, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
 
 def lost_process(error: RuntimeError) -> Interrupted | None:
     """What a RuntimeError of torch says when another process is gone, or None for other errors."""
-    said = " ".join(str(error).split())
+    said = one_line(error)
     if "DataLoader worker (pid" in said:
         return lost_worker(error)
     lost = isinstance(error, torch.distributed.DistError) or "gloo" in said.lower()

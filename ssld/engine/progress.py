@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssld.common.errors import InputError
+from ssld.common.metrics import LOGGED
 from ssld.common.streams import bar_seconds
 from ssld.data.unreadable import AnyBatch, Unreadables
 from ssld.engine.history import lines_of
@@ -184,8 +185,7 @@ class Progress:
         """Write the line of an evaluation."""
         epoch = round(step / self.run.steps_per_epoch, 4)
         self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics, "verdict": verdict})
-        names = ("top1", "agreement1", "divergence", "knn", "linear", "ap", "ap50", "miou")
-        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in LOGGED if name in metrics)
         if self.run.accelerator.is_main_process:
             tqdm.write(f"step {step}: {shown}: {verdict}", file=sys.stdout)
 

@@ -9,7 +9,6 @@ report.html       curves and pictures        tensorboard/    the same metrics
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, did_you_mean
 from ssld.common.files import LOCK, cannot_write, locked, write_atomically
 from ssld.common.local_paths import check_inputs
 from ssld.common.settings import flat, plain, under
@@ -106,8 +105,7 @@ def changed_settings(previous: Path, config: LoopConfig, *, given: bool = False)
     known = old.keys() | new.keys()
     for name in config.allow_changes:
         if not any(under(key, [name]) for key in known):
-            nearest = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            hint = did_you_mean(name, sorted(known))
             raise InputError(f"allow_changes names {name!r}, which is no setting{hint}")
     absent = object()  # a setting that the other version of ssld did not know
     changed = {

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ssld.common.errors import InputError
 from ssld.common.streams import bar_seconds
 from ssld.data.folder import FolderSource
-from ssld.data.sampling import Order
+from ssld.data.sampling import Sampler
+from ssld.data.source import Images
 from ssld.data.subset import Part
-from ssld.data.unreadable import Images
 from ssld.engine import checkpoint
 from ssld.engine.config import LoopConfig
 from ssld.engine.run_folder import RunFolder
@@ -44,7 +44,7 @@ class Run:
     folder: RunFolder
     sources: Sequence[Images]
     val: Sequence[Images]
-    order: Order
+    order: Sampler
     total_steps: int
     facts: dict[str, Any]
     teacher: Teacher | None
@@ -78,7 +78,7 @@ def start(
     accelerator: Accelerator,
     sources: Sequence[Images],
     val: Sequence[Images],
-    order: Order,
+    order: Sampler,
     facts: dict[str, Any],
     *,
     teacher: Teacher | None = None,

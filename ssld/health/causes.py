@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ssld.data.loading import Batch
 from ssld.health.teacher_check import GIVEN, check_teacher
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.models.teacher import Teacher
 
 SHOWN = 3
@@ -26,7 +26,7 @@ GREW_TOO_MUCH = 3.0
 
 
 def causes(
-    student: Network,
+    student: Classifier,
     initial: dict[str, Tensor],
     batches: Sequence[Batch],
     teacher: Teacher | None,
@@ -50,7 +50,7 @@ def causes(
     ]
 
 
-def _frozen(student: Network, initial: dict[str, Tensor]) -> list[str]:
+def _frozen(student: Classifier, initial: dict[str, Tensor]) -> list[str]:
     parameters = dict(student.model.named_parameters())
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
     unmoved = [n for n, p in parameters.items() if torch.equal(p.detach().cpu(), initial[n])]
@@ -77,7 +77,7 @@ def _moved(
 
 
 @torch.inference_mode()
-def _dead(student: Network, batch: Batch) -> list[str]:
+def _dead(student: Classifier, batch: Batch) -> list[str]:
     """The first layer after which every image looks the same, where the logits do not vary."""
     varies: list[tuple[str, bool]] = []
 
@@ -129,7 +129,7 @@ def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> tuple[list[st
 
 @torch.inference_mode()
 def _learning_rate(
-    student: Network,
+    student: Classifier,
     initial: dict[str, Tensor],
     batch: Batch,
     teacher: Teacher | None,

@@ -7,46 +7,52 @@ from typing import Any
 
 from ssld.common.local_paths import check_inputs
 from ssld.common.replaceable import check_file
-from ssld.common.settings import Precision, require, require_path
+from ssld.common.settings import (
+    NonNegativeInt,
+    OneOrSeveral,
+    PositiveInt,
+    Precision,
+    Settings,
+    Share,
+    require,
+    require_path,
+)
 from ssld.models.config import Triple
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """`ssld evaluate`: top-1 and top-5 with 95 % intervals of one classifier on labeled images."""
 
     model: str
     """timm name, `hf-hub:` or `local-dir:` id, run folder or exported model folder."""
-    data: str | list[str]
+    data: OneOrSeveral
     """Labeled sources."""
     checkpoint: str | None = None
     """Safetensors weights for a timm name."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `timm.create_model`."""
-    input_size: int | None = None
+    input_size: PositiveInt | None = None
     """Side in px; by default what the weights' metadata says."""
     mean: Triple | None = None
     """Mean of the normalisation; by default what the weights' metadata says."""
     std: Triple | None = None
     """Deviation of the normalisation; by default what the weights' metadata says."""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Images per forward pass."""
-    workers: int = 4
+    workers: NonNegativeInt = 4
     """Loader processes."""
     precision: Precision = "fp32"
     """Number format of the forward pass."""
-    max_unreadable: float = 0.1
+    max_unreadable: Share = 0.1
     """Stop when more than this share of a source's files cannot be read."""
     out: str | None = None
     """Also write the result to this JSON file."""
 
     def __post_init__(self) -> None:
-        sources = [self.data] if isinstance(self.data, str) else list(self.data)
-        object.__setattr__(self, "data", sources)
+        super().__post_init__()
         require_path(self.checkpoint, "checkpoint", "model")
-        require(bool(sources), "data is empty: name a labeled source")
-        require(self.batch_size > 0, f"batch_size is {self.batch_size}: give a number above 0")
-        require(self.workers >= 0, f"workers is {self.workers}: give 0 or more")
+        require(bool(self.data), "data is empty: name a labeled source")
 
 
 def check(config: EvaluateConfig) -> None:

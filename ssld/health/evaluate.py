@@ -10,30 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssld.common.errors import InputError
+from ssld.common.metrics import beyond_chance
 from ssld.health.config import EvaluateConfig
-from ssld.health.verdict import beyond_chance
+from ssld.health.intervals import wilson
 
 if TYPE_CHECKING:
     from ssld.data.loading import Batch
     from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
 
 
 CLEAR = 0.5
 """Top-1 beyond chance from which the model is not accused, however few the images are."""
 
 
-def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
-    if count == 0:
-        return 0.0, 1.0
-    share, z2 = hits / count, z * z / count
-    centre = (share + z2 / 2) / (1 + z2)
-    half = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-
-
-def accuracy(network: Network, batches: Iterable[Batch], precision: str = "fp32") -> Tally:
+def accuracy(network: Classifier, batches: Iterable[Batch], precision: str = "fp32") -> Tally:
     """What a network in eval mode gets right."""
     import torch
 
@@ -49,8 +40,8 @@ def accuracy(network: Network, batches: Iterable[Batch], precision: str = "fp32"
     return tally
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Print the accuracy of one model over labeled sources; also write it to `config.out`.
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Print the accuracy of one model over labeled sources, write it to `config.out` and return it.
 
     Raises:
         InputError: a source without labels, labels that the model does not know, a bad model.
@@ -59,15 +50,16 @@ def evaluate(config: EvaluateConfig) -> None:
 
     from ssld.common.files import write_atomically
     from ssld.data.eval_view import eval_view
+    from ssld.data.labels import index_for
     from ssld.data.sources import open_source
-    from ssld.data.unreadable import Unreadables, eval_batches, label_index
+    from ssld.data.unreadable import Unreadables, eval_batches
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
     network = _open_model(config).to(device).eval()
     sources = [open_source(path) for path in config.data]
-    index = label_index(sources, network.label_names, network.num_classes, "model")
+    index = index_for(sources, network, "model")
     unreadables = Unreadables(sources, config.max_unreadable, None)
     view = eval_view(network)
     batches = eval_batches(
@@ -89,9 +81,10 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.out:
         written = {"model": config.model, **result}
         write_atomically(Path(config.out), json.dumps(written, indent=2) + "\n")
+    return result
 
 
-def _open_model(config: EvaluateConfig) -> Network:
+def _open_model(config: EvaluateConfig) -> Classifier:
     from ssld.models.classifier import open_network
 
     folder = Path(config.model).is_dir()
@@ -109,7 +102,7 @@ def _open_model(config: EvaluateConfig) -> Network:
     return network
 
 
-def _result(network: Network, tally: Tally, unreadable: int, sources: int) -> dict[str, Any]:
+def _result(network: Classifier, tally: Tally, unreadable: int, sources: int) -> dict[str, Any]:
     images = tally.counted("top1")[1]
     if images == 0:
         raise InputError(
@@ -139,7 +132,7 @@ def _print_result(model: str, result: dict[str, Any]) -> None:
         print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
 
 
-def doubt_of(result: dict[str, Any], network: Network) -> str | None:
+def doubt_of(result: dict[str, Any], network: Classifier) -> str | None:
     """What is to be said where the interval of top-1 reaches down to chance; None elsewhere."""
     top1, chance = result["top1"], result["chance"]
     if network.num_classes < 2 or result["top1_low"] > chance:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssld.common.errors import InputError
-from ssld.health.evaluate import wilson
-from ssld.health.verdict import NAMES, noted, rank
+from ssld.common.metrics import METRICS, images_of, rank
+from ssld.health.intervals import wilson
+from ssld.health.verdict import noted
 
 if TYPE_CHECKING:
-    from ssld.data.sources import Source
+    from ssld.data.source import Source
 
 FEW = 100
 """Images of a half below which one of them is more than a point: nothing is claimed then."""
@@ -114,9 +115,9 @@ def _difference(resolution: Mapping[str, Any]) -> str:
     ]
     (_, high), (low, _) = intervals
     clear = "" if low > high else ", and as these intervals overlap no gain is shown"
-    return f"{NAMES[metric]} {told[1]}, {told[0]} as it came{clear}"
+    return f"{METRICS[metric].label} {told[1]}, {told[0]} as it came{clear}"
 
 
 def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    count = row.get("labeled", row["images"]) if metric == "top1" else row["images"]
+    count = images_of(metric, row) or 0
     return wilson(row[metric] * count, count)

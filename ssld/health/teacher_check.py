@@ -21,7 +21,8 @@ from timm.data.constants import (
 from torch import Tensor
 
 from ssld.data.loading import Batch
-from ssld.models.classifier import Network
+from ssld.health.intervals import near_chance
+from ssld.models.classifier import Classifier
 from ssld.models.teacher import autocast
 from ssld.models.teacher_faults import FEWEST, constant, not_finite, samples
 
@@ -72,7 +73,7 @@ class TeacherCheck:
 
 
 def check_teacher(
-    network: Network, batches: Iterable[Batch], precision: str = "fp32"
+    network: Classifier, batches: Iterable[Batch], precision: str = "fp32"
 ) -> TeacherCheck:
     """Compare what is given with everything that is often confused with it.
 
@@ -82,7 +83,7 @@ def check_teacher(
     variants = {GIVEN: network, SWAPPED: network}
     for name, (mean, std) in NORMALISATIONS.items():
         if not _close(mean, std, network):
-            other = Network(network.model, input_size=network.input_size, mean=mean, std=std)
+            other = Classifier(network.model, input_size=network.input_size, mean=mean, std=std)
             variants[f"normalisation {name}"] = other.to(next(network.parameters()).device)
     probabilities: dict[str, list[np.ndarray]] = {name: [] for name in variants}
     labels: list[np.ndarray] = []
@@ -126,7 +127,7 @@ def _without_numbers(log_probs: Tensor, batch: Batch, readable: Tensor) -> list[
     return [batch.ids[i] for i in places.tolist()]
 
 
-def compare(network: Network, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
+def compare(network: Classifier, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
     """
     Args:
         answers: under each variant of the preprocessing, `GIVEN` among them.
@@ -174,7 +175,9 @@ def _advice(name: str) -> str:
     return " (the labels count the classes in another order than the teacher's outputs)"
 
 
-def _without_labels(network: Network, answers: dict[str, Answers]) -> tuple[list[str], list[str]]:
+def _without_labels(
+    network: Classifier, answers: dict[str, Answers]
+) -> tuple[list[str], list[str]]:
     """Findings and hints of what predictions tell about an image.
 
     On images of another domain that hardly depends on preprocessing, and may well be more under a
@@ -196,7 +199,7 @@ def _without_labels(network: Network, answers: dict[str, Answers]) -> tuple[list
     return findings, hints
 
 
-def _scale(name: str, network: Network) -> float:
+def _scale(name: str, network: Classifier) -> float:
     """How much larger pixel values are as given than under a variant."""
     if not name.startswith("normalisation"):
         return 1.0
@@ -265,14 +268,8 @@ def answers_of(probabilities: np.ndarray) -> Answers:
     return Answers(best, float(entropy(told.mean(0)) - entropy(told).mean()))
 
 
-def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Network) -> bool:
+def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Classifier) -> bool:
     """No image tells these from what is given."""
     return np.allclose(mean, network.mean, atol=0.02) and np.allclose(
         std, network.std, rtol=0.05, atol=0
     )
-
-
-def near_chance(low: float, num_classes: int) -> bool:
-    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
-    chance = 1 / num_classes
-    return low <= chance + 0.05 * (1 - chance)

@@ -1,7 +1,7 @@
 """Does it learn, without asking a label? One sentence from the evaluations of a run so far.
 
-The evaluations are lines of metrics.jsonl (`ssld/health/classification_metrics.py` says what they hold). Causes of a run
-that does not learn are looked for in `ssld/health/causes.py`.
+The evaluations are lines of metrics.jsonl (`ssld/health/classification_metrics.py` says what they
+hold). Causes of a run that does not learn are looked for in `ssld/health/causes.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ssld.common.metrics import CHANCE, METRICS, beyond_chance
+
 FLAT_SHARE = 0.2
 """Flat is what has not risen for this share of the epochs so far, and at least `FLAT_COUNT`
 evaluations."""
 FLAT_COUNT = 3
 LITTLE = 0.2
 """Agreement beyond chance below which it is "slight" (Landis and Koch 1977, p. 165)."""
-CHANCE = {"agreement1": "agreement_chance", "top1": "top1_chance"}
-"""What each of these is by chance."""
-LOWER_IS_BETTER = ("divergence",)
-NAMES = {
-    "agreement1": "agreement@1",
-    "agreement5": "agreement@5",
-    "top1": "top-1",
-    "divergence": "divergence",
-}
 STOP = "; consider stopping"
 Kind = Literal["improving", "flat", "not learning", "too early"]
 
@@ -50,7 +43,7 @@ def judge(
     """Judge a run by its evaluations, oldest first.
 
     Args:
-        metric: of `NAMES`, the one whose trend counts.
+        metric: of `METRICS`, the one whose trend counts.
         share_of_peak: the coming learning rate over the schedule's highest.
         early: the learning rate still rises, or this is the first of several evaluations; what has
             not begun to learn yet may.
@@ -62,7 +55,7 @@ def judge(
     if signs and not early:
         return Verdict("not learning", f"not learning: {'; '.join(signs)}")
     if finished and not signs and len(evaluations) < 2:
-        shown = f"{NAMES[metric]} {_shown(metric, evaluations[-1][metric])}"
+        shown = f"{METRICS[metric].label} {METRICS[metric].show(evaluations[-1][metric])}"
         return Verdict("too early", f"finished with {shown}; one evaluation shows no trend")
     if len(evaluations) < 2 or signs:
         more = f" ({'; '.join(signs)})" if signs else ""
@@ -80,14 +73,8 @@ def is_not_learning(sentence: str | None) -> bool:
     return (sentence or "").removeprefix("finished, ").startswith("not learning")
 
 
-def beyond_chance(share: float, chance: float) -> float:
-    """How much of what chance leaves over is reached, at most 1: Cohen's kappa (Cohen 1960,
-    equation 1); 0 where chance leaves nothing."""
-    return (share - chance) / (1 - chance) if chance < 1 else 0.0
-
-
 def noted(evaluation: Mapping[str, Any], metric: str, num_classes: int) -> dict[str, Any]:
-    """What is kept of an evaluation to compare others with it (`rank`), as JSON holds it."""
+    """What is kept of an evaluation for `ssld.common.metrics.rank`, as JSON holds it."""
     found: dict[str, Any] = {"metric": metric, "value": evaluation[metric]}
     # A teacher that says one class of all images is agreed with by chance alone, whatever is said.
     several = round(evaluation.get("classes_teacher", 0) * num_classes) > 1
@@ -97,21 +84,6 @@ def noted(evaluation: Mapping[str, Any], metric: str, num_classes: int) -> dict[
     return {**found, "symptoms": signs}
 
 
-def rank(known: Mapping[str, Any]) -> tuple[bool, float]:
-    """The larger, the better. One with symptoms is behind all without; agreement@1 counts beyond
-    chance, because where few classes occur a constant prediction agrees with the teacher, too.
-
-    Args:
-        known: see `noted`.
-    """
-    value = known["value"]
-    if known["metric"] in LOWER_IS_BETTER:
-        value = -value
-    elif "chance" in known:
-        value = beyond_chance(value, known["chance"])
-    return not known.get("symptoms"), value if math.isfinite(value) else -math.inf
-
-
 def level(evaluation: Mapping[str, Any]) -> str:
     """Each share with its chance level, in words; empty where there is none."""
     said = []
@@ -119,9 +91,8 @@ def level(evaluation: Mapping[str, Any]) -> str:
         if key in evaluation and chance in evaluation:
             share, by_chance = evaluation[key], evaluation[chance]
             kappa = beyond_chance(share, by_chance)
-            said.append(
-                f"{NAMES[key]} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})"
-            )
+            name = METRICS[key].label
+            said.append(f"{name} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})")
     return ", ".join(said)
 
 
@@ -175,16 +146,17 @@ def _at_chance(share: float, chance: float, count: int) -> bool:
 
 
 def _trend(evaluations: Sequence[dict[str, Any]], metric: str, share_of_peak: float) -> Verdict:
-    name, sign = NAMES[metric], -1.0 if metric == "divergence" else 1.0
+    known = METRICS[metric]
+    sign = 1.0 if known.better == "higher" else -1.0
     epochs = [e["epoch"] for e in evaluations]
     values = [sign * x for x in _comparable(evaluations, metric)]
     now, best, last = values[-1], max(values), epochs[-1]
-    shown = f"{name} {_shown(metric, sign * now)}"
+    shown = f"{known.label} {known.show(sign * now)}"
     reached = next(i for i, v in enumerate(values) if v >= best - _noise(evaluations[-1], metric))
     since = epochs[reached]
     still = len(values) - 1 - reached >= FLAT_COUNT and last - since >= FLAT_SHARE * last
     if still and not _divergence_falls(evaluations[reached:]):
-        below = f", best {_shown(metric, sign * best)}" if now < best else ""
+        below = f", best {known.show(sign * best)}" if now < best else ""
         advice = (
             f"; the learning rate is still {share_of_peak:.0%} of its peak, its fall may bring more"
             if share_of_peak > 0.5
@@ -239,7 +211,3 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     square = sum((a - mean_x) ** 2 for a in x)
     product = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return product / square if square else 0.0
-
-
-def _shown(metric: str, value: float) -> str:
-    return f"{value:.4g}" if metric == "divergence" else f"{value:.1%}"

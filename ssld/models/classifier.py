@@ -1,13 +1,12 @@
 """A timm classifier together with how it wants to see images.
 
-A `Network` takes uint8 views and resizes and normalises them on the device for itself, so that a
+A `Classifier` takes uint8 views and resizes and normalises them on the device for itself, so that a
 wrong normalisation between teacher and student cannot be expressed. Whatever arrives is
 `[b, h, w, 3]` uint8; what leaves is `[b, classes]` logits.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.models.weight_files import HUB, check_loaded, check_named, classes_in, read_checkpoint
 from zoo.described import Described
 from zoo.errors import printable
@@ -74,7 +73,7 @@ class ImageModel(nn.Module):
         return {}
 
 
-class Network(ImageModel):
+class Classifier(ImageModel):
     """Images in, logits out.
 
     Args:
@@ -130,7 +129,7 @@ class Network(ImageModel):
         """Whether `freeze_but` was called."""
         return self._trained is not None
 
-    def train(self, mode: bool = True) -> Network:
+    def train(self, mode: bool = True) -> Classifier:
         if self._trained is None:
             return super().train(mode)
         super().train(False)
@@ -202,7 +201,7 @@ def open_network(
     input_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-) -> Network:
+) -> Classifier:
     """Build a network, with `checkpoint` loaded strictly when given.
 
     Args:
@@ -239,7 +238,7 @@ def open_network(
             if len(names) != model.num_classes:
                 model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
         _check_labels(model, f"{role}.arch {arch}")
-    network = Network(model, input_size=input_size, mean=mean, std=std)
+    network = Classifier(model, input_size=input_size, mean=mean, std=std)
     given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
     if given and network.input_size <= TRIED_PX:
         network.cost()  # arguments can be accepted and make no classifier
@@ -291,9 +290,7 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
                 f"{role}.arch {arch!r} is a file: give it as checkpoint (safetensors alone are "
                 "read), and the name of its architecture here"
             )
-        names = timm.list_models()
-        nearest = difflib.get_close_matches(arch, names, n=3)
-        hint = f"; did you mean {', '.join(nearest)}?" if nearest else "; see timm.list_models()"
+        hint = did_you_mean(arch, timm.list_models(), most=3) or "; see timm.list_models()"
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
     try:
         with watched(arch) if pretrained or HUB.match(arch) else nullcontext():
@@ -304,7 +301,7 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
     except InputError:
         raise
     except failures() as error:
-        reason = printable(" ".join(str(error).split())[:300])
+        reason = printable(one_line(error, 300))
         advice = (
             f"give weights on disk as {role}.checkpoint, or check the name and the network"
             if pretrained or ":" in arch

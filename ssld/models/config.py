@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ssld.common.settings import Precision, require, require_path
+from ssld.common.settings import PositiveInt, Precision, Settings, require, require_path
 
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Settings, section="student"):
     """The network that is trained."""
 
     arch: str | None = None
@@ -26,11 +26,12 @@ class StudentConfig:
     """Number of classes; by default the teacher's, or the labeled set's in supervised training."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_path(self.checkpoint, "student.checkpoint", "student.arch, with student.pretrained")
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(Settings, section="teacher"):
     """The frozen network whose predictions are the targets."""
 
     arch: str | None = None
@@ -49,17 +50,14 @@ class TeacherConfig:
     """Number format of its forward pass; by default the run's `precision`."""
     batch_norm: Literal["eval", "batch"] = "eval"
     """eval: running statistics. batch: each batch's own, as the reference implementation does."""
-    micro_batch: int | None = None
+    micro_batch: PositiveInt | None = None
     """Images per forward pass, to save memory; by default the whole batch."""
     verify: bool = True
     """Refuse to start when its top-1 on labeled images is near chance."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_path(self.checkpoint, "teacher.checkpoint", "teacher.arch")
-        require(
-            self.micro_batch is None or self.micro_batch > 0,
-            f"teacher.micro_batch is {self.micro_batch}: give a number above 0, or null",
-        )
         require(
             self.micro_batch is None or self.batch_norm == "eval",
             "teacher.micro_batch changes the statistics of `teacher.batch_norm: batch`: "

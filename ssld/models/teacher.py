@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssld.common.errors import InputError
 from ssld.data.labels import differ, table_of
-from ssld.models.classifier import Network, open_network
+from ssld.models.classifier import Classifier, open_network
 from ssld.models.config import TeacherConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,14 +43,15 @@ class Teacher(nn.Module):
         configs: each network's settings, with `dtype` filled in.
     """
 
-    def __init__(self, networks: Sequence[Network], configs: Sequence[TeacherConfig]) -> None:
+    def __init__(self, networks: Sequence[Classifier], configs: Sequence[TeacherConfig]) -> None:
         super().__init__()
         tables = [table_of(f"teacher {i}", network) for i, network in enumerate(networks)]
         for table in tables[1:]:
             problem = differ(tables[0], table)
             if problem:
                 raise InputError(f"{problem}; averaging needs the same classes in the same order")
-        self.networks = nn.ModuleList(networks)
+        # A ModuleList, so that they move with it; typed as what it holds.
+        self.networks = cast(Sequence[Classifier], nn.ModuleList(networks))
         self.configs = list(configs)
         self.num_classes = networks[0].num_classes
         self.label_names = next((x.label_names for x in networks if x.label_names), None)
@@ -118,14 +120,14 @@ def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor
         return torch.cat([network(part) for part in images.split(config.micro_batch)])
 
 
-def _use_batch_statistics(network: Network) -> None:
+def _use_batch_statistics(network: Classifier) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def open_one(config: TeacherConfig) -> Network:
+def open_one(config: TeacherConfig) -> Classifier:
     """The network of one teacher's settings.
 
     Raises:

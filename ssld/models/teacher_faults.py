@@ -18,7 +18,6 @@ from ssld.models.teacher import Teacher
 
 if TYPE_CHECKING:
     from ssld.distill.setup import Setup
-    from ssld.models.classifier import Network
 
 CHECKED = 16
 """Training images that every teacher answers before the first step."""
@@ -131,7 +130,7 @@ def _some_images(setup: Setup, teacher: Teacher) -> Batch | None:
     from ssld.data.eval_view import eval_view
     from ssld.data.unreadable import Unreadables, eval_batches
 
-    network: Network = teacher.networks[0]  # type: ignore[assignment]
+    network = teacher.networks[0]
     batches = eval_batches(
         setup.sources,
         eval_view(network),

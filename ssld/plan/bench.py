@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ssld.data.loading import Batch
     from ssld.distill.distill import Distillation
     from ssld.distill.setup import Run, Setup
-    from ssld.models.classifier import Network
+    from ssld.models.classifier import Classifier
     from ssld.models.teacher import Teacher
 
 WARM_UP_STEPS = 3
@@ -57,7 +57,7 @@ class Bench:
         digest: the teacher's sha256.
     """
 
-    def __init__(self, setup: Setup, teacher: Teacher, student: Network, digest: str) -> None:
+    def __init__(self, setup: Setup, teacher: Teacher, student: Classifier, digest: str) -> None:
         from ssld.distill.distill import Distillation
         from ssld.engine.loop import Trainer
         from ssld.engine.progress import Progress

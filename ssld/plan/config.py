@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from ssld.common.local_paths import check_inputs
 from ssld.common.replaceable import check_file
-from ssld.common.settings import require
+from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt
 from ssld.distill.config import DistillConfig
 
 LATER = ("finetune", "fix")
@@ -21,14 +21,10 @@ class BenchConfig(DistillConfig):
     Takes the settings of `ssld distill`; writes nothing into `out`.
     """
 
-    seconds: float = 10.0
+    seconds: PositiveFloat = 10.0
     """Length of each measurement."""
     json: str | None = None
     """Also write the result to this file."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.seconds > 0, f"seconds is {self.seconds}: give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -40,23 +36,15 @@ class PlanConfig(BenchConfig):
     a problem.
     """
 
-    price_per_hour: float | None = None
+    price_per_hour: NonNegativeFloat | None = None
     """What an hour of all devices costs, in any currency."""
-    images: int = 2000
+    images: PositiveInt = 2000
     """Labeled images, at most, on which the teacher is tried."""
     recipe: str | None = None
     """The recipe of which these are the settings of the first stage: the first word of the
     command."""
     overrides: list[str] = field(default_factory=list)
     """What `ssld recipe` would be told besides."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.images > 0, f"images is {self.images}: give a number above 0")
-        require(
-            self.price_per_hour is None or self.price_per_hour >= 0,
-            f"price_per_hour is {self.price_per_hour}: give 0 or more",
-        )
 
 
 def check(config: BenchConfig) -> None:

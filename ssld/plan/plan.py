@@ -19,7 +19,7 @@ from ssld.plan.bench import Bench, quietly, write_json
 from ssld.plan.config import PlanConfig
 
 if TYPE_CHECKING:
-    from ssld.data.sources import Source
+    from ssld.data.source import Source
     from ssld.distill.setup import Setup
     from ssld.models.teacher import Teacher
 
@@ -195,12 +195,12 @@ def _teachers(
     setup: Setup, teacher: Teacher, config: PlanConfig, rate: float
 ) -> list[dict[str, Any]]:
     """What each teacher makes of labeled images, or of held-out ones where it knows no labels."""
+    from ssld.data.labels import has_labels, unknown_labels
     from ssld.distill.distill import named
-    from ssld.distill.setup import has_labels
-    from ssld.distill.verify_teacher import unknown_labels
+    from ssld.distill.verify_teacher import VERIFY_IMAGES
 
     sources = setup.val if has_labels(setup.val) else setup.labeled
-    without = unknown_labels(sources, teacher)
+    without = unknown_labels(sources, teacher, VERIFY_IMAGES)
     limit = min(config.images, max(64, round(rate / setup.world * TEACHER_SECONDS / VARIANTS)))
     found = []
     if without:
@@ -217,13 +217,12 @@ def _check(
     setup: Setup, teacher: Teacher, number: int, sources: list[Source], limit: int, unlabeled: bool
 ) -> dict[str, Any]:
     from ssld.data.eval_view import eval_view
+    from ssld.data.labels import known_index
     from ssld.data.unreadable import Unreadables, eval_batches
-    from ssld.distill.verify_teacher import teacher_labels
-    from ssld.health.evaluate import wilson
+    from ssld.health.intervals import wilson
     from ssld.health.teacher_check import GIVEN, check_teacher
-    from ssld.models.classifier import Network
 
-    network: Network = teacher.networks[number]  # type: ignore[assignment]
+    network = teacher.networks[number]
     batches = eval_batches(
         sources,
         eval_view(network),
@@ -231,7 +230,7 @@ def _check(
         workers=setup.config.data.workers,
         device=setup.device,
         unreadables=Unreadables(sources, 1.0),
-        label_index=None if unlabeled else teacher_labels(sources, teacher),
+        label_index=None if unlabeled else known_index(sources, teacher),
         limit=limit,
         mixed=teacher.needs_mixed_batches,
         description="teacher",
@@ -271,8 +270,7 @@ def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
 
 def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
     """What the measurements say is wrong."""
-    from ssld.distill.verify_teacher import too_few
-    from ssld.health.teacher_check import near_chance
+    from ssld.health.intervals import near_chance, too_few
 
     problems = []
     for teacher in result["teacher"]:

@@ -15,7 +15,7 @@ from ssld.distill.config import DistillConfig, RunConfig
 from ssld.distill.stage_config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from ssld.data.sources import Source
+    from ssld.data.source import Source
 
 
 @dataclass

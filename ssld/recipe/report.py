@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssld.common.metrics import METRICS, images_of
 from ssld.distill.report_resolutions import figures
 from ssld.engine.run_folder import read_lines
 from ssld.health.resolution import said_of
@@ -15,13 +16,7 @@ from ssld.health.verdict import is_not_learning, level
 from ssld.health.verdict_text import paragraph
 from ssld.report import page
 
-COLUMNS = {
-    "top1": "top-1",
-    "agreement1": "agreement@1",
-    "divergence": "divergence",
-    "knn": "nearest neighbours",
-    "linear": "linear probe",
-}
+COLUMNS = ("top1", "agreement1", "divergence", "knn", "linear")
 
 
 def write_report(out: Path, stages: Sequence[str]) -> None:
@@ -45,7 +40,7 @@ def write_report(out: Path, stages: Sequence[str]) -> None:
     page.write_page(out / "report.html", out.resolve().name, body)
 
 
-HEAD = ["stage", *COLUMNS.values(), "images", "px"]
+HEAD = ["stage", *(METRICS[key].label for key in COLUMNS), "images", "px"]
 HEAD += ["steps", "epochs", "peak lr", "hours", "targets"]
 Seen = tuple[dict[str, Any], list[dict[str, Any]]]
 """run.json and the lines of metrics.jsonl."""
@@ -86,28 +81,17 @@ def _headline(seen: dict[str, Seen]) -> str:
     metrics = {stage: at_export(*found) for stage, found in seen.items() if stage != "fix"}
     key = "top1" if all("top1" in x for x in metrics.values()) else "agreement1"
     told = [f"{stage} {x[key]:.1%}" for stage, x in metrics.items() if key in x]
-    images = {_images(x, key) for x in metrics.values() if key in x}
+    images = {round(images_of(key, x) or 0) for x in metrics.values() if key in x}
     on = f" on {images.pop():,} held-out images" if len(images) == 1 else ""
-    said = f"{COLUMNS[key].capitalize()}: {', then '.join(told)}{on}." if told else "No evaluation."
+    name = METRICS[key].label.capitalize()
+    said = f"{name}: {', then '.join(told)}{on}." if told else "No evaluation."
     fixed = seen["fix"][0]["resolution"] if "fix" in seen else None
     return f"{said} The fix: {said_of(fixed)}." if fixed else said
 
 
-def _images(metrics: dict[str, Any], key: str) -> int:
-    """How many count for a share."""
-    return round(metrics.get("labeled" if key == "top1" else "images", metrics["images"]))
-
-
 def _row(out: Path, stage: str, facts: dict[str, Any], lines: list[dict[str, Any]]) -> list[str]:
     metrics = at_export(facts, lines)
-    shown = [
-        "–"
-        if key not in metrics
-        else f"{metrics[key]:.4f}"
-        if key == "divergence"
-        else f"{metrics[key]:.1%}"
-        for key in COLUMNS
-    ]
+    shown = [METRICS[key].show(metrics[key]) if key in metrics else "–" for key in COLUMNS]
     hours = sum(x["seconds"] for x in lines if x["kind"] == "train") / 3600
     size = (facts.get("resolution") or {}).get("chosen") or facts["student"]["input_size"]
     targets = "teacher" if facts["teacher_sha256"] else "labels"
@@ -124,12 +108,12 @@ def _link(stage: str) -> str:
 def _curves(seen: dict[str, Seen]) -> list[str]:
     """Every metric over all steps, a line per stage, each beginning where the last one ended."""
     found = []
-    for key, title in COLUMNS.items():
+    for key in COLUMNS:
         series, offset = {}, 0
         for stage, (facts, lines) in seen.items():
             seen_here = [x for x in lines if x["kind"] == "eval" and x.get(key) is not None]
             series[stage] = [(offset + x["step"], x[key]) for x in seen_here]
             offset += facts["steps"]
         if any(series.values()):
-            found.append(page.curves(title, series))
+            found.append(page.curves(METRICS[key].label, series))
     return found

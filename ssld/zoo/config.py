@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from ssld.common.settings import require
+from ssld.common.settings import OneOrSeveral, Settings, require
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
-class About:
+class About(Settings):
     """What only the publisher of a release knows."""
 
     name: str | None = None
@@ -61,7 +61,7 @@ class About:
     """The teacher's licence, where neither timm nor the teacher's own release says it."""
     data_license: str | None = None
     """The licence of the training images."""
-    datasets: str | list[str] = field(default_factory=list)
+    datasets: OneOrSeveral = field(default_factory=list)
     """Hub ids or names of the datasets that the training images are from."""
     evaluated_on: str | None = None
     """Hub id of the dataset that `data.val` is; leaderboards need it."""
@@ -74,8 +74,7 @@ class About:
         from zoo.licences import normalised
         from zoo.publish.card import HUB_ID  # which imports timm: not for --help
 
-        named = [self.datasets] if isinstance(self.datasets, str) else list(self.datasets)
-        object.__setattr__(self, "datasets", named)
+        super().__post_init__()
         require(
             self.name is None or (HUB_ID.fullmatch(self.name) is not None and "/" not in self.name),
             f"name {str(self.name)[:96]!r} cannot be used: give letters, digits, '-', '_' and '.'",

@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
+from ssld.common.metrics import CHANCE
 from ssld.common.recorded import check_recorded
 from ssld.common.written_files import WRONG, read_object
 from ssld.engine.run_folder import read_lines
-from ssld.health.evaluate import wilson
+from ssld.health.intervals import wilson
 from ssld.health.resolution import said_of
-from ssld.health.verdict import CHANCE
 from ssld.health.verdict_text import signs_of
 from ssld.zoo.config import About
 from zoo.errors import InputError as ZooError
@@ -75,7 +75,7 @@ def assemble(
     except WRONG as error:
         raise InputError(f"{source}: one of its files is damaged ({error!r})") from error
     except OSError as error:
-        said = " ".join((error.strerror or str(error)).split())
+        said = one_line(error)
         raise InputError(f"{folder}: the release cannot be written ({said})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -11,7 +11,7 @@ from test_tables import made
 
 from ssld.ablate import report
 from ssld.ablate.summary import Spread
-from ssld.health.evaluate import wilson
+from ssld.health.intervals import wilson
 
 
 def test_bars_over_seeds_are_the_interval_of_the_mean():

@@ -133,7 +133,7 @@ def test_results_and_their_best(compare, tmp_path):
     assert row(said, "loss")[1:] == ["*0.025", "0.03333"]
     assert row(said, "agreement@1 best")[2:] == ["50.0%", "*75.0%"]
     assert row(said, "agreement@1 last")[2:] == ["25.0%", "*75.0%"]
-    assert "knn" in said and "linear" not in said and "top-1" not in said
+    assert "nearest neighbours" in said and "linear" not in said and "top-1" not in said
     assert "*0.5" not in said  # the same divergence in both: none is best
     assert "flat <since> 40; long" in said and "long " * 20 not in said  # shortened
     assert "<b>75.0%</b>" in page and "<b>50.0%</b>" not in page
@@ -144,7 +144,7 @@ def test_the_page_is_one_file_with_a_plot_for_each_metric(compare, tmp_path):
     a = folder(tmp_path / "a <1>", config(), logged=lines(knn=0.6))
     b = folder(tmp_path / "b", logged=[x for x in lines() if x["kind"] == "train"])
     said, result, page = compare(a, b, curves=True)
-    titles = ["loss", "agreement@1", "divergence", "knn", "lr", "images per second"]
+    titles = ["loss", "agreement@1", "divergence", "nearest neighbours", "lr", "images per second"]
     assert [x.partition("<")[0] for x in page.split("<figcaption>")[1:]] == titles
     assert page.count("data:image/png;base64,") == len(titles)
     assert "http" not in page and "a &lt;1&gt;" in page and "a <1>" not in page

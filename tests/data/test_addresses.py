@@ -16,7 +16,8 @@ from PIL import Image
 
 from ssld.common.errors import InputError
 from ssld.data.loading import eval_batches
-from ssld.data.sources import Address, key, open_source
+from ssld.data.sources import key, open_source
+from ssld.data.storage import Address
 from ssld.data.subset import hold_out
 from ssld.data.transforms import EvalView
 

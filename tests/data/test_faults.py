@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from ssld.common.errors import InputError
 from ssld.data.config import AugmentConfig
 from ssld.data.decode import Unreadable, decode, image_size
-from ssld.data.loading import LabelIndex, train_batches
-from ssld.data.sampling import Order
+from ssld.data.labels import LabelIndex
+from ssld.data.loading import train_batches
+from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView
 
@@ -30,7 +31,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def batches(source, workers: int, index: LabelIndex | None = None) -> list:
-    order = Order([len(source)], None, 0)
+    order = Sampler([len(source)], None, 0)
     found = train_batches(
         [source],
         order,

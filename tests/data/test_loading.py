@@ -15,14 +15,15 @@ import torch
 
 from ssld.common.errors import InputError
 from ssld.data.config import AugmentConfig
-from ssld.data.loading import LabelIndex, eval_batches, train_batches
-from ssld.data.sampling import Order
+from ssld.data.labels import LabelIndex
+from ssld.data.loading import eval_batches, train_batches
+from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView, TrainView
 
 
 def test_an_epoch_has_every_image_once_and_a_new_view():
-    order = Order([5, 8], None, seed=3)
+    order = Sampler([5, 8], None, seed=3)
     for epoch in range(3):
         rows = order.draw(epoch * 13, (epoch + 1) * 13)
         assert sorted(map(tuple, rows[:, :2].tolist())) == [
@@ -33,16 +34,16 @@ def test_an_epoch_has_every_image_once_and_a_new_view():
 
 
 def test_order_is_a_pure_function_of_seed_and_position():
-    whole = Order([50, 70], [0.7, 0.3], seed=3).draw(0, 500)
-    fresh = Order([50, 70], [0.7, 0.3], seed=3)
+    whole = Sampler([50, 70], [0.7, 0.3], seed=3).draw(0, 500)
+    fresh = Sampler([50, 70], [0.7, 0.3], seed=3)
     parts = [fresh.draw(a, b) for a, b in ((333, 500), (100, 333), (0, 100))]
     assert np.array_equal(whole, np.concatenate(parts[::-1]))
-    assert not np.array_equal(whole, Order([50, 70], [0.7, 0.3], seed=4).draw(0, 500))
+    assert not np.array_equal(whole, Sampler([50, 70], [0.7, 0.3], seed=4).draw(0, 500))
     assert not np.array_equal(whole[:120, 1], whole[120:240, 1])
 
 
 def test_fractions_share_an_epoch_and_no_image_is_forgotten():
-    order = Order([10, 990], [0.5, 0.5], seed=0)
+    order = Sampler([10, 990], [0.5, 0.5], seed=0)
     rows = order.draw(0, 4000)
     assert [(rows[:1000, 0] == s).sum() for s in (0, 1)] == [500, 500]
     few, many = (rows[rows[:, 0] == s] for s in (0, 1))
@@ -54,7 +55,7 @@ def test_fractions_share_an_epoch_and_no_image_is_forgotten():
 def stream(colours, *, workers=0, world=1, accumulate=1, first=0, last=3, batch=12):
     """Global order of (id, bytes), put together from all processes."""
     sources = [open_source(str(colours / name)) for name in ("train", "unlabeled")]
-    order, view = Order([len(s) for s in sources], None, 0), TrainView(AugmentConfig(), 16, 0)
+    order, view = Sampler([len(s) for s in sources], None, 0), TrainView(AugmentConfig(), 16, 0)
     iterators = [
         train_batches(
             sources, order, view, batch_size=batch, rank=rank, world=world, first_step=first,
@@ -81,7 +82,7 @@ def test_workers_processes_and_accumulation_give_the_same_bytes(colours):
 
 def test_another_view_of_each_image_changes_nothing_about_the_first(colours):
     sources = [open_source(str(colours / "train"))]
-    order, view = Order([len(sources[0])], None, 0), TrainView(AugmentConfig(), 16, 0)
+    order, view = Sampler([len(sources[0])], None, 0), TrainView(AugmentConfig(), 16, 0)
 
     def batches(**changes):
         given = dict(batch_size=12, rank=0, world=1, first_step=0, last_step=6, accumulate=1,
@@ -167,7 +168,7 @@ def test_labels_become_numbers():
 
 
 def test_an_epoch_of_millions_is_drawn_at_once():
-    rows = Order([300_000, 700_000], None, 0).draw(999_000, 1_001_000)
+    rows = Sampler([300_000, 700_000], None, 0).draw(999_000, 1_001_000)
     assert rows.shape == (2000, 3) and set(rows[:, 2]) == {0, 1}
 
 

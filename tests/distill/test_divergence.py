@@ -1,14 +1,19 @@
 """Divergences against naive float64 formulas, gradcheck, saturation and the local ratios."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from ssld.distill.divergence import DIVERGENCES, divergence, kl, skewed_js, training_divergence
+from ssld.data.loading import Batch
+from ssld.distill.config import LossConfig
+from ssld.distill.distill import Distillation
+from ssld.distill.divergence import divergence, js, kl, skewed_js, training_divergence
+from ssld.distill.losses import LOSSES, Loss
 
-NAMES = sorted(DIVERGENCES)
+NAMES = sorted(LOSSES)
 TRUE_DIVERGENCES = ["js", "kl", "symmetric_kl"]
 
 
@@ -104,7 +109,7 @@ def test_skewed_has_the_curvature_of_kl(skew):
 def test_skewed_ends():
     logits, log_t = pair(scale=1.0)
     log_s = F.log_softmax(logits, -1)
-    torch.testing.assert_close(skewed_js(log_s, log_t, 0.5), 4 * DIVERGENCES["js"](log_s, log_t))
+    torch.testing.assert_close(skewed_js(log_s, log_t, 0.5), 4 * js(log_s, log_t))
     torch.testing.assert_close(skewed_js(log_s, log_t, 0.998), kl(log_s, log_t), rtol=0.05, atol=0)
 
 
@@ -113,3 +118,29 @@ def test_training_scale(name, factor):
     logits, log_t = pair()
     found = training_divergence(name, logits, log_t)
     torch.testing.assert_close(found, factor * divergence(name, logits, log_t))
+
+
+def test_a_loss_is_a_function_and_a_line(tmp_path, monkeypatch):
+    """As a contributor adds one: its name is a setting, and a step trains with it."""
+    source = "def tv(log_s, log_t):\n    return (log_s.exp() - log_t.exp()).abs().sum(-1) / 2\n"
+    (tmp_path / "total_variation.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="loss.name is tv: give one of js, symmetric_kl, kl"):
+        LossConfig(name="tv")
+    monkeypatch.setitem(LOSSES, "tv", Loss("total_variation:tv", 3.0))
+    torch.manual_seed(0)
+    network, images = torch.nn.Linear(4, 3), torch.randn(8, 4)
+    teacher: Any = lambda images, _: F.log_softmax(images[:, :3], -1)  # noqa: E731
+    task = Distillation(teacher, LossConfig(name="tv"))
+    batch = Batch(images, torch.ones(8), torch.full((8,), -1), [*"abcdefgh"], [])
+    optimizer, values = torch.optim.SGD(network.parameters(), lr=0.5), []
+    for _ in range(2):
+        loss = task.losses(network, batch)["divergence"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    s, t = (F.softmax(x, -1) for x in (network(images), images[:, :3]))
+    after = task.losses(network, batch)["divergence"]
+    torch.testing.assert_close(after, 3 * (s - t).abs().sum(-1) / 2)
+    assert after.mean().item() < values[1] < values[0]

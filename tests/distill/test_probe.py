@@ -9,7 +9,7 @@ import torch
 
 from ssld.data.loading import Batch
 from ssld.distill.probe import features, scores
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 
 
 def clusters(seed, *, rows=60, classes=4, spread=1.0, dimensions=6):
@@ -102,7 +102,7 @@ def batch(labels, weight, seed=0) -> Batch:
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 def test_features_are_what_the_classifier_sees(name):
     torch.manual_seed(0)
-    network = Network(timm.create_model(name, num_classes=5).eval(), input_size=32)
+    network = Classifier(timm.create_model(name, num_classes=5).eval(), input_size=32)
     batches = [
         batch([3, -1, 0, 2], [1.0, 1.0, 0.0, 1.0], 1),
         batch([-1, 4], [1.0, 0.0], 2),  # none that counts
@@ -118,6 +118,6 @@ def test_features_are_what_the_classifier_sees(name):
 
 
 def test_no_labeled_image_gives_no_feature():
-    network = Network(timm.create_model("test_resnet", num_classes=5).eval(), input_size=32)
+    network = Classifier(timm.create_model("test_resnet", num_classes=5).eval(), input_size=32)
     x, labels = features(network, [batch([-1, 2], [1.0, 0.0])])
     assert len(x) == len(labels) == 0

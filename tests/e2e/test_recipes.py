@@ -26,7 +26,7 @@ from ssld.distill.distill import Distillation
 from ssld.distill.setup import Setup
 from ssld.engine.loop import Trainer
 from ssld.engine.progress import Progress
-from ssld.models.classifier import Network, open_network
+from ssld.models.classifier import Classifier, open_network
 from ssld.models.teacher import open_teacher
 from ssld.recipe.recipe import FIRST, Recipe, open_recipe
 
@@ -182,11 +182,11 @@ def pictures(colours, teacher_file) -> Iterator[dict[str, Any]]:
 
 
 @lru_cache(maxsize=1)
-def _built(**settings: Any) -> Network:
+def _built(**settings: Any) -> Classifier:
     return open_network(**settings, args=None)
 
 
-def shared_network(*_: Any, args: dict[str, Any] | None = None, **settings: Any) -> Network:
+def shared_network(*_: Any, args: dict[str, Any] | None = None, **settings: Any) -> Classifier:
     """The last one built, where it is the same: building a large one takes as long as its steps,
     and a recipe and its variants come one after the other."""
     return (

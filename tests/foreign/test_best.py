@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
-from ssld.health.verdict import beyond_chance, judge, noted, rank, symptoms
+from ssld.common.metrics import beyond_chance, rank
+from ssld.health.verdict import judge, noted, symptoms
 from ssld.zoo.release_run import assemble
 
 CLASSES = 59

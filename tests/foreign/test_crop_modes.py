@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ssld.data.eval_view import eval_view
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from zoo.described import CROP_MODES
 
 MEAN = (0.4, 0.5, 0.6)
@@ -67,7 +67,9 @@ def test_thin_images_are_seen_in_every_mode(crop_mode, shape):
 
 def test_a_network_sees_what_its_weights_ask_for():
     for crop_mode in ("squash", "border"):
-        network = Network(timm.create_model("test_resnet", pretrained_cfg={"crop_mode": crop_mode}))
+        network = Classifier(
+            timm.create_model("test_resnet", pretrained_cfg={"crop_mode": crop_mode})
+        )
         assert network.crop_mode == crop_mode
         assert getattr(eval_view(network), "crop_mode", "center") == crop_mode
     assert eval_view(network, 96).size == 96

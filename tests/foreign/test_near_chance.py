@@ -13,7 +13,8 @@ import pytest
 from ssld.__main__ import main
 from ssld.common.errors import InputError
 from ssld.distill import verify_teacher as verify
-from ssld.health.evaluate import doubt_of, wilson
+from ssld.health.evaluate import doubt_of
+from ssld.health.intervals import wilson
 
 CLASSES = ["blue", "green", "red"]
 
@@ -23,10 +24,10 @@ def good(colours, tmp_path_factory) -> Path:
     """A network that knows the colours: least squares on what random layers make of them."""
     import torch
 
+    from ssld.data.labels import LabelIndex
     from ssld.data.loading import eval_batches
     from ssld.data.sources import open_source
     from ssld.data.transforms import EvalView
-    from ssld.data.unreadable import label_index
     from ssld.engine.export import export
     from ssld.models.classifier import open_network
 
@@ -36,7 +37,7 @@ def good(colours, tmp_path_factory) -> Path:
     sources = [open_source(str(colours / "train"))]
     batches = list(eval_batches(
         sources, EvalView(32, network.crop_pct, network.interpolation), batch_size=36, rank=0,
-        world=1, workers=0, pin=False, label_index=label_index(sources, CLASSES, 3, "model"),
+        world=1, workers=0, pin=False, label_index=LabelIndex(CLASSES, 3),
     ))  # fmt: skip
     with torch.no_grad():
         (batch,) = batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,16 @@ from PIL import Image
 
 from ssld.cli.run import main
 from ssld.common.errors import InputError
-from ssld.data.labels import class_names, class_names_for, kept_order
-from ssld.data.loading import LabelIndex
+from ssld.data.labels import (
+    LabelIndex,
+    class_names,
+    class_names_for,
+    index_for,
+    kept_order,
+    known_index,
+    unknown_labels,
+)
 from ssld.data.sources import open_source
-from ssld.data.unreadable import label_index
-from ssld.distill.verify_teacher import teacher_labels, unknown_labels
 
 CLASSES = 12
 
@@ -105,10 +111,13 @@ def test_whoever_names_classes_is_asked_first(tmp_path):
     numbers = source(tmp_path / "a", ["0", "1", "2", "10", "11"])
     assert class_names([numbers]) == ["0", "1", "2", "10", "11"]
     by_text = ["0", "1", "10", "11", "2"]  # a network that was trained on folders sorted as text
-    assert [label_index([numbers], by_text, 5, "model")(x) for x in ("2", "10")] == [4, 2]
+    assert [
+        index_for([numbers], SimpleNamespace(num_classes=5, label_names=by_text), "model")(x)
+        for x in ("2", "10")
+    ] == [4, 2]
     assert class_names_for([numbers], by_text) == by_text
     with pytest.raises(InputError, match="class '0', which is not among"):
-        label_index([numbers], ["ape", "bee"], 2, "model")
+        index_for([numbers], SimpleNamespace(num_classes=2, label_names=["ape", "bee"]), "model")
     words = source(tmp_path / "b", ["1", "ten"])
     assert class_names_for([words], None) == ["1", "ten"]
     assert class_names_for([numbers, words], None) == ["0", "1", "10", "11", "2", "ten"]
@@ -122,7 +131,7 @@ def test_a_teacher_without_names_knows_numbers(tmp_path, numbered):
     teacher = open_network("teacher", arch="test_resnet", checkpoint=str(numbered[0]))
     numbers = source(tmp_path / "a", ["2", "10"])
     assert unknown_labels([numbers], teacher) is None
-    index = teacher_labels([numbers], teacher)
+    index = known_index([numbers], teacher)
     assert [index(x) for x in ("2", "10", "12")] == [2, 10, -1]
     beyond = source(tmp_path / "b", ["1", "12"])
     said = unknown_labels([beyond], teacher)

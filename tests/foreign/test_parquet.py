@@ -11,9 +11,8 @@ import pytest
 from given import labels, picture, put, table
 
 from ssld.common.errors import InputError
+from ssld.data.labels import class_names, has_labels
 from ssld.data.sources import key, open_source, read_address
-from ssld.data.unreadable import class_names
-from ssld.distill.setup import has_labels
 from ssld.engine.start import fingerprint
 
 

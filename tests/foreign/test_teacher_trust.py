@@ -20,7 +20,7 @@ from ssld.common.errors import InputError
 from ssld.distill.distill import Distillation
 from ssld.distill.verify_teacher import judge
 from ssld.models import teacher as teachers
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 
 METADATA = {
     "architecture": "test_resnet",
@@ -56,7 +56,7 @@ def formats(monkeypatch) -> list[torch.dtype]:
 
 
 @pytest.fixture
-def targets(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, Network]]:
+def targets(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, Classifier]]:
     """The targets of every step, what the teacher saw, and its network."""
     found = []
 
@@ -102,7 +102,7 @@ def test_pixels_are_normalised_in_float32_whatever_the_precision(teacher_file):
     teacher, _ = teachers.open_teacher(
         [teachers.TeacherConfig(checkpoint=str(teacher_file), input_size=24)], "fp32"
     )
-    network: Network = teacher.networks[0]  # type: ignore[assignment]
+    network = teacher.networks[0]
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     plain = network.preprocess(images)
     for dtype in (torch.bfloat16, torch.float16):
@@ -117,7 +117,7 @@ def test_evaluating_and_planning_use_the_precision_of_training(
 ):
     """`plan` tries other preprocessings in the very precision in which the teacher teaches."""
     found = set()
-    forward = Network.forward
+    forward = Classifier.forward
 
     def spied(self, images):
         logits = forward(self, images)
@@ -125,7 +125,7 @@ def test_evaluating_and_planning_use_the_precision_of_training(
             found.add(logits.dtype)
         return logits
 
-    monkeypatch.setattr(Network, "forward", spied)
+    monkeypatch.setattr(Classifier, "forward", spied)
     given = {"precision": "bf16", "teacher.dtype": dtype, "seconds": 0.01, "images": 16}
     main(["plan", *words(colours, teacher_file, tmp_path / "run", **given)])
     assert found == {{"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]}
@@ -286,7 +286,7 @@ def red_teacher(teacher_file, tmp_path_factory) -> Path:
     weights["fc.weight"] *= 3000
     model = timm.create_model("test_resnet", num_classes=3)
     model.load_state_dict(weights)
-    network = Network(model, input_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)).eval()
+    network = Classifier(model, input_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)).eval()
     reds = torch.tensor([[30, 90, 120], [220, 90, 120]], dtype=torch.uint8)
     with torch.no_grad():
         said = network(reds[:, None, None].expand(2, 32, 32, 3))

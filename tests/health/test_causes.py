@@ -15,7 +15,7 @@ from ssld.data.loading import Batch
 from ssld.health import causes as diagnosis
 from ssld.health.causes import causes
 from ssld.health.teacher_check import NORMALISATIONS, check_teacher
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.models.config import TeacherConfig
 from ssld.models.teacher import Teacher
 
@@ -42,7 +42,7 @@ class Nearest(nn.Module):
 def teacher(given="ImageNet's", right="ImageNet's", order=None, sharpness=300.0) -> Teacher:
     model = Nearest(right, order or list(range(CLASSES)), sharpness)
     mean, std = NORMALISATIONS[given]
-    return Teacher([Network(model, input_size=32, mean=mean, std=std)], [TeacherConfig()])
+    return Teacher([Classifier(model, input_size=32, mean=mean, std=std)], [TeacherConfig()])
 
 
 def batches(labeled=True) -> list[Batch]:
@@ -67,16 +67,16 @@ def plain() -> nn.Module:
     return model
 
 
-def student(name="test_resnet") -> tuple[Network, dict[str, Tensor]]:
+def student(name="test_resnet") -> tuple[Classifier, dict[str, Tensor]]:
     """A network in eval mode and a copy of its parameters; it is still to be moved."""
     torch.manual_seed(0)
     model = plain() if name == "plain" else timm.create_model(name, num_classes=CLASSES)
     initial = {n: p.detach().clone() for n, p in model.named_parameters()}
-    return Network(model.eval(), input_size=32), initial
+    return Classifier(model.eval(), input_size=32), initial
 
 
 @torch.no_grad()
-def move(network: Network, share=0.05, names: Callable[[str], bool] = lambda _: True) -> None:
+def move(network: Classifier, share=0.05, names: Callable[[str], bool] = lambda _: True) -> None:
     """Each tensor by `share` of its norm; one that is zero a little."""
     generator = torch.Generator().manual_seed(1)
     for name, p in network.model.named_parameters():
@@ -85,7 +85,7 @@ def move(network: Network, share=0.05, names: Callable[[str], bool] = lambda _: 
             p += step * (share * p.norm() / step.norm()) if p.any() else 1e-3 * share * step
 
 
-def moved(name="test_resnet", share=0.05) -> tuple[Network, dict[str, Tensor]]:
+def moved(name="test_resnet", share=0.05) -> tuple[Classifier, dict[str, Tensor]]:
     network, initial = student(name)
     move(network, share)
     return network, initial

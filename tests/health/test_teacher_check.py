@@ -15,7 +15,7 @@ from torch import nn
 
 from ssld.data.loading import Batch
 from ssld.health.teacher_check import GIVEN, NORMALISATIONS, SWAPPED, check_teacher
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 
 CLASSES = 120
 COLOURS = torch.rand(CLASSES, 3, generator=torch.Generator().manual_seed(0))
@@ -51,9 +51,9 @@ class Nearest(nn.Module):
         return -self.sharpness * torch.cdist(x.mean((2, 3)), self.known) ** 2
 
 
-def network(given=TRUE, **faults) -> Network:
+def network(given=TRUE, **faults) -> Classifier:
     mean, std = NORMALISATIONS[given]
-    return Network(Nearest(**faults).eval(), input_size=4, mean=mean, std=std)
+    return Classifier(Nearest(**faults).eval(), input_size=4, mean=mean, std=std)
 
 
 def batches(per_class=4, labeled=True, size=50) -> list[Batch]:
@@ -68,7 +68,7 @@ def batches(per_class=4, labeled=True, size=50) -> list[Batch]:
     return [Batch(images[p], torch.ones(len(ids[p])), targets[p], ids[p], []) for p in parts]
 
 
-def top1(net: Network, swap=False) -> float:
+def top1(net: Classifier, swap=False) -> float:
     with torch.no_grad():
         hits = [
             net(b.images.flip(-1) if swap else b.images).argmax(-1) == b.labels for b in batches()
@@ -164,7 +164,7 @@ def test_information_is_what_predictions_tell_about_an_image():
 @pytest.mark.parametrize("labeled", [True, False])
 def test_a_custom_normalisation_is_not_doubted(labeled):
     net = network()
-    near = Network(net.model, input_size=4, mean=(0.49, 0.45, 0.41), std=(0.228, 0.223, 0.226))
+    near = Classifier(net.model, input_size=4, mean=(0.49, 0.45, 0.41), std=(0.228, 0.223, 0.226))
     found = check_teacher(near, batches(labeled=labeled))
     assert found.findings == [] and "normalisation ImageNet's" not in found.information
     assert len(found.information) == 2 + len(NORMALISATIONS) - 1

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssld.common.errors import InputError
-from ssld.models.classifier import Network, open_network
+from ssld.models.classifier import Classifier, open_network
 
 
 def test_preprocess_is_the_textbook_formula():
-    network = Network(
+    network = Classifier(
         timm.create_model("test_resnet"), input_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)
     )
     images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
@@ -25,7 +25,7 @@ def test_preprocess_is_the_textbook_formula():
 
 
 def test_preprocess_resizes_to_its_own_size():
-    network = Network(timm.create_model("test_resnet"), input_size=24)
+    network = Classifier(timm.create_model("test_resnet"), input_size=24)
     flat = torch.full((1, 50, 50, 3), 200, dtype=torch.uint8)
     x = network.preprocess(flat)
     assert x.shape == (1, 3, 24, 24)
@@ -88,7 +88,7 @@ def test_every_tensor_is_accounted_for(teacher_file, tmp_path, damage):
 
 def test_bad_models_are_named(teacher_file, tmp_path):
     cases = [
-        (dict(arch="resnet5O"), "did you mean resnet50"),
+        (dict(arch="resnet5O"), "did you mean 'resnet50'"),
         (dict(arch="resnet50", checkpoint=str(teacher_file)), "holds a 'test_resnet'"),
         (dict(arch="resnet50", checkpoint="nowhere.safetensors"), "no such file"),
         (dict(arch="resnet50", checkpoint=__file__), "only safetensors"),
@@ -114,7 +114,7 @@ def test_cost_against_hand_counted_multiply_adds():
         torch.nn.Linear(4, 5),
     )
     model.pretrained_cfg = {"architecture": "hand"}
-    parameters, macs = Network(model, input_size=10).cost()
+    parameters, macs = Classifier(model, input_size=10).cost()
     assert parameters == pytest.approx((3 * 4 * 9 + 4 + 4 * 5 + 5) / 1e6)
     assert macs == pytest.approx((10 * 10 * 4 * 27 + 20) / 1e6)
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ssld.common.errors import InputError
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.models.config import TeacherConfig
 from ssld.models.teacher import Teacher, open_teacher
 
@@ -51,7 +51,7 @@ def test_batch_mode_is_the_references_train_mode(teacher_file):
 
 
 def test_average_is_in_probability_space(teacher_file):
-    other = Network(timm.create_model("test_resnet", num_classes=3).eval(), input_size=32)
+    other = Classifier(timm.create_model("test_resnet", num_classes=3).eval(), input_size=32)
     one, _ = open_teacher([TeacherConfig(checkpoint=str(teacher_file))], "fp32")
     both = Teacher([one.networks[0], other], [TeacherConfig(), TeacherConfig()])
     for temperature in (1.0, 4.0):
@@ -82,4 +82,6 @@ def test_own_size_and_dtype(teacher_file):
 def test_teachers_of_other_classes_are_refused(teacher_file):
     with pytest.raises(InputError, match="teacher 0 has 3 classes but teacher 1 has 1000"):
         one, _ = open_teacher([TeacherConfig(checkpoint=str(teacher_file))], "fp32")
-        Teacher([one.networks[0], Network(timm.create_model("test_resnet"))], [TeacherConfig()] * 2)
+        Teacher(
+            [one.networks[0], Classifier(timm.create_model("test_resnet"))], [TeacherConfig()] * 2
+        )

@@ -201,7 +201,7 @@ def test_every_key_is_needed(tmp_path, content):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("parameter_m", 3.0, "unknown key 'parameter_m', meant 'parameters_m'?"),
+        ("parameter_m", 3.0, "unknown key 'parameter_m'; did you mean 'parameters_m'?"),
         ("url", "https://example.org/x", "unknown key 'url'"),
         ("macs_m", "160", "macs_m is '160', it must be float"),
         ("macs_m", None, "macs_m is None"),

@@ -118,3 +118,15 @@ def test_our_architectures_can_be_scripted(name: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(scripted(images), model(images))
+
+
+@pytest.mark.parametrize("imports", ["zoo, timm", "zoo.architectures.hrnet, timm"])
+def test_zoo_waits_for_timm_and_whoever_only_asks_where_timm_is(imports: str) -> None:
+    code = (
+        "import importlib.util, sys, zoo.catalog, zoo.release, ssld.common.errors\n"
+        "assert not {'timm', 'torch'} & sys.modules.keys() and importlib.util.find_spec('timm')\n"
+        f"import {imports}; print(len(timm.list_models('*_ssld')))\n"
+        "assert zoo.InputError is ssld.common.errors.InputError\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(len(NAMES)), done.stderr

@@ -23,7 +23,7 @@ from ssld.common.errors import InputError
 from ssld.distill.config import DistillConfig, SupervisedConfig
 from ssld.engine.export import export
 from ssld.engine.run_folder import RunFolder
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.zoo.release_run import About, assemble, without_secrets
 from zoo.publish.card import write_card
 from zoo.release import read_manifest, seal, verify
@@ -70,7 +70,7 @@ def a_run(folder: Path, *, supervised: bool = False, **changes: Any) -> Path:
     run.record("exported", {"step": 10, "metric": "agreement1", "value": 0.9})
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10)
-    export(Network(model, input_size=32, mean=(0.1, 0.2, 0.3)), folder / "student", 10)
+    export(Classifier(model, input_size=32, mean=(0.1, 0.2, 0.3)), folder / "student", 10)
     return folder
 
 

@@ -35,7 +35,7 @@ from torch.jit._trace import TracerWarning
 from torch.jit.frontend import FrontendError
 from torch.onnx.errors import OnnxExporterError, OnnxExporterWarning
 
-from zoo.errors import InputError
+from zoo.errors import InputError, one_line
 from zoo.export import torchvision_resnet
 
 TOLERANCE = 1e-4
@@ -103,7 +103,7 @@ def export(model: nn.Module, format: str, out: Path) -> Exported:
         exported = _write_checked(network, format, temporary / out.name, header, trials)
         return _place(exported, out)
     except (OSError, SafetensorError) as error:
-        said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        said = one_line(error)
         raise InputError(
             f"{out} cannot be written ({said}); free space or give another path"
         ) from error

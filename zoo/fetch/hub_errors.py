@@ -5,7 +5,7 @@ from __future__ import annotations
 from json import JSONDecodeError
 from pickle import UnpicklingError
 
-from zoo.errors import InputError
+from zoo.errors import InputError, one_line
 
 DETAIL_CHARACTERS = 300
 WRAPPERS = (RuntimeError, FileNotFoundError)  # of the client, the reason is their cause
@@ -40,7 +40,7 @@ def sentence(error: Exception, repo: str, endpoint: str) -> str:
     while isinstance(error, WRAPPERS) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     where = f"{repo} on {endpoint}"
-    detail = " ".join(str(error).split())[:DETAIL_CHARACTERS]
+    detail = one_line(error, DETAIL_CHARACTERS)
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, NO_HUB):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from zoo.architectures import architecture, cfg_of
-from zoo.catalog import Entry, find, paddle_classes
-from zoo.errors import InputError
+from zoo.catalog import Entry, paddle_classes
+from zoo.errors import InputError, did_you_mean, one_line
 from zoo.paddle import mobilenets, resnets
 from zoo.paddle.rename import DoesNotFit, Weights
 
@@ -43,9 +42,9 @@ def entry_of(paddle_class: str) -> Entry:
     known = paddle_classes()
     paddle_class = paddle_class.removesuffix("_ssld")
     if paddle_class not in known:
-        nearest = difflib.get_close_matches(paddle_class, known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
-        raise InputError(f"there is no rule for the Paddle class {paddle_class!r}; {hint}")
+        hint = did_you_mean(paddle_class, known, most=3, cutoff=0.5)
+        hint = hint or f"; known: {', '.join(known)}"
+        raise InputError(f"there is no rule for the Paddle class {paddle_class!r}{hint}")
     return known[paddle_class][0]
 
 
@@ -119,7 +118,7 @@ def _fitted(paddle: Mapping[str, Tensor], entry: Entry) -> Weights:
     try:
         weights = rule(dict(paddle), model)
     except (RuntimeError, IndexError, AttributeError, KeyError) as error:  # shapes of anything
-        raise DoesNotFit(" ".join(str(error).split())[:200]) from error
+        raise DoesNotFit(one_line(error, 200)) from error
     _require_fit(weights, model)
     counter = partial(torch.zeros, (), dtype=torch.int64)  # each its own memory: safetensors asks
     return {k: weights[k].contiguous() if k in weights else counter() for k in model.state_dict()}
@@ -128,9 +127,8 @@ def _fitted(paddle: Mapping[str, Tensor], entry: Entry) -> Weights:
 @cache
 def _on_meta(name: str, classes: int) -> nn.Module:
     """The architecture's names and shapes, without memory."""
-    entry = find(name)
     with torch.device("meta"):
-        return architecture(entry)(pretrained_cfg=cfg_of(entry), num_classes=classes, **entry.args)
+        return timm.create_model(name, num_classes=classes)
 
 
 def _require_fit(weights: Mapping[str, Tensor], model: nn.Module) -> None:

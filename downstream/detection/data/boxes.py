@@ -64,7 +64,7 @@ class Boxes:
 
 
 class BoxSource:
-    """Images and their boxes; a `Source` (`ssld/data/sources.py`) besides.
+    """Images and their boxes; a `Source` (`ssld/data/source.py`) besides.
 
     Flat arrays and Arrow strings, so that loader processes share the memory.
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.streams import bar_seconds
 from ssld.data.decode import Unreadable, image_size, orientation_of
 
@@ -74,7 +74,7 @@ def read_headers(folder: str, names: Sequence[str]) -> Headers:
             try:
                 upright[i], turns[i] = _header(os.path.join(folder, names[i]))
             except (OSError, Unreadable) as error:
-                unreadable[i] = " ".join(str(error).split())
+                unreadable[i] = one_line(error)
         return len(chunk)
 
     progress = tqdm(

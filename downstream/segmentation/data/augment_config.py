@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssld.distill.config import require
+from ssld.common.settings import Probability, Settings, ShareBelowOne, require
 
 
 @dataclass(frozen=True)
-class MaskAugmentConfig:
+class MaskAugmentConfig(Settings, section="augment"):
     """SSLD section 4.6 and the reference's recipe (PaddleSeg, configs/_base_/cityscapes.yml)."""
 
     crop: tuple[int, int] = (512, 1024)
@@ -17,13 +17,14 @@ class MaskAugmentConfig:
     """Smallest and largest factor by which an image is resized before it is cropped."""
     scale_step: float = 0.25
     """Distance between the factors that are drawn from."""
-    flip: float = 0.5
+    flip: Probability = 0.5
     """Probability of a horizontal flip."""
-    colour: float = 0.4
+    colour: ShareBelowOne = 0.4
     """Largest change of brightness, contrast and saturation, as a share; 0 leaves colours alone,
     the hue, too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.crop) == 2 and min(self.crop) > 0,
             f"augment.crop is {self.crop}: give height and width in px, both above 0",
@@ -36,8 +37,6 @@ class MaskAugmentConfig:
             f"augment.scale_step is {self.scale_step}: give a number above 0 that divides "
             f"{high - low:g}, the range of augment.scale",
         )
-        require(0 <= self.flip <= 1, f"augment.flip is {self.flip}: give a probability")
-        require(0 <= self.colour < 1, f"augment.colour is {self.colour}: give 0 <= share < 1")
 
     @property
     def factors(self) -> list[float]:

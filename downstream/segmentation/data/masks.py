@@ -98,7 +98,7 @@ def hex_colour(value: int) -> str:
 
 
 class MaskSource:
-    """Images that have a mask; satisfies `ssld.data.sources.Source`, so it pickles cheaply.
+    """Images that have a mask; satisfies `ssld.data.source.Source`, so it pickles cheaply.
 
     Args:
         layout: its name, for the report.

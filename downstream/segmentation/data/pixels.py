@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from downstream.segmentation.data.class_table import IGNORE
+from ssld.common.errors import one_line
 from ssld.data.decode import MAX_PIXELS, Unreadable
 
 UNKNOWN = 254
@@ -37,7 +38,7 @@ def open_png(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise Unreadable("not a PNG") from error
     except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error) as error:
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+        raise Unreadable(one_line(error)) from error
     except Image.DecompressionBombError as error:
         raise Unreadable(str(error)) from error
     return image

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.common.files import cannot_write
 from ssld.curate import tables
 from ssld.curate.context import Part, Work
@@ -34,7 +34,8 @@ from ssld.curate.sets.images import Shard, batched, key
 from ssld.curate.sets.index import Index
 from ssld.curate.workers import BATCH
 from ssld.data.decode import Unreadable
-from ssld.data.sources import Address, read_address
+from ssld.data.sources import read_address
+from ssld.data.storage import Address
 
 EXAMINED = pa.schema(
     [
@@ -71,7 +72,7 @@ def features_at(reads: Sequence[Read]) -> list[Features | str]:
             same = hashlib.sha256(data).digest() == sha256
             found.append(features(data) if same else "its bytes are others now")
         except (OSError, Unreadable) as error:
-            found.append(" ".join(str(error).split()))
+            found.append(one_line(error))
     return found
 
 

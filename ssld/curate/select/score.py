@@ -24,13 +24,13 @@ from ssld.curate.sets.images import ImageSet, Shard, batched, key
 from ssld.curate.sets.index import Index
 from ssld.data.decode import decode
 from ssld.data.eval_view import eval_view
-from ssld.data.labels import misfit, table_of
+from ssld.data.labels import known_index, misfit, table_of, unknown_labels
 from ssld.data.loading import Batch, View, batches_of
 from ssld.data.transforms import SquashView
 from ssld.data.unreadable import Unreadables, eval_batches
-from ssld.distill.verify_teacher import VERIFY_IMAGES, judge, teacher_labels, unknown_labels
+from ssld.distill.verify_teacher import VERIFY_IMAGES, judge
 from ssld.health.evaluate import accuracy
-from ssld.models.classifier import Network
+from ssld.models.classifier import Classifier
 from ssld.models.teacher import autocast, open_one
 from ssld.models.teacher_faults import CURE, samples
 
@@ -84,7 +84,7 @@ class Scorer:
         return batches_of(images.sources, view, rows, workers=self.work.config.workers, pin=pin)
 
 
-def _check_classes(network: Network, labeled: ImageSet | None) -> None:
+def _check_classes(network: Classifier, labeled: ImageSet | None) -> None:
     for source in labeled.sources if labeled else []:
         problem = misfit(table_of("the teacher", network), [source], f"labeled {source.path}")
         if problem:
@@ -151,7 +151,7 @@ def verify(work: Work, scorer: Scorer, labeled: ImageSet | None) -> None:
         InputError: it is near chance and `teacher.verify` is on.
     """
     network, sources = scorer.network, list(labeled.sources) if labeled else []
-    problem = unknown_labels(sources, network) if sources else "no labeled images are given"
+    problem = unknown_labels(sources, network, VERIFY_IMAGES)
     if problem:
         return work.say(f"teacher: not verified, {problem}")
     batches = eval_batches(
@@ -161,7 +161,7 @@ def verify(work: Work, scorer: Scorer, labeled: ImageSet | None) -> None:
         workers=work.config.workers,
         device=work.processes.device,
         unreadables=Unreadables(sources, 1.0),
-        label_index=teacher_labels(sources, network),
+        label_index=known_index(sources, network),
         limit=VERIFY_IMAGES,
         description="verify teacher",
     )

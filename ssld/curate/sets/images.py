@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 
 from ssld.common.errors import InputError
-from ssld.data.sources import Address, Source, open_source
-from ssld.data.storage import is_remote
+from ssld.data.source import Source
+from ssld.data.sources import open_source
+from ssld.data.storage import Address, is_remote
 
 Pieced = TypeVar("Pieced", range, list, np.ndarray)
 

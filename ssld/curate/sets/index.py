@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.curate import tables
 from ssld.curate.context import Part, Work
 from ssld.curate.sets.images import ImageSet, Shard, batched, key
 from ssld.curate.workers import BATCH
 from ssld.data.decode import Unreadable, alpha_of, decode, stored_as
-from ssld.data.sources import Address, read_address
+from ssld.data.sources import read_address
+from ssld.data.storage import Address
 
 VERSION = 2
 """Of what a row says: another one makes the index anew."""
@@ -54,7 +55,7 @@ def measure_all(addresses: Sequence[Address]) -> list[tuple]:
         try:
             found.append(measure(read_address(address)))
         except (OSError, Unreadable) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             found.append((None, None, None, None, None, None, None, reason))
     return found
 

@@ -240,7 +240,7 @@ def test_a_network_is_built_again_from_its_description(name):
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(InputError, match="'fcm', there are fcn, .*; did you mean fcn?"):
+    with pytest.raises(InputError, match="'fcm', there are fcn, .*; did you mean 'fcn'?"):
         build("fcm", random("test_resnet"), 3)
 
 

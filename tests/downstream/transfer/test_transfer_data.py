@@ -20,7 +20,8 @@ from downstream.transfer import known_datasets as transfer_data
 from downstream.transfer.config import TransferConfig, TransferDataConfig
 from ssld.cli.parse import parse
 from ssld.common.errors import InputError
-from ssld.data.sources import Source, open_source
+from ssld.data.source import Source
+from ssld.data.sources import open_source
 
 PARTS = ("train", "val", "test")
 

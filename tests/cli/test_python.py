@@ -1,0 +1,84 @@
+"""`ssld.distill(...)` and its like, as a script and a notebook call them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssld
+from ssld.common.errors import InputError
+
+TINY = {"batch_size": 8, "trackers": [], "probe": {"every_epochs": 0}, "precision": "fp32"}
+
+
+def test_nothing_is_imported_before_a_call():
+    code = "import ssld, sys; assert callable(ssld.distill) and callable(ssld.curate); "
+    code += "assert callable(ssld.evaluate) and callable(ssld.supervised); "
+    code += "assert not {'torch', 'timm', 'numpy'} & set(sys.modules); print(ssld.distill.__doc__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "frozen teacher" in done.stdout, done.stderr
+
+
+def test_the_package_below_is_there_all_the_same():
+    from ssld.distill.config import DistillConfig
+    from ssld.distill.divergence import divergence
+
+    assert callable(ssld.distill) and callable(divergence) and DistillConfig.__name__
+    with pytest.raises(AttributeError, match="no attribute 'destill'"):
+        ssld.destill  # noqa: B018  # type: ignore[attr-defined]
+
+
+def test_two_runs_in_one_process(colours, teacher_file, tmp_path):
+    data = {"unlabeled": colours / "unlabeled", "val": [colours / "val"], "workers": 0}
+    teacher = {"checkpoint": teacher_file, "verify": False}
+    run = ssld.distill(
+        out=tmp_path / "a", teacher=teacher, student="test_resnet", data=data, steps=2, **TINY
+    )
+    assert run.folder == tmp_path / "a" and run.metrics["step"] == 2
+    assert 0 <= run.metrics["agreement1"] <= 1
+    assert run.student.num_classes == 3 and not run.student.training  # type: ignore[union-attr]
+    bf16 = {**TINY, "precision": "bf16"}
+    again = ssld.supervised(
+        out=tmp_path / "b", student=tmp_path / "a", steps=1, **bf16,
+        data={"labeled": str(colours / "train"), "val": str(colours / "val"), "workers": 0},
+    )  # fmt: skip
+    assert "top1" in again.metrics
+    result = ssld.evaluate(model=again.folder, data=colours / "val", workers=0)
+    assert result["images"] == 24 and result["top1_low"] <= result["top1"] <= result["top1_high"]
+
+
+def test_several_teachers_and_plain_sources(colours, teacher_file, tmp_path):
+    run = ssld.distill(
+        out=tmp_path / "a", teacher=[teacher_file, teacher_file], student="test_resnet",
+        data=[colours / "unlabeled"], steps=1, **TINY,
+    )  # fmt: skip
+    config = (run.folder / "config.yaml").read_text()
+    assert config.count("teacher.safetensors") == 2 and "unlabeled:\n  - " in config
+
+
+def test_a_curation(colours, teacher_file, tmp_path):
+    done = ssld.curate(
+        out=tmp_path / "c", gallery=colours / "unlabeled", protected=colours / "val",
+        teacher=teacher_file, workers=0, select={"k": 3},
+    )  # fmt: skip
+    assert done.selected.is_file() and json.loads((done.folder / "manifest.json").read_text())
+    assert done.metrics["versions"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stpes": 3}, r"ssld.distill\(...\): unknown setting 'stpes'; did you mean 'steps'"),
+        ({"steps": 0}, "steps is 0: give a number above 0"),
+        ({"schedule": {"lr": -1.0}}, "schedule.lr is -1.0: give a number above 0"),
+    ],
+)
+def test_bad_input_is_a_sentence(tmp_path, settings, message):
+    given = {"out": tmp_path / "a", "teacher": "test_resnet", "student": "test_resnet"}
+    with pytest.raises(InputError, match=message):
+        ssld.distill(**given, data=tmp_path, **settings)
+    assert not Path(tmp_path / "a").exists()
