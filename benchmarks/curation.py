@@ -30,7 +30,7 @@ import numpy as np
 
 from ssld.curate.near_duplicates.hamming_embedding import evenly
 from ssld.curate.near_duplicates.matching import mirrored_descriptors, verdicts
-from ssld.curate.near_duplicates.reference_set import Pair, ProtectedSet
+from ssld.curate.near_duplicates.reference_set import Pair, ReferenceSet
 from ssld.curate.near_duplicates.shortlist import Shortlist, views
 from ssld.curate.near_duplicates.sift import Features, features
 from ssld.data.decode import decode
@@ -187,7 +187,7 @@ class Found:
 class Worker:
     """What every process has."""
 
-    sets: dict[str, ProtectedSet]
+    sets: dict[str, ReferenceSet]
     baselines: Baselines | None
 
 
@@ -196,7 +196,7 @@ _WORKER: Worker
 
 def begin(folders: dict[str, Path], baselines: Baselines | None) -> None:
     global _WORKER
-    _WORKER = Worker({name: ProtectedSet(folder) for name, folder in folders.items()}, baselines)
+    _WORKER = Worker({name: ReferenceSet(folder) for name, folder in folders.items()}, baselines)
 
 
 def peak_mib() -> float:
@@ -257,7 +257,7 @@ def dropped_by_rule(
     for number, batch in enumerate(found):
         pairs = batch.pairs[name]
         image, protected = (
-            np.array([getattr(pair, key) for pair in pairs], int) for key in ("image", "protected")
+            np.array([getattr(pair, key) for pair in pairs], int) for key in ("image", "number")
         )
         inliers, ncc, cosine = (
             np.array([getattr(pair, key) for pair in pairs], float)
@@ -326,8 +326,8 @@ def run(given: argparse.Namespace, folder: Path) -> list[list[list[str]]]:
     of_protected = protected_embeddings(truth.protected, given)
     of_gallery = gallery_embeddings(truth.gallery, given)
     folders = {TEACHER: folder / "teacher", ALONE: folder / "alone"}
-    protected = ProtectedSet.build(folders[TEACHER], images, of_protected)
-    ProtectedSet.build(folders[ALONE], images, None)
+    protected = ReferenceSet.build(folders[TEACHER], images, of_protected)
+    ReferenceSet.build(folders[ALONE], images, None)
     clock = time.process_time()
     shortlist = protected.shortlist(of_gallery)
     shortlist_ms = 1000 * (time.process_time() - clock) / len(truth.gallery)

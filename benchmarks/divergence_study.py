@@ -13,17 +13,16 @@ Writes `divergences.csv` (every run) and `divergences.png` (agreement against le
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from packs import sheets
+from tables import plain, show, spread, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,17 +75,9 @@ def network(width: int) -> nn.Module:
 
 def images(path: Path) -> tuple[Tensor, Tensor]:
     """-> float32 [n, 3, 16, 16] in about -2..2, int64 [n]."""
-    pack = np.load(path)
-    pixels = []
-    for name in sorted(k for k in pack.files if k.startswith("sheet_")):
-        sheet = np.asarray(Image.open(io.BytesIO(pack[name].tobytes())).convert("RGB"))
-        rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
-        tiles = sheet.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 4, 1, 3)
-        pixels.append(tiles.reshape(-1, 3, 32, 32))
-    x = torch.from_numpy(np.concatenate(pixels)).float()
-    x = F.avg_pool2d(x, 32 // SIDE) / 64 - 2
-    labels = torch.from_numpy(pack["labels"]).long()
-    return x[: len(labels)], labels
+    pixels, labels, _ = sheets(path)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()  # [n, 3, 32, 32]
+    return F.avg_pool2d(x, 32 // SIDE) / 64 - 2, torch.from_numpy(labels)
 
 
 def view(x: Tensor, number: int) -> Tensor:
@@ -178,7 +169,8 @@ def main() -> None:
                 rows.append({**row, "initial_gradient": round(gradients[name], 5)})
                 print(rows[-1], flush=True)
                 save(given.out, rows)
-    summarise(rows)
+    head = ["divergence", "lr", "gradient at start", "agreement@1", "top-1", "KL left"]
+    show(head, means(rows))
 
 
 def one_run(
@@ -208,10 +200,7 @@ def one_run(
 
 
 def save(out: Path, rows: list[dict]) -> None:
-    with (out / "divergences.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write(out / "divergences.csv", rows)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row["loss"] for row in rows):
@@ -222,24 +211,20 @@ def save(out: Path, rows: list[dict]) -> None:
     axes.set_xscale("log", base=4)
     axes.set_xlabel(f"learning rate (batch {BATCH})")
     axes.set_ylabel("agreement@1 with the teacher, held-out, %")
-    axes.grid(color="#e6e8eb")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, "both")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(out / "divergences.png", dpi=110)
 
 
-def summarise(rows: list[dict]) -> None:
-    print("| divergence | lr | gradient at start | agreement@1 | top-1 | KL left |")
-    print("|---|---|---|---|---|---|")
-    for key in dict.fromkeys((row["loss"], row["lr"]) for row in rows):
-        runs = [row for row in rows if (row["loss"], row["lr"]) == key]
-        cells = []
-        for metric, scale in (("agreement1", 100), ("top1", 100), ("kl", 1)):
-            values = [scale * run[metric] for run in runs]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
-        gradient = runs[0]["initial_gradient"]
-        print(f"| {key[0]} | {key[1]} | {gradient:.4f} | {' | '.join(cells)} |")
+def means(rows: list[dict]) -> Iterator[list[str]]:
+    """Over seeds, for each divergence and rate."""
+    for name, lr in dict.fromkeys((row["loss"], row["lr"]) for row in rows):
+        runs = [row for row in rows if (row["loss"], row["lr"]) == (name, lr)]
+        cells = [
+            spread([scale * run[metric] for run in runs], 2)
+            for metric, scale in (("agreement1", 100), ("top1", 100), ("kl", 1))
+        ]
+        yield [name, str(lr), f"{runs[0]['initial_gradient']:.4f}", *cells]
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from ssld.data.batching import train_batches
 from ssld.data.config import AugmentConfig
-from ssld.data.loading import train_batches
+from ssld.data.loading import ViewBatches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView
@@ -77,18 +78,12 @@ def ours(folder: Path, workers: int, antialias: bool) -> Callable[[], float]:
 
     def run() -> float:
         batches = train_batches(
-            [source],
+            ViewBatches([source], TrainView(AugmentConfig(antialias=antialias), SIZE, 0)),
             Sampler([len(source)], None, 0),
-            TrainView(AugmentConfig(antialias=antialias), SIZE, 0),
             batch_size=BATCH,
-            rank=0,
-            world=1,
             first_step=0,
             last_step=steps,
-            accumulate=1,
             workers=workers,
-            pin=False,
-            label_index=None,
         )
         return rate(batches, lambda batch: batch.images.shape[0])
 

@@ -53,11 +53,6 @@ def resize(image: Image.Image, _: random.Random, share: float) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def squash(image: Image.Image, _: random.Random) -> Image.Image:
-    side = min(image.size)
-    return image.resize((side, side), Image.Resampling.BICUBIC)
-
-
 def crop(image: Image.Image, rng: random.Random, share: float) -> Image.Image:
     """`share` of the area, of the same aspect, somewhere."""
     width, height = (max(1, round(side * math.sqrt(share))) for side in image.size)
@@ -83,10 +78,6 @@ def colour(image: Image.Image, rng: random.Random, strength: float = 0.4) -> Ima
     turn = rng.randint(-round(64 * strength), round(64 * strength))  # of 256 for the full circle
     hue = hue.point([(level + turn) % 256 for level in range(256)])
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-
-
-def grey(image: Image.Image, _: random.Random) -> Image.Image:
-    return image.convert("L").convert("RGB")
 
 
 def blur(image: Image.Image, _: random.Random, radius_px: float) -> Image.Image:
@@ -158,18 +149,6 @@ def hard_mix(image: Image.Image, rng: random.Random) -> Image.Image:
     return jpeg(image, rng, rng.randint(30, 50))
 
 
-def crop_and_flip(image: Image.Image, rng: random.Random) -> Image.Image:
-    return flip(crop(image, rng, 0.25), rng)
-
-
-def faded(image: Image.Image, _: random.Random) -> Image.Image:
-    return Image.blend(image, Image.new("RGB", image.size, (200, 200, 200)), 0.75)
-
-
-def tiny(image: Image.Image, rng: random.Random) -> Image.Image:
-    return resize(image, rng, 48 / max(image.size))
-
-
 def harder_mix(image: Image.Image, rng: random.Random) -> Image.Image:
     image = crop(image, rng, rng.uniform(0.4, 0.7))
     image = flip(image, rng) if rng.random() < 0.5 else image
@@ -179,46 +158,38 @@ def harder_mix(image: Image.Image, rng: random.Random) -> Image.Image:
     return jpeg(image, rng, rng.randint(25, 50))
 
 
-def small_on_page(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A fifth to a tenth of the page's area."""
-    return screenshot(screenshot(image, rng), rng)
-
-
-def after_flip(image: Image.Image, rng: random.Random, edit: Edit) -> Image.Image:
-    return edit(flip(image, rng), rng)
-
-
-def same(image: Image.Image, _: random.Random) -> Image.Image:
-    return image
-
-
+QUALITIES = {"jpeg_80": 80, "jpeg_50": 50, "jpeg_20": 20}
 EDITS: dict[str, Edit] = {
-    **{f"jpeg_{q}": functools.partial(jpeg, quality=q) for q in (80, 50, 20)},
+    **dict.fromkeys(QUALITIES, lambda image, _: image),  # made by the file's own quality
     **{f"resize_{p}": functools.partial(resize, share=p / 100) for p in (75, 50, 25)},
-    "squash": squash,
+    "squash": lambda image, _: image.resize((min(image.size),) * 2, Image.Resampling.BICUBIC),
     **{f"crop_{p}": functools.partial(crop, share=p / 100) for p in (90, 70, 50)},
     "flip": flip,
     **{f"rotate_{degrees}": functools.partial(rotate, degrees=degrees) for degrees in (5, 20)},
     "colour": colour,
-    "grey": grey,
+    "grey": lambda image, _: image.convert("L").convert("RGB"),
     **{f"blur_{radius}": functools.partial(blur, radius_px=radius) for radius in (1, 2)},
     "text": text,
     "border": border,
     "screenshot": screenshot,
     "mild_mix": mild_mix,
-    "mild_mix_flip": functools.partial(after_flip, edit=mild_mix),
+    "mild_mix_flip": lambda image, rng: mild_mix(flip(image, rng), rng),
     "hard_mix_1": hard_mix,
     "hard_mix_2": hard_mix,
 }
 STRESS: dict[str, Edit] = {
-    "stress_crop_25_flip": crop_and_flip,
-    "stress_faded": faded,
-    "stress_tiny": tiny,
+    "stress_crop_25_flip": lambda image, rng: flip(crop(image, rng, 0.25), rng),
+    "stress_faded": lambda image, _: Image.blend(
+        image, Image.new("RGB", image.size, (200, 200, 200)), 0.75
+    ),
+    "stress_tiny": lambda image, rng: resize(image, rng, 48 / max(image.size)),
     "stress_mix": harder_mix,
-    "stress_page": small_on_page,
+    "stress_page": lambda image, rng: screenshot(screenshot(image, rng), rng),
 }
-"""A picture in a picture in a page is also what a collage looks like to matching."""
-CLEAN_EDITS: dict[str, Edit] = {"text": text, "border": border, "screenshot": screenshot}
+"""The last one has a fifth to a tenth of the page's area: a picture in a picture in a page is also
+what a collage looks like to matching."""
+CLEAN_KINDS = ("border", "screenshot", "text")
+"""One in three of the clean images has one of these edits."""
 
 
 def photographs(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -238,15 +209,9 @@ def make(job: tuple[Path, bytes, str, str]) -> None:
     path, data, name, key = job
     with Image.open(io.BytesIO(data)) as stored:
         image = stored.convert("RGB")
-    edited = {**EDITS, **STRESS, "none": same}[name](image, random.Random(f"{key}/{name}"))
-    quality = int(name[5:]) if name.startswith("jpeg_") else QUALITY
-    if name.startswith("jpeg_"):  # made by the file's own quality, not encoded twice
-        edited = image
-    edited.save(path, "JPEG", quality=quality)
-
-
-def clean_edit(rng: random.Random) -> str:
-    return rng.choice(sorted(CLEAN_EDITS)) if rng.random() < 1 / 3 else "none"
+    if name != "none":
+        image = {**EDITS, **STRESS}[name](image, random.Random(f"{key}/{name}"))
+    image.save(path, "JPEG", quality=QUALITIES.get(name, QUALITY))
 
 
 def build(photos: Path, more: list[Path], out: Path, protected: int, clean: int, seed: int) -> None:
@@ -272,10 +237,15 @@ def build(photos: Path, more: list[Path], out: Path, protected: int, clean: int,
         (out / "protected" / file).write_bytes(data)
         items += [(name, data, edit, file) for edit in EDITS]
         items += [(name, data, edit, file) for edit in STRESS if i % 4 == 0]
-    items += [(name, data, clean_edit(rng), "") for name, data in others[:clean]]
+    for name, data in others[:clean]:
+        edit = rng.choice(CLEAN_KINDS) if rng.random() < 1 / 3 else "none"
+        items.append((name, data, edit, ""))
     rng.shuffle(items)
     files = [f"{number:06d}.jpg" for number in range(len(items))]
-    write_truth(out / "truth.csv", files, items)
+    with (out / "truth.csv").open("w", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("gallery", "protected", "edit"))
+        table.writerows((file, item[3], item[2]) for file, item in zip(files, items, strict=True))
     jobs = [
         (out / "gallery" / file, data, edit, f"{seed}/{name}")
         for file, (name, data, edit, _) in zip(files, items, strict=True)
@@ -283,14 +253,6 @@ def build(photos: Path, more: list[Path], out: Path, protected: int, clean: int,
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as workers:
         for _ in workers.imap_unordered(make, jobs, chunksize=32):
             pass
-
-
-def write_truth(path: Path, files: list[str], items: list[tuple[str, bytes, str, str]]) -> None:
-    with path.open("w", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(("gallery", "protected", "edit"))
-        for file, (_, _, edit, protected) in zip(files, items, strict=True):
-            table.writerow((file, protected, edit))
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     python benchmarks/teacher_witness.py FOLDER [--images 100] [--cache runs/teacher-witness]
 
 FOLDER holds photographs of six domains (imagenet-sample-256, clothing-small-160, camvid, bccd,
-mouse-keypoints .tar, cifar100-test.npz), `load_packed.py`, which reads the last, and an ImageNet
-classifier of mean = std = 0.5 as mobilenetv2_100.imagenet1k.fp16.safetensors. Each domain is taken
+mouse-keypoints .tar, cifar100-test.npz) and an ImageNet classifier of mean = std = 0.5 as
+mobilenetv2_100.imagenet1k.fp16.safetensors. Each domain is taken
 as it is, in grey and as the central quarter; pairs of domains are mixed. The classifier is judged
 by `ssld.health.teacher_check` as it is right, and with each fault planted. Prints the tables of
 docs/teacher-check.md.
@@ -13,7 +13,6 @@ docs/teacher-check.md.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import itertools
 import json
@@ -23,8 +22,10 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from packs import CLASSIFIER, sheets
 from PIL import Image
 from safetensors.torch import load_file
+from tables import show
 
 from ssld.data.transforms import EvalView
 from ssld.health.teacher_check import (
@@ -65,14 +66,6 @@ def of_tar(path: Path, count: int) -> tuple[list[Image.Image], list[int]]:
     return images, [labels.get(name, -1) for name in names]
 
 
-def of_cifar(folder: Path, count: int) -> tuple[list[Image.Image], list[int]]:
-    spec = importlib.util.spec_from_file_location("load_packed", folder / "load_packed.py")
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    pixels, _, _ = module.cifar(folder / "cifar100-test.npz")
-    return [Image.fromarray(x) for x in pixels[:count]], [-1] * count
-
-
 def shown(image: Image.Image, form: str) -> torch.Tensor:
     """A form of the image as an evaluation at 224 px sees it, uint8 [224, 224, 3]."""
     if form == "grey":
@@ -98,7 +91,7 @@ def logits(model: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
 
 def classifier(folder: Path) -> torch.nn.Module:
     model = timm.create_model("mobilenetv2_100", pad_type="same").eval()
-    weights = load_file(folder / "mobilenetv2_100.imagenet1k.fp16.safetensors")
+    weights = load_file(folder / CLASSIFIER)
     model.load_state_dict({name: x.float() for name, x in weights.items()})
     return model
 
@@ -109,9 +102,11 @@ def measured(folder: Path, count: int, cache: Path) -> tuple[dict[str, np.ndarra
     cache.mkdir(parents=True, exist_ok=True)
     model, found, known = classifier(folder), {}, np.empty(0)
     for domain in (*TARS, "cifar100"):
-        packed = domain == "cifar100"
-        path = folder / f"{TARS.get(domain)}.tar"
-        images, labels = of_cifar(folder, count) if packed else of_tar(path, count)
+        if domain == "cifar100":
+            pixels = sheets(folder / "cifar100-test.npz")[0][:count]
+            images, labels = list(map(Image.fromarray, pixels)), [-1] * len(pixels)
+        else:
+            images, labels = of_tar(folder / f"{TARS[domain]}.tar", count)
         known = np.array(labels) if domain == "imagenet-sample" else known
         for form in FORMS:
             file = cache / f"{domain}, {form}.npy"
@@ -129,8 +124,8 @@ def measured(folder: Path, count: int, cache: Path) -> tuple[dict[str, np.ndarra
 def judged(
     probabilities: np.ndarray, labels: np.ndarray, name: str = RIGHT, swapped: bool = False
 ) -> TeacherCheck:
-    """As `ssld.health.teacher_check.check_teacher` judges the classifier with a normalisation and an order
-    of channels given, those of `DIM` with the name "dim"."""
+    """As `ssld.health.teacher_check.check_teacher` judges the classifier with a normalisation and
+    an order of channels given, those of `DIM` with the name "dim"."""
     given = ("0 to 255", False) if name == "dim" else (name, swapped)
     mean, std = NORMALISATIONS[RIGHT if name == "dim" else name]
     network = Classifier(timm.create_model("test_vit"), input_size=224, mean=mean, std=std)
@@ -165,8 +160,7 @@ def word(check: TeacherCheck) -> str:
 def without_labels(found: dict[str, np.ndarray]) -> None:
     """What is said of each domain, right and with every fault."""
     rng = np.random.default_rng(0)
-    print("| images | told, nats | as it is right | of 20 halves | " + " | ".join(FAULTS) + " |")
-    print("|---" * (len(FAULTS) + 4) + "|")
+    rows = []
     for name, p in found.items():
         unknown = np.full(p.shape[1], -1)
         right = judged(p, unknown)
@@ -175,22 +169,23 @@ def without_labels(found: dict[str, np.ndarray]) -> None:
         faults = [word(judged(p, unknown, *fault)) for fault in FAULTS.values()]
         alarms = f"{words.count('found')} found, {words.count('hint')} hints"
         told = f"{right.information[GIVEN]:.2f}"
-        print("| " + " | ".join([name, told, word(right), alarms, *faults]) + " |")
+        rows.append([name, told, word(right), alarms, *faults])
+    show(["images", "told, nats", "as it is right", "of 20 halves", *FAULTS], rows)
 
 
 def with_labels(p: np.ndarray, labels: np.ndarray) -> None:
     """What is said of photographs of the classifier's own classes."""
     orders = {"labels shifted by one": np.roll(np.arange(1000), 1)}
     orders["labels permuted"] = np.random.default_rng(0).permutation(1000)
-    print("| given | top-1 | said first |\n|---|---|---|")
     rows = {"as it is right": judged(p, labels)}
     rows |= {
         name: judged(p, labels, *fault) for name, fault in FAULTS.items() if "dim" not in fault
     }
     rows |= {name: judged(p, order[labels]) for name, order in orders.items()}
-    for name, check in rows.items():
-        said = check.findings[0].partition(" (")[0] if check.findings else "-"
-        print(f"| {name} | {check.top1[GIVEN]:.1%} | {said} |")
+    show(["given", "top-1", "said first"], (
+        [name, f"{check.top1[GIVEN]:.1%}", (*check.findings, "-")[0].partition(" (")[0]]
+        for name, check in rows.items()
+    ))  # fmt: skip
 
 
 def main() -> None:

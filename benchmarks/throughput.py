@@ -5,8 +5,9 @@
         --batch 256 --size 224 --precision bf16 --channels_last --compile  # GPU
 
 In one process, on the same in-memory uint8 images, alternating: (a) ssld's own step
-(`ssld.engine.loop.Trainer.train_step`, with its log line every 10 steps), (b) a bare hand-written
-loop of the same two networks, (c) the teacher's forward pass alone, (d) the student's step alone.
+(`ssld.engine.trainer.Trainer.train_step`, with its log line every 10 steps), (b) a bare
+hand-written loop of the same two networks, (c) the teacher's forward pass alone, (d) the student's
+step alone.
 Reported: a / b (the loop's overhead), a / (1 / (1/c + 1/d)) (share of the ceiling), peak memory.
 Weights are random: speed does not depend on them.
 """
@@ -33,14 +34,14 @@ from torch.nn import functional as F
 from ssld.data.config import AugmentConfig, DataConfig
 from ssld.data.loading import Batch
 from ssld.distill.config import DistillConfig, LossConfig
-from ssld.distill.distill import Distillation
-from ssld.distill.setup import Setup
-from ssld.engine.loop import Trainer
+from ssld.distill.distill import distillation, open_networks
+from ssld.distill.setup import open_data, start_run
 from ssld.engine.progress import Progress
+from ssld.engine.trainer import Trainer
 from ssld.models.classifier import Classifier, open_network
 from ssld.models.config import StudentConfig, TeacherConfig
-from ssld.models.teacher import autocast, open_teacher
-from ssld.plan.bench import peak_mib
+from ssld.models.teacher import autocast
+from ssld.plan.measure import peak_mib
 
 
 def arguments() -> argparse.Namespace:
@@ -100,20 +101,18 @@ def our_step(given: argparse.Namespace, folder: Path) -> tuple[Callable[[], None
         augment=AugmentConfig(size=given.size),
         loss=LossConfig(),
     )
-    setup = Setup(config)
-    teacher, digest = open_teacher([config.teacher], config.precision)
-    student = setup.open_student(teacher.num_classes, None)
-    teacher.to(setup.device)
-    run = setup.start(student, teacher=teacher, teacher_sha256=digest)
-    trainer = Trainer(run, Distillation(teacher, config.loss), student)
-    progress = Progress(run, 0, trainer.unreadables)
-    batches = in_memory(given, setup.device)
+    data = open_data(config)
+    student, teacher, facts = open_networks(data, config)
+    run = start_run(data, student, facts, teacher=teacher)
+    trainer = Trainer(run, distillation(config, teacher), student)
+    progress = Progress(run, trainer.clock, 0, trainer.unreadables)
+    batches = in_memory(given, run.accelerator.device)
     progress.__enter__()
 
     def step() -> None:
         trainer.train_step(batches, progress)
         if trainer.step % config.log_every_steps == 0:
-            progress.log(trainer.step, trainer.rate(), False)
+            progress.log(trainer.step, trainer.lr(), False)
 
     return step, trainer
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from tables import show
 
 import zoo
 from zoo.architectures import is_plain
-from zoo.export.onnx_classifier import export
+from zoo.export.classifier import export
 from zoo.paddle.convert import convert, entry_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
@@ -59,9 +60,7 @@ def row(name: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("classes", nargs="*", default=reference.CLASSES)
-    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
-    for name in parser.parse_args().classes or reference.CLASSES:
-        print("| " + " | ".join(row(name)) + " |", flush=True)
+    show(HEAD, map(row, parser.parse_args().classes))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def at_step(step: int, act: Harm) -> None:
 
         return call
 
-    _wrap("ssld.engine.loop:Trainer.train_step", wrapper)
+    _wrap("ssld.engine.trainer:Trainer.train_step", wrapper)
 
 
 def sigkill() -> None:
@@ -302,10 +302,10 @@ def note_samples(file: str) -> None:
     """Write each step's sample ids of this process to `file`."""
 
     def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(progress: Any, step: int, terms: Any, batch: Any) -> Any:
+        def call(progress: Any, step: int, terms: Any, batch: Any, blame: Any) -> Any:
             with contextlib.suppress(AttributeError), open(file, "a") as lines:
                 lines.write(json.dumps([step, batch.ids]) + "\n")
-            return function(progress, step, terms, batch)
+            return function(progress, step, terms, batch, blame)
 
         return call
 

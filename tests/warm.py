@@ -14,7 +14,7 @@ from ssld.distill.config import DistillConfig, SupervisedConfig
 MODULES = [
     *(
         "ssld.__main__",
-        "ssld.distill",
+        "ssld.distill.distill",
         "ssld.engine.loop",
         "ssld.distill.verify_teacher",
         "ssld.distill.divergence",
@@ -32,13 +32,7 @@ MODULES = [
         "ssld.distill.report_views",
         "ssld.recipe.report",
     ),
-    *(
-        "ssld.curate.select.score",
-        "ssld.curate.near_duplicates.within_selection",
-        "ssld.curate.select",
-        "ssld.curate.near_duplicates.projection",
-    ),
-    *("ssld.curate.report.page", "faiss", "torch._dynamo", "torch.utils.tensorboard"),
+    *("ssld.curate.command", "faiss", "torch._dynamo", "torch.utils.tensorboard"),
     *("torch.utils.flop_counter", "torch.utils.serialization", "matplotlib.backends.backend_agg"),
     *("sklearn.linear_model", "sklearn.neighbors", "sklearn.pipeline", "sklearn.preprocessing"),
     *("docstring_parser", "pytest"),

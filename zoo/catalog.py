@@ -108,9 +108,9 @@ class Entry:
     @property
     def terms(self) -> Terms:
         """What the weights may be used for, by the licences of their code and their teacher."""
-        found: list[Terms] = [terms(normalised(x)) for x in (self.license, self.teacher_license)]
         order: list[Terms] = ["noncommercial", "unknown", "conditions", "permissive"]
-        return order[min(order.index(kind) for kind in found)]
+        licences = (self.license, self.teacher_license)
+        return min((terms(normalised(x)) for x in licences), key=order.index)
 
 
 @cache
@@ -128,7 +128,8 @@ def find(name: str) -> Entry:
     entries = catalog()
     if name in entries:
         return entries[name]
-    near = [e.name for e in entries.values() if e.paddle_class.lower() == _paddle(name)]
+    wanted = name.lower().removesuffix("_pretrained").removesuffix("_ssld")  # Paddle's, perhaps
+    near = [e.name for e in entries.values() if e.paddle_class.lower() == wanted]
     near += difflib.get_close_matches(name.lower().replace("-", "_"), entries, n=3, cutoff=0.6)
     offer = f": did you mean {' or '.join(dict.fromkeys(near[:4]))}?" if near else ";"
     raise InputError(
@@ -138,10 +139,10 @@ def find(name: str) -> Entry:
 
 def paddle_classes() -> dict[str, list[Entry]]:
     """Entries by class of PaddleClas, as several files may load into one."""
-    found: dict[str, list[Entry]] = {}
+    entries: dict[str, list[Entry]] = {}
     for entry in catalog().values():
-        found.setdefault(entry.paddle_class, []).append(entry)
-    return found
+        entries.setdefault(entry.paddle_class, []).append(entry)
+    return entries
 
 
 def select(
@@ -161,7 +162,7 @@ def select(
             that follow: `permissive`, `conditions`, `noncommercial` or `unknown`.
     """
     wanted = license.strip().lower() if license else None
-    found = [
+    entries = [
         e
         for e in catalog().values()
         if (max_macs_m is None or e.macs_m <= max_macs_m)
@@ -169,7 +170,7 @@ def select(
         and (min_top1 is None or (e.top1 is not None and e.top1 >= min_top1))
         and (wanted is None or wanted in (e.license, e.teacher_license, e.terms))
     ]
-    return sorted(found, key=lambda e: (e.top1 is None, -(e.top1 or 0.0), e.name))
+    return sorted(entries, key=lambda e: (e.top1 is None, -(e.top1 or 0.0), e.name))
 
 
 def read(path: Path) -> Mapping[str, Entry]:
@@ -235,7 +236,3 @@ def _sources(given: str, known: dict[str, str]) -> str:
         if name not in known:
             raise ValueError(f"source {name!r} is not in the block `sources`")
     return "; ".join(known[name] for name in names)
-
-
-def _paddle(wanted: str) -> str:
-    return wanted.lower().removesuffix("_pretrained").removesuffix("_ssld")

@@ -8,7 +8,6 @@ So nothing foreign reaches it, or `ssld`, that did not pass `read_config` or `re
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,64 +64,67 @@ def read_config(file: Path) -> Described:
         cfg["label_names"] = cfg.pop("labels")
     cfg |= {k: content[k] for k in ("num_classes", "label_names") if k in content}
     architecture = content.get("architecture")
-    if not isinstance(architecture, str) or not NAME.fullmatch(architecture):
-        raise _wrong(file, "architecture", architecture, "the name of an architecture of timm")
-    found = _checked(file, architecture, content.get("model_args", {}), cfg)
-    counts = content.get("num_classes"), found.args.get("num_classes")
+    described = _checked(file, architecture, content.get("model_args", {}), cfg)
+    counts = content.get("num_classes"), described.args.get("num_classes")
     if None not in counts and counts[0] != counts[1]:  # timm would make the classifier at random
         raise _wrong(file, "model_args.num_classes", counts[1], f"num_classes, {counts[0]}, again")
-    return found
+    return described
 
 
-def read_header(file: Path, said: Mapping[str, str]) -> Described:
+def read_header(file: Path, header: Mapping[str, str]) -> Described:
     """What the metadata of a safetensors file says: architecture, model_args, mean, std,
     input_size, interpolation. Numbers may have brackets around them.
 
     Raises:
         InputError: naming the entry that is none.
     """
-    cfg: dict[str, Any] = {k: said[k] for k in ("interpolation", "crop_mode") if k in said}
+    cfg: dict[str, Any] = {k: header[k] for k in ("interpolation", "crop_mode") if k in header}
     for key, kind in (("mean", float), ("std", float), ("input_size", int)):
-        if key in said:
+        if key in header:
             try:
-                cfg[key] = [kind(x) for x in said[key].strip("[]() ").split(",")]
+                cfg[key] = [kind(x) for x in header[key].strip("[]() ").split(",")]
             except ValueError as error:
-                raise _wrong(file, key, said[key], RULES[key][1]) from error
+                raise _wrong(file, key, header[key], RULES[key][1]) from error
     if "input_size" in cfg and len(cfg["input_size"]) == 1:
         cfg["input_size"] = [3, *cfg["input_size"] * 2]
     try:
-        args = json.loads(said.get("model_args", "{}"))
+        args = json.loads(header.get("model_args", "{}"))
     except (ValueError, RecursionError) as error:
-        raise _wrong(file, "model_args", said["model_args"], "JSON of named arguments") from error
-    architecture = said.get("architecture")
-    if architecture is not None and not NAME.fullmatch(architecture):
-        raise _wrong(file, "architecture", architecture, "the name of an architecture of timm")
-    return _checked(file, architecture, args, cfg)
+        raise _wrong(file, "model_args", header["model_args"], "JSON of named arguments") from error
+    if "architecture" not in header:
+        return Described(None, *_checked_values(file, args, cfg))
+    return _checked(file, header["architecture"], args, cfg)
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
-            raise InputError(f"{file} is no file of less than 64 MB: export the model again")
+            raise OSError("it is no file of less than 64 MB")
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        said = one_line(error, 200)
-        raise InputError(f"{file} cannot be read ({said}): export the model again") from error
+        raise InputError(
+            f"{file} cannot be read ({one_line(error, 200)}): export the model again"
+        ) from error
     if not isinstance(content, dict):
         raise _wrong(file, "the whole", content, "an object with architecture and pretrained_cfg")
     return content
 
 
-def _checked(file: Path, architecture: str | None, args: Any, cfg: dict[str, Any]) -> Described:
+def _checked(file: Path, architecture: Any, args: Any, cfg: dict[str, Any]) -> Described:
+    if not isinstance(architecture, str) or not NAME.fullmatch(architecture):
+        raise _wrong(file, "architecture", architecture, "the name of an architecture of timm")
+    return Described(architecture, *_checked_values(file, args, cfg))
+
+
+def _checked_values(
+    file: Path, args: Any, cfg: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     args = checked_arguments(file, args)
     for key, value in cfg.items():
         check, what = RULES.get(key, (None, ""))
         if check and value is not None and not check(value):
             raise _wrong(file, key, value, what)
-    cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
-    return Described(architecture, args, cfg)
+    return args, {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
 
 
 def checked_arguments(file: Path, args: Any) -> dict[str, Any]:
@@ -157,94 +159,73 @@ def _wrong(file: Path, key: str, value: Any, what: str) -> InputError:
     return InputError(f"{file}: {key} is {shown}, but must be {what}; export the model again")
 
 
-def _is_number(value: Any) -> bool:
-    if type(value) is int:
-        return abs(value) < 2**63
-    return type(value) is float and math.isfinite(value)
+def _is_number(value: Any, low: float = -(2**63), high: float = 2**63) -> bool:
+    """NaN is none, and neither is true."""
+    return type(value) in (int, float) and low <= value <= high
 
 
 def _is_argument(value: Any, most: int, depth: int = 3) -> bool:
     if isinstance(value, list | dict):
         parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return (
-            depth > 0
-            and len(parts) <= MAX_VALUES
-            and all(_is_argument(x, most, depth - 1) for x in parts)
-        )
+        fits = depth > 0 and len(parts) <= MAX_VALUES
+        return fits and all(_is_argument(x, most, depth - 1) for x in parts)
     if isinstance(value, str):
         return len(value) <= MAX_VALUES and _is_text(value)
-    return value is None or isinstance(value, bool) or (_is_number(value) and abs(value) <= most)
-
-
-def _triple(value: Any, check: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(check, value))
-
-
-def _is_size(value: Any) -> bool:
-    return (
-        _triple(value, lambda x: type(x) is int)
-        and value[0] == 3
-        and all(1 <= x <= MAX_SIDE_PX for x in value[1:])
-    )
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+    return value is None or isinstance(value, bool) or _is_number(value, -most, most)
 
 
 def _is_text(value: Any) -> bool:
     """Half a surrogate pair, which JSON can hold, could be written to no file afterwards."""
-    return (
-        isinstance(value, str)
-        and len(value) <= TEXT_CHARACTERS
-        and not any("\ud800" <= x <= "\udfff" for x in value)
-    )
+    fits = isinstance(value, str) and len(value) <= TEXT_CHARACTERS
+    return fits and not any("\ud800" <= x <= "\udfff" for x in value)
 
 
-def _is_texts(value: Any) -> bool:
-    return _is_text(value) or _is_names(value)
+def _is_list(value: Any, check: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and length in (None, len(value)) and all(map(check, value))
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIDE_PX
+
+
+def _is_size(value: Any) -> bool:
+    return _is_list(value, _is_side, 3) and value[0] == 3
 
 
 _SIZE: Rule = (_is_size, f"[3, height, width] with sides of 1 to {MAX_SIDE_PX} px")
 _CROP: Rule = (
-    lambda x: _is_number(x) and MIN_CROP_PCT <= x <= MAX_CROP_PCT,
+    lambda x: _is_number(x, MIN_CROP_PCT, MAX_CROP_PCT),
     f"a share of the image, {MIN_CROP_PCT} to {MAX_CROP_PCT}",
 )
 _TEXT: Rule = (_is_text, "text")
-_TEXTS: Rule = (_is_texts, "text, or a list of texts")
+_TEXTS: Rule = (lambda x: _is_text(x) or _is_list(x, _is_text), "text, or a list of texts")
+_BOOL: Rule = (lambda x: isinstance(x, bool), "true or false")
 RULES: dict[str, Rule] = {
-    "input_size": _SIZE,
-    "test_input_size": _SIZE,
-    "min_input_size": _SIZE,
     "mean": (
-        lambda x: _triple(x, lambda y: _is_number(y) and abs(y) <= 255),
+        lambda x: _is_list(x, lambda y: _is_number(y, -255, 255), 3),
         "three finite numbers, of pixel values in [0, 1]",
     ),
     "std": (
-        lambda x: _triple(x, lambda y: _is_number(y) and 1e-6 <= y <= 255),
+        lambda x: _is_list(x, lambda y: _is_number(y, 1e-6, 255), 3),
         "three finite numbers above 0, of pixel values in [0, 1]",
     ),
-    "crop_pct": _CROP,
-    "test_crop_pct": _CROP,
     "crop_mode": (lambda x: x in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
     "interpolation": (lambda x: x in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
     "num_classes": (
         lambda x: type(x) is int and 0 <= x <= MAX_CLASSES,
         f"a number of classes, 0 to {MAX_CLASSES:,}",
     ),
-    "label_names": (_is_names, "a list of texts, one for each class"),
+    "label_names": (lambda x: _is_list(x, _is_text), "a list of texts, one for each class"),
     "label_descriptions": (lambda x: isinstance(x, dict), "an object of texts"),
-    "fixed_input_size": (lambda x: isinstance(x, bool), "true or false"),
-    "custom_load": (lambda x: isinstance(x, bool), "true or false"),
     "state_dict": (lambda _: False, "left out"),
-    "pool_size": (
-        lambda x: isinstance(x, list) and all(type(y) is int and 0 < y <= MAX_SIDE_PX for y in x),
-        "a list of sizes",
+    "pool_size": (lambda x: _is_list(x, _is_side), "a list of sizes"),
+    **dict.fromkeys(("input_size", "test_input_size", "min_input_size"), _SIZE),
+    **dict.fromkeys(("crop_pct", "test_crop_pct"), _CROP),
+    **dict.fromkeys(("fixed_input_size", "custom_load"), _BOOL),
+    **dict.fromkeys(("first_conv", "classifier", "paper_ids", "notes", "url"), _TEXTS),
+    **dict.fromkeys(
+        ("license", "tag", "architecture", "source", "file", "hf_hub_id", "origin_url",
+         "hf_hub_filename", "paper_name", "description"),
+        _TEXT,
     ),
-    **{key: _TEXTS for key in ("first_conv", "classifier", "paper_ids", "notes", "url")},
-    **{
-        key: _TEXT
-        for key in ("license", "tag", "architecture", "source", "file", "hf_hub_id", "origin_url",
-                    "hf_hub_filename", "paper_name", "description")
-    },
 }  # fmt: skip

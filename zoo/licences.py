@@ -49,13 +49,13 @@ def normalised(license: str | None) -> str:
     Raises:
         ValueError: it cannot be a licence id.
     """
-    found = re.sub(r"-(only|or-later)$", "", (license or "unknown").strip().lower())
-    if not ID.fullmatch(found):
+    id = re.sub(r"-(only|or-later)$", "", (license or "unknown").strip().lower())
+    if not ID.fullmatch(id):
         raise ValueError(
             f"licence {str(license)[:64]!r} is no licence id: give one like apache-2.0, "
             "cc-by-nc-4.0 or other"
         )
-    return found
+    return id
 
 
 def terms(license: str) -> Terms:
@@ -128,8 +128,8 @@ def of_release(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_loud(license: dict[str, Any]) -> bool:
     """Whether a result of `combine` must be read before anything is done with the weights."""
-    found = [license["license"], *(part["license"] for part in license["inherited"])]
-    return bool(license["noncommercial"]) or any(terms(x) == "unknown" for x in found)
+    ids = [license["license"], *(part["license"] for part in license["inherited"])]
+    return bool(license["noncommercial"]) or any(terms(x) == "unknown" for x in ids)
 
 
 def weights(arch: str | None, checkpoint: str | None, architecture: str) -> dict[str, Any]:
@@ -149,12 +149,12 @@ def weights(arch: str | None, checkpoint: str | None, architecture: str) -> dict
     if arch.startswith("local-dir:"):
         checkpoint = checkpoint or arch.removeprefix("local-dir:")
     if checkpoint:
-        found = {"name": architecture, "license": None, "hub_id": None, "weights": checkpoint}
+        license, name = None, architecture
         if (Path(checkpoint) / MANIFEST).is_file():
             with contextlib.suppress(InputError, KeyError, TypeError):
                 facts = read_manifest(Path(checkpoint))
-                found |= {"license": known(facts["license"]["license"]), "name": facts["name"]}
-        return found
+                license, name = known(facts["license"]["license"]), facts["name"]
+        return {"name": name, "license": license, "hub_id": None, "weights": checkpoint}
     hub_id = arch.partition(":")[2].partition("@")[0] if ":" in arch else None
     cfg = timm_weights((hub_id or arch).removeprefix("timm/"))
     if cfg is None:
@@ -175,7 +175,7 @@ def timm_license(name: str) -> str | None:
 def timm_weights(name: str) -> Any | None:
     """timm's metadata of the weights called `name`, `resnet50d` or `resnet50d.ra2_in1k`, or None
     where it publishes none."""
-    import timm
+    import timm  # takes seconds, and what is settled of a licence needs none of it
 
     if ":" in name or not timm.is_model(name.split(".")[0]):
         return None
@@ -207,25 +207,25 @@ def _restrictiveness(license: str) -> int:
 def _sentences(
     license: str, wanted: str | None, parts: Sequence[tuple[str, str]], noncommercial: bool
 ) -> list[str]:
-    said = []
+    notes = []
     if noncommercial:
-        said.append("Non-commercial: these weights may not be used commercially.")
+        notes.append("Non-commercial: these weights may not be used commercially.")
     for of, inherited in parts:
         kind = terms(inherited)
         if kind == "noncommercial":
-            said.append(f"The licence of {of} is {inherited}, which forbids commercial use.")
+            notes.append(f"The licence of {of} is {inherited}, which forbids commercial use.")
         elif kind == "unknown":
             named = "" if inherited == "unknown" else f" to allow commercial use ({inherited})"
-            said.append(
+            notes.append(
                 f"The licence of {of} is not known{named}: ask before using these weights "
                 "commercially."
             )
         elif kind == "conditions":
-            said.append(f"The licence of {of} is {inherited}, which sets conditions: read them.")
+            notes.append(f"The licence of {of} is {inherited}, which sets conditions: read them.")
     if terms(license) == "unknown":
-        said.append(f"The licence {license} is not known to allow commercial use: read it first.")
+        notes.append(f"The licence {license} is not known to allow commercial use: read it first.")
     if wanted and wanted != license:
-        said.append(
+        notes.append(
             f"The publisher gave {wanted}; what is inherited allows no more than {license}."
         )
-    return said
+    return notes

@@ -25,19 +25,19 @@ def unwrapped(weights: Mapping[str, Value], where: str) -> dict[str, Value]:
     Raises:
         InputError: there are several networks in it, two tensors come to the same name.
     """
-    found = dict(weights)
+    tensors = dict(weights)
     while True:
-        found = {name: x for name, x in found.items() if name not in _COUNTERS}
-        first = {name.partition(".")[0] for name in found}
-        if not first or not first <= set(WRAPPERS) or any("." not in name for name in found):
+        tensors = {name: x for name, x in tensors.items() if name not in _COUNTERS}
+        first = {name.partition(".")[0] for name in tensors}
+        if not first or not first <= set(WRAPPERS) or any("." not in name for name in tensors):
             break
         if len(first) > 1:
             raise InputError(
                 f"{where} holds {len(first)} networks ({', '.join(sorted(first))}): write a file "
                 "with the tensors of the one that you want"
             )
-        found = {name.partition(".")[2]: x for name, x in found.items()}
-    renamed = {name.replace("._orig_mod.", "."): x for name, x in found.items()}
-    if len(renamed) < len(found):
+        tensors = {name.partition(".")[2]: x for name, x in tensors.items()}
+    renamed = {name.replace("._orig_mod.", "."): x for name, x in tensors.items()}
+    if len(renamed) < len(tensors):
         raise InputError(f"{where} has two tensors of the same name but for '_orig_mod.'")
     return renamed

@@ -43,16 +43,13 @@ def backbone(
         if not features_only:
             raise InputError("out_indices chooses maps of a pyramid; leave it out for a classifier")
         _check_indices(name, out_indices, kwargs)
+        kwargs["out_indices"] = tuple(out_indices)
     if pretrained:
         file = weights_file(entry, cache=kwargs.get("cache_dir"), folder=weights_dir)
-        kwargs["pretrained_cfg_overlay"] = {
-            **kwargs.get("pretrained_cfg_overlay", {}),
-            "file": str(file),
-        }
+        overlay = kwargs.get("pretrained_cfg_overlay", {})
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(file)}
     if features_only:
         kwargs["features_only"] = True
-        if out_indices is not None:
-            kwargs["out_indices"] = tuple(out_indices)
     return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 

@@ -90,7 +90,7 @@ def _function(name: str, entries: dict[str, Entry]) -> Callable[..., nn.Module]:
             cache_dir=cache_dir,
             **{**entry.args, **kwargs},
         )
-        model._model_args = dict(entry.args)  # type: ignore[assignment]  # an export says them
+        vars(model)["_model_args"] = dict(entry.args)  # an export says them
         return model
 
     create.__name__ = create.__qualname__ = name

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from zoo.described import read_config
-from zoo.errors import InputError
+from zoo.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ def save_weights(
         OSError: as for any other file; safetensors' own writer raises an error of its own, and lets
             nobody else read the file.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save  # imports torch, which a sha256 does not need
 
     file.write_bytes(save(dict(weights), metadata))
 
@@ -156,14 +156,24 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{folder}: {name} has {file.stat().st_size} bytes instead of {entry['bytes']}; "
                 "fetch or publish the folder anew"
             )
-        found = sha256_of(file)
-        if found != entry["sha256"]:
+        actual = sha256_of(file)
+        if actual != entry["sha256"]:
             raise InputError(
-                f"{folder}: {name} was changed: its sha256 is {found} instead of "
+                f"{folder}: {name} was changed: its sha256 is {actual} instead of "
                 f"{entry['sha256']}; fetch or publish the folder anew"
             )
     read_config(folder / "config.json")
     return manifest
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a verified release, `ssld.json` too.
+
+    Raises:
+        InputError: as `verify`.
+    """
+    sums = {name: entry["sha256"] for name, entry in verify(folder)["files"].items()}
+    return {**sums, MANIFEST: sha256_of(folder / MANIFEST)}
 
 
 def same_release(folder: Path, manifest: Path) -> bool:
@@ -172,10 +182,9 @@ def same_release(folder: Path, manifest: Path) -> bool:
     if own.is_symlink() or not own.is_file() or sha256_of(own) != sha256_of(manifest):
         return False
     try:
-        listed = {MANIFEST, *verify(folder)["files"]}
+        return sums_of(folder).keys() == names_in(folder)
     except InputError:
         return False
-    return listed == names_in(folder)
 
 
 @contextmanager
@@ -187,6 +196,38 @@ def staging(target: Path) -> Iterator[Path]:
         yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_full(out: Path) -> None:
+    """
+    Raises:
+        InputError: there is something at `out` already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty: give a new folder, or an empty one")
+
+
+@contextmanager
+def new_release(out: Path, source: str) -> Iterator[Path]:
+    """A folder to make a release in, which becomes `out` once it is verified.
+
+    Args:
+        source: what errors about the folder name instead of it.
+
+    Raises:
+        InputError: `out` is not empty or cannot be written, or the release is wrong; then nothing
+            is left of it.
+    """
+    refuse_full(out)
+    try:
+        with staging(out.absolute()) as part, naming(part, source):
+            yield part
+            verify(part)
+            part.replace(out)  # onto an empty folder too
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({one_line(error)}); free space or give another folder"
+        ) from error
 
 
 @contextmanager

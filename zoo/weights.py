@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 from httpx2 import Client
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from zoo.catalog import Entry, catalog
 from zoo.errors import InputError, one_line
 from zoo.fetch.hub_cache import refuse_outside
-from zoo.fetch.hub_errors import failures
+from zoo.fetch.hub_errors import FAILURES
 from zoo.fetch.watch import watched
 from zoo.paddle.convert import check, convert
 from zoo.paddle.pickle_file import read_pdparams
@@ -78,9 +79,9 @@ def weights_file(
         InputError: there are none, they cannot be had, or are not what was pinned.
     """
     home = cache_folder(cache)
-    found = _cached(entry, home)  # without a lock: the cache may be read-only
-    if found:
-        return found
+    cached = _cached(entry, home)  # without a lock: the cache may be read-only
+    if cached:
+        return cached
     if not entry.url:
         raise InputError(
             f"no weights of {entry.name} were ever published; build it with pretrained=False"
@@ -101,11 +102,11 @@ def _cached(entry: Entry, home: Path) -> Path | None:
     pin = _read_pin(pin_file)
     if not pin or not file.is_file():
         return None
-    found = sha256_of(file)
-    if found != pin.sha256:
+    sha256 = sha256_of(file)
+    if sha256 != pin.sha256:
         raise InputError(
-            f"{file} was changed: its sha256 is {found}, but {pin.sha256} is pinned by {pin_file}; "
-            "delete the file, and it is fetched anew"
+            f"{file} was changed: its sha256 is {sha256}, but {pin.sha256} is pinned by "
+            f"{pin_file}; delete the file, and it is fetched anew"
         )
     return file
 
@@ -124,7 +125,9 @@ def _fetch(entry: Entry, home: Path, folder: str | os.PathLike[str] | None) -> P
         pin, new = _read_pin(pin_file), Pin(where, digest, sha256_of(converted))
         if pin and new.sha256 != pin.sha256:  # else it came another way, and is the same
             _require_same(where, digest, pin.source_sha256, str(pin_file))
-        _write(pin_file, json.dumps(asdict(new), indent=2) + "\n")
+        written = Path(temporary) / pin_file.name
+        written.write_text(json.dumps(asdict(new), indent=2) + "\n", encoding="utf-8")
+        written.replace(pin_file)
         cached.parent.mkdir(exist_ok=True)
         converted.replace(cached)
     return cached
@@ -178,14 +181,12 @@ def _in_folder(entry: Entry, folder: Path) -> tuple[Path, str]:
 
 def _from_timm(entry: Entry) -> tuple[Path, str]:
     """timm's own copy of the same weights; the hub's client keeps and resumes the download."""
-    from huggingface_hub import hf_hub_download
-
     repo = f"timm/{entry.timm_weights}"
     try:
         with watched(f"hf-hub:{repo}"):
             file = Path(hf_hub_download(repo, _WEIGHTS, revision=entry.revision))
             refuse_outside(file)
-    except failures() as error:
+    except FAILURES as error:
         raise _unreachable(entry, f"hf-hub:{repo}", error) from error
     return file, f"hf-hub:{repo}/{_WEIGHTS}"
 
@@ -203,23 +204,22 @@ def _download(entry: Entry, file: Path) -> None:
                 with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as progress:
                     for part in answer.iter_bytes():
                         progress.update(out.write(part))
-    except failures() as error:
+    except FAILURES as error:
         raise _unreachable(entry, url, error) from error
 
 
 def _unreachable(entry: Entry, address: str, error: Exception) -> InputError:
-    reason = one_line(error, 200)
     return InputError(
-        f"{entry.name} cannot be fetched from {address} ({reason}); check the network, or put "
-        f"{entry.file} into a folder and name that folder in {DIR_VARIABLE}"
+        f"{entry.name} cannot be fetched from {address} ({one_line(error, 200)}); check the "
+        f"network, or put {entry.file} into a folder and name that folder in {DIR_VARIABLE}"
     )
 
 
-def _require_same(what: str, found: str, pinned: str, pin: str) -> None:
-    if found != pinned:
+def _require_same(what: str, sha256: str, pinned: str, pin: str) -> None:
+    if sha256 != pinned:
         raise InputError(
-            f"{what} has sha256 {found}, but {pinned} is pinned by {pin}: find out who changed it; "
-            "only if the new content is the right one, delete the pin"
+            f"{what} has sha256 {sha256}, but {pinned} is pinned by {pin}: find out who changed "
+            "it; only if the new content is the right one, delete the pin"
         )
 
 
@@ -230,9 +230,3 @@ def _read_pin(file: Path) -> Pin | None:
         return None
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); restore it or delete it") from error
-
-
-def _write(file: Path, content: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(file)

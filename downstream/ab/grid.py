@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from ssld.ablate import grid
+from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import SEED, Ablation
-from ssld.cli.commands import DOWNSTREAM
+from ssld.cli.commands import STAGES
 from ssld.common.errors import InputError
-from ssld.common.settings import PositiveInt, Settings, flat, require
+from ssld.common.settings import PositiveInt, flat, require
 from ssld.common.settings_file import read_settings
 
 RATES = ("same", "tuned")
@@ -22,12 +23,19 @@ RATES = ("same", "tuned")
 (see `downstream/backbone/backbone.py`)."""
 RANDOM = "random:"
 RATE = "backbone.lr"
-OF_THE_GRID = ("out", SEED, RATE, "backbone.name", "backbone.pretrained", "backbone.checkpoint")
+GIVEN_BY_THE_GRID = (
+    "out",
+    SEED,
+    RATE,
+    "backbone.name",
+    "backbone.pretrained",
+    "backbone.checkpoint",
+)
 """Settings that the file need not have, as the grid gives them."""
 
 
-@dataclass(frozen=True)
-class ABConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class ABConfig(AblateConfig):
     """`ssld ab --task T --config F.yaml --backbones A B --seeds 3 --out DIR`: is B a better start
     than A? Trains both with the same settings and seeds, at the same learning rate and at the tuned
     preset, and gives the differences with 95 % intervals, learning curves and the time that B takes
@@ -38,23 +46,15 @@ class ABConfig(Settings):
     command goes on where it was stopped; more seeds keep what is finished.
     """
 
-    task: Literal["transfer", "detection", "segmentation"]
-    """What the backbones are fine-tuned for."""
     file: str
     """F.yaml; `--config F.yaml` says the same."""
+    task: Literal["transfer", "detection", "segmentation"]
+    """What the backbones are fine-tuned for."""
     backbones: list[str]
     """Two names, A and B, as `backbone.name` takes them: of timm or the zoo, `hf-hub:` and
     `local-dir:` ids, run folders; or `random:` before any of these for fresh weights."""
     seeds: PositiveInt = 3
     """Runs of each backbone and learning rate; one gives no interval."""
-    out: str | None = None
-    """Folder for cells, tables and report; by default F.yaml's `out`."""
-    devices: PositiveInt = 1
-    """Cells at a time; see `ssld ablate --help`."""
-    overwrite: bool = False
-    """Start those cells anew whose settings have changed since."""
-    overrides: list[str] = field(default_factory=list)
-    """`name=value` for all cells: what is given as --name value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,19 +91,18 @@ def build(config: ABConfig) -> tuple[Ablation, str]:
 
 def _settings(config: ABConfig, tree: dict[str, Any]) -> dict[str, Any]:
     """Of the task, in its section or alone, by full name; without those that the grid gives."""
-    others = [key for key in tree if key in (*grid.FIRST, *grid.LATER, "grid", *DOWNSTREAM)]
-    others = [key for key in others if key != config.task]
+    others = [key for key in tree if key in (*STAGES, "grid") and key != config.task]
     if others:
         raise InputError(
             f"{config.file} has a section {others[0]!r}: give settings of {config.task} only"
         )
-    found = flat(tree[config.task] or {} if config.task in tree else tree)
-    if found.get("backbone.checkpoint"):
+    settings = flat(tree[config.task] or {} if config.task in tree else tree)
+    if settings.get("backbone.checkpoint"):
         raise InputError(
             f"{config.file}: backbone.checkpoint would be the same for A and B; leave it out, and "
             "give run folders or `local-dir:` folders as --backbones"
         )
-    return {key: value for key, value in found.items() if key not in OF_THE_GRID}
+    return {key: value for key, value in settings.items() if key not in GIVEN_BY_THE_GRID}
 
 
 def _weights(name: str) -> dict[str, Any]:
@@ -115,25 +114,22 @@ def words(argv: list[str]) -> list[str]:
     """The command line as `ssld.cli` takes it: names after --backbones as one list, --config as
     --file, and what is no setting of `ABConfig` as overrides."""
     own = [f"--{name}" for name in ABConfig.__dataclass_fields__ if name != "overrides"]
-    found, overrides, rest = [], [], list(argv)
+    options, overrides, rest = [], [], list(argv)
     while rest:
         word, equals, value = rest.pop(0).partition("=")
         values = [value] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         word = "--file" if word == "--config" else word
-        if word in ("-h", "--help"):
-            found.append(word)
-        elif word == "--backbones":
-            found.append(f"{word}={json.dumps(values)}")
-        elif word in own:
-            found.append(f"{word}={' '.join(values)}" if values else word)
+        if word == "--backbones":
+            options.append(f"{word}={json.dumps(values)}")
+        elif word in (*own, "-h", "--help"):
+            options.append(f"{word}={' '.join(values)}" if values else word)
         else:
             overrides.append(f"{_name(word, own)}={' '.join(values) or 'true'}")
-    names = {word.partition("=")[0] for word in found}
-    if not names & {"--file", "-h", "--help"}:
+    if not {word.partition("=")[0] for word in options} & {"--file", "-h", "--help"}:
         raise InputError("--config is missing: give --config F.yaml, the settings of all runs")
-    return found + ([f"--overrides={json.dumps(overrides)}"] if overrides else [])
+    return options + ([f"--overrides={json.dumps(overrides)}"] if overrides else [])
 
 
 def _name(word: str, own: list[str]) -> str:

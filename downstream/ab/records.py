@@ -1,8 +1,8 @@
-"""What a finished run says for an A/B: its score, its learning curve, and its record by image.
+"""What a finished run says for an A/B: its score, its learning curve, and its record per image.
 
 The score is that of the exported network. `held_out.npz` in the run folder is what that network
 made of each held-out image: `ids` and, by task, `hits` (transfer), `confusion` (segmentation) or
-what `downstream.detection.average_precision` reads (detection).
+what `downstream.detection.coco_protocol.bootstrap` reads (detection).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from downstream.ab.statistics import Point, Statistic
+from downstream.detection.coco_protocol import bootstrap as average_precision
 from ssld.common.errors import InputError
 from ssld.common.written_files import reading
 from ssld.engine.per_image import HELD_OUT
@@ -25,6 +26,8 @@ from ssld.engine.run_folder import read_lines
 PROBE = "probe.json"
 TOLERANCE = 1e-4
 """Between the score of a run and that of its record, which are sums in another order."""
+Arrays = Mapping[str, np.ndarray]
+"""What `held_out.npz` holds."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,12 @@ class Measure:
 
     key: str
     """Of the evaluations in metrics.jsonl; a share, more is better."""
-    statistic: Callable[[Path], tuple[np.ndarray, Statistic]]
-    """Run folder -> ids of the images, and their score on draws of them."""
+    statistic: Callable[[Arrays], Statistic]
 
 
 @dataclass(frozen=True)
 class Record:
-    """By image."""
+    """Per image."""
 
     ids: tuple[str, ...]
     statistic: Statistic
@@ -69,8 +71,8 @@ def read_result(folder: Path, task: str) -> Result:
     """
     measure = MEASURES[task]
     with reading(folder, "remove it", OSError):
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        lines, step = read_lines(folder / "metrics.jsonl"), facts["exported"]["step"]
+        exported = json.loads((folder / "run.json").read_text(encoding="utf-8"))["exported"]
+        lines, step = read_lines(folder / "metrics.jsonl"), exported["step"]
         evaluations = [line for line in lines if line["kind"] == "eval" and measure.key in line]
         at_export = next((x for x in reversed(evaluations) if x["step"] == step), None)
         if at_export is None:
@@ -78,66 +80,71 @@ def read_result(folder: Path, task: str) -> Result:
                 f"{folder}: no evaluation of the exported network has {measure.key!r}; are there "
                 "labeled held-out images?"
             )
-        record = _record(folder, measure, at_export[measure.key])
-        probe = _probe(folder, at_export)
-        chosen = facts["exported"].get("metric", "last") != "last"
         score = at_export[measure.key]
-        return Result(score, _curve(lines, measure.key), record, probe, chosen, folder)
+        return Result(
+            score,
+            curve=_curve(lines, measure.key),
+            record=_record(folder, measure, score),
+            probe=_probe(folder, at_export),
+            chosen=exported.get("metric", "last") != "last",
+            folder=folder,
+        )
 
 
 def _curve(lines: list[dict[str, Any]], key: str) -> list[Point]:
-    found, seconds = [], 0.0
+    curve, seconds = [], 0.0
     for line in sorted(lines, key=lambda x: (x["step"], x["kind"] == "eval")):
         seconds += line["seconds"] if line["kind"] == "train" else 0.0
         if line["kind"] == "eval" and key in line:
-            found.append(Point(line["step"], seconds, line[key]))
-    return found
+            curve.append(Point(line["step"], seconds, line[key]))
+    return curve
 
 
 def _record(folder: Path, measure: Measure, score: float) -> Record | None:
-    if not (folder / HELD_OUT).is_file() or math.isnan(score):
+    file = folder / HELD_OUT
+    if not file.is_file() or math.isnan(score):
         return None
-    ids, statistic = measure.statistic(folder)
+    with file.open("rb") as stream, np.load(stream) as opened:
+        arrays = dict(opened)
+    ids, statistic = arrays["ids"], measure.statistic(arrays)
     whole = float(statistic(np.arange(len(ids))[None])[0])
     if not abs(whole - score) <= TOLERANCE:
         raise InputError(
-            f"{folder / HELD_OUT}: its images make {measure.key} {whole:.4f}, but the exported "
+            f"{file}: its images make {measure.key} {whole:.4f}, but the exported "
             f"network has {score:.4f}; remove {folder}"
         )
     return Record(tuple(map(str, ids.tolist())), statistic)
 
 
 def _probe(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    if (folder / PROBE).is_file():
-        found |= json.loads((folder / PROBE).read_text(encoding="utf-8"))
+    file = folder / PROBE
+    probe = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     after = {key: evaluation[key] for key in ("knn", "linear") if key in evaluation}
-    return {**found, **({"after": after} if after else {})}
+    return {**probe, **({"after": after} if after else {})}
 
 
-def _hits(folder: Path) -> tuple[np.ndarray, Statistic]:
-    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
-        ids, hits = file["ids"], file["hits"].astype(np.float64)
-    return ids, lambda draws: hits[draws].mean(1)
+def _top1(arrays: Arrays) -> Statistic:
+    hits = arrays["hits"].astype(np.float64)  # [n]
+    return lambda draws: hits[draws].mean(1)
 
 
-def _miou(folder: Path) -> tuple[np.ndarray, Statistic]:
+def _miou(arrays: Arrays) -> Statistic:
     """The mean of `downstream.segmentation.confusion.class_iou` over the classes that occur, as
     there, on the summed matrices of each draw."""
-    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
-        ids, matrices = file["ids"], file["confusion"].astype(np.float64)  # [n, c, c]
+    matrices = arrays["confusion"].astype(np.float64)  # [n, c, c]
     hits = matrices.diagonal(axis1=1, axis2=2)  # [n, c]
     union = matrices.sum(1) + matrices.sum(2) - hits
 
     def statistic(draws: np.ndarray) -> np.ndarray:
-        times = how_often(draws, len(ids)).astype(np.float64)  # [r, n]
+        times = how_often(draws, len(matrices)).astype(np.float64)  # [r, n]
+        # Sums over a draw are products with how often each image is in it: [r, n] @ [n, c].
         whole = times @ union
         share = np.divide(times @ hits, whole, out=np.full_like(whole, np.nan), where=whole > 0)
         occurs = np.isfinite(share).sum(1)
         total = np.nansum(share, 1)
         return np.divide(total, occurs, out=np.full(len(draws), np.nan), where=occurs > 0)
 
-    return ids, statistic
+    return statistic
 
 
 def how_often(draws: np.ndarray, images: int) -> np.ndarray:
@@ -146,16 +153,12 @@ def how_often(draws: np.ndarray, images: int) -> np.ndarray:
     return np.bincount((draws + rows).ravel(), minlength=len(draws) * images).reshape(-1, images)
 
 
-def _average_precision(folder: Path) -> tuple[np.ndarray, Statistic]:
-    from downstream.detection.average_precision import bootstrap
-
-    with (folder / HELD_OUT).open("rb") as stream, np.load(stream) as file:
-        ids, detections = file["ids"], {key: file[key] for key in file.files}
-    return ids, lambda draws: np.asarray(bootstrap(detections, draws), np.float64)
+def _average_precision(arrays: Arrays) -> Statistic:
+    return lambda draws: np.asarray(average_precision(arrays, draws), np.float64)
 
 
 MEASURES = {
-    "transfer": Measure("top1", _hits),
+    "transfer": Measure("top1", _top1),
     "segmentation": Measure("miou", _miou),
     "detection": Measure("ap", _average_precision),
 }

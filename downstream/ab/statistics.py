@@ -24,14 +24,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
 """Enough for the 2.5 % and 97.5 % points (Efron & Tibshirani 1993, section 14.3: at least 1000)."""
-NOTHING = 1e-3
-"""A score below it is none: the share from which `downstream.dense.task.verdict` says "not learning"."""
-DRAWN = 4_000_000
-"""Indices at a time, to save memory."""
+NO_SCORE = 1e-3
+"""A score below it is none: the share from which a dense run's verdict is "not learning"."""
+INDICES_AT_A_TIME = 4_000_000
+"""Of images that are drawn, to save memory."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Draws of images, int64 [r, n] -> the score on each draw, float64 [r]."""
@@ -100,10 +101,10 @@ def compare(
     if flaw:
         return Difference(by_seed, None, None, None, flaw)
     seeds = t_interval(by_seed)
-    drawn = bootstrap(records, images, seed=seed) if records and images > 1 else None
+    over_images = bootstrap(records, images, seed=seed) if records and images > 1 else None
     mean = math.fsum(by_seed) / len(by_seed)
-    both = added(mean, seeds, drawn) if seeds and drawn else None
-    return Difference(by_seed, seeds, drawn, both)
+    both = added(mean, seeds, over_images) if seeds and over_images else None
+    return Difference(by_seed, seeds, over_images, both)
 
 
 def flaw_of(scores: Sequence[float]) -> str | None:
@@ -111,10 +112,10 @@ def flaw_of(scores: Sequence[float]) -> str | None:
     missing = sum(not math.isfinite(score) for score in scores)
     if missing:
         return f"{missing} of {len(scores)} runs have no score that is a number"
-    if max(scores) < NOTHING:
+    if max(scores) < NO_SCORE:
         return (
             f"none of the {len(scores)} runs learned anything (all scores are below "
-            f"{100 * NOTHING:g} %), so nothing is compared; train longer, or see the runs' reports"
+            f"{100 * NO_SCORE:g} %), so nothing is compared; train longer, or see the runs' reports"
         )
     if len(scores) > 2 and min(scores) == max(scores):
         return (
@@ -127,14 +128,12 @@ def flaw_of(scores: Sequence[float]) -> str | None:
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
     """Mean plus and minus t * s / sqrt(n), with n - 1 degrees of freedom and s of a sample; None
     for fewer than two values, which say nothing about their spread."""
-    from scipy.stats import t
-
     n = len(values)
     if n < 2:
         return None
-    found = np.asarray(values, np.float64)
-    half = float(t.ppf((1 + level) / 2, n - 1)) * float(found.std(ddof=1)) / math.sqrt(n)
-    return Interval(float(found.mean()) - half, float(found.mean()) + half)
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Interval(mean - half, mean + half)
 
 
 def bootstrap(
@@ -149,13 +148,12 @@ def bootstrap(
 
     Draws on which a statistic is not defined (no image of any class, say) are left out.
     """
-    generator, found = np.random.default_rng(seed), []
-    at_a_time = max(1, DRAWN // images)
+    generator, parts = np.random.default_rng(seed), []
+    at_a_time = max(1, INDICES_AT_A_TIME // images)
     for start in range(0, resamples, at_a_time):
         draws = generator.integers(images, size=(min(at_a_time, resamples - start), images))
-        found.append(np.mean([b(draws) - a(draws) for a, b in records], axis=0))
-    values = np.concatenate(found)
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        parts.append(np.mean([b(draws) - a(draws) for a, b in records], axis=0))  # [r]
+    low, high = np.nanquantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
@@ -188,7 +186,7 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return mean
 
 
-def reach(curve: Sequence[Point], score: float) -> Point | None:
+def time_to_score(curve: Sequence[Point], score: float) -> Point | None:
     """Where a learning curve first is at `score`, between two evaluations on a straight line; the
     first evaluation if that is there already; None where the score is not reached."""
     for before, after in zip([None, *curve], curve, strict=False):

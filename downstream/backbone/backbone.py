@@ -1,8 +1,8 @@
 """Any classifier as a feature pyramid whose maps are, to the bit, the classifier's own.
 
-The maps are those of the very classifier that `ssld.models.classifier.open_network` loaded strictly, by
-timm's `forward_intermediates`; nothing is copied by name into another network, which silently
-loads nothing for several architectures. What stands behind the last map, the head, is removed.
+The maps are those of the very classifier that `open_network` loaded strictly, by timm's
+`forward_intermediates`; nothing is copied by name into another network, which silently loads
+nothing for several architectures. What stands behind the last map, the head, is removed.
 
 Frozen batch norm is timm's own modules in eval mode: putting others in their place would lose the
 activation that `BatchNormAct2d` has inside.
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
             model = _dilated(model, description)
         side = self.input_size if model.pretrained_cfg.get("fixed_input_size") else _PROBE_PX
         if isinstance(model, HighResolutionNet):  # maps are the branches, not the head's wider ones
-            model.incre_modules = model.downsamp_modules = model.final_layer = None  # type: ignore
+            model.incre_modules = model.downsamp_modules = model.final_layer = None
         maps, reached, self._parts = _probe(model, self.indices, side, self.architecture)
         self.model = _without_head(model, self.indices, maps, reached, side)
         bound = description.output_stride
@@ -104,9 +104,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[b, 3, h, w] normalised -> maps [b, channels[i], h / strides[i], w / strides[i]]."""
-        return self.model.forward_intermediates(  # type: ignore[operator]
-            x, indices=self.indices, intermediates_only=True
-        )
+        return self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True)
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen batch norm and frozen stages stay in eval mode."""
@@ -208,8 +206,8 @@ def open_backbone(
 
 def describe(backbone: Backbone) -> dict[str, Any]:
     """What `rebuild` needs, as JSON can hold it."""
-    found = asdict(backbone.description)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+    values = asdict(backbone.description)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def rebuild(description: Mapping[str, Any]) -> Backbone:
@@ -226,8 +224,8 @@ def rebuild(description: Mapping[str, Any]) -> Backbone:
             "model again with this version"
         )
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-    found = Description(**values)
-    return Backbone(create(found.architecture, found.args), found)
+    described = Description(**values)
+    return Backbone(create(described.architecture, described.args), described)
 
 
 def _reductions(model: Any, name: str) -> list[int]:
@@ -327,11 +325,11 @@ def _without_head(
     left = model.state_dict(keep_vars=True)
     strange = [key for key, tensor in left.items() if tensor is not whole.get(key)]
     lost = sorted(reached - left.keys())
-    said = ", ".join((strange + lost)[:3]) or _difference(model, indices, maps, side)
-    if said:
+    difference = ", ".join((strange + lost)[:3]) or _difference(model, indices, maps, side)
+    if difference:
         raise InputError(
-            f"backbone {name} has other feature maps than its classifier ({said}): choose another "
-            "network, and report this"
+            f"backbone {name} has other feature maps than its classifier ({difference}): choose "
+            "another network, and report this"
         )
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in reached)  # of a branch that leads to no wanted map

@@ -25,7 +25,9 @@ published for segmentation, it takes those of detection."""
 PARTS = 5
 """Stem and four stages: what the presets have a factor for."""
 Parts = Annotated[int, Limits(lambda x: 0 <= x <= PARTS, f"0 to {PARTS}")]
-TAKEN = ("features_only", "out_indices", "feature_cls", "feature_location", "output_stride")
+TASK_ARGUMENTS = (
+    *("features_only", "out_indices", "feature_cls", "feature_location", "output_stride"),
+)
 """Arguments of `timm.create_model` that the task decides on."""
 
 
@@ -54,7 +56,7 @@ class BackboneConfig(Settings, section="backbone"):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_path(self.checkpoint, "backbone.checkpoint", "backbone.name")
-        known = [key for key in TAKEN if key in self.args]
+        known = [key for key in TASK_ARGUMENTS if key in self.args]
         require(not known, f"backbone.args.{''.join(known[:1])} is for the task to say: remove it")
         require(
             self.pretrained or not self.freeze_batch_norm,

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 from downstream.backbone.config import BackboneConfig
 from ssld.common.errors import InputError
 from ssld.common.written_files import read_object, reading
 from ssld.models.classifier import Classifier, open_network
 from zoo.catalog import catalog
-from zoo.fetch.hub_errors import failures
+from zoo.fetch.hub_errors import FAILURES
 from zoo.fetch.watch import ANSWER_BYTES, watched
 from zoo.release import MANIFEST
 
@@ -39,11 +41,11 @@ def open_classifier(config: BackboneConfig) -> Classifier:
             "be taken out: give the network that it started from (backbone in its config.yaml)"
         )
     published = config.pretrained and checkpoint is None
-    with _naming(), _lenient_loads() as found:
+    with _naming(), _lenient_loads() as reported:
         network = open_network(
             "backbone", arch=name, args=config.args, pretrained=published, checkpoint=checkpoint
         )
-    _check_loaded(network, found, name or str(checkpoint))
+    _check_loaded(network, reported, name or str(checkpoint))
     if checkpoint and not config.pretrained:
         network.model = create(*architecture(network.model))
     return network
@@ -125,11 +127,11 @@ def _naming() -> Iterator[None]:
 class _Record(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.found: dict[str, set[str]] = {"Missing": set(), "Unexpected": set()}
+        self.reported: dict[str, set[str]] = {"Missing": set(), "Unexpected": set()}
 
     def emit(self, record: logging.LogRecord) -> None:
         for kind, names in _LOGGED.findall(record.getMessage()):
-            self.found[kind] |= set(names.split(", "))
+            self.reported[kind] |= set(names.split(", "))
 
 
 @contextmanager
@@ -142,14 +144,14 @@ def _lenient_loads() -> Iterator[dict[str, set[str]]]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        yield record.found
+        yield record.reported
     finally:
         logger.setLevel(before[0])
         logger.propagate = before[1]
         logger.removeHandler(record)
 
 
-def _check_loaded(network: Classifier, found: Mapping[str, set[str]], name: str) -> None:
+def _check_loaded(network: Classifier, reported: Mapping[str, set[str]], name: str) -> None:
     cfg: Any = network.model.pretrained_cfg
     heads = cfg.get("classifier") or ()
     heads = tuple(f"{x}." for x in ([heads] if isinstance(heads, str) else heads))
@@ -157,11 +159,11 @@ def _check_loaded(network: Classifier, found: Mapping[str, set[str]], name: str)
         ("Missing", "lack tensors of it"),
         ("Unexpected", "hold tensors that it does not have"),
     )
-    for kind, said in wrong:
-        names = sorted(x for x in found[kind] if not (heads and x.startswith(heads)))
+    for kind, problem in wrong:
+        names = sorted(x for x in reported[kind] if not (heads and x.startswith(heads)))
         if names:
             raise InputError(
-                f"the weights of backbone {name} {said} ({', '.join(names[:3])}"
+                f"the weights of backbone {name} {problem} ({', '.join(names[:3])}"
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}): give weights of this "
                 "very architecture"
             )
@@ -183,12 +185,10 @@ def _folder_is_distilled(folder: Path) -> bool:
 
 
 def _hub_is_distilled(repo: str, revision: str | None) -> bool:
-    from huggingface_hub import hf_hub_download
-
     try:
         with watched(f"hf-hub:{repo}", limit=ANSWER_BYTES):
-            file = Path(hf_hub_download(repo, MANIFEST, revision=revision))
-    except failures():
+            file = Path(huggingface_hub.hf_hub_download(repo, MANIFEST, revision=revision))
+    except FAILURES:
         return False  # nobody's release: most of the hub
     return _release_is_distilled(_facts(file))
 

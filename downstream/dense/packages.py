@@ -16,8 +16,6 @@ EXTRAS = {
     "onnxruntime": "onnx",
 }
 """The extra that installs a package, by the name that Python imports."""
-BY_HEAD = {"detr": ("transformers",), "deeplabv3plus": ("segmentation_models_pytorch",)}
-"""What a network on a backbone needs besides."""
 
 
 def require_packages(what: str, *modules: str) -> None:

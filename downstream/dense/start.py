@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
+from downstream.backbone.backbone import Backbone
+from downstream.backbone.config import PARTS
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.preflight import write_preflight
+from downstream.dense.model import DenseModel
+from downstream.dense.preflight import Annotated, Report, in_both, write_preflight
 from ssld.common.errors import InputError, one_line
 from ssld.data.sampling import Sampler
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
-from ssld.models.classifier import ImageModel
 
-if TYPE_CHECKING:
-    from downstream.detection.data.boxes import BoxSource
-    from downstream.segmentation.data.masks import MaskSource
-
-Opened = TypeVar("Opened", "BoxSource", "MaskSource")
+Opened = TypeVar("Opened", bound=Annotated)
 
 
 def open_sources(
@@ -41,14 +39,14 @@ def open_sources(
 
     def opened(setting: str, paths: str | list[str]) -> list[Opened]:
         nonlocal names
-        found = []
+        sources = []
         for path in paths:
             try:
-                found.append(open_source(path, names))
+                sources.append(open_source(path, names))
             except InputError as error:
                 raise InputError(f"{setting}: {error}") from error
-            names = names or found[-1].class_names
-        return found
+            names = names or sources[-1].class_names
+        return sources
 
     return opened("data.train", data.train), opened("data.val", data.val)
 
@@ -68,26 +66,28 @@ def open_processes(config: DownstreamConfig) -> Accelerator:
 def start_run(
     config: DownstreamConfig,
     accelerator: Accelerator,
-    train: Sequence[BoxSource] | Sequence[MaskSource],
-    val: Sequence[BoxSource] | Sequence[MaskSource],
-    network: ImageModel,
+    train: Sequence[Annotated],
+    val: Sequence[Annotated],
+    network: DenseModel,
     *,
     size: tuple[int, int],
     head: str,
+    reports: Mapping[str, Sequence[Report]],
     annotations_sha256: Sequence[str],
 ) -> Run:
     """Create the run folder and write the preflight report into it, or go on in it.
 
     Args:
         size: height and width in px of a usual training image, for the network's cost.
-        annotations_sha256: of what is annotated, on the main process.
         head: name of the network on the backbone.
+        reports: of the sources, by `train` and `val`; the main process's are written.
+        annotations_sha256: of what is annotated.
 
     Raises:
         InputError: see `ssld.engine.start.start`; an optimizer that timm does not know.
     """
     build_optimizer(network, config.optimizer)  # refuse it before anything is written
-    backbone: Any = network.model.backbone
+    backbone = network.backbone
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
     architecture = f"{head} on {backbone.architecture}"
     facts: dict[str, Any] = {
@@ -110,29 +110,27 @@ def start_run(
         f"learning rates of stem to stage 4 over the head's: {lr_factors(network)}"
     )
     if accelerator.is_main_process:
-        sources: Any = {"train": train, "val": val}
-        for line in write_preflight(run.folder.path, sources):
+        for line in write_preflight(run.folder.path, reports, in_both(train, val)):
             print(line)
     return run
 
 
-def lr_factors(network: ImageModel) -> list[float]:
+def lr_factors(network: DenseModel) -> list[float]:
     """The backbone's learning rate over the head's, of stem and stages 1 to 4."""
-    backbone: Any = network.model.backbone
     scales = network.lr_scales()
-    found = [1.0] * 5
-    for name, _ in backbone.named_parameters():
-        found[backbone.part(name)] = scales[f"model.backbone.{name}"]
-    return found
+    factors = [1.0] * PARTS
+    for name, _ in network.backbone.named_parameters():
+        factors[network.backbone.part(name)] = scales[f"model.backbone.{name}"]
+    return factors
 
 
-def _start(backbone: Any) -> str:
+def _start(backbone: Backbone) -> str:
     if not backbone.pretrained:
         return "backbone from random weights"
     return f"{'distilled' if backbone.distilled else 'pretrained'} backbone"
 
 
-def cost(network: ImageModel, size: tuple[int, int]) -> dict[str, Any]:
+def cost(network: DenseModel, size: tuple[int, int]) -> dict[str, Any]:
     """Parameters and multiply-adds of a forward pass in millions, on one black image.
 
     Raises:

@@ -1,69 +1,31 @@
-"""What detection and segmentation share as tasks of the one loop (`ssld.engine.loop.Task`)."""
+"""What detection and segmentation share as tasks of the one loop (`ssld.engine.task.Task`)."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from tqdm import tqdm
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from downstream.dense import trained
+from downstream.dense.drawing import image_grid
+from downstream.dense.report import write_picture
 from ssld.common.metrics import METRICS
-from ssld.common.streams import is_terminal
-from ssld.data.loading import eval_rows, train_rows
-from ssld.data.unreadable import AnyBatch, Unreadables, to_device
-from ssld.data.workers import Rows, load
+from ssld.data.batching import Maker
 from ssld.engine.start import Run
+from ssld.engine.task import B, N, S, Task
 
-DRAWN = 16
+DRAWN_IMAGES = 16
 """Held-out images that are drawn at every evaluation."""
-LATE = 1 / 3
+JUDGED_AFTER = 1 / 3
 """Share of a run after which a score of 0 is a symptom."""
-Made = TypeVar("Made", bound=AnyBatch)
-
-
-def training(
-    run: Run, make: Callable[[Rows], Made], first_step: int, last_step: int
-) -> Iterator[Made]:
-    """This process's batches of steps [first_step, last_step), as `make` makes them."""
-    config = run.config
-    rows = train_rows(
-        run.order,
-        batch_size=config.batch_size,
-        rank=run.rank,
-        world=run.world,
-        first_step=first_step,
-        last_step=last_step,
-        accumulate=config.accumulate,
-    )
-    pin = run.accelerator.device.type == "cuda"
-    return load(make, rows, workers=config.data.workers, pin=pin)
-
-
-def held_out(run: Run, make: Callable[[Rows], Made]) -> Iterator[Made]:
-    """This process's held-out images one by one, each once over all processes.
-
-    One by one, because what is found in an image must not depend on the size to which others in its
-    batch are padded, nor on which process it falls to.
-    """
-    config = run.config
-    unreadables = Unreadables(run.val, config.data.max_unreadable)
-    sizes = [len(source) for source in run.val]
-    rows = eval_rows(sizes, batch_size=1, rank=run.rank, world=run.world)
-    pin = run.accelerator.device.type == "cuda"
-    quiet = run.rank > 0 or not is_terminal(sys.stderr)
-    with tqdm(total=sum(sizes), desc="evaluate", unit="img", disable=quiet, leave=False) as bar:
-        for batch in load(make, rows, workers=config.data.workers, pin=pin):
-            unreadables.add(batch)
-            yield to_device(batch, run.accelerator.device)
-            bar.update(min(run.world, sum(sizes) - bar.n))
 
 
 def drawn_numbers(images: int) -> list[int]:
-    """Which of so many held-out images are drawn: `DRAWN`, evenly spread."""
-    return sorted({i * images // DRAWN for i in range(DRAWN)}) if images else []
+    """Which of so many held-out images are drawn: `DRAWN_IMAGES`, evenly spread."""
+    return sorted({i * images // DRAWN_IMAGES for i in range(DRAWN_IMAGES)}) if images else []
 
 
 def verdict(
@@ -85,7 +47,7 @@ def verdict(
             f"no verdict: held-out pixels are of one class alone, so that a {name} of {value:.4f} "
             "says nothing; hold out images of the other classes, too"
         )
-    if value < 1e-3 and share >= LATE:
+    if value < 1e-3 and share >= JUDGED_AFTER:
         return (
             f"{done}not learning: {name} is {value:.4f} after {share:.0%} of the run. Likely "
             "causes: far too few steps, classes of data.train and data.val that mean different "
@@ -101,20 +63,70 @@ def verdict(
     return f"{done}{name} {value:.4f}, below the best, {best:.4f} at step {step:,}"
 
 
-class AnnotatedTask:
+class Counts(Protocol):
+    """What is counted of each held-out image; see `detection/average_precision.py` and
+    `segmentation/confusion.py`."""
+
+    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+C = TypeVar("C", bound=Counts)
+
+
+class AnnotatedScore(Generic[C]):
+    """What an evaluation counts, and the images that are drawn.
+
+    Args:
+        images: number of held-out images.
+    """
+
+    def __init__(self, counts: C, images: int) -> None:
+        self.counts = counts
+        self.wanted = set(drawn_numbers(images))
+        self.drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        """{image: ground truth and prediction drawn on it, uint8 [h, w, 3] each}."""
+
+    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
+        """Collect the images of all processes; False when it was cut short on any of them."""
+        if accelerator.num_processes > 1:
+            self.drawn = dict(gather_object(list(self.drawn.items())))
+        return self.counts.reduce(accelerator, cut_short)
+
+    def metrics(self) -> dict[str, float]:
+        """See `counts`."""
+        return self.counts.metrics()
+
+    def write_pictures(self, run: Run, step: int) -> None:
+        """Keep the drawn images as one picture in the run folder."""
+        if self.drawn:
+            pairs = [pair for _, pair in sorted(self.drawn.items())]
+            write_picture(run, step, lambda: image_grid(pairs))
+
+
+class AnnotatedTask(Task[Run, B, N, S]):
     """The part of a task that does not depend on what is to be found in images."""
 
     exported = trained.FOLDER
     metric: str
     """What decides where `checkpoint.best` says `last`."""
+    make_train: Maker[B]
+    make_held_out: Maker[B]
 
-    def best_by(self, run: Run) -> str:
+    def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[B]:
+        """This process's batches of steps [first_step, last_step)."""
+        return run.train_batches(self.make_train, first_step, last_step)
+
+    def held_out(self, run: Run) -> Iterator[B]:
+        """This process's held-out images, each once over all processes."""
+        # One by one: what is found in an image must not depend on the size to which others in its
+        # batch are padded, nor on which process it falls to.
+        return run.eval_batches(self.make_held_out, "evaluate", batch_size=1)
+
+    def monitor(self, run: Run) -> str:
         """The metric that decides which checkpoint is the best, or last."""
         return run.config.checkpoint.best  # type: ignore[attr-defined]
-
-    def further_metrics(self, run: Run, network: Any, step: int) -> dict[str, float]:
-        """None: all are in the score."""
-        return {}
 
     def noted(self, network: Any, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
         """What is compared of an evaluation: its value, as a score of 0 is behind all others."""
@@ -127,11 +139,11 @@ class AnnotatedTask:
         metrics: dict[str, float],
         *,
         step: int,
-        rate: float,
+        lr: float,
         initial: Any,
     ) -> str:
         """How it goes, in a sentence."""
-        best = self.best_by(run)
+        best = self.monitor(run)
         before = run.folder.history.evaluations()
         metric = self.metric if best == "last" else best
         return verdict(metric, metrics, before, step / run.total_steps)

@@ -29,6 +29,7 @@ KNOWN = re.compile(
     re.IGNORECASE,
 )
 """Names of encodings; Python's other codecs (punycode, unicode_escape) are none."""
+TRUE, FALSE = ("true", "1", "yes", "y"), ("false", "0", "no", "n", "")
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxother = 3, 6, 4, 80, 80
@@ -42,8 +43,8 @@ def shown(value: object) -> str:
 def one_line(text: str, most: int = 200) -> str:
     """A name for a line of text: white space is one space, what cannot be printed is escaped, and
     what is longer than `most` characters is cut."""
-    said = printable(" ".join(text.split()))
-    return said if len(said) <= most else f"{said[: most - 1]}…"
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def decode_text(data: bytes, declared: str | None = None) -> tuple[str, str]:
@@ -63,12 +64,12 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, str]:
     text = _decoded(data, "utf-8")
     if text is not None and not (known and DOUBLE.match(known) and _is_latin(text)):
         return text, "utf-8"
-    if known and (found := _decoded(data, known)) is not None:
-        return found, known
+    if known and (guessed := _decoded(data, known)) is not None:
+        return guessed, known
     if text is not None:
         return text, "utf-8"
-    if _in_pairs(data) and (found := _decoded(data, GB)) is not None:
-        return found, GB
+    if _in_pairs(data) and (guessed := _decoded(data, GB)) is not None:
+        return guessed, GB
     return data.decode("latin-1"), "latin-1"
 
 
@@ -123,6 +124,18 @@ def require_name(value: object, where: str) -> str:
     if not writable(name):
         raise InputError(f"{where} is {shown(name)}, which is no text; give a name")
     return name
+
+
+def require_flag(value: object, where: str) -> bool:
+    """True or false as files write them (true, 1, yes, y); nothing is false.
+
+    Raises:
+        InputError: it is neither.
+    """
+    word = str(value or "").strip().lower() if isinstance(value, bool | int | str | None) else "?"
+    if word not in (*TRUE, *FALSE):
+        raise InputError(f"{where} is {shown(value)}; give true or false")
+    return word in TRUE
 
 
 def writable(name: str) -> bool:

@@ -4,39 +4,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
+from downstream.backbone.backbone import Backbone, describe, rebuild
+from downstream.backbone.weights import create
+from downstream.dense.model import DenseModel
 from ssld.common.errors import InputError
 from ssld.common.recorded import check_recorded
 from ssld.common.settings_file import shortened
 from ssld.common.written_files import read_object, reading
 from ssld.engine import checkpoint
 from ssld.engine.export import replace_export
-from ssld.models.classifier import ImageModel, load_strictly
+from ssld.models.classifier import load_strictly
 from ssld.models.memory_layout import as_images_lie
 from zoo.described import NAME, checked_arguments
 from zoo.release import save_weights
 
-if TYPE_CHECKING:
-    from torch import nn
+Built = TypeVar("Built", bound=nn.Module)
 
 FOLDER = "model"
+TASKS = ("detection", "segmentation")
 AGAIN = "export the model again, or take another copy of it"
 MAX_SIDE_PX = 8192
 """Of what a network sees of an image; a view of so many squared takes 800 MB."""
-MAX_SCALE = 16
-"""Largest factor at which a segmenter's test sees an image; a stranger's file cannot ask for any
-memory."""
 
 
 def save(
-    network: ImageModel, folder: Path, step: int, *, task: str, head: dict[str, Any], view: dict
+    network: DenseModel, folder: Path, step: int, *, task: str, head: dict[str, Any], view: dict
 ) -> str:
     """Write a network, replacing what was there in one step; returns the sha256 of its weights.
 
@@ -48,12 +50,10 @@ def save(
     Raises:
         InputError: it cannot be written; what was there is untouched.
     """
-    from downstream.backbone.backbone import describe
-
     content = {
         "task": task,
         "head": head,
-        "backbone": describe(network.model.backbone),  # type: ignore[arg-type]
+        "backbone": describe(network.backbone),
         "class_names": network.label_names,
         "view": view,
     }
@@ -101,11 +101,9 @@ def _check_backbone(backbone: dict[str, Any], file: Path) -> None:
 
 
 def _check(content: dict[str, Any]) -> None:
-    """Raises what `reading` takes for damage where something is not as `save` writes it."""
-    from downstream.detection.data.augment_config import BoxAugmentConfig
-    from downstream.segmentation.config import TestConfig
-
-    head, names, view = content["head"], content["class_names"], dict(content["view"])
+    """Raises what `reading` takes for damage where something is not as `save` writes it. `view` is
+    checked where the network is opened."""
+    head, names, view = content["head"], content["class_names"], content["view"]
     if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
         raise TypeError(f"class_names is {names!r}")
     if not isinstance(head["name"], str) or not isinstance(head.get("args", {}), dict):
@@ -114,26 +112,25 @@ def _check(content: dict[str, Any]) -> None:
     for side in (backbone["output_stride"], *backbone["wanted"], backbone["frozen_stages"]):
         if type(side) is not int:
             raise TypeError(f"the backbone is {backbone!r}")
-    if content["task"] == "detection":
-        augment = BoxAugmentConfig(**view)
-        sides = [augment.test_size, *augment.sizes, augment.longest or 1]
-    elif content["task"] == "segmentation":
-        palette, trained_on = view.pop("palette"), view.pop("trained_on")
-        test = TestConfig(**view)
-        sides = [*trained_on, *(test.crop or ()), *(test.stride or ())]
-        if len(sides) % 2 or max(test.scales) > MAX_SCALE or type(test.flip) is not bool:
-            raise ValueError(f"view is {view!r}")
-        if np.array(palette, np.uint8).shape[1:] != (3,):
-            raise ValueError("palette has not three numbers of each class")
-    else:
+    if content["task"] not in TASKS:
         raise ValueError(f"task is {content['task']!r}")
-    if not all(type(side) is int and side <= MAX_SIDE_PX for side in sides):
+    if not isinstance(view, dict):
         raise TypeError(f"view is {view!r}")
 
 
-def load(
-    folder: Path, content: dict[str, Any], build: Callable[[Any, int], nn.Module]
-) -> nn.Module:
+def reading_view(folder: Path) -> AbstractContextManager[None]:
+    """Whatever fails inside means that config.json is damaged."""
+    return reading(folder / "config.json", AGAIN)
+
+
+def require_sides(sides: Iterable[object]) -> None:
+    """Raise TypeError unless all are px that a network may see."""
+    for side in sides:
+        if type(side) is not int or side > MAX_SIDE_PX:
+            raise TypeError(f"view has a side of {shortened(side)} px")
+
+
+def load(folder: Path, content: dict[str, Any], build: Callable[[Backbone, int], Built]) -> Built:
     """The network that a folder holds, in eval mode.
 
     Args:
@@ -142,8 +139,6 @@ def load(
     Raises:
         InputError: weights that cannot be read or do not fit.
     """
-    from downstream.backbone.backbone import rebuild
-
     file = folder / "model.safetensors"
     try:
         check_recorded(file)
@@ -164,10 +159,6 @@ def _require_memory(backbone: dict[str, Any], size: int) -> None:
     Args:
         size: bytes of all weights.
     """
-    import torch
-
-    from downstream.backbone.weights import create
-
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
             model = create(backbone["architecture"], backbone["args"])

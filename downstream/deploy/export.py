@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from downstream.dense.trained import read_description
+from downstream.deploy import onnx_detector, onnx_segmenter
 from downstream.deploy.config import ExportConfig
+from downstream.detection.model import open_detector
+from downstream.segmentation.model import open_segmenter
 from ssld.common.errors import InputError
+from ssld.models.classifier import open_network
+from zoo.export import classifier
+
+Size = tuple[int, int]
 
 
 def export(config: ExportConfig) -> None:
@@ -14,62 +23,48 @@ def export(config: ExportConfig) -> None:
     Raises:
         InputError: no such network, packages that are missing, a file that differs from PyTorch.
     """
-    from downstream.dense.trained import read_description
-
-    out = config.file
     if (Path(config.run) / "student").is_dir():
-        print(_classifier(config, out))
+        if config.size is not None:
+            raise InputError("size: a classifier is exported for the size of its run; leave it out")
+        network = open_network("run", arch=None, checkpoint=config.run)
+        exported = classifier.export(network.model, "onnx", config.file)
+        print(f"{config.file}: ONNX ({exported.method})\n{_difference(exported)}")
         return
     folder, content = read_description(config.run)
     write = {"detection": _detector, "segmentation": _segmenter}[content["task"]]
-    print(write(folder, content, config.size, out))
+    method, (height, width), comparison = write(folder, content, config)
+    print(
+        f"{config.file}: ONNX ({method}) for images of {height} x {width} px (height, width), "
+        f"normalised with the file's mean and std\n{comparison}"
+    )
 
 
-def _detector(folder: Path, content: dict, size: tuple[int, int] | None, out: Path) -> str:
-    from downstream.deploy.onnx_detector import export_onnx
-    from downstream.detection.model import open_detector
-
+def _detector(folder: Path, content: dict[str, Any], config: ExportConfig) -> tuple[str, Size, str]:
     model = open_detector(folder, content)
     side, stride = content["view"]["test_size"], model.stride
-    height, width = size or (-(-side // stride) * stride,) * 2
-    found = export_onnx(model.model, out, (height, width), content["class_names"])
+    size = config.size or (-(-side // stride) * stride,) * 2
+    names = content["class_names"]
+    exported = onnx_detector.export_onnx(model.model, config.file, size, names)
     return (
-        f"{out}: ONNX ({found.method}) for images of {height} x {width} px (height, width), "
-        f"normalised with the file's mean and std\n"
-        f"{found.paired} detections in {found.images} images, the same as PyTorch's: boxes off by "
-        f"at most {found.max_box_px:.2g} px, scores by {found.max_score:.2g}, found by one side "
-        f"alone {found.missed:.2%}"
+        exported.method,
+        size,
+        f"{exported.paired} detections in {exported.images} images, the same as PyTorch's: boxes "
+        f"off by at most {exported.max_box_px:.2g} px, scores by {exported.max_score:.2g}, found "
+        f"by one side alone {exported.missed:.2%}",
     )
 
 
-def _segmenter(folder: Path, content: dict, size: tuple[int, int] | None, out: Path) -> str:
-    from downstream.deploy.onnx_segmenter import export_onnx
-    from downstream.segmentation.model import open_segmenter
+def _segmenter(
+    folder: Path, content: dict[str, Any], config: ExportConfig
+) -> tuple[str, Size, str]:
+    model, names = open_segmenter(folder, content), content["class_names"]
+    height, width = config.size or content["view"]["trained_on"]
+    exported = onnx_segmenter.export_onnx(model.model, config.file, (height, width), names)
+    return exported.method, (height, width), _difference(exported)
 
-    height, width = size or content["view"]["trained_on"]
-    model = open_segmenter(folder, content)
-    found = export_onnx(model.model, out, (height, width), content["class_names"])  # type: ignore[arg-type]
+
+def _difference(exported: classifier.Exported) -> str:
     return (
-        f"{out}: ONNX ({found.method}) for images of {height} x {width} px (height, width), "
-        "normalised with the file's mean and std\n"
-        f"logits of {found.inputs} images: off by at most {found.max_abs:.2g}, which is "
-        f"{found.relative:.2g} of their deviation"
-    )
-
-
-def _classifier(config: ExportConfig, out: Path) -> str:
-    from ssld.models.classifier import open_network
-    from zoo.errors import InputError as ZooError
-    from zoo.export.onnx_classifier import export as write
-
-    if config.size is not None:
-        raise InputError("size: a classifier is exported for the size of its run; leave it out")
-    network = open_network("run", arch=None, checkpoint=config.run)
-    try:
-        found = write(network.model, "onnx", out)
-    except ZooError as error:
-        raise InputError(str(error)) from error
-    return (
-        f"{out}: ONNX ({found.method})\nlogits of {found.inputs} images: off by at most "
-        f"{found.max_abs:.2g}, which is {found.relative:.2g} of their deviation"
+        f"logits of {exported.inputs} images: off by at most {exported.max_abs:.2g}, which is "
+        f"{exported.relative:.2g} of their deviation"
     )

@@ -13,9 +13,7 @@ of it on the CPU, DeformConv included.
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from downstream.deploy.described import pretrained_cfg
 from downstream.deploy.onnx_tracing import tracing
 from downstream.detection.heads.decoding import MAX_DETECTIONS
 from ssld.common.errors import InputError
-from zoo.export.onnx_classifier import facts
+from zoo.export.checked import OTHER, Run, facts, placed, require_packages, write_onnx
 
-OPSET = 20
-"""The newest of the tracing exporter; DeformConv came with 19."""
-
+OUTPUTS: tuple[str, ...] = ("boxes", "scores", "labels")
 BOX_TOLERANCE_PX = 0.05
 SCORE_TOLERANCE = 1e-3
 """Another order of float32 sums moves boxes by 1e-5 px and scores by 1e-7 (measured over all
@@ -40,10 +37,6 @@ TIE = 1e-5
 of two overlapping boxes stays and which one is the 100th."""
 MISSED = 0.01
 """Share of detections that one side alone may find, ties aside: an overlap may be at the limit."""
-
-OTHER = "nothing was written, use the network with PyTorch"
-
-Run = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -94,30 +87,30 @@ def export_onnx(
             run, `path` cannot be written, or the file finds something else than PyTorch. What was
             at `path` is untouched.
     """
-    _require("onnx", "onnxruntime")
-    stride = int(network.stride)  # type: ignore[arg-type]
+    require_packages("onnx", "onnxruntime")
+    alone = _OneImage(copy.deepcopy(network).cpu().float(), size, class_names).eval()
+    stride = alone.network.stride
     if any(side <= 0 or side % stride for side in size):
         raise InputError(f"images of {size[0]} x {size[1]} px: give multiples of {stride}")
-    alone = _OneImage(copy.deepcopy(network).cpu().float(), size, class_names).eval()
     trials = trial_images(size)
     if images is not None:
         trials = torch.cat([trials, images.cpu().float()])
-    temporary = path.with_name(f".{path.name}.tmp")
     threshold = alone.network.score_threshold
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        pairs = []
+    with placed(path) as temporary:
+        comparisons, method = [], ""
         for alone.network.score_threshold in (0.0, threshold):  # the file that stays comes last
-            _write(alone, temporary)
-            pairs += _comparisons(alone, _session(temporary), trials)
-        exported = _judge(pairs, alone, path, len(trials))
-        os.replace(temporary, path)
-        return exported
-    except OSError as error:
-        said = error.strerror or str(error)
-        raise InputError(f"{path} cannot be written ({said}): give another path") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            method, run = write_onnx(
+                alone,
+                temporary,
+                trials[:1],
+                facts(alone) | {"score_threshold": str(alone.network.score_threshold)},
+                outputs=OUTPUTS,
+                axes={name: {0: "found"} for name in OUTPUTS},
+                tracing=tracing(),
+            )
+            comparisons += _comparisons(alone, run, trials)
+        name = facts(alone)["architecture"]
+        return ExportedDetector(path, method, size, len(trials), *_judged(comparisons, name))
 
 
 def trial_images(size: tuple[int, int]) -> Tensor:
@@ -150,7 +143,7 @@ class Comparison:
     max_score: float
 
 
-def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> Comparison:
+def compare(eager: Mapping[str, Tensor], exported: Mapping[str, Tensor]) -> Comparison:
     """Pair the detections of both sides: of the same class, with boxes and scores within the
     tolerances, nearest first. Ranks are not compared, as equal scores come in any order."""
     boxes = (eager["boxes"][:, None] - exported["boxes"]).abs().amax(2)  # [k, k']
@@ -166,9 +159,9 @@ def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> Comparison
             worst = max(worst[0], float(boxes[i, j])), max(worst[1], float(scores[i, j]))
     missed = [
         i
-        for side, found in ((eager, rows), (exported, columns))
+        for side, paired in ((eager, rows), (exported, columns))
         for i, tied in enumerate(_tied(side["scores"]))
-        if i not in found and not tied
+        if i not in paired and not tied
     ]
     return Comparison(len(rows), len(missed), *worst)
 
@@ -183,13 +176,15 @@ def _tied(scores: Tensor) -> list[bool]:
 
 
 def _comparisons(alone: _OneImage, run: Run, trials: Tensor) -> list[Comparison]:
-    pairs = []
+    comparisons = []
     for image in trials.split(1):
-        eager = alone.run(image)
+        with torch.no_grad():
+            eager = dict(zip(OUTPUTS, alone(image.clone()), strict=True))
         flat = bool((image == image[..., :1, :1]).all())
         if not flat or not len(eager["labels"]):  # on one colour all that is found is tied
-            pairs.append(compare(eager, run(image)))
-    return pairs
+            exported = dict(zip(OUTPUTS, run(image), strict=True))
+            comparisons.append(compare(eager, exported))
+    return comparisons
 
 
 class _OneImage(nn.Module):
@@ -200,32 +195,18 @@ class _OneImage(nn.Module):
     ) -> None:
         super().__init__()
         self.network: Any = network
-        backbone: Any = network.backbone
         self.register_buffer("sizes", torch.tensor([size]), persistent=False)
-        self.pretrained_cfg = {
-            "architecture": f"{type(network).__name__} {getattr(backbone, 'architecture', '')}",
-            "input_size": (3, *size),
-            "mean": getattr(backbone, "mean", (0.0,)),
-            "std": getattr(backbone, "std", (1.0,)),
-            "label_names": class_names,
-        }
+        self.pretrained_cfg = pretrained_cfg(network, size, class_names)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.network(images, self.sizes)[0]
-        return found["boxes"], found["scores"], found["labels"]
-
-    def run(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return dict(zip(OUTPUTS, self(images.clone()), strict=True))
+        (detections,) = self.network(images, self.sizes)
+        return detections["boxes"], detections["scores"], detections["labels"]
 
 
-OUTPUTS = ("boxes", "scores", "labels")
-
-
-def _judge(pairs: list[Comparison], alone: _OneImage, path: Path, images: int) -> ExportedDetector:
-    paired, missed = sum(p.paired for p in pairs), sum(p.missed for p in pairs)
+def _judged(comparisons: list[Comparison], name: str) -> tuple[int, float, float, float]:
+    """-> pairs, share that one side alone found, largest differences of boxes and scores."""
+    paired, missed = sum(c.paired for c in comparisons), sum(c.missed for c in comparisons)
     share = missed / max(1, 2 * paired + missed)
-    name = facts(alone)["architecture"].strip()
     if paired + missed == 0:
         raise InputError(
             f"{name} finds nothing at all, so that no export of it can be checked: {OTHER}"
@@ -235,83 +216,5 @@ def _judge(pairs: list[Comparison], alone: _OneImage, path: Path, images: int) -
             f"the ONNX file of {name} does not find what PyTorch finds ({share:.0%} of the "
             f"detections are of one side alone): {OTHER}"
         )
-    return ExportedDetector(
-        path=path,
-        method=f"trace, opset {OPSET}",
-        size=tuple(alone.sizes[0].tolist()),  # type: ignore[arg-type, index]
-        images=images,
-        paired=paired,
-        missed=share,
-        max_box_px=max(p.max_box_px for p in pairs),
-        max_score=max(p.max_score for p in pairs),
-    )
-
-
-def _write(alone: _OneImage, path: Path) -> None:
-    import onnx
-    from torch.onnx.errors import OnnxExporterError
-
-    errors = (
-        OnnxExporterError,
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-        RuntimeError,
-    )
-    height, width = (int(n) for n in alone.sizes[0])  # type: ignore[union-attr, index]
-    example = trial_images((height, width))[:1]
-    try:
-        with tracing(OPSET), torch.no_grad():
-            torch.onnx.export(
-                alone,
-                (example,),
-                str(path),
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=["images"],
-                output_names=list(OUTPUTS),
-                dynamic_axes={name: {0: "found"} for name in OUTPUTS},
-            )
-        model = onnx.load(str(path))
-        said = facts(alone) | {"score_threshold": str(alone.network.score_threshold)}
-        onnx.helper.set_model_props(model, said)
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, str(path))
-    except errors as error:
-        raise InputError(f"the network cannot be written as ONNX: {OTHER}{_said(error)}") from error
-
-
-def _session(path: Path) -> Run:
-    import onnxruntime
-
-    # Its errors have no common class but Exception.
-    state = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
-    errors = tuple(kind for kind in state if isinstance(kind, type) and issubclass(kind, Exception))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what matters is raised
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except errors as error:
-        raise InputError(f"onnxruntime cannot load the file: {OTHER}{_said(error)}") from error
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        try:
-            found = session.run(list(OUTPUTS), {"images": images.numpy()})
-        except errors as error:
-            raise InputError(f"onnxruntime cannot run the file: {OTHER}{_said(error)}") from error
-        return {k: torch.as_tensor(x) for k, x in zip(OUTPUTS, found, strict=True)}
-
-    return run
-
-
-def _said(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f" ({type(error).__name__}: {(lines or [''])[0][:200]})"
-
-
-def _require(*packages: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise InputError(f"ONNX needs {package}: pip install 'ssld[onnx]'") from error
+    worst = (max(c.max_box_px for c in comparisons), max(c.max_score for c in comparisons))
+    return paired, share, *worst

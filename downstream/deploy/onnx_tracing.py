@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.jit._trace import TracerWarning
 from torch.onnx import symbolic_helper, utils
 
+from zoo.export.checked import TRACING_OPSET
+
 
 @contextlib.contextmanager
-def tracing(opset: int) -> Iterator[None]:
-    """Within it `torch.onnx.export(..., dynamo=False, opset_version=opset)` knows deformable
-    convolution, splits are slices, and nothing is printed. `opset` is at least 19."""
-    with _quiet(), _deformable(opset), _slices_for_splits():
+def tracing() -> Iterator[None]:
+    """Within it `torch.onnx.export(..., dynamo=False, opset_version=TRACING_OPSET)` knows
+    deformable convolution, splits are slices, and nothing is printed."""
+    with _quiet(), _deformable(), _slices_for_splits():
         yield
 
 
@@ -33,14 +35,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deformable(opset: int) -> Iterator[None]:
+def _deformable() -> Iterator[None]:
     """Teach the tracing exporter torchvision's deformable convolution, for as long as it is on."""
     name = "torchvision::deform_conv2d"
-    utils.register_custom_op_symbolic(name, _deform_conv, opset)
+    utils.register_custom_op_symbolic(name, _deform_conv, TRACING_OPSET)
     try:
         yield
     finally:
-        utils.unregister_custom_op_symbolic(name, opset)
+        utils.unregister_custom_op_symbolic(name, TRACING_OPSET)
 
 
 @contextlib.contextmanager

@@ -16,21 +16,28 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+from tqdm import tqdm
+
+from downstream.dense.drawing import draw_boxes, draw_lines, draw_mask
+from downstream.dense.trained import FOLDER, read_description
 from downstream.deploy.config import PredictConfig
+from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.data.transforms import view_size
+from downstream.detection.model import open_detector
+from downstream.segmentation.model import open_segmenter
 from ssld.common.errors import InputError, one_line
 from ssld.common.streams import is_terminal
 from ssld.common.written_files import read_object
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from ssld.data.source import Source
-
-    Predictor = Callable[[np.ndarray, bytes], "Prediction"]
-    """(uint8 [h, w, 3], the encoded image) -> what is found."""
+from ssld.data.decode import Unreadable, decode
+from ssld.data.eval_view import eval_view
+from ssld.data.sources import Source, open_source
+from ssld.models.classifier import open_network
 
 BEST = 3
 """Classes that are named for an image."""
@@ -52,18 +59,16 @@ class Prediction:
     """uint8 [h, w], of a segmenter."""
 
 
+Predictor = Callable[[np.ndarray, bytes], Prediction]
+"""(uint8 [h, w, 3], the encoded image) -> what the network says of it."""
+
+
 def predict(config: PredictConfig) -> None:
     """Draw every image.
 
     Raises:
         InputError: no such network or images, a folder in use, too many unreadable images.
     """
-    import torch
-    from tqdm import tqdm
-
-    from ssld.data.decode import Unreadable, decode
-    from ssld.data.sources import open_source
-
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
@@ -96,17 +101,15 @@ class _Writer:
         with self._writing(out):
             (out / "images").mkdir(parents=True, exist_ok=True)
 
-    def write(self, i: int, found: Prediction) -> None:
-        from PIL import Image
-
+    def write(self, i: int, prediction: Prediction) -> None:
         name = self.source.sample_id(i)
         file = self._file(name)
-        kind = "jpg" if max(found.drawn.shape[:2]) <= JPEG_SIDE else "png"
-        self._save(Image.fromarray(found.drawn), self.out / "images" / f"{file}.{kind}")
-        if found.mask is not None:
-            self._save(Image.fromarray(found.mask), self.out / "masks" / f"{file}.png")
+        kind = "jpg" if max(prediction.drawn.shape[:2]) <= JPEG_SIDE else "png"
+        self._save(Image.fromarray(prediction.drawn), self.out / "images" / f"{file}.{kind}")
+        if prediction.mask is not None:
+            self._save(Image.fromarray(prediction.mask), self.out / "masks" / f"{file}.png")
         where = {} if file == name else {"file": file}
-        self._append("predictions", {"image": name, **where, **found.line})
+        self._append("predictions", {"image": name, **where, **prediction.line})
         self.drawn += 1
 
     def _file(self, name: str) -> str:
@@ -164,8 +167,6 @@ class _Writer:
 
 def _open(config: PredictConfig, device: torch.device) -> Predictor:
     """The run's network, whatever it is."""
-    from downstream.dense.trained import FOLDER, read_description
-
     run = Path(config.run)
     config_file = run / "config.json"
     classifier = (run / "student").is_dir() or (
@@ -183,14 +184,6 @@ def _open(config: PredictConfig, device: torch.device) -> Predictor:
 def _detector(
     folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
 ) -> Predictor:
-    import torch
-    from torchvision.transforms.v2 import functional as tv
-
-    from downstream.dense.drawing import draw_boxes
-    from downstream.detection.data.augment_config import BoxAugmentConfig
-    from downstream.detection.data.transforms import view_size
-    from downstream.detection.model import open_detector
-
     model = open_detector(folder, content).to(device)
     augment, names = BoxAugmentConfig(**content["view"]), content["class_names"]
 
@@ -200,9 +193,9 @@ def _detector(
         view = tv.resize(torch.from_numpy(pixels).permute(2, 0, 1), list(size), antialias=True)
         scale = [size[1] / width, size[0] / height] * 2
         sizes = torch.tensor([size], device=device)
-        found = model(view.permute(1, 2, 0)[None].to(device), sizes)[0]
-        boxes = (found["boxes"].cpu() / torch.tensor(scale)).numpy()
-        scores, labels = found["scores"].tolist(), found["labels"].tolist()
+        detections = model(view.permute(1, 2, 0)[None].to(device), sizes)[0]
+        boxes = (detections["boxes"].cpu() / torch.tensor(scale)).numpy()
+        scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
         sure = sum(score >= config.score for score in scores)  # best first
         drawn = draw_boxes(pixels, boxes[:sure], labels[:sure], names, scores[:sure])
         line = [
@@ -217,12 +210,6 @@ def _detector(
 def _segmenter(
     folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
 ) -> Predictor:
-    import numpy as np
-    import torch
-
-    from downstream.dense.drawing import draw_mask
-    from downstream.segmentation.model import open_segmenter
-
     model = open_segmenter(folder, content).to(device)
     test = dict(content["view"])
     palette, names = np.array(test.pop("palette"), np.uint8), content["class_names"]
@@ -243,21 +230,16 @@ def _segmenter(
 
 
 def _classifier(run: str, device: torch.device) -> Predictor:
-    from downstream.dense.drawing import draw_lines
-    from ssld.data.eval_view import eval_view
-    from ssld.models.classifier import open_network
-
     network = open_network("run", arch=None, checkpoint=run).to(device).eval()
     view = eval_view(network)
     names = network.label_names or list(map(str, range(network.num_classes)))
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
-        found = network(view(data)[None].to(device))[0].softmax(-1).cpu()
-        best = found.topk(min(BEST, len(names)))
-        line = dict(
-            zip((names[i] for i in best.indices.tolist()), best.values.tolist(), strict=True)
-        )
-        said = [f"{name} {share:.1%}" for name, share in line.items()]
-        return Prediction(draw_lines(pixels, said), {"classes": line})
+        probabilities = network(view(data)[None].to(device))[0].softmax(-1).cpu()
+        best = probabilities.topk(min(BEST, len(names)))
+        classes = [names[i] for i in best.indices.tolist()]
+        line = dict(zip(classes, best.values.tolist(), strict=True))
+        lines = [f"{name} {share:.1%}" for name, share in line.items()]
+        return Prediction(draw_lines(pixels, lines), {"classes": line})
 
     return predictor

@@ -5,48 +5,46 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from downstream.detection.coco_protocol import AREAS, THRESHOLDS, Found, evaluate, matches, xywh
+from downstream.detection.coco_protocol import AREAS, THRESHOLDS, Predicted, evaluate, matches, xywh
 from downstream.detection.coco_protocol import bootstrap as bootstrap
+from downstream.detection.data.boxes import Boxes
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import write_atomically
 
-if TYPE_CHECKING:
-    from downstream.detection.data.boxes import Boxes
-
 
 class Detections:
-    """Predictions by image beside the truth; they count when `reduce` has been called.
+    """Predictions by image beside the ground truth; they count when `reduce` has been called.
 
     Args:
-        truth: the objects of each image; an image's number is its place here.
+        ground_truth: the objects of each image; an image's number is its place here.
         class_names: by class number.
-        image_ids: the ids of `truth` in the annotations.
+        image_ids: the ids of `ground_truth` in the annotations.
         category_ids: the classes' ids there; -1 for a class that they do not know.
         expected: numbers of the images that are to be evaluated, by default all.
     """
 
     def __init__(
         self,
-        truth: Sequence[Boxes],
+        ground_truth: Sequence[Boxes],
         class_names: Sequence[str],
         *,
         image_ids: Sequence[int],
         category_ids: Sequence[int],
         expected: Sequence[int] | None = None,
     ) -> None:
-        self.truth = truth
+        self.ground_truth = ground_truth
         self.class_names = list(class_names)
         self.image_ids = list(image_ids)
         self.category_ids = list(category_ids)
-        self._expected = range(len(truth)) if expected is None else expected
-        self._found: dict[int, Found | None] = {}
+        self._expected = range(len(ground_truth)) if expected is None else expected
+        self._predicted: dict[int, Predicted | None] = {}
         self._precision: np.ndarray | None = None
 
     def add(self, image: int, prediction: Mapping[str, Tensor]) -> None:
@@ -75,10 +73,10 @@ class Detections:
         """An image that cannot be read: neither its objects nor its detections count."""
         self._count(image, None)
 
-    def _count(self, image: int, found: Found | None) -> None:
-        if image in self._found:
+    def _count(self, image: int, predicted: Predicted | None) -> None:
+        if image in self._predicted:
             raise self._fault([image], "evaluated twice")
-        self._found[image], self._precision = found, None
+        self._predicted[image], self._precision = predicted, None
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """Collect the images of all processes; False when it was cut short on any of them.
@@ -86,10 +84,10 @@ class Detections:
         Raises:
             InputError: an image was evaluated twice, or, unless it was cut short, not at all.
         """
-        parts: list[Any] = [(cut_short, self._found)]
+        parts: list[Any] = [(cut_short, self._predicted)]
         if accelerator.num_processes > 1:
             parts = gather_object(parts)
-        numbers = np.array([image for _, found in parts for image in found], np.int64)
+        numbers = np.array([image for _, counted in parts for image in counted], np.int64)
         distinct, times = np.unique(numbers, return_counts=True)
         if (times > 1).any():
             raise self._fault(distinct[times > 1].tolist(), "evaluated twice")
@@ -97,15 +95,15 @@ class Detections:
         lost = sorted(set(self._expected) - set(distinct.tolist()))
         if lost and not short:
             raise self._fault(lost, "not evaluated")
-        gathered = {image: found for _, part in parts for image, found in part.items()}
-        self._found, self._precision = dict(sorted(gathered.items())), None
+        gathered = {image: counted for _, part in parts for image, counted in part.items()}
+        self._predicted, self._precision = dict(sorted(gathered.items())), None
         return not short
 
     def _fault(self, images: list[int], what: str) -> InputError:
         named = ", ".join(map(self._name, images[:3])) + (", ..." if len(images) > 3 else "")
         return InputError(
-            f"{len(images)} of {len(self.truth)} images were {what} ({named}), so there is no "
-            "average precision; evaluate again, each image in one process only"
+            f"{len(images)} of {len(self.ground_truth)} images were {what} ({named}), so there is "
+            "no average precision; evaluate again, each image in one process only"
         )
 
     def _name(self, image: int) -> str:
@@ -116,10 +114,10 @@ class Detections:
         """int64 [n]: the numbers of the images that count, ascending."""
         return np.array([image for image, _ in self._counted()], np.int64)
 
-    def _counted(self) -> Iterator[tuple[int, Found]]:
-        for image, found in sorted(self._found.items()):
-            if found is not None:
-                yield image, found
+    def _counted(self) -> Iterator[tuple[int, Predicted]]:
+        for image, predicted in sorted(self._predicted.items()):
+            if predicted is not None:
+                yield image, predicted
 
     def metrics(self) -> dict[str, float]:
         """COCO's averages over the classes that have objects.
@@ -132,9 +130,9 @@ class Detections:
         parts = {"ap": precision[..., 0], "ap50": precision[:1, ..., 0]}
         parts |= {"ap75": precision[5:6, ..., 0]}
         parts |= {f"ap_{name}": precision[..., i] for i, name in enumerate(AREAS) if i}
-        found = {key: _mean(part) for key, part in parts.items()}
-        found |= {"images": float(len(self.images))}
-        return {key: value for key, value in found.items() if value is not None}
+        averages = {key: _mean(part) for key, part in parts.items()}
+        averages |= {"images": float(len(self.images))}
+        return {key: value for key, value in averages.items() if value is not None}
 
     def by_class(self) -> list[dict[str, Any]]:
         """By class number: `class`, its name; `objects`, how many there are, without crowds; `ap`
@@ -153,17 +151,15 @@ class Detections:
     def _evaluated(self) -> np.ndarray:
         """float64 [thresholds, recalls, classes, areas], -1 where there is no object."""
         if self._precision is None:
-            self._precision = evaluate(
-                [(number, self.truth[number], found) for number, found in self._counted()],
-                len(self.class_names),
-            )
+            images = [(i, self.ground_truth[i], predicted) for i, predicted in self._counted()]
+            self._precision = evaluate(images, len(self.class_names))
         return self._precision
 
     def _objects(self) -> np.ndarray:
         """int32 [n, classes]: objects of each image, without crowds."""
         rows = [
-            np.bincount(truth.labels[~truth.crowd], minlength=len(self.class_names))
-            for truth in (self.truth[image] for image in self.images)
+            np.bincount(boxes.labels[~boxes.crowd], minlength=len(self.class_names))
+            for boxes in (self.ground_truth[image] for image in self.images)
         ]
         return np.array(rows, np.int32).reshape(-1, len(self.class_names))
 
@@ -176,8 +172,8 @@ class Detections:
             count. objects: int32 [n, m], without crowds.
         """
         columns = []
-        for place, (number, found) in enumerate(self._counted()):
-            for label, scores, match in matches(self.truth[number], found):
+        for place, (number, predicted) in enumerate(self._counted()):
+            for label, scores, match in matches(self.ground_truth[number], predicted):
                 same = np.full((len(scores), 2), (place, label), np.int32)
                 columns.append((same[:, 0], same[:, 1], scores, match))
         empty = np.zeros(0, np.int32)
@@ -230,13 +226,13 @@ class Detections:
                     raise ValueError("bbox is no box")
                 rows[image].append(([x, y, x + width, y + height], float(result["score"]), label))
             except (LookupError, TypeError, ValueError, OverflowError) as error:
-                said = one_line(error)
+                reason = one_line(error)
                 raise InputError(
                     f"{path}: result {i} is not of these images and classes or lacks a field "
-                    f"({type(error).__name__}: {said}); give the predictions of this data"
+                    f"({type(error).__name__}: {reason}); give the predictions of this data"
                 ) from error
-        for image, found in rows.items():
-            boxes, scores, labels = zip(*found, strict=True) if found else ((), (), ())
+        for image, predicted in rows.items():
+            boxes, scores, labels = zip(*predicted, strict=True) if predicted else ((), (), ())
             of_image = np.array(boxes, np.float32).reshape(-1, 4)
             self._count(image, (of_image, np.array(scores, np.float32), np.array(labels, np.int64)))
 
@@ -247,13 +243,14 @@ def _are_boxes(boxes: np.ndarray) -> bool:
 
 def _read(path: Path) -> list[Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        said = one_line(error)
-        raise InputError(f"{path} cannot be read ({said}); write the predictions again") from error
-    if not isinstance(found, list):
+        raise InputError(
+            f"{path} cannot be read ({one_line(error)}); write the predictions again"
+        ) from error
+    if not isinstance(results, list):
         raise InputError(f"{path} is not a list of COCO results; write the predictions again")
-    return found
+    return results
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from downstream.detection.data.boxes import BoxSource
-from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
-from ssld.common.errors import one_line
-from ssld.data.decode import Unreadable
-from ssld.data.loading import GREY
+from downstream.detection.data.transforms import EvalBoxView, Target, TrainBoxView
+from ssld.data.batching import GREY, AnyBatch, image_numbers, read_rows
 from ssld.data.unreadable import Entry
 from ssld.data.workers import Rows
 
@@ -22,7 +19,7 @@ GREY_PX = 32
 
 
 @dataclass(frozen=True)
-class BoxBatch:
+class BoxBatch(AnyBatch):
     """One forward pass of one process."""
 
     images: Tensor
@@ -40,97 +37,41 @@ class BoxBatch:
     ids: list[str]
     unreadable: list[Entry]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> BoxBatch:
-        """The same batch with each of its tensors replaced."""
-        return replace(
-            self,
-            images=function(self.images),
-            sizes=function(self.sizes),
-            targets=[{key: function(x) for key, x in t.items()} for t in self.targets],
-            scales=function(self.scales),
-            numbers=function(self.numbers),
-            weight=function(self.weight),
-        )
 
-    def pin_memory(self) -> BoxBatch:
-        """Called by the loader: page-locked memory is copied to a GPU without waiting."""
-        return self.map(Tensor.pin_memory)
+class BoxBatches:
+    """Makes the batch of views that rows ask for.
 
+    Args:
+        view: of training images, or of held-out ones.
+    """
 
-class TrainBoxes:
-    """Makes the batch of training views that rows ask for."""
-
-    def __init__(self, sources: Sequence[BoxSource], view: TrainBoxView) -> None:
+    def __init__(self, sources: Sequence[BoxSource], view: TrainBoxView | EvalBoxView) -> None:
         self.sources = list(sources)
         self.view = view
 
     def __call__(self, rows: Rows) -> BoxBatch:
-        """
-        Args:
-            rows: int64 [b, 4].
-        """
+        """A batch of rows int64 [b, 4]."""
+        views, weight, ids, unreadable = read_rows(self.sources, rows, self._view, _placeholder)
+        sizes = torch.tensor([image.shape[:2] for image, _ in views])  # [b, 2]
+        height, width = sizes.amax(0).tolist()
+        images = torch.zeros(len(views), height, width, 3, dtype=torch.uint8)
+        for padded, (image, _) in zip(images, views, strict=True):
+            padded[: image.shape[0], : image.shape[1]] = image
+        targets = [{key: t[key] for key in ("boxes", "labels", "weights")} for _, t in views]
+        scales = torch.tensor([t.get("scale", (1.0, 1.0)) for _, t in views], dtype=torch.float64)
+        numbers = image_numbers(self.sources, rows)
+        if isinstance(self.view, TrainBoxView):
+            numbers.fill_(-1)
+        return BoxBatch(images, sizes, targets, scales, numbers, weight, ids, unreadable)
 
-        def make(source: int, index: int, view: int, batch: int) -> tuple[Tensor, dict[str, Any]]:
-            return self.view(self.sources[source], index, view, batch)
-
-        return _batch(self.sources, rows, make, [-1] * len(rows))
-
-
-class EvalBoxes:
-    """Makes the batch of held-out images that rows ask for."""
-
-    def __init__(self, sources: Sequence[BoxSource], view: EvalBoxView) -> None:
-        self.sources = list(sources)
-        self.view = view
-        self.first = [sum(map(len, self.sources[:i])) for i in range(len(self.sources))]
-
-    def __call__(self, rows: Rows) -> BoxBatch:
-        """
-        Args:
-            rows: int64 [b, 4].
-        """
-
-        def make(source: int, index: int, *_: int) -> tuple[Tensor, dict[str, Any]]:
-            return self.view(self.sources[source], index)
-
-        numbers = [self.first[source] + index for source, index, *_ in rows.tolist()]
-        return _batch(self.sources, rows, make, numbers)
+    def _view(self, number: int, index: int, view: int, batch: int) -> tuple[Tensor, Target]:
+        source = self.sources[number]
+        if isinstance(self.view, TrainBoxView):
+            return self.view(source, index, view, batch)
+        return self.view(source, index)
 
 
-def _batch(
-    sources: Sequence[BoxSource],
-    rows: Rows,
-    make: Callable[..., tuple[Tensor, dict[str, Any]]],
-    numbers: list[int],
-) -> BoxBatch:
-    views, ids, unreadable = [], [], []
-    weight, scales = torch.ones(len(rows)), torch.ones(len(rows), 2, dtype=torch.float64)
-    for i, row in enumerate(rows.tolist()):
-        source, index = sources[row[0]], row[1]
-        ids.append(source.sample_id(index))
-        try:
-            image, target = make(*row)
-        except (OSError, Unreadable) as error:
-            reason = one_line(error)
-            unreadable.append((row[0], ids[-1], source.location(index), reason))
-            weight[i] = 0.0
-            image, target = torch.full((GREY_PX, GREY_PX, 3), GREY, dtype=torch.uint8), _nothing()
-        scales[i] = torch.tensor(target.get("scale", (1.0, 1.0)))
-        views.append((image, {key: target[key] for key in ("boxes", "labels", "weights")}))
-    sizes = torch.tensor([image.shape[:2] for image, _ in views])
-    height, width = sizes.amax(0).tolist()
-    images = torch.zeros(len(views), height, width, 3, dtype=torch.uint8)
-    for padded, (image, _) in zip(images, views, strict=True):
-        padded[: image.shape[0], : image.shape[1]] = image
-    targets = [target for _, target in views]
-    return BoxBatch(
-        images, sizes, targets, scales, torch.tensor(numbers), weight, ids, unreadable
-    )  # fmt: skip
-
-
-def _nothing() -> dict[str, Any]:
-    return {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0, dtype=torch.int64),
-        "weights": torch.zeros(0),
-    }
+def _placeholder() -> tuple[Tensor, Target]:
+    grey = torch.full((GREY_PX, GREY_PX, 3), GREY, dtype=torch.uint8)
+    labels = torch.zeros(0, dtype=torch.int64)
+    return grey, {"boxes": torch.zeros(0, 4), "labels": labels, "weights": torch.zeros(0)}

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
+from downstream.dense.start import open_processes, open_sources, start_run
 from downstream.detection.config import DetectionConfig
+from downstream.detection.data.boxes import open_boxes
+from downstream.detection.data.limits import note_many, note_other_ids, note_small
+from downstream.detection.heads.decoding import MAX_DETECTIONS
+from downstream.detection.model import DetectionModel, build
+from downstream.detection.task import DetectionTask
+from ssld.engine.loop import train
 
 
 def detection(config: DetectionConfig) -> None:
@@ -13,17 +22,6 @@ def detection(config: DetectionConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
-    import torch
-
-    from downstream.dense.start import open_processes, open_sources, start_run
-    from downstream.detection.data.boxes import open_boxes
-    from downstream.detection.data.limits import note_many, note_other_ids, note_small
-    from downstream.detection.heads.decoding import MAX_DETECTIONS
-    from downstream.detection.model import DetectionModel
-    from downstream.detection.networks import build
-    from downstream.detection.task import DetectionTask
-    from ssld.engine.loop import train
-
     accelerator = open_processes(config)
     sources, val = open_sources(config.data, open_boxes)
     note_small(sources, config.augment)
@@ -40,6 +38,7 @@ def detection(config: DetectionConfig) -> None:
     size = (side, side) if config.augment.resize == "square" else (side, round(side * 4 / 3))
     run = start_run(
         config, accelerator, sources, val, model, size=size, head=config.detector.name,
+        reports={"train": [x.report for x in sources], "val": [x.report for x in val]},
         annotations_sha256=[source.report.boxes_sha256 for source in (*sources, *val)],
     )  # fmt: skip
     task = DetectionTask(sources, val, config.augment, config.detector, config.seed)

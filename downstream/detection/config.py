@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.packages import BY_HEAD, require_packages
+from downstream.dense.packages import require_packages
 from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.networks import DETECTORS
+from ssld.common.settings import Settings, one_of
 from ssld.engine.config import CheckpointConfig
 from ssld.engine.run_folder import check_out
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(Settings, section="detector"):
     """The network on the backbone."""
 
-    name: Literal["faster_rcnn", "retinanet", "fcos", "ttfnet", "yolov3", "yolov3_dcn", "detr"] = (
-        "faster_rcnn"
-    )
-    """Which one; `downstream/detection/networks.py` names their files."""
+    name: Annotated[str, one_of(DETECTORS)] = "faster_rcnn"
+    """faster_rcnn, retinanet, fcos, ttfnet, yolov3, yolov3_dcn or detr; what
+    `downstream/detection/networks.py` has."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of its class, for example {anchor_sizes: [16, 32, 64, 128, 256]}."""
 
@@ -53,7 +54,8 @@ class DetectionConfig(DownstreamConfig):
 def check(config: DetectionConfig) -> None:
     """
     Raises:
-        InputError: a package is not installed; whatever `ssld.engine.run_folder.check_out` finds.
+        InputError: a package is not installed; whatever
+            `ssld.engine.run_folder.check_out` finds.
     """
-    require_packages("detection", "faster_coco_eval", *BY_HEAD.get(config.detector.name, ()))
+    require_packages("detection", "faster_coco_eval", *DETECTORS[config.detector.name].packages)
     check_out(config)

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from downstream.dense.trained import load
-from ssld.models.classifier import ImageModel
+from downstream.backbone.backbone import Backbone
+from downstream.backbone.config import BackboneConfig
+from downstream.dense.model import DenseModel, backbone_for
+from downstream.dense.trained import load, reading_view, require_sides
+from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.networks import detector, options
+from ssld.common.errors import InputError
 
 
-class DetectionModel(ImageModel):
+class DetectionModel(DenseModel):
     """Images in; losses out where targets are given, else boxes.
 
     Args:
-        model: one of `downstream.detection.networks`; its backbone says the normalisation.
+        model: one of `downstream.detection.networks`.
     """
 
-    def __init__(self, model: nn.Module, label_names: Sequence[str]) -> None:
-        backbone: Any = model.backbone
-        super().__init__(model, mean=backbone.mean, std=backbone.std, label_names=label_names)
+    preset = "detection"
 
     @property
     def stride(self) -> int:
         """Heights and widths are padded to a multiple of it."""
-        return int(self.model.stride)  # type: ignore[arg-type]
+        return cast(int, self.model.stride)
 
     @property
     def queries(self) -> int | None:
         """The most boxes that it can tell of an image, None without such a limit."""
-        return getattr(self.model, "num_queries", None)  # type: ignore[return-value]
-
-    def lr_scales(self) -> dict[str, float]:
-        scales = self.model.backbone.lr_scales("detection")  # type: ignore[operator, union-attr]
-        return {f"model.backbone.{name}": scale for name, scale in scales.items()}
+        return cast(int | None, getattr(self.model, "num_queries", None))
 
     def forward(
         self, images: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
@@ -64,6 +63,39 @@ class DetectionModel(ImageModel):
         return self.model(self.normalise(images.float()) * inside[:, None], sizes, targets)
 
 
+def build(
+    name: str, config: BackboneConfig, num_classes: int, args: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A detector on a backbone.
+
+    Args:
+        name: one of DETECTORS.
+        config: what the backbone is.
+        num_classes: of the boxes, without background.
+        args: further arguments of the detector's class, for example {"anchor_sizes": [...]}.
+
+    Raises:
+        InputError: an unknown name or argument, a value that the detector refuses, or a backbone
+            that cannot be had or lacks the maps.
+    """
+    options(name, args)  # before weights are fetched
+    return on_backbone(name, backbone_for(detector(name), config), num_classes, args)
+
+
+def on_backbone(
+    name: str, backbone: Backbone, num_classes: int, args: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The detector on a backbone that is there, with the maps that it wants.
+
+    Raises:
+        InputError: as of `build`.
+    """
+    given, entry = options(name, args), detector(name)
+    if num_classes < 1:
+        raise InputError(f"{name} for {num_classes} classes: give data with at least one")
+    return entry.load(name)(backbone, num_classes, **given, **entry.fixed)
+
+
 def open_detector(folder: Path, content: dict[str, Any]) -> DetectionModel:
     """The detector that an exported folder holds, in eval mode.
 
@@ -71,12 +103,11 @@ def open_detector(folder: Path, content: dict[str, Any]) -> DetectionModel:
         folder, content: as of `downstream.dense.trained.read_description`.
 
     Raises:
-        InputError: weights that cannot be read or do not fit.
+        InputError: a damaged description, weights that cannot be read or do not fit.
     """
-    from downstream.detection.networks import on_backbone
-
+    with reading_view(folder):
+        view = BoxAugmentConfig(**content["view"])
+        require_sides([view.test_size, *view.sizes, view.longest or 1])
     head = content["head"]
-    model = load(
-        folder, content, lambda x, classes: on_backbone(head["name"], x, classes, head["args"])
-    )
+    model = load(folder, content, lambda x, n: on_backbone(head["name"], x, n, head["args"]))
     return DetectionModel(model, content["class_names"]).eval()

@@ -11,90 +11,36 @@
            Without, per image {"boxes": float32 [k, 4] xyxy px within the picture, "scores":
            float32 [k], "labels": int64 [k] from 0}, best first, k <= 100.
 
-This file imports neither torch nor a network, so that `--help` is fast.
+A new detector is such a class and a line in DETECTORS. This file imports neither torch nor a
+network, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from downstream.dense.packages import BY_HEAD, require_packages
-from ssld.common.errors import InputError
+from downstream.dense.networks import NetworkEntry, find
+from ssld.common.errors import InputError, did_you_mean
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from downstream.backbone.backbone import Backbone
-    from downstream.backbone.config import BackboneConfig
-
-HERE = "downstream.detection.heads"
-
-
-@dataclass(frozen=True)
-class Detector:
-    """Where a detector is, and what it is built on."""
-
-    module: str
-    network: str
-    """Class in the module: (backbone, num_classes, *, ...)."""
-    strides: tuple[int, ...]
-    """Of the backbone's maps."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the class that make this detector."""
-
+HEADS = "downstream.detection.heads"
+TO_32 = (8, 16, 32)
 
 DETECTORS = {
-    "faster_rcnn": Detector("torchvision_heads", "FasterRCNN", (4, 8, 16, 32)),
-    "retinanet": Detector("torchvision_heads", "RetinaNet", (8, 16, 32)),
-    "fcos": Detector("torchvision_heads", "FCOS", (8, 16, 32)),
-    "ttfnet": Detector("ttfnet", "TTFNet", (4, 8, 16, 32)),
-    "yolov3": Detector("yolov3", "YOLOv3", (8, 16, 32)),
-    "yolov3_dcn": Detector("yolov3", "YOLOv3", (8, 16, 32), {"dcn": True}),
-    "detr": Detector("detr", "DETR", (32,)),
+    "faster_rcnn": NetworkEntry(f"{HEADS}.torchvision_heads:FasterRCNN"),
+    "retinanet": NetworkEntry(f"{HEADS}.torchvision_heads:RetinaNet", TO_32),
+    "fcos": NetworkEntry(f"{HEADS}.torchvision_heads:FCOS", TO_32),
+    "ttfnet": NetworkEntry(f"{HEADS}.ttfnet:TTFNet"),
+    "yolov3": NetworkEntry(f"{HEADS}.yolov3:YOLOv3", TO_32),
+    "yolov3_dcn": NetworkEntry(f"{HEADS}.yolov3:YOLOv3", TO_32, fixed={"dcn": True}),
+    "detr": NetworkEntry(f"{HEADS}.detr:DETR", (32,), packages=("transformers",)),
 }
-STRIDES = {name: detector.strides for name, detector in DETECTORS.items()}
-"""Of the maps that each wants of its backbone."""
 
 
-def build(
-    name: str, config: BackboneConfig, num_classes: int, args: Mapping[str, Any] | None = None
-) -> nn.Module:
-    """A detector on a backbone.
-
-    Args:
-        name: one of DETECTORS.
-        config: what the backbone is.
-        num_classes: of the boxes, without background.
-        args: further arguments of the detector's class, for example {"anchor_sizes": [...]}.
-
-    Raises:
-        InputError: an unknown name or argument, a value that the detector refuses, or a backbone
-            that cannot be had or lacks the maps.
-    """
-    options(name, args)
-    from downstream.backbone.backbone import open_backbone
-
-    backbone = open_backbone(config, strides=_find(name).strides)
-    return on_backbone(name, backbone, num_classes, args)
-
-
-def on_backbone(
-    name: str, backbone: Backbone, num_classes: int, args: Mapping[str, Any] | None = None
-) -> nn.Module:
-    """The detector on a backbone that is there, opened with STRIDES[name].
-
-    Raises:
-        InputError: as of `build`.
-    """
-    given = options(name, args)
-    if num_classes < 1:
-        raise InputError(f"{name} for {num_classes} classes: give data with at least one")
-    return _load(name)(backbone, num_classes, **given, **_find(name).fixed)
+def detector(name: str) -> NetworkEntry:
+    """Raises InputError where there is none of that name."""
+    return find(DETECTORS, "detector", name)
 
 
 def options(name: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -103,34 +49,14 @@ def options(name: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
     Raises:
         InputError: an unknown detector or argument; what there is is said.
     """
-    fixed, given = _find(name).fixed, dict(args or {})
+    entry, given = detector(name), dict(args or {})
     known = [
         key
-        for key, parameter in inspect.signature(_load(name)).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and key not in fixed
+        for key, parameter in inspect.signature(entry.load(name)).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and key not in entry.fixed
     ]
     for key in given:
         if key not in known:
-            raise InputError(
-                f"{name} has no argument {key!r}, it has {', '.join(known)}{_near(key, known)}"
-            )
+            hint = did_you_mean(key, known)
+            raise InputError(f"{name} has no argument {key!r}, it has {', '.join(known)}{hint}")
     return given
-
-
-def _load(name: str) -> Any:
-    detector = _find(name)
-    require_packages(name, *BY_HEAD.get(name, ()))
-    return getattr(importlib.import_module(f"{HERE}.{detector.module}"), detector.network)
-
-
-def _find(name: str) -> Detector:
-    if name not in DETECTORS:
-        raise InputError(
-            f"unknown detector {name!r}, there are {', '.join(DETECTORS)}{_near(name, DETECTORS)}"
-        )
-    return DETECTORS[name]
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -1,25 +1,23 @@
-"""Detection as a task of the one loop (`ssld/engine/loop.py`): a step's losses, and average precision
-on held-out images. What the losses are is in the detectors' own files."""
+"""Detection as a task of the one loop (`ssld.engine`): a step's losses, and average precision on
+held-out images. What the losses are is in the detectors' own files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 
 from downstream.dense import trained
-from downstream.dense.drawing import SHEET_PX, draw_boxes, sheet
-from downstream.dense.report import write_picture, write_report
-from downstream.dense.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
+from downstream.dense.drawing import GRID_PX, draw_boxes
+from downstream.dense.report import write_report
+from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of
 from downstream.detection.average_precision import Detections
-from downstream.detection.batches import BoxBatch, EvalBoxes, TrainBoxes
+from downstream.detection.batches import BoxBatch, BoxBatches
 from downstream.detection.config import DetectorConfig
 from downstream.detection.data.augment_config import BoxAugmentConfig
 from downstream.detection.data.boxes import Boxes, BoxSource
@@ -34,7 +32,7 @@ DRAWN_SCORE = 0.3
 PREDICTIONS = "predictions.json"
 
 
-class Truth(Sequence[Boxes]):
+class GroundTruth(Sequence[Boxes]):
     """The boxes of all held-out images, by number, read when they are asked for."""
 
     def __init__(self, sources: Sequence[BoxSource]) -> None:
@@ -44,11 +42,11 @@ class Truth(Sequence[Boxes]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, number: int) -> Boxes:  # type: ignore[override]
+    def __getitem__(self, number: int) -> Boxes:
         source, i = self.places[number]
         return source.boxes(i)
 
-    def tally(self) -> Detections:
+    def detections(self) -> Detections:
         """An evaluation that has not begun. Several sources' ids may be equal: then images are
         numbered from 1 on."""
         ids = [source.image_ids[i] for source, i in self.places]
@@ -60,60 +58,47 @@ class Truth(Sequence[Boxes]):
         )  # fmt: skip
 
 
-class DetectionScore:
+class DetectionScore(AnnotatedScore[Detections]):
     """Average precision, and the images that are drawn.
 
     Args:
-        truth: of all held-out images.
+        ground_truth: of all held-out images.
     """
 
-    def __init__(self, truth: Truth) -> None:
-        self.truth = truth
-        self.detections = truth.tally()
-        self.wanted = set(drawn_numbers(len(truth)))
-        self.drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        """{image: truth and found, uint8 [h, w, 3] each}."""
+    def __init__(self, ground_truth: GroundTruth) -> None:
+        super().__init__(ground_truth.detections(), len(ground_truth))
+        self.ground_truth = ground_truth
 
-    def add(self, number: int, pixels: np.ndarray, found: dict[str, Tensor]) -> None:
+    def add(self, number: int, pixels: np.ndarray, predicted: dict[str, Tensor]) -> None:
         """Count one image.
 
         Args:
             pixels: uint8 [h, w, 3], of any size.
-            found: "boxes" float [k, 4] xyxy in px of the image itself, "scores", "labels".
+            predicted: "boxes" float [k, 4] xyxy in px of the image itself, "scores", "labels".
         """
-        self.detections.add(number, found)
+        self.counts.add(number, predicted)
         if number in self.wanted:
-            self.drawn[number] = self._draw(number, pixels, found)
+            self.drawn[number] = self._draw(number, pixels, predicted)
 
     def _draw(
-        self, number: int, pixels: np.ndarray, found: dict[str, Tensor]
+        self, number: int, pixels: np.ndarray, predicted: dict[str, Tensor]
     ) -> tuple[np.ndarray, np.ndarray]:
-        source, i = self.truth.places[number]
+        source, i = self.ground_truth.places[number]
         image = Image.fromarray(pixels)
-        image.thumbnail((2 * SHEET_PX, 2 * SHEET_PX))
-        shown, names = np.asarray(image), self.detections.class_names
+        image.thumbnail((2 * GRID_PX, 2 * GRID_PX))
+        shown, names = np.asarray(image), self.counts.class_names
         height, width = source.image_size(i)
         scale = np.array([shown.shape[1] / width, shown.shape[0] / height] * 2)
-        truth = self.truth[number]
-        sure = found["scores"] >= DRAWN_SCORE
-        boxes, scores, labels = (found[k][sure].cpu() for k in ("boxes", "scores", "labels"))
+        objects = self.ground_truth[number]
+        sure = predicted["scores"] >= DRAWN_SCORE
+        boxes, scores, labels = (predicted[k][sure].cpu() for k in ("boxes", "scores", "labels"))
         return (
-            draw_boxes(shown, truth.xyxy * scale, truth.labels.tolist(), names),
+            draw_boxes(shown, objects.xyxy * scale, objects.labels.tolist(), names),
             draw_boxes(shown, boxes.numpy() * scale, labels.tolist(), names, scores.tolist()),
         )
 
-    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
-        """Collect the images of all processes; False when it was cut short on any of them."""
-        if accelerator.num_processes > 1:
-            self.drawn = dict(gather_object(list(self.drawn.items())))
-        return self.detections.reduce(accelerator, cut_short)
 
-    def metrics(self) -> dict[str, float]:
-        """See `Detections.metrics`."""
-        return self.detections.metrics()
-
-
-class DetectionTask(AnnotatedTask):
+class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
     """Find boxes.
 
     Args:
@@ -132,17 +117,9 @@ class DetectionTask(AnnotatedTask):
         seed: int,
     ) -> None:
         self.augment, self.detector = augment, detector
-        self.make_train = TrainBoxes(sources, TrainBoxView(augment, seed))
-        self.make_held_out = EvalBoxes(val, EvalBoxView(augment))
-        self.truth = Truth(val)
-
-    def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[BoxBatch]:
-        """This process's batches of steps [first_step, last_step)."""
-        return training(run, self.make_train, first_step, last_step)
-
-    def held_out(self, run: Run) -> Iterator[BoxBatch]:
-        """This process's held-out images, each once over all processes."""
-        return held_out(run, self.make_held_out)
+        self.make_train = BoxBatches(sources, TrainBoxView(augment, seed))
+        self.make_held_out = BoxBatches(val, EvalBoxView(augment))
+        self.ground_truth = GroundTruth(val)
 
     def losses(self, detector: Callable[..., Any], batch: BoxBatch) -> dict[str, Tensor]:
         """{term: float32 [b]}, each the same for all readable images: a detector's losses are of
@@ -157,12 +134,12 @@ class DetectionTask(AnnotatedTask):
 
     def evaluate(self, detector: DetectionModel, batches: Iterable[BoxBatch]) -> DetectionScore:
         """What the detector finds in held-out images."""
-        score = DetectionScore(self.truth)
+        score = DetectionScore(self.ground_truth)
         for batch in batches:
             found = detector(batch.images, batch.sizes)
             for i, number in enumerate(batch.numbers.tolist()):
                 if batch.weight[i] == 0:
-                    score.detections.leave_out(number)
+                    score.counts.leave_out(number)
                     continue
                 scale = batch.scales[i].repeat(2).to(found[i]["boxes"])
                 height, width = batch.sizes[i].tolist()
@@ -180,11 +157,9 @@ class DetectionTask(AnnotatedTask):
 
     def keep(self, run: Run, score: DetectionScore, step: int, best: bool) -> None:
         """The drawn images, and of the exported network what it found in each image."""
-        if score.drawn:
-            pairs = [pair for _, pair in sorted(score.drawn.items())]
-            write_picture(run, step, lambda: sheet(pairs))
+        score.write_pictures(run, step)
         if best:
-            detections = score.detections
+            detections = score.counts
             ids = ids_of(run, detections.images)
             write_held_out(run.folder.path, ids, **detections.matches())
             detections.save(run.folder.path / PREDICTIONS)
@@ -196,7 +171,7 @@ class DetectionTask(AnnotatedTask):
         share = {"low": 0, "high": 1.02}
         rows = [
             [str(row["class"]), f"{row['objects']:,}", _share(row["ap"]), _share(row["ap50"])]
-            for row in (score.detections.by_class() if score else [])
+            for row in (score.counts.by_class() if score else [])
         ]
         write_report(
             run,

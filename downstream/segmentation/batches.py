@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch import Tensor
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
 from downstream.segmentation.losses import IGNORE
-from ssld.common.errors import one_line
-from ssld.data.decode import Unreadable
-from ssld.data.loading import GREY
+from ssld.data.batching import GREY, AnyBatch, image_numbers, read_rows
 from ssld.data.unreadable import Entry
 from ssld.data.workers import Rows
 
@@ -22,7 +20,7 @@ GREY_PX = 32
 
 
 @dataclass(frozen=True)
-class MaskBatch:
+class MaskBatch(AnyBatch):
     """One forward pass of one process."""
 
     images: Tensor
@@ -36,15 +34,6 @@ class MaskBatch:
     ids: list[str]
     unreadable: list[Entry]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> MaskBatch:
-        """The same batch with each of its tensors replaced."""
-        tensors = ("images", "masks", "numbers", "weight")
-        return replace(self, **{name: function(getattr(self, name)) for name in tensors})
-
-    def pin_memory(self) -> MaskBatch:
-        """Called by the loader: page-locked memory is copied to a GPU without waiting."""
-        return self.map(Tensor.pin_memory)
-
 
 class MaskBatches:
     """Makes the batch of views that rows ask for.
@@ -56,31 +45,22 @@ class MaskBatches:
     def __init__(self, sources: Sequence[MaskSource], view: TrainMaskView | EvalMaskView) -> None:
         self.sources = list(sources)
         self.view = view
-        self.first = [sum(map(len, self.sources[:i])) for i in range(len(self.sources))]
 
     def __call__(self, rows: Rows) -> MaskBatch:
-        """
-        Args:
-            rows: int64 [b, 4].
-        """
-        training = isinstance(self.view, TrainMaskView)
-        size = self.view.augment.crop if isinstance(self.view, TrainMaskView) else (GREY_PX,) * 2
-        images, masks, numbers, ids, unreadable = [], [], [], [], []
-        weight = torch.ones(len(rows))
-        for i, (number, index, view, batch) in enumerate(rows.tolist()):
-            source = self.sources[number]
-            ids.append(source.sample_id(index))
-            numbers.append(-1 if training else self.first[number] + index)
-            try:
-                image, mask = self.view(source, index, view, batch)
-            except (OSError, Unreadable) as error:
-                reason = one_line(error)
-                unreadable.append((number, ids[-1], source.location(index), reason))
-                weight[i] = 0.0
-                image = torch.full((*size, 3), GREY, dtype=torch.uint8)
-                mask = torch.full(size, IGNORE, dtype=torch.uint8)
-            images.append(image)
-            masks.append(mask)
-        return MaskBatch(
-            torch.stack(images), torch.stack(masks), torch.tensor(numbers), weight, ids, unreadable
+        """A batch of rows int64 [b, 4]."""
+        views, weight, ids, unreadable = read_rows(
+            self.sources, rows, self._view, self._placeholder
         )
+        images, masks = map(torch.stack, zip(*views, strict=True))
+        numbers = image_numbers(self.sources, rows)
+        if isinstance(self.view, TrainMaskView):
+            numbers.fill_(-1)
+        return MaskBatch(images, masks, numbers, weight, ids, unreadable)
+
+    def _view(self, number: int, index: int, view: int, batch: int) -> tuple[Tensor, Tensor]:
+        return self.view(self.sources[number], index, view, batch)
+
+    def _placeholder(self) -> tuple[Tensor, Tensor]:
+        size = self.view.augment.crop if isinstance(self.view, TrainMaskView) else (GREY_PX,) * 2
+        grey = torch.full((*size, 3), GREY, dtype=torch.uint8)
+        return grey, torch.full(size, IGNORE, dtype=torch.uint8)

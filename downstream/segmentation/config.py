@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.packages import BY_HEAD, require_packages
+from downstream.dense.packages import require_packages
 from downstream.segmentation.data.augment_config import MaskAugmentConfig
-from ssld.common.settings import PositiveFloat, PositiveInt, Settings, require
+from downstream.segmentation.networks import SEGMENTERS
+from ssld.common.settings import PositiveFloat, PositiveInt, Settings, one_of, require
 from ssld.engine.config import CheckpointConfig
 from ssld.engine.run_folder import check_out
 
 
 @dataclass(frozen=True)
-class SegmenterConfig:
+class SegmenterConfig(Settings, section="segmenter"):
     """The network on the backbone."""
 
-    name: Literal["fcn", "ocrnet", "deeplabv3plus"] = "fcn"
-    """Which one; `downstream/segmentation/networks.py` names their files."""
+    name: Annotated[str, one_of(SEGMENTERS)] = "fcn"
+    """fcn, ocrnet or deeplabv3plus; what `downstream/segmentation/networks.py` has."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class SegmentationConfig(DownstreamConfig):
 def check(config: SegmentationConfig) -> None:
     """
     Raises:
-        InputError: a package is not installed; whatever `ssld.engine.run_folder.check_out` finds.
+        InputError: a package is not installed; whatever
+            `ssld.engine.run_folder.check_out` finds.
     """
-    require_packages("segmentation", *BY_HEAD.get(config.segmenter.name, ()))
+    require_packages("segmentation", *SEGMENTERS[config.segmenter.name].packages)
     check_out(config)

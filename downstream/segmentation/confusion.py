@@ -16,7 +16,7 @@ from ssld.common.errors import InputError
 
 
 class Confusion:
-    """Confusion matrices: rows are the truth, columns what was predicted, IGNORE is left out.
+    """Confusion matrices: rows are the ground truth, columns the predictions; IGNORE is left out.
 
     Args:
         num_classes: of masks and predictions.
@@ -45,12 +45,12 @@ class Confusion:
             )
         assert image not in self._counts, f"image {image} is counted twice"
         valid = mask != IGNORE
-        truth, found = mask[valid].long(), prediction[valid].long()
-        self._check(image, truth, found)
+        ground_truth, predicted = mask[valid].long(), prediction[valid].long()
+        self._check(image, ground_truth, predicted)
         table = torch.bincount(
-            truth * self.num_classes + found, minlength=self.num_classes**2
+            ground_truth * self.num_classes + predicted, minlength=self.num_classes**2
         )  # [classes * classes]
-        pairs = table.nonzero()[:, 0]
+        pairs = table.nonzero()[:, 0]  # ground_truth * classes + prediction
         self._counts[image] = (pairs.cpu().numpy(), table[pairs].cpu().numpy())
 
     def _check(self, image: int, *classes: Tensor) -> None:
@@ -96,8 +96,8 @@ class Confusion:
 
     def metrics(self) -> dict[str, float]:
         """`scores` over all images, and their number; nothing where no pixel counts."""
-        found = scores(self.total)
-        return {**found, "images": float(len(self._counts))} if found else {}
+        metrics = scores(self.total)
+        return {**metrics, "images": float(len(self._counts))} if metrics else {}
 
 
 def class_iou(matrix: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def class_iou(matrix: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 [classes]: hits / (pixels of the class + pixels predicted as it - hits), as PASCAL
-        VOC has it (Everingham et al. 2010); NaN for a class in neither truth nor prediction.
+        VOC has it (Everingham et al. 2010); NaN for a class in neither ground truth nor prediction.
     """
     hits = matrix.diagonal()
     return _share(hits, matrix.sum(0) + matrix.sum(1) - hits)
@@ -121,11 +121,11 @@ def scores(matrix: np.ndarray) -> dict[str, float]:
         matrix: int64 [classes, classes], as of `Confusion`.
 
     Returns:
-        `miou`: the mean of `class_iou` over the classes that occur in truth or prediction, as
-        Cityscapes' own evaluation takes it (cityscapesScripts
+        `miou`: the mean of `class_iou` over the classes that occur in ground truth or prediction,
+        as Cityscapes' own evaluation takes it (cityscapesScripts
         `evalPixelLevelSemanticLabeling.getScoreAverage` skips NaN). `pixel_accuracy`: share of
         pixels that are right. `mean_accuracy`: the mean of each class's share of right pixels, over
-        the classes that occur in the truth (Long et al. 2015, section 5).
+        the classes that occur in the ground truth (Long et al. 2015, section 5).
     """
     if not matrix.sum():
         return {}

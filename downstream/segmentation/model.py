@@ -6,30 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from downstream.dense.trained import load
+from downstream.backbone.backbone import Backbone
+from downstream.backbone.config import BackboneConfig
+from downstream.dense.model import DenseModel, backbone_for
+from downstream.dense.trained import load, reading_view, require_sides
+from downstream.segmentation.config import TestConfig
 from downstream.segmentation.heads.segmenter import Segmenter
 from downstream.segmentation.inference import predict
-from ssld.models.classifier import ImageModel
+from downstream.segmentation.networks import segmenter
+
+MAX_SCALE = 16
+"""Largest factor at which a test sees an image; a stranger's file cannot ask for any memory."""
 
 
-class SegmentationModel(ImageModel):
-    """Images in, one logit per class and pixel out.
+class SegmentationModel(DenseModel):
+    """Images in, one logit per class and pixel out."""
 
-    Args:
-        model: one of `downstream.segmentation.networks`; its backbone says the normalisation.
-    """
+    preset = "segmentation"
 
     def __init__(self, model: Segmenter, label_names: Sequence[str]) -> None:
-        backbone: Any = model.backbone
-        super().__init__(model, mean=backbone.mean, std=backbone.std, label_names=label_names)
+        super().__init__(model, label_names)
         self.aux_weight = model.aux_weight
-
-    def lr_scales(self) -> dict[str, float]:
-        scales = self.model.backbone.lr_scales("segmentation")  # type: ignore[operator, union-attr]
-        return {f"model.backbone.{name}": scale for name, scale in scales.items()}
 
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> Any:
         """
@@ -53,6 +54,30 @@ class SegmentationModel(ImageModel):
         return predict(self.model, pixels, **test).argmax(0).to(torch.uint8)
 
 
+def build(name: str, config: BackboneConfig, num_classes: int) -> Segmenter:
+    """A segmenter on a backbone.
+
+    Args:
+        name: one of SEGMENTERS.
+        config: what the backbone is.
+        num_classes: of the masks.
+
+    Raises:
+        InputError: an unknown name, or a backbone that cannot be had or lacks the maps.
+    """
+    return on_backbone(name, backbone_for(segmenter(name), config), num_classes)
+
+
+def on_backbone(name: str, backbone: Backbone, num_classes: int) -> Segmenter:
+    """The segmenter on a backbone that is there, with the maps that it wants.
+
+    Raises:
+        InputError: an unknown name, or a package is missing.
+    """
+    entry = segmenter(name)
+    return entry.load(name)(backbone, num_classes, **entry.fixed)
+
+
 def open_segmenter(folder: Path, content: dict[str, Any]) -> SegmentationModel:
     """The segmenter that an exported folder holds, in eval mode.
 
@@ -60,9 +85,21 @@ def open_segmenter(folder: Path, content: dict[str, Any]) -> SegmentationModel:
         folder, content: as of `downstream.dense.trained.read_description`.
 
     Raises:
-        InputError: weights that cannot be read or do not fit.
+        InputError: a damaged description, weights that cannot be read or do not fit.
     """
-    from downstream.segmentation.networks import on_backbone
-
+    with reading_view(folder):
+        _check_view(content["view"])
     model = load(folder, content, lambda x, n: on_backbone(content["head"]["name"], x, n))
-    return SegmentationModel(model, content["class_names"]).eval()  # type: ignore[arg-type]
+    return SegmentationModel(model, content["class_names"]).eval()
+
+
+def _check_view(described: dict[str, Any]) -> None:
+    view = dict(described)
+    palette, trained_on = view.pop("palette"), view.pop("trained_on")
+    test = TestConfig(**view)
+    require_sides([*trained_on, *(test.crop or ()), *(test.stride or ())])
+    pairs = all(len(sides) == 2 for sides in (trained_on, test.crop, test.stride) if sides)
+    if not pairs or max(test.scales) > MAX_SCALE or type(test.flip) is not bool:
+        raise ValueError(f"view is {described!r}")
+    if np.array(palette, np.uint8).shape[1:] != (3,):
+        raise ValueError("palette has not three numbers of each class")

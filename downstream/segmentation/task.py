@@ -3,21 +3,20 @@ intersection over union on held-out images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from markupsafe import Markup
 from torch import Tensor
 
 from downstream.dense import trained
-from downstream.dense.drawing import draw_mask, sheet
-from downstream.dense.report import write_picture, write_report
-from downstream.dense.task import AnnotatedTask, drawn_numbers, held_out, ids_of, training
+from downstream.dense.drawing import draw_mask
+from downstream.dense.report import write_report
+from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of
 from downstream.segmentation.batches import MaskBatch, MaskBatches
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.confusion import Confusion, class_iou
@@ -28,42 +27,36 @@ from downstream.segmentation.model import SegmentationModel
 from ssld.common.attempt import attempt
 from ssld.engine.per_image import write_held_out
 from ssld.engine.start import Run
-from ssld.report import page
+from ssld.report import page, plots
 
 
-class SegmentationScore:
+class SegmentationScore(AnnotatedScore[Confusion]):
     """Confusion of classes, and the images that are drawn.
 
     Args:
+        palette: uint8 [classes, 3].
         images: number of held-out images.
     """
 
-    def __init__(self, num_classes: int, images: int) -> None:
-        self.confusion = Confusion(num_classes)
-        self.wanted = set(drawn_numbers(images))
-        self.drawn: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        """{image: pixels uint8 [h, w, 3], truth and prediction uint8 [h, w]}."""
+    def __init__(self, palette: np.ndarray, images: int) -> None:
+        super().__init__(Confusion(len(palette)), images)
+        self.palette = palette
 
-    def add(self, number: int, pixels: Tensor, truth: Tensor, found: Tensor) -> None:
+    def add(self, number: int, pixels: Tensor, ground_truth: Tensor, predicted: Tensor) -> None:
         """Count one image: uint8 [h, w, 3], and class numbers uint8 [h, w]."""
-        self.confusion.add(number, truth, found)
+        self.counts.add(number, ground_truth, predicted)
         if number in self.wanted:
-            parts = (x.cpu().numpy() for x in (pixels, truth, found))
-            self.drawn[number] = tuple(parts)  # type: ignore[assignment]
-
-    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
-        """Collect the images of all processes; False when it was cut short on any of them."""
-        if accelerator.num_processes > 1:
-            self.drawn = dict(gather_object(list(self.drawn.items())))
-        return self.confusion.reduce(accelerator, cut_short)
+            image, *masks = (x.cpu().numpy() for x in (pixels, ground_truth, predicted))
+            left, right = (draw_mask(image, mask, self.palette) for mask in masks)
+            self.drawn[number] = left, right
 
     def metrics(self) -> dict[str, float]:
-        """See `Confusion.metrics`; `classes`: how many have pixels in the truth."""
-        found = self.confusion.metrics()
-        return {**found, "classes": float(self.confusion.total.any(1).sum())} if found else {}
+        """See `Confusion.metrics`; `classes`: how many have pixels in the ground truth."""
+        metrics = self.counts.metrics()
+        return {**metrics, "classes": float(self.counts.total.any(1).sum())} if metrics else {}
 
 
-class SegmentationTask(AnnotatedTask):
+class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationScore]):
     """Say the class of every pixel.
 
     Args:
@@ -87,14 +80,6 @@ class SegmentationTask(AnnotatedTask):
         self.names, self.palette = sources[0].class_names, sources[0].palette
         self.images = sum(map(len, val))
 
-    def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[MaskBatch]:
-        """This process's batches of steps [first_step, last_step)."""
-        return training(run, self.make_train, first_step, last_step)
-
-    def held_out(self, run: Run) -> Iterator[MaskBatch]:
-        """This process's held-out images, each once over all processes."""
-        return held_out(run, self.make_held_out)
-
     def losses(self, segmenter: Callable[..., Any], batch: MaskBatch) -> dict[str, Tensor]:
         """{term: float32 [b]}. Every pixel of the batch over all processes that counts weighs the
         same; those of an unreadable image do not."""
@@ -113,14 +98,14 @@ class SegmentationTask(AnnotatedTask):
         self, segmenter: SegmentationModel, batches: Iterable[MaskBatch]
     ) -> SegmentationScore:
         """What the segmenter says of held-out images."""
-        score = SegmentationScore(len(self.names), self.images)
+        score = SegmentationScore(self.palette, self.images)
         for batch in batches:
-            for image, truth, number, weight in zip(
+            for image, mask, number, weight in zip(
                 batch.images, batch.masks, batch.numbers.tolist(), batch.weight, strict=True
             ):
                 if weight > 0:
-                    found = segmenter.segment(image, **vars(self.config.test))
-                    score.add(number, image, truth, found)
+                    predicted = segmenter.segment(image, **vars(self.config.test))
+                    score.add(number, image, mask, predicted)
         return score
 
     def export(self, network: SegmentationModel, folder: Path, step: int) -> str:
@@ -132,16 +117,10 @@ class SegmentationTask(AnnotatedTask):
 
     def keep(self, run: Run, score: SegmentationScore, step: int, best: bool) -> None:
         """The drawn images, and of the exported network the confusion in each image."""
-        if score.drawn:
-            pairs = [
-                tuple(draw_mask(pixels, mask, self.palette) for mask in (truth, found))
-                for _, (pixels, truth, found) in sorted(score.drawn.items())
-            ]
-            write_picture(run, step, lambda: sheet(pairs))  # type: ignore[arg-type]
+        score.write_pictures(run, step)
         if best:
-            confusion = score.confusion
-            ids = ids_of(run, confusion.images)
-            write_held_out(run.folder.path, ids, confusion=confusion.per_image)
+            ids = ids_of(run, score.counts.images)
+            write_held_out(run.folder.path, ids, confusion=score.counts.per_image)
 
     def write_report(
         self, run: Run, network: SegmentationModel, score: SegmentationScore | None
@@ -151,7 +130,7 @@ class SegmentationTask(AnnotatedTask):
         curves = [("share right, IoU", names, {"low": 0, "high": 1.02})]
         rows, figures = [], []
         if score is not None:
-            total = score.confusion.total
+            total = score.counts.total
             shares = total.sum(1) / max(1, total.sum())
             rows = [
                 [name, f"{share:.1%}", "does not occur" if np.isnan(iou) else f"{iou:.3f}"]
@@ -161,19 +140,19 @@ class SegmentationTask(AnnotatedTask):
         write_report(run, curves, (rows, ("class", "of all pixels", "IoU")), figures)
 
 
-def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> str:
+def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Markup:
     """What pixels of each class are taken for.
 
     Args:
-        matrix: int64 [classes, classes], rows are the truth.
+        matrix: int64 [classes, classes], rows are the ground truth.
     """
     share = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
-    figure = page.new_figure()
+    figure = plots.new_figure()
     figure.set_size_inches(7, 6)
     plot = figure.subplots()
     plot.imshow(share, cmap="Blues", vmin=0, vmax=1)
     places = range(len(names))
-    labels = [page.label(name) for name in names]
+    labels = [plots.label(name) for name in names]
     plot.set_xticks(places, labels, rotation=60, ha="right", fontsize=7)
     plot.set_yticks(places, labels, fontsize=7)
     if len(names) <= 20:
@@ -185,4 +164,4 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> str:
                     plot.text(j, i, text, ha="center", va="center", color=colour, fontsize=6)
     plot.set_xlabel("taken for")
     plot.set_ylabel("is")
-    return page.drawn("share of each class's pixels", figure)
+    return page.plot("share of each class's pixels", figure)

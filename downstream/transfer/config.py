@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from downstream.backbone.config import BackboneConfig
-from ssld.common.settings import NonNegativeFloat, ShareBelowOne, require
-from ssld.data.config import AugmentConfig, DataConfig
-from ssld.distill.config import ClassifierCheckpointConfig, ProbeConfig
-from ssld.engine.config import LoopConfig
+from ssld.common.settings import require
+from ssld.data.config import DataConfig
+from ssld.distill.config import ClassifierCheckpointConfig, LabelConfig, ProbeConfig
 
 Dataset = Literal["aircraft", "cifar100", "dtd", "sun397"]
 
@@ -48,23 +47,16 @@ class TransferCheckpointConfig(ClassifierCheckpointConfig):
 
 
 @dataclass(frozen=True)
-class TransferConfig(LoopConfig):
+class TransferConfig(LabelConfig):
     """`python -m downstream.transfer`: a backbone with a fresh classifier, all of it trained on
     labeled images (SSLD section 4.6, table 7)."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Whose weights to start from; nothing of it is frozen here."""
     data: TransferDataConfig = field(default_factory=TransferDataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
     checkpoint: TransferCheckpointConfig = field(default_factory=TransferCheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Also before the first step, of the backbone as it came (probe.json)."""
-    label_smoothing: ShareBelowOne = 0.0
-    """Share of the target spread evenly over all classes."""
-    mixup: NonNegativeFloat = 0.0
-    """alpha of mixup; 0 is off."""
-    cutmix: NonNegativeFloat = 0.0
-    """alpha of cutmix; 0 is off. With mixup also on, each batch draws one of the two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

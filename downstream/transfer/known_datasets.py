@@ -1,4 +1,4 @@
-"""FGVC-Aircraft, CIFAR-100, DTD and SUN397 as manifests: what torchvision reads of them, once.
+"""FGVC-Aircraft, CIFAR-100, DTD and SUN397 as manifests, made once.
 
 A manifest is a source like any other (`ssld/data/manifest.py`), so the other commands read these
 data sets too. They lie in `root`: `aircraft-train.parquet`, `aircraft-val.parquet`,
@@ -8,15 +8,17 @@ its pixels are written into the manifest as PNG.
 Archives are checked before anything in them is read. torchvision has MD5 sums only, and none of
 Aircraft; the sums here are those of tensorflow/datasets (`url_checksums/`) and Keras
 (`datasets/cifar100.py`), and for Aircraft the MD5 of mlverse/torchvision.
+
+What imports torch, pyarrow or PIL is imported where a manifest is made, as every transfer run asks
+this module whether its data is there before anything heavy is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -26,11 +28,11 @@ from filelock import FileLock
 
 from downstream.transfer.config import TransferConfig, TransferDataConfig
 from ssld.common.errors import InputError, one_line
-from ssld.common.files import cannot_write
+from ssld.common.files import cannot_write, write_atomically
 from ssld.engine.run_folder import check_out
 
 SPLITS = ("train", "val", "test")
-EVERY = 10
+VAL_EVERY = 10
 """Of the training images of each class, one in this many is for validation where the data set has
 no such part. Ours: the SSLD paper searches "on validation set" (section 4.6) and says no more."""
 
@@ -40,10 +42,8 @@ class Archive:
     url: str
     digest: str
     """`sha256:...`, or `md5:...` where no other is known."""
-    folder: str
-    """Below `root`, where it is unpacked."""
     makes: str
-    """A file or folder that is there afterwards, below `root`."""
+    """What is there afterwards, below `root`; the archive is unpacked into the folder around it."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Row:
 class Known:
     """A data set."""
 
-    archives: Callable[[], list[Archive]]
+    archives: list[Archive]
     rows: Callable[[Path, str], list[Row]]
     """`root` and part -> its images."""
     parts: tuple[str, ...]
@@ -104,39 +104,28 @@ def manifests(data: TransferDataConfig) -> dict[str, Path]:
     paths = {split: root / f"{data.dataset}-{split}.parquet" for split in SPLITS}
     if not root.is_dir() and not data.download:
         raise InputError(f"data.root {root}: no such folder; name that of {data.dataset}")
-    with _alone(root):
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        alone = FileLock(root / ".ssld.lock").acquire()
+    except OSError as error:
+        raise cannot_write(root, error) from error
+    with alone:
         if not all(path.is_file() for path in paths.values()):
-            for archive in known.archives():
+            for archive in known.archives:
                 _fetch(archive, root, data.dataset, data.download)
             _make(paths, root, data.dataset, known)
     return paths
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time."""
-    lock = FileLock(root / ".ssld.lock")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise cannot_write(root, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _make(paths: dict[str, Path], root: Path, dataset: str, known: Known) -> None:
     try:
         rows = {part: known.rows(root, part) for part in known.parts}
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        said = one_line(error)
         raise InputError(
-            f"data.root {root}: {dataset} cannot be read ({said}); unpack it anew"
+            f"data.root {root}: {dataset} cannot be read ({one_line(error)}); unpack it anew"
         ) from error
     if "val" not in rows:
-        rows["train"], rows["val"] = _apart(rows["train"])
+        rows["train"], rows["val"] = _hold_out(rows["train"])
     for split in SPLITS:
         _write(paths[split], rows[split])
 
@@ -154,32 +143,32 @@ def _fetch(archive: Archive, root: Path, dataset: str, download: bool) -> None:
         _download(archive, root)
     kind, _, expected = archive.digest.partition(":")
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, kind).hexdigest()
-    if found != expected:
+        digest = hashlib.file_digest(opened, kind).hexdigest()
+    if digest != expected:
         raise InputError(
-            f"{file} is not what was published: its {kind} is {found[:12]}..., not "
+            f"{file} is not what was published: its {kind} is {digest[:12]}..., not "
             f"{expected[:12]}...; delete it and get {archive.url} again"
         )
-    _unpack(file, root / archive.folder, root / archive.makes)
+    _unpack(file, root / archive.makes)
 
 
 def _download(archive: Archive, root: Path) -> None:
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import download_url  # torch, see above
 
     parts = root / ".download"
     try:
         download_url(archive.url, str(parts), archive.name)
         (parts / archive.name).replace(root / archive.name)
     except (OSError, RuntimeError) as error:
-        said = one_line(error)
         raise InputError(
-            f"{archive.url} cannot be fetched ({said}); get it by other means and put it into "
-            f"{root}"
+            f"{archive.url} cannot be fetched ({one_line(error)}); get it by other means and put "
+            f"it into {root}"
         ) from error
 
 
-def _unpack(file: Path, folder: Path, made: Path) -> None:
-    """All of it, or nothing."""
+def _unpack(file: Path, made: Path) -> None:
+    """All of it, or nothing: `made` is put in its place last."""
+    folder = made.parent
     temporary = folder / f".{file.name}.unpacked"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -193,22 +182,19 @@ def _unpack(file: Path, folder: Path, made: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def _apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+def _hold_out(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """Most images of each class, and every tenth."""
-    kept, held = [], []
-    for _, of_class in groupby(
-        sorted(rows, key=lambda x: (x.label, x.sample_id)), lambda x: x.label
-    ):
-        for i, row in enumerate(of_class):
-            (held if i % EVERY == EVERY - 1 else kept).append(row)
-    return kept, held
+    train, val = [], []
+    by_class = groupby(sorted(rows, key=lambda x: (x.label, x.sample_id)), lambda x: x.label)
+    for _, of_class in by_class:
+        for i, row in enumerate(of_class, 1):
+            (train if i % VAL_EVERY else val).append(row)
+    return train, val
 
 
 def _write(path: Path, rows: list[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from ssld.curate.tables import write_whole
 
     columns: dict[str, Any] = {"sample_id": [row.sample_id for row in rows]}
     columns["label"] = [row.label for row in rows]
@@ -216,7 +202,9 @@ def _write(path: Path, rows: list[Row]) -> None:
         columns["bytes"] = pa.array([_png(row.pixels) for row in rows], pa.binary())
     else:
         columns["path"] = [row.path for row in rows]
-    write_whole(path, lambda file: pq.write_table(pa.table(columns), file))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def _png(pixels: Any) -> bytes:
@@ -227,91 +215,80 @@ def _png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _aircraft_archives() -> list[Archive]:
-    from torchvision.datasets import FGVCAircraft
-
-    folder = "fgvc-aircraft-2013b"
-    digest = "md5:d4acdd33327262359767eeaa97a4f732"
-    return [Archive(FGVCAircraft._URL, digest, ".", folder)]
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
 
 
 def _aircraft(root: Path, part: str) -> list[Row]:
     """3,334 training, 3,333 validation and 3,333 test images of 100 variants."""
-    from torchvision.datasets import FGVCAircraft
-
-    return list(_files(root, FGVCAircraft(root, split=part)))
-
-
-def _dtd_archives() -> list[Archive]:
-    from torchvision.datasets import DTD
-
-    digest = "sha256:e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205"
-    return [Archive(DTD._URL, digest, "dtd", "dtd/dtd")]
+    data, rows = "fgvc-aircraft-2013b/data", []
+    for line in _lines(root / data / f"images_variant_{part}.txt"):
+        name, label = line.strip().split(" ", 1)
+        path = f"{data}/images/{name}.jpg"
+        rows.append(Row(path, label, path))
+    return rows
 
 
 def _dtd(root: Path, part: str) -> list[Row]:
     """1,880 images of 47 textures each, the first of ten splits."""
-    from torchvision.datasets import DTD
-
-    return list(_files(root, DTD(root, split=part)))
-
-
-def _files(root: Path, found: Any) -> Iterator[Row]:
-    """Of a data set of torchvision; only its private names lead to files without decoding them."""
-    for file, label in zip(found._image_files, found._labels, strict=True):
-        path = Path(file).relative_to(root).as_posix()
-        yield Row(path, found.classes[label], path)
-
-
-def _cifar100_archives() -> list[Archive]:
-    from torchvision.datasets import CIFAR100
-
-    digest = "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
-    return [Archive(CIFAR100.url, digest, ".", CIFAR100.base_folder)]
+    names = [line.strip() for line in _lines(root / f"dtd/dtd/labels/{part}1.txt")]
+    paths = [f"dtd/dtd/images/{name}" for name in names]
+    return [Row(path, name.split("/")[0], path) for path, name in zip(paths, names, strict=True)]
 
 
 def _cifar100(root: Path, part: str) -> list[Row]:
     """50,000 training and 10,000 test images of 100 classes."""
-    from torchvision.datasets import CIFAR100
+    from torchvision.datasets import CIFAR100  # torch, see above
 
-    found = CIFAR100(root, train=part == "train")
-    pairs = zip(found.data, found.targets, strict=True)
+    images = CIFAR100(root, train=part == "train")
+    pairs = zip(images.data, images.targets, strict=True)
     return [
-        Row(f"{part}/{i:05d}", found.classes[label], pixels=pixels)
+        Row(f"{part}/{i:05d}", images.classes[label], pixels=pixels)
         for i, (pixels, label) in enumerate(pairs)
     ]
 
 
-def _sun397_archives() -> list[Archive]:
-    from torchvision.datasets import SUN397
-
-    images = "sha256:f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec"
-    lists = "sha256:e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9"
-    return [
-        Archive(SUN397._DATASET_URL, images, ".", "SUN397"),
-        Archive(PARTITIONS, lists, "SUN397-partitions", "SUN397-partitions/Training_01.txt"),
-    ]
-
-
-PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
-"""Of SUN397 (Xiao et al. 2010, section 3: ten of them); torchvision has the images only."""
-
-
 def _sun397(root: Path, part: str) -> list[Row]:
-    """19,850 training and 19,850 test images of 397 classes, the first of ten partitions; the class
-    is the folder below that of its first letter, as in torchvision."""
+    """19,850 training and 19,850 test images of 397 classes, the first of ten partitions (Xiao et
+    al. 2010, section 3); the class is the folder below that of its first letter, as in
+    torchvision."""
     name = {"train": "Training_01.txt", "test": "Testing_01.txt"}[part]
-    text = (root / "SUN397-partitions" / name).read_text(encoding="utf-8")
     rows = []
-    for line in text.split():
+    for line in (root / "SUN397-partitions" / name).read_text(encoding="utf-8").split():
         path = line.removeprefix("/")
         rows.append(Row(path, "/".join(path.split("/")[1:-1]), f"SUN397/{path}"))
     return rows
 
 
+OXFORD, SUN = "https://www.robots.ox.ac.uk/~vgg/data", "vision.princeton.edu/projects/2010/SUN"
+AIRCRAFT_ARCHIVE = Archive(
+    f"{OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+    "md5:d4acdd33327262359767eeaa97a4f732",
+    "fgvc-aircraft-2013b",
+)
+CIFAR100_ARCHIVE = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    "cifar-100-python",
+)
+DTD_ARCHIVE = Archive(
+    f"{OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
+    "sha256:e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
+    "dtd/dtd",
+)
+SUN397_IMAGES = Archive(
+    f"http://{SUN}/SUN397.tar.gz",
+    "sha256:f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
+    "SUN397",
+)
+SUN397_PARTITIONS = Archive(
+    f"https://{SUN}/download/Partitions.zip",
+    "sha256:e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
+    "SUN397-partitions/Training_01.txt",
+)
 DATASETS = {
-    "aircraft": Known(_aircraft_archives, _aircraft, SPLITS),
-    "cifar100": Known(_cifar100_archives, _cifar100, ("train", "test")),
-    "dtd": Known(_dtd_archives, _dtd, SPLITS),
-    "sun397": Known(_sun397_archives, _sun397, ("train", "test")),
+    "aircraft": Known([AIRCRAFT_ARCHIVE], _aircraft, SPLITS),
+    "cifar100": Known([CIFAR100_ARCHIVE], _cifar100, ("train", "test")),
+    "dtd": Known([DTD_ARCHIVE], _dtd, SPLITS),
+    "sun397": Known([SUN397_IMAGES, SUN397_PARTITIONS], _sun397, ("train", "test")),
 }

@@ -10,6 +10,9 @@ network gets right; `ssld ab` reads it.
 from __future__ import annotations
 
 from downstream.transfer.config import TransferConfig
+from downstream.transfer.task import Transfer, open_network, probe_before
+from ssld.distill.setup import describe, open_data, start_run
+from ssld.engine.loop import train
 
 
 def transfer(config: TransferConfig) -> None:
@@ -20,19 +23,9 @@ def transfer(config: TransferConfig) -> None:
             of a known data set.
         Interrupted: see `ssld.engine.loop.train`.
     """
-    from downstream.transfer.task import Transfer, open_network, probe_before
-    from ssld.distill.setup import Setup
-    from ssld.engine.loop import train
-
-    setup = Setup(config)  # type: ignore[arg-type]  # no student, which only `open_student` reads
-    network = open_network(setup, config)
-    setup.describe({"student": network})
-    run = setup.start(network)
+    data = open_data(config)
+    network, facts = open_network(data, config)
+    facts |= describe(data.accelerator, {"student": network})
+    run = start_run(data, network, facts)
     probe_before(run, network)
-    task = Transfer(
-        network.num_classes,
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-    )
-    train(run, task, network)
+    train(run, Transfer.of(config, network.num_classes), network)

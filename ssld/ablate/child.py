@@ -1,8 +1,8 @@
-"""Becomes a cell's command, which then ends with the process that started it, however that ends.
+"""Becomes a trial's command, which then ends with the process that started it, however that ends.
 
     python -I child.py PARENT CORES WORD WORD ...
 
-A file of its own that imports nothing of ours, as it is started for every cell. Done here and not
+A file of its own that imports nothing of ours, as it is started for every trial. Done here and not
 in `subprocess`'s `preexec_fn`, which may hang where the parent has threads.
 """
 

@@ -1,8 +1,8 @@
-"""`ssld ablate F.yaml`: a recipe for each cell of a grid.
+"""`ssld ablate F.yaml`: a recipe for each trial of a grid.
 
 OUT/ablation.yaml    the file as it was, and what was given besides
 OUT/cells/NAME/      of `ssld recipe`; recipe.yaml, cell.log, and done.json when it is done
-OUT/results.csv      results.parquet: every cell and stage, rewritten after every cell
+OUT/results.csv      results.parquet: every trial and stage, rewritten after every trial
 OUT/table.md         means and deviations over seeds
 OUT/report.html      the same, and a plot per axis; each in OUT/plots, too
 """
@@ -17,68 +17,71 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssld.ablate import grid, pool, results, state, summary
+from ssld.ablate import grid, pool, results, state
 from ssld.ablate.config import AblateConfig
-from ssld.ablate.grid import Ablation, Cell
+from ssld.ablate.grid import Ablation, Trial
+from ssld.ablate.summary import Summary, markdown, summarise
+from ssld.common.attempt import attempt
 from ssld.common.errors import InputError, Interrupted
 from ssld.common.files import locked, write_atomically
 from ssld.common.metrics import METRICS, RESULTS
-from ssld.common.settings_file import text_of
+from ssld.common.settings_file import written_out
 from ssld.engine.preemption import Preemption
+from ssld.recipe.recipe import open_recipe
 
 FAILED = 1
 REFRESH_SECONDS = 0.5
 
 
-class Ledger:
-    """What is known of the cells, on the disk too."""
+class SweepState:
+    """What is known of the trials, on the disk too."""
 
     def __init__(self, ablation: Ablation) -> None:
         self.ablation = ablation
         self.failed: dict[str, str] = {}
-        done = {x.name: state.done_rows(ablation.folder(x), x) for x in ablation.cells}
+        done = {x.name: state.done_rows(ablation.folder(x), x) for x in ablation.trials}
         self.results = {name: rows for name, rows in done.items() if rows is not None}
         self.write()
 
     @property
-    def waiting(self) -> list[Cell]:
+    def waiting(self) -> list[Trial]:
         """What is neither done nor failed."""
         over = {*self.results, *self.failed}
-        return [cell for cell in self.ablation.cells if cell.name not in over]
+        return [trial for trial in self.ablation.trials if trial.name not in over]
 
-    def end(self, cell: Cell, failure: str | None) -> str:
-        """Note that a cell has ended; returns that in a sentence."""
+    def end(self, trial: Trial, failure: str | None) -> str:
+        """Note that a trial has ended; returns that in a sentence."""
         try:
-            rows = results.read_cell(self.ablation, cell)
+            rows = results.read_trial(self.ablation, trial)
             missing = set(self.ablation.stages) - {row["stage"] for row in rows}
             if not failure and missing:
                 failure = f"its recipe ended without {', '.join(sorted(missing))}"
         except InputError as error:
             rows, failure = [], failure or str(error)
         if failure:
-            self.failed[cell.name] = failure
-            unsure = state.unsure(self.ablation.folder(cell), cell)
+            self.failed[trial.name] = failure
+            unsure = state.unsure(self.ablation.folder(trial), trial)
             rows = [row for row in rows if row["stage"] not in unsure]
         else:
-            state.write_done(self.ablation.folder(cell), cell, rows)
-        self.results[cell.name] = rows
+            state.write_done(self.ablation.folder(trial), trial, rows)
+        self.results[trial.name] = rows
         self.write()
-        return f"{cell.name}: {f'failed: {failure}' if failure else _said(rows)}"
+        return f"{trial.name}: {f'failed: {failure}' if failure else _scores(rows)}"
 
-    def write(self) -> summary.Summary:
+    def write(self) -> Summary:
         """results.csv, results.parquet and table.md."""
         rows = results.tidy(self.ablation, self.results, self.failed)
         results.write_results(self.ablation, rows)
-        found = summary.summarise(self.ablation, rows, self.failed)
-        write_atomically(self.ablation.out / "table.md", summary.markdown(found))
-        return found
+        summary = summarise(self.ablation, rows, self.failed)
+        write_atomically(self.ablation.out / "table.md", markdown(summary))
+        return summary
 
 
 def ablate(config: AblateConfig) -> int:
-    """Run the cells that are not done, and write tables and plots.
+    """Run the trials that are not done, and write tables and plots.
 
     Returns:
-        0, or 1 if a cell failed.
+        0, or 1 if a trial failed.
 
     Raises:
         InputError: the file or a recipe in it is bad, `out` is foreign or was made with other
@@ -90,13 +93,13 @@ def ablate(config: AblateConfig) -> int:
 
 
 def run(
-    ablation: Ablation, config: AblateConfig, note: str, finish: Callable[[Ledger], None]
+    ablation: Ablation, config: AblateConfig, note: str, finish: Callable[[SweepState], None]
 ) -> int:
     """The same for a grid that is read, or made elsewhere.
 
     Args:
         note: kept in the folder as what the grid came from.
-        finish: writes what is made of the results when no cell is left to run.
+        finish: writes what is made of the results when no trial is left to run.
     """
     state.check_out(ablation.out)
     if not config.overwrite:
@@ -105,27 +108,27 @@ def run(
     devices = pool.find_devices(config.devices)
     with Preemption() as preemption, locked(ablation.out):
         write_atomically(ablation.out / state.MARK, note)
-        ledger = Ledger(ablation)
-        _run(ledger, devices, preemption, config.overwrite)
-        if preemption.asked and ledger.waiting:
-            raise Interrupted(
-                f"{preemption.signal} with {len(ledger.waiting)} of {len(ablation.cells)} cells to "
-                "go; the same command goes on"
-            )
-        finish(ledger)
-    if ledger.failed:
-        said = f"{len(ledger.failed)} of {len(ablation.cells)} cells failed"
-        print(f"error: {said}; mend what is said above, the same command goes on", file=sys.stderr)
+        sweep = SweepState(ablation)
+        _run(sweep, devices, preemption, config.overwrite)
+        if preemption.requested and sweep.waiting:
+            left = f"{len(sweep.waiting)} of {len(ablation.trials)} trials"
+            raise Interrupted(f"{preemption.signal} with {left} to go; the same command goes on")
+        finish(sweep)
+    if sweep.failed:
+        failed = f"{len(sweep.failed)} of {len(ablation.trials)} trials failed"
+        print(
+            f"error: {failed}; mend what is said above, the same command goes on", file=sys.stderr
+        )
         return FAILED
     return 0
 
 
 def _run(
-    ledger: Ledger, devices: Sequence[pool.Device], preemption: Preemption, overwrite: bool
+    sweep: SweepState, devices: Sequence[pool.Device], preemption: Preemption, overwrite: bool
 ) -> None:
-    ablation, waiting = ledger.ablation, ledger.waiting
-    kept, total = len(ablation.cells) - len(waiting), len(ablation.cells)
-    print(f"{total} cells{f', {kept} of them done before' if kept else ''}", flush=True)
+    ablation, waiting = sweep.ablation, sweep.waiting
+    kept, total = len(ablation.trials) - len(waiting), len(ablation.trials)
+    print(f"{total} trials{f', {kept} of them done before' if kept else ''}", flush=True)
     strays = state.strays(ablation)
     if strays:
         print(
@@ -134,14 +137,14 @@ def _run(
             flush=True,
         )
 
-    def command(cell: Cell) -> tuple[Path, list[str]]:
-        folder = ablation.folder(cell)
-        state.prepare(folder, cell)
+    def command(trial: Trial) -> tuple[Path, list[str]]:
+        folder = ablation.folder(trial)
+        state.prepare(folder, trial)
         words = [str(folder / state.RECIPE), "--out", str(folder)]
         return folder / "cell.log", [*words, *(["--overwrite"] if overwrite else [])]
 
     tqdm.monitor_interval = 0  # its thread is not needed
-    with tqdm(total=total, initial=kept, unit="cell", disable=None, leave=False) as bar:
+    with tqdm(total=total, initial=kept, unit="trial", disable=None, leave=False) as bar:
         shown = 0.0
 
         def watch(names: list[str]) -> None:
@@ -150,54 +153,48 @@ def _run(
                 shown = time.monotonic()
                 bar.set_postfix_str("; ".join(names))
 
-        ended = pool.run_cells(waiting, command, devices, preemption, watch)
-        with contextlib.closing(ended):  # no cell outlives an error here
-            for cell, failure in ended:
-                said = ledger.end(cell, failure)
+        ended = pool.run_trials(waiting, command, devices, preemption, watch)
+        with contextlib.closing(ended):  # no trial outlives an error here
+            for trial, failure in ended:
                 bar.update()
-                bar.write(said)
+                bar.write(sweep.end(trial, failure))
                 sys.stdout.flush()
 
 
-def _said(rows: Sequence[state.Row]) -> str:
-    said = []
+def _scores(rows: Sequence[state.Row]) -> str:
+    stages = []
     for row in rows:
         known = [(METRICS[x], row[x]) for x in RESULTS if row.get(x) is not None]
-        words = [f"{metric.label} {metric.show(value)}" for metric, value in known]
-        said.append(f"{row['stage']} {', '.join(words) or 'done'}")
-    return "; ".join(said)
+        scores = ", ".join(f"{metric.label} {metric.show(value)}" for metric, value in known)
+        stages.append(f"{row['stage']} {scores or 'done'}")
+    return "; ".join(stages)
 
 
-def _finish(ledger: Ledger) -> None:
-    from ssld.ablate.report import write_report
-    from ssld.common.attempt import attempt
+def _finish(sweep: SweepState) -> None:
+    from ssld.ablate.report import write_report  # matplotlib takes a second: only at the end
 
-    found, out = ledger.write(), ledger.ablation.out
-    attempt("report.html", lambda: write_report(found))
+    summary, out = sweep.write(), sweep.ablation.out
+    attempt("report.html", lambda: write_report(summary))
     print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     print(f"table:  {out / 'results.csv'}\nreport: {out / 'report.html'}")
 
 
 def _check_recipes(ablation: Ablation) -> None:
-    """The recipe of each cell that is not done, one of those that differ in the seed only.
+    """The recipe of each trial that is not done, one of those that differ in the seed only.
 
     Raises:
         InputError: a setting that is unknown or not allowed.
     """
-    folders = {cell.name: ablation.folder(cell) for cell in ablation.cells}
-    waiting = [x for x in ablation.cells if state.done_rows(folders[x.name], x) is None]
-    if not waiting:
-        return
-    from ssld.recipe.recipe import open_recipe
-
-    firsts: dict[tuple[str, ...], Cell] = {}
-    for cell in waiting:
-        firsts.setdefault(cell.others(grid.SEED), cell)
-    for cell in firsts.values():
-        open_recipe(f"{ablation.file}, {cell.name}", cell.recipe, str(folders[cell.name]), [])
+    waiting = [x for x in ablation.trials if state.done_rows(ablation.folder(x), x) is None]
+    firsts: dict[tuple[str, ...], Trial] = {}
+    for trial in waiting:
+        firsts.setdefault(trial.others(grid.SEED), trial)
+    for trial in firsts.values():
+        folder = str(ablation.folder(trial))
+        open_recipe(f"{ablation.file}, {trial.name}", trial.recipe, folder, [])
 
 
 def _noted(config: AblateConfig) -> str:
     """The file and the overrides, for whoever finds the folder."""
     given = "".join(f"#   --{word}\n" for word in config.overrides)
-    return f"# ssld ablate {config.file}\n{given}\n{text_of(Path(config.file))}"
+    return f"# ssld ablate {config.file}\n{given}\n{written_out(Path(config.file))}"

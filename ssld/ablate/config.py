@@ -1,11 +1,12 @@
-"""The settings of `ssld ablate`; those of the cells are in its file."""
+"""The settings of `ssld ablate`; those of the trials are in its file."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ssld.common.settings import PositiveInt, Settings
+from ssld.recipe.config import with_overrides
 
 
 @dataclass(frozen=True)
@@ -22,31 +23,15 @@ class AblateConfig(Settings):
     file: str
     """The recipe with a grid; the first word is taken for it."""
     out: str | None = None
-    """Folder for cells, tables and plots; by default the file's `out`."""
+    """Folder for trials, tables and plots; by default the file's `out`."""
     devices: PositiveInt = 1
-    """Cells at a time: each has a GPU of its own, or without any an equal share of the cores."""
+    """Trials at a time: each has a GPU of its own, or without any an equal share of the cores."""
     overwrite: bool = False
     """Start those stages anew whose settings have changed since."""
     overrides: list[str] = field(default_factory=list)
     """`name=value` for all recipes: what is given as --name value."""
 
 
-def with_overrides(words: list[str]) -> list[str]:
-    """The first word as --file, and what is no setting of `AblateConfig` as --overrides."""
-    words = list(words)
-    own = [f"--{field.name}" for field in fields(AblateConfig)] + ["--help", "-h"]
-    settings = ["--file", words.pop(0)] if words and not words[0].startswith("-") else []
-    overrides: list[str] = []
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            value = words.pop(0)
-            word = f"{name}={value}"
-        elif not equals and name not in own:
-            word = f"{name}=true"
-        if name in own or not name.startswith("--"):
-            settings.append(word)
-        else:
-            overrides.append(word.removeprefix("--"))
-    return settings + (["--overrides", json.dumps(overrides)] if overrides else [])
+def words(given: Sequence[str]) -> list[str]:
+    """The command line as `ssld.cli` parses it."""
+    return with_overrides(given, AblateConfig)

@@ -1,7 +1,8 @@
-"""The file of an ablation -> its cells: every combination of the values of the axes."""
+"""The file of an ablation -> its trials: every combination of the values of the axes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -13,15 +14,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssld.cli.commands import DOWNSTREAM
-from ssld.common.errors import InputError, did_you_mean
+from ssld.cli.commands import STAGES
+from ssld.common.errors import InputError
 from ssld.common.settings import flat
 from ssld.common.settings_file import parsed, read_settings, tidied
+from ssld.recipe.config import LENGTHS, sections
 
-FIRST, LATER = ("distill", "supervised", *DOWNSTREAM), ("finetune", "fix")
 SEED = "seed"
-LENGTHS = {"epochs": "steps", "steps": "epochs"}
-"""Each is given instead of the other."""
 Settings = dict[tuple[str, str], Any]
 """{(stage, dotted name): value}"""
 NAME_LENGTH = 180
@@ -53,9 +52,14 @@ class Axis:
     def whole(self) -> bool:
         return all(isinstance(one.value, int) for one in self.values)
 
+    @property
+    def places(self) -> set[tuple[str, str]]:
+        """All settings that it changes, each with its stage."""
+        return {place for one in self.values for place in one.settings}
+
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """A recipe, and where it is on the axes."""
 
     name: str
@@ -76,7 +80,7 @@ class Ablation:
     out: Path
     stages: list[str]
     axes: list[Axis]
-    cells: list[Cell]
+    trials: list[Trial]
 
     @property
     def title(self) -> str:
@@ -87,8 +91,8 @@ class Ablation:
         """The axes but that of the seeds."""
         return [axis for axis in self.axes if axis.name != SEED]
 
-    def folder(self, cell: Cell) -> Path:
-        return self.out / "cells" / cell.name
+    def folder(self, trial: Trial) -> Path:
+        return self.out / "cells" / trial.name
 
 
 def is_number(value: Any) -> bool:
@@ -109,7 +113,7 @@ def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
 
     Args:
         out: instead of the file's.
-        overrides: `name=value` for all cells.
+        overrides: `name=value` for all trials.
 
     Raises:
         InputError: no such file, no YAML; a key that is unknown, or missing; an axis that is empty,
@@ -120,29 +124,17 @@ def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
 
 def build(path: str, tree: dict[str, Any], out: str | None, overrides: Sequence[str]) -> Ablation:
     """The same from what the file at `path` holds; see `read`."""
-    known = ("out", *FIRST, *LATER, "grid")
-    for key in tree:
-        if key not in known:
-            raise InputError(f"{path}: unknown key {key!r}{_hint(key, known)}")
-    stages = [key for key in tree if key in FIRST or key in LATER]
-    if not stages or stages[0] not in FIRST or any(key in FIRST for key in stages[1:]):
-        raise InputError(
-            f"{path}: its stages are {', '.join(stages) or 'none'}; give a section `distill` or "
-            "`supervised`, and after it, if you like, `finetune` and `fix`; or one of "
-            f"{', '.join(DOWNSTREAM)} alone"
-        )
-    out = out or tree.get("out")
-    if not isinstance(out, str):
-        raise InputError(f"{path}: `out` is missing; name a folder there, or give --out")
+    folder, settings = sections(path, tree, out, "grid")
+    stages = list(settings)
     base: Settings = {}
     for stage in stages:
-        _put(base, {(stage, key): x for key, x in _section(path, tree, stage).items()})
+        _put(base, {(stage, key): x for key, x in flat(settings[stage]).items()})
     axes = _axes(path, tree.get("grid"), stages)
     _put(base, _overrides(path, overrides, stages, axes))
-    return Ablation(path, Path(out), stages, axes, list(_cells(path, stages, base, axes)))
+    return Ablation(path, folder, stages, axes, list(_trials(path, stages, base, axes)))
 
 
-def _cells(path: str, stages: list[str], base: Settings, axes: list[Axis]) -> Iterator[Cell]:
+def _trials(path: str, stages: list[str], base: Settings, axes: list[Axis]) -> Iterator[Trial]:
     names = _short([axis.name for axis in axes])
     for values in itertools.product(*(axis.values for axis in axes)):
         settings = dict(base)
@@ -153,7 +145,7 @@ def _cells(path: str, stages: list[str], base: Settings, axes: list[Axis]) -> It
         if len(name) > NAME_LENGTH:
             name = f"{name[:NAME_LENGTH]}-{_digest(name)}"
         placed = {axis.name: one for axis, one in zip(axes, values, strict=True)}
-        yield Cell(name, placed, _nested(path, stages, settings))
+        yield Trial(name, placed, _nested(path, stages, settings))
 
 
 def _short(names: list[str]) -> list[str]:
@@ -199,125 +191,96 @@ def _nested(path: str, stages: list[str], settings: Settings) -> dict[str, dict[
     return tree
 
 
-def _section(path: str, tree: dict[str, Any], stage: str) -> dict[str, Any]:
-    section = tree[stage]
-    if section is not None and not isinstance(section, dict):
-        raise InputError(f"{path}: {stage} is {show(section)}; give `setting: value` lines")
-    return flat(section or {})
-
-
 def _axes(path: str, grid: Any, stages: list[str]) -> list[Axis]:
     if not isinstance(grid, dict) or not grid:
         raise InputError(f"{path}: `grid` is missing or empty; give `setting: [value, ...]` lines")
-    axes = []
-    for name, given in grid.items():
-        where = f"{path}: grid.{name}"
-        if not isinstance(given, list | dict) or not given:
-            raise InputError(
-                f"{where} is {show(given)}; give a list of values, or `label: {{setting: value}}` "
-                "lines"
-            )
-        values = _listed(where, name, given, stages)
-        if isinstance(given, dict):
-            values = _labelled(where, given, stages)
-        plain = name.removeprefix(f"{stages[0]}.") if isinstance(given, list) else name
-        axes.append(Axis(plain, values))
-        _check_axis(where, axes[-1])
-    _check_apart(path, axes)
+    axes = [_axis(f"{path}: grid.{name}", name, given, stages) for name, given in grid.items()]
+    _require_apart(path, axes)
     return axes
 
 
-def _listed(where: str, name: str, given: Any, stages: list[str]) -> list[Value]:
-    if isinstance(given, dict):
-        return []
-    place = _place(where, name, stages)
-    return [Value(value, {place: value}) for value in given]
+def _axis(where: str, name: str, given: Any, stages: list[str]) -> Axis:
+    """
+    Args:
+        given: values of the setting that the name is, or settings by label.
+    """
+    if isinstance(given, list) and given:
+        place = _place(where, name, stages)
+        values = [Value(value, {place: value}) for value in given]
+        name = name.removeprefix(f"{stages[0]}.")
+    elif isinstance(given, dict) and given:
+        values = [_labelled(f"{where}.{label}", label, x, stages) for label, x in given.items()]
+    else:
+        raise InputError(
+            f"{where} is {show(given)}; give a list of values, or `label: {{setting: value}}` lines"
+        )
+    if not any(value.settings for value in values):
+        raise InputError(f"{where} sets nothing; give its labels `{{setting: value}}`")
+    for a, b in itertools.combinations(values, 2):
+        if file_name(a.value) == file_name(b.value) or a.settings == b.settings:
+            raise InputError(f"{where}: {a.text} and {b.text} are the same; give each value once")
+    return Axis(name, values)
 
 
-def _labelled(where: str, given: dict[str, Any], stages: list[str]) -> list[Value]:
-    values = []
-    for label, settings in given.items():
-        if settings is not None and not isinstance(settings, dict):
-            raise InputError(
-                f"{where}.{label} is {show(settings)}; give `setting: value` lines, or a list of "
-                "values to an axis that is itself a setting"
-            )
-        places = {
-            _place(f"{where}.{label}", key, stages): x for key, x in flat(settings or {}).items()
-        }
-        values.append(Value(label, places))
-    return values
+def _labelled(where: str, label: str, settings: Any, stages: list[str]) -> Value:
+    if not isinstance(settings, dict | None):
+        raise InputError(
+            f"{where} is {show(settings)}; give `setting: value` lines, or a list of values to an "
+            "axis that is itself a setting"
+        )
+    return Value(label, {_place(where, key, stages): x for key, x in flat(settings or {}).items()})
 
 
 def _place(where: str, key: str, stages: list[str]) -> tuple[str, str]:
     """The stage and the name in it of a setting."""
     stage, _, rest = key.partition(".")
-    if stage in (*FIRST, *LATER) and rest:
-        if stage not in stages:
-            raise InputError(f"{where}: {key} sets a stage that is not there; add `{stage}: {{}}`")
-        return stage, rest
-    if stage in (*FIRST, *LATER):
+    if stage not in STAGES:
+        return stages[0], key
+    if not rest:
         raise InputError(f"{where}: {key} is a stage; name a setting of it, as in {key}.epochs")
-    return stages[0], key
+    if stage not in stages:
+        raise InputError(f"{where}: {key} sets a stage that is not there; add `{stage}: {{}}`")
+    return stage, rest
 
 
-def _check_axis(where: str, axis: Axis) -> None:
-    if not any(one.settings for one in axis.values):
-        raise InputError(f"{where} sets nothing; give its labels `{{setting: value}}`")
-    for a, b in itertools.combinations(axis.values, 2):
-        if file_name(a.value) == file_name(b.value) or a.settings == b.settings:
-            raise InputError(f"{where}: {a.text} and {b.text} are the same; give each value once")
-
-
-def _check_apart(path: str, axes: list[Axis]) -> None:
-    """No two axes may set the same."""
-    seen: dict[tuple[str, str], str] = {}
-    for axis in axes:
-        mine = {place for one in axis.values for place in one.settings}
-        for stage, key in sorted(mine):
-            taken = [key, LENGTHS.get(key, key), *_groups(key)]
-            found = [seen[stage, x] for x in taken if (stage, x) in seen]
-            found += [name for (s, k), name in seen.items() if s == stage and key in _groups(k)]
-            if found:
+def _require_apart(path: str, axes: list[Axis]) -> None:
+    """
+    Raises:
+        InputError: two axes set the same.
+    """
+    for one, other in itertools.combinations(axes, 2):
+        for place in sorted(other.places):
+            if any(_collide(place, x) for x in one.places):
                 raise InputError(
-                    f"{path}: grid.{found[0]} and grid.{axis.name} both set {stage}.{key}; let one "
-                    "axis do it"
+                    f"{path}: grid.{one.name} and grid.{other.name} both set {'.'.join(place)}; "
+                    "let one axis do it"
                 )
-        seen |= dict.fromkeys(mine, axis.name)
-    names = [axis.name for axis in axes]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InputError(f"{path}: grid.{twice[0]} is there twice; give it once")
+        if one.name == other.name:
+            raise InputError(f"{path}: grid.{one.name} is there twice; give it once")
 
 
-def _groups(key: str) -> list[str]:
-    """What holds a setting: `a` and `a.b` of `a.b.c`."""
-    parts = key.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
+def _collide(place: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two settings are the same, one holds the other, or both are lengths."""
+    (stage, key), (other_stage, other_key) = place, other
+    within = f"{key}.".startswith(f"{other_key}.") or f"{other_key}.".startswith(f"{key}.")
+    return stage == other_stage and (within or LENGTHS.get(key) == other_key)
 
 
 def _overrides(
     path: str, overrides: Sequence[str], stages: list[str], axes: list[Axis]
 ) -> Settings:
-    found: Settings = {}
-    owner = {place: axis.name for axis in axes for one in axis.values for place in one.settings}
+    settings: Settings = {}
     for word in overrides:
         name, _, text = word.partition("=")
         place = _place(f"--{name}", name, stages)
-        stage, key = place
-        axis = owner.get(place) or owner.get((stage, LENGTHS.get(key, "")))
+        alike = (place, (place[0], LENGTHS.get(place[1], "")))
+        axis = next((axis for axis in axes if not axis.places.isdisjoint(alike)), None)
         if axis:
-            raise InputError(f"--{name} is on the grid of {path} (grid.{axis}); change it there")
-        found[place] = tidied(_parsed(text), name)
-    return found
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return parsed(text)
-    except InputError:
-        return text
-
-
-def _hint(key: str, known: Sequence[str]) -> str:
-    return did_you_mean(key, known, cutoff=0.5) or f"; known: {', '.join(known)}"
+            raise InputError(
+                f"--{name} is on the grid of {path} (grid.{axis.name}); change it there"
+            )
+        value = text
+        with contextlib.suppress(InputError):  # as it is where it is no YAML
+            value = parsed(text)
+        settings[place] = tidied(value, name)
+    return settings

@@ -1,4 +1,4 @@
-"""Cells as processes: as many at a time as there are devices."""
+"""Trials as processes: as many at a time as there are devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssld.ablate.grid import Cell
+from ssld.ablate.grid import Trial
 from ssld.cli.run import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
 from ssld.common.errors import InputError
 from ssld.engine.preemption import Preemption
@@ -22,12 +22,12 @@ COMMAND = [sys.executable, "-m", "ssld", "recipe"]
 CHILD = Path(__file__).with_name("child.py")
 POLL_SECONDS = 0.05
 ATTEMPTS = 2
-"""Of a cell that was stopped from outside, for lack of memory perhaps."""
+"""Of a trial that was stopped from outside, for lack of memory perhaps."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a cell may use."""
+    """What a trial may use."""
 
     environment: dict[str, str]
     cores: tuple[int, ...] = ()
@@ -36,7 +36,7 @@ class Device:
 
 @dataclass
 class Running:
-    cell: Cell
+    trial: Trial
     device: Device
     attempt: int
     process: subprocess.Popen
@@ -92,43 +92,43 @@ def _gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    command: Callable[[Cell], tuple[Path, list[str]]],
+def run_trials(
+    trials: Sequence[Trial],
+    command: Callable[[Trial], tuple[Path, list[str]]],
     devices: Sequence[Device],
     preemption: Preemption,
     watch: Callable[[list[str]], None],
-) -> Generator[tuple[Cell, str | None], None, None]:
-    """Run each cell's recipe; a signal is passed on, and waited for.
+) -> Generator[tuple[Trial, str | None], None, None]:
+    """Run each trial's recipe; a signal is passed on, and waited for.
 
     Args:
-        command: prepares a cell, and gives the file for what it prints and its words after
+        command: prepares a trial, and gives the file for what it prints and its words after
             `ssld recipe`.
         watch: is told the names of those under way, many times a second.
 
     Yields:
-        a cell that has ended, and what failed, or None. Those that a signal stopped are left out.
+        a trial that has ended, and what failed, or None. Those that a signal stopped are left out.
     """
-    waiting = deque((cell, 1) for cell in cells)
+    waiting = deque((trial, 1) for trial in trials)
     free, running, told = deque(devices), [], False
     try:
-        while running or (waiting and not preemption.asked):
-            while waiting and free and not preemption.asked:
-                cell, attempt = waiting.popleft()
-                running.append(_start(cell, command(cell), free.popleft(), attempt))
-            if preemption.asked and not told:
+        while running or (waiting and not preemption.requested):
+            while waiting and free and not preemption.requested:
+                trial, attempt = waiting.popleft()
+                running.append(_start(trial, command(trial), free.popleft(), attempt))
+            if preemption.requested and not told:
                 told = True
                 for one in running:
                     one.process.terminate()
-            watch([one.cell.name for one in running])
+            watch([one.trial.name for one in running])
             for one in [x for x in running if x.process.poll() is not None]:
                 running.remove(one)
                 free.append(one.device)
                 again = _may_try_again(one)
-                if again and not preemption.asked and one.attempt < ATTEMPTS:
-                    waiting.appendleft((one.cell, one.attempt + 1))
-                elif not (again and preemption.asked):
-                    yield one.cell, one.failure() if one.process.returncode else None
+                if again and not preemption.requested and one.attempt < ATTEMPTS:
+                    waiting.appendleft((one.trial, one.attempt + 1))
+                elif not (again and preemption.requested):
+                    yield one.trial, one.failure() if one.process.returncode else None
             time.sleep(POLL_SECONDS)
     finally:
         for one in running:
@@ -142,7 +142,7 @@ def _may_try_again(one: Running) -> bool:
     return code < 0 or code in (EXIT_TRY_AGAIN, EXIT_INTERRUPTED)
 
 
-def _start(cell: Cell, command: tuple[Path, list[str]], device: Device, attempt: int) -> Running:
+def _start(trial: Trial, command: tuple[Path, list[str]], device: Device, attempt: int) -> Running:
     log, words = command
     cores = ",".join(map(str, device.cores))
     with log.open("ab") as file:
@@ -155,4 +155,4 @@ def _start(cell: Cell, command: tuple[Path, list[str]], device: Device, attempt:
             env={**os.environ, **device.environment},
             start_new_session=True,  # a terminal's Ctrl-C reaches it through us, once
         )
-        return Running(cell, device, attempt, process, log, begin)
+        return Running(trial, device, attempt, process, log, begin)

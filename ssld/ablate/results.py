@@ -1,4 +1,4 @@
-"""Run folders -> the tidy table: results.csv and results.parquet, a row per cell and stage.
+"""Run folders -> the tidy table: results.csv and results.parquet, a row per trial and stage.
 
 The columns are those of the axes, then `COLUMNS`. Shares are between 0 and 1. All but the last two
 columns, which a clock decides, are the same bytes whatever happened on the way.
@@ -12,17 +12,18 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ssld.ablate.grid import Ablation, Axis, Cell, Value
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ssld.ablate.grid import Ablation, Axis, Trial, Value
 from ssld.ablate.state import Row
 from ssld.common.files import write_atomically
 from ssld.common.metrics import COMPARED
 from ssld.common.written_files import reading
+from ssld.compare.seen_run import exported_metrics
 from ssld.engine.run_folder import read_lines
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 COLUMNS = {
     "stage": "string",
@@ -42,13 +43,13 @@ COLUMNS = {
 }
 
 
-def read_cell(ablation: Ablation, cell: Cell) -> list[Row]:
+def read_trial(ablation: Ablation, trial: Trial) -> list[Row]:
     """What its finished stages say, by the names of `COLUMNS`; one row each.
 
     Raises:
         InputError: a file is damaged.
     """
-    folder = ablation.folder(cell)
+    folder = ablation.folder(trial)
     rows = []
     for stage in ablation.stages:
         with reading(folder / stage, "remove it", OSError):
@@ -65,52 +66,47 @@ def read_stage(folder: Path) -> Row:
     facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if not facts.get("resolution" if folder.name == "fix" else "exported"):
         return {}
-    lines, step = read_lines(folder / "metrics.jsonl"), facts["exported"]["step"]
+    lines = read_lines(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
-    at_step = [line for line in lines if line["kind"] == "eval" and line["step"] == step]
-    evaluated = at_step[-1] if at_step else {}
-    speeds = [line["images_per_second"] for line in train]
-    teacher = facts.get("teacher_top1")
-    row = _evaluated(evaluated)
-    row |= {"exported_step": step, "steps": facts.get("steps")}
-    row["epochs"] = lines[-1]["epoch"] if lines else None
-    row["images"] = sum((facts.get("images") or {}).values()) or None
-    row["teacher_top1"] = teacher["hits"] / teacher["images"] if teacher else None
-    if "resolution" in facts:
-        row |= _at_resolution(facts["resolution"])
-    row["train_seconds"] = round(sum(line["seconds"] for line in train), 3)
-    row["images_per_second"] = statistics.median(speeds) if speeds else None
-    return row
+    metrics, teacher = exported_metrics(facts, lines), facts.get("teacher_top1")
+    return {
+        **{key: metrics.get(key) for key in COMPARED},
+        "exported_step": facts["exported"]["step"],
+        "steps": facts.get("steps"),
+        "epochs": lines[-1]["epoch"] if lines else None,
+        "images": sum((facts.get("images") or {}).values()) or None,
+        "held_out_images": _whole(metrics.get("images")),
+        "held_out_labels": _whole(metrics.get("labeled")),
+        "teacher_top1": teacher["hits"] / teacher["images"] if teacher else None,
+        "resolution": (facts.get("resolution") or {}).get("chosen"),
+        "train_seconds": round(sum(line["seconds"] for line in train), 3),
+        "images_per_second": statistics.median(x["images_per_second"] for x in train)
+        if train
+        else None,
+    }
 
 
-def _at_resolution(found: dict[str, Any]) -> Row:
-    """The student of `ssld fix` is for the resolution chosen, and worth what it is there."""
-    return {"resolution": found["chosen"], **_evaluated(found["metrics"])}
-
-
-def _evaluated(metrics: Mapping[str, Any]) -> Row:
-    counts = {"held_out_images": metrics.get("images"), "held_out_labels": metrics.get("labeled")}
-    whole = {key: None if count is None else round(count) for key, count in counts.items()}
-    return {**{key: metrics.get(key) for key in COMPARED}, **whole}
+def _whole(count: float | None) -> int | None:
+    return None if count is None else round(count)
 
 
 def tidy(
     ablation: Ablation, results: Mapping[str, Sequence[Row]], failed: Mapping[str, str]
 ) -> list[Row]:
-    """A row for each cell and stage.
+    """A row for each trial and stage.
 
     Args:
-        results: rows of `read_cell`, by the cell's name.
-        failed: why, by the cell's name.
+        results: rows of `read_trial`, by the trial's name.
+        failed: why, by the trial's name.
     """
     rows = []
-    for cell in ablation.cells:
-        known = {row["stage"]: row for row in results.get(cell.name, ())}
+    for trial in ablation.trials:
+        known = {row["stage"]: row for row in results.get(trial.name, ())}
         for stage in ablation.stages:
-            status = "failed" if cell.name in failed else "pending"
+            status = "failed" if trial.name in failed else "pending"
             row = dict.fromkeys(COLUMNS) | {"stage": stage, "status": status}
             row |= known.get(stage, {})
-            places = {column(axis): plain(axis, cell.values[axis.name]) for axis in ablation.axes}
+            places = {column(axis): plain(axis, trial.values[axis.name]) for axis in ablation.axes}
             rows.append(places | {key: row[key] for key in COLUMNS})
     return rows
 
@@ -128,8 +124,6 @@ def plain(axis: Axis, one: Value) -> Any:
 
 
 def schema(ablation: Ablation) -> pa.Schema:
-    import pyarrow as pa
-
     fields = []
     for axis in ablation.axes:
         kind = ("int64" if axis.whole else "double") if axis.numeric else "string"
@@ -139,9 +133,6 @@ def schema(ablation: Ablation) -> pa.Schema:
 
 def write_results(ablation: Ablation, rows: Sequence[Row]) -> None:
     """Both files, each in one step."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = schema(ablation)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns.names, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What is on the disk of a cell: the recipe it was started with, and whether it is done."""
+"""What is on the disk of a trial: the recipe it was started with, and whether it is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ssld.ablate.grid import Ablation, Cell, show
+from ssld.ablate.grid import Ablation, Trial, show
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
 from ssld.common.settings import flat, under
@@ -20,7 +20,7 @@ from ssld.engine.run_folder import HARMLESS
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
 BEFORE = "recipe.before.yaml"
-"""What RECIPE was before `overwrite`, until the cell is done: where new settings are refused, old
+"""What RECIPE was before `overwrite`, until the trial is done: where new settings are refused, old
 stages stay, so that they may be of the one or of the other."""
 Row = dict[str, Any]
 
@@ -41,19 +41,19 @@ def check_out(out: Path) -> None:
             )
 
 
-def done_rows(folder: Path, cell: Cell) -> list[Row] | None:
+def done_rows(folder: Path, trial: Trial) -> list[Row] | None:
     """Its results, if it is done and its recipe is still the same."""
     if (folder / BEFORE).exists():
         return None  # its stages may be of another recipe by now
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        if done["recipe"] == _digest(cell.recipe):
+        if done["recipe"] == _digest(trial.recipe):
             return list(done["rows"])
     return None
 
 
-def write_done(folder: Path, cell: Cell, rows: Sequence[Row]) -> None:
-    done = {"recipe": _digest(cell.recipe), "rows": list(rows)}
+def write_done(folder: Path, trial: Trial, rows: Sequence[Row]) -> None:
+    done = {"recipe": _digest(trial.recipe), "rows": list(rows)}
     write_atomically(folder / DONE, json.dumps(done, indent=1) + "\n")
     (folder / BEFORE).unlink(missing_ok=True)
 
@@ -69,22 +69,22 @@ def _essence(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat(settings).items() if not under(key, HARMLESS)}
 
 
-def changed(folder: Path, cell: Cell) -> tuple[list[str], str]:
+def changed(folder: Path, trial: Trial) -> tuple[list[str], str]:
     """The stages that were begun with other settings, and those after them; and in words what
     differs. A stage that was added, left out or never begun is no change."""
-    stages, words = _since(folder, _recipe_of(folder, RECIPE), cell)
-    if stages and (folder / BEFORE).exists() and not unsure(folder, cell):
+    stages, words = _since(folder, _recipe_of(folder, RECIPE), trial)
+    if stages and (folder / BEFORE).exists() and not unsure(folder, trial):
         return [], ""
     return stages, words
 
 
-def unsure(folder: Path, cell: Cell) -> list[str]:
+def unsure(folder: Path, trial: Trial) -> list[str]:
     """The stages that may still be of the recipe from before `overwrite`."""
-    return _since(folder, _recipe_of(folder, BEFORE), cell)[0]
+    return _since(folder, _recipe_of(folder, BEFORE), trial)[0]
 
 
-def _since(folder: Path, before: dict[str, Any], cell: Cell) -> tuple[list[str], str]:
-    pairs = zip(before.items(), cell.recipe.items(), strict=False)
+def _since(folder: Path, before: dict[str, Any], trial: Trial) -> tuple[list[str], str]:
+    pairs = zip(before.items(), trial.recipe.items(), strict=False)
     for i, ((stage, old), (name, new)) in enumerate(pairs):
         begun = [x for x in list(before)[i:] if (folder / x).exists()]
         if begun and name != stage:
@@ -96,8 +96,8 @@ def _since(folder: Path, before: dict[str, Any], cell: Cell) -> tuple[list[str],
 
 def _difference(stage: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     keys = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
-    said = [f"{stage}.{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys[:4]]
-    return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    words = [f"{stage}.{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys[:4]]
+    return "; ".join(words) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:
@@ -114,28 +114,29 @@ def _recipe_of(folder: Path, name: str) -> dict[str, Any]:
 def check_unchanged(ablation: Ablation) -> None:
     """
     Raises:
-        InputError: a cell was begun with other settings.
+        InputError: a trial was begun with other settings.
     """
-    found = [(cell, changed(ablation.folder(cell), cell)[1]) for cell in ablation.cells]
-    found = [(cell, words) for cell, words in found if words]
-    if found:
-        cell, words = found[0]
-        more = f", and so were {len(found) - 1} more" if len(found) > 1 else ""
+    folders = {ablation.folder(trial): trial for trial in ablation.trials}
+    changes = {folder: changed(folder, trial)[1] for folder, trial in folders.items()}
+    changes = {folder: words for folder, words in changes.items() if words}
+    if changes:
+        folder, words = next(iter(changes.items()))
+        more = f", and so were {len(changes) - 1} more" if len(changes) > 1 else ""
         raise InputError(
-            f"{ablation.folder(cell)} was made with other settings ({words}){more}: set them back, "
-            "give another --out, or --overwrite to start the changed stages anew"
+            f"{folder} was made with other settings ({words}){more}: set them back, give another "
+            "--out, or --overwrite to start the changed stages anew"
         )
 
 
-def prepare(folder: Path, cell: Cell) -> None:
+def prepare(folder: Path, trial: Trial) -> None:
     """Make its folder and write its recipe. Changed stages are left to `ssld recipe`, which gives
     nothing up before the new settings have proved to be good."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _recipe_of(folder, RECIPE)
-    if _since(folder, before, cell)[0] and not (folder / BEFORE).exists():
+    if _since(folder, before, trial)[0] and not (folder / BEFORE).exists():
         _write(folder / BEFORE, before)
-    if before != cell.recipe:
-        _write(folder / RECIPE, cell.recipe)
+    if before != trial.recipe:
+        _write(folder / RECIPE, trial.recipe)
 
 
 def _write(path: Path, recipe: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ def _write(path: Path, recipe: dict[str, Any]) -> None:
 
 
 def strays(ablation: Ablation) -> int:
-    """How many cells have a folder and are not on the grid."""
-    names = {cell.name for cell in ablation.cells}
-    found = (ablation.out / "cells").glob(f"*/{RECIPE}")
-    return sum(path.parent.name not in names for path in found)
+    """How many trials have a folder and are not on the grid."""
+    names = {trial.name for trial in ablation.trials}
+    recipes = (ablation.out / "cells").glob(f"*/{RECIPE}")
+    return sum(path.parent.name not in names for path in recipes)

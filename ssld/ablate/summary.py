@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ssld.ablate.grid import SEED, Ablation, Cell
+from ssld.ablate.grid import SEED, Ablation, Trial
 from ssld.ablate.state import Row
 from ssld.common.metrics import METRICS, RESULTS
 from ssld.common.text_table import ABSENT
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of the same cell under several seeds."""
+    """Values of the same settings under several seeds."""
 
     points: tuple[float, ...]
     images: int | None = None
@@ -61,7 +61,7 @@ class Spread:
             return None
         if count == 2:
             return Interval("two", min(self.points), max(self.points))
-        from scipy.stats import t
+        from scipy.stats import t  # takes a second, and most sweeps have one seed
 
         half = float(t.ppf(0.975, count - 1)) * self.deviation / math.sqrt(count)
         return Interval("seeds", max(0.0, mean - half), min(1.0, mean + half))
@@ -79,42 +79,39 @@ class Summary:
 
     ablation: Ablation
     rows: dict[tuple[str, str], Row]
-    """Of `results.tidy`, by cell and stage."""
+    """Of `results.tidy`, by trial and stage."""
     failed: Mapping[str, str]
-    """Why, by the cell's name."""
+    """Why, by the trial's name."""
 
     @property
-    def places(self) -> dict[Place, list[Cell]]:
-        """The cells of each combination of the axes, that of the seeds left out."""
-        found: dict[Place, list[Cell]] = {}
-        for cell in self.ablation.cells:
-            found.setdefault(cell.others(SEED), []).append(cell)
-        return found
+    def places(self) -> dict[Place, list[Trial]]:
+        """The trials of each combination of the axes, that of the seeds left out."""
+        places: dict[Place, list[Trial]] = {}
+        for trial in self.ablation.trials:
+            places.setdefault(trial.others(SEED), []).append(trial)
+        return places
 
-    def value(self, cell: Cell, stage: str, metric: str) -> float | None:
-        return self.rows[cell.name, stage][metric]
+    def value(self, trial: Trial, stage: str, metric: str) -> float | None:
+        return self.rows[trial.name, stage][metric]
 
-    def spread(self, cells: Sequence[Cell], stage: str, metric: str) -> Spread:
-        values = (self.value(cell, stage, metric) for cell in cells)
+    def spread(self, trials: Sequence[Trial], stage: str, metric: str) -> Spread:
+        values = (self.value(trial, stage, metric) for trial in trials)
         return Spread(tuple(x for x in values if x is not None))
 
-    def images(self, cell: Cell, stage: str, metric: str) -> int | None:
+    def images(self, trial: Trial, stage: str, metric: str) -> int | None:
         """Held-out images of which a metric is a share; None where it is no share or not known."""
         counts = {"top1": "held_out_labels", "agreement1": "held_out_images"}
-        return self.rows[cell.name, stage].get(counts.get(metric, ""))
+        return self.rows[trial.name, stage].get(counts.get(metric, ""))
 
     def measured(self) -> list[tuple[str, str]]:
-        """(stage, metric) of what some cell has."""
-        have = {(stage, x) for (_, stage), row in self.rows.items() for x in RESULTS if x in row}
+        """(stage, metric) of what some trial has."""
         pairs = [(stage, metric) for stage in self.ablation.stages for metric in RESULTS]
-        return [(s, m) for s, m in pairs if (s, m) in have and self._known(s, m)]
+        rows = [(stage, row) for (_, stage), row in self.rows.items()]
+        return [(s, m) for s, m in pairs if any(x.get(m) is not None for y, x in rows if y == s)]
 
-    def _known(self, stage: str, metric: str) -> bool:
-        return any(self.value(cell, stage, metric) is not None for cell in self.ablation.cells)
-
-    def done(self, cell: Cell) -> bool:
+    def done(self, trial: Trial) -> bool:
         stages = self.ablation.stages
-        return all(self.rows[cell.name, stage]["status"] == "done" for stage in stages)
+        return all(self.rows[trial.name, stage]["status"] == "done" for stage in stages)
 
     def several_teachers(self) -> bool:
         """Whether more than one is known by its accuracy."""
@@ -122,61 +119,66 @@ class Summary:
 
 
 def summarise(ablation: Ablation, rows: Sequence[Row], failed: Mapping[str, str]) -> Summary:
-    places = [(cell.name, stage) for cell in ablation.cells for stage in ablation.stages]
+    places = [(trial.name, stage) for trial in ablation.trials for stage in ablation.stages]
     return Summary(ablation, dict(zip(places, rows, strict=True)), failed)
 
 
-def table(found: Summary) -> tuple[list[str], list[list[str]]]:
+def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Heading and rows: a combination of the axes each, its means, and how many seeds are done."""
-    ablation, measured, several = found.ablation, found.measured(), found.several_teachers()
+    ablation, measured, several = summary.ablation, summary.measured(), summary.several_teachers()
     head = [axis.name for axis in ablation.compared] or ["all"]
     head += ["teacher top-1"] if several else []
     head += [f"{stage} {METRICS[metric].label}" for stage, metric in measured]
     rows = []
-    for place, cells in found.places.items():
+    for place, trials in summary.places.items():
         row = list(place) or [""]
         if several:
-            known = found.spread(cells, ablation.stages[0], "teacher_top1").points
+            known = summary.spread(trials, ablation.stages[0], "teacher_top1").points
             row.append(Spread(known[:1]).percent())  # seeds do not change it
-        row += [found.spread(cells, stage, metric).percent() for stage, metric in measured]
-        finished = sum(map(found.done, cells))
-        rows.append([*row, f"{finished}" if finished == len(cells) else f"{finished}/{len(cells)}"])
-    return [*head, "seeds" if has_seeds(ablation) else "cells"], rows
+        row += [summary.spread(trials, stage, metric).percent() for stage, metric in measured]
+        finished, count = sum(map(summary.done, trials)), len(trials)
+        rows.append([*row, f"{finished}" if finished == count else f"{finished}/{count}"])
+    return [*head, "seeds" if has_seeds(ablation) else "trials"], rows
 
 
 def has_seeds(ablation: Ablation) -> bool:
     return any(axis.name == SEED for axis in ablation.axes)
 
 
-def explained(found: Summary) -> str:
+def explained(summary: Summary) -> str:
     """What the numbers are, in a sentence or two."""
-    cells, seeds = found.ablation.cells, has_seeds(found.ablation)
-    said = f"{sum(map(found.done, cells))} of {len(cells)} cells done. "
-    said += "In percent, on the held-out images"
-    said += ", mean ± standard deviation (of a sample) over seeds. " if seeds else ". "
-    if any(metric == "agreement1" for _, metric in found.measured()):
-        said += "agreement@1 is with a cell's own teacher"
-        said += ", which is not the same in all rows." if found.several_teachers() else "."
-    if "fix" in found.ablation.stages:
-        said += " After fix: at the resolution that one half of these images chose, on the other."
-    return said.strip().replace(".  ", ". ")
+    trials, seeds = summary.ablation.trials, has_seeds(summary.ablation)
+    several = summary.several_teachers()
+    over = ", mean ± standard deviation (of a sample) over seeds" if seeds else ""
+    sentences = [
+        f"{sum(map(summary.done, trials))} of {len(trials)} trials done.",
+        f"In percent, on the held-out images{over}.",
+    ]
+    if any(metric == "agreement1" for _, metric in summary.measured()):
+        differs = ", which is not the same in all rows" if several else ""
+        sentences.append(f"agreement@1 is with a trial's own teacher{differs}.")
+    if "fix" in summary.ablation.stages:
+        sentences.append(
+            "After fix: at the resolution that one half of these images chose, on the other."
+        )
+    return " ".join(sentences)
 
 
-def markdown(found: Summary) -> str:
+def markdown(summary: Summary) -> str:
     """table.md"""
-    head, rows = table(found)
+    head, rows = table(summary)
     lines = [
-        f"# {found.ablation.title}",
+        f"# {summary.ablation.title}",
         "",
-        f"From `{found.ablation.file}`. {explained(found)}",
+        f"From `{summary.ablation.file}`. {explained(summary)}",
         "",
     ]
     lines += [_line(head), "|" + "---|" * len(head), *map(_line, rows)]
-    if found.failed:
+    if summary.failed:
         lines += ["", "Failed:", ""]
-        lines += [f"- `{name}`: {why}" for name, why in found.failed.items()]
+        lines += [f"- `{name}`: {why}" for name, why in summary.failed.items()]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"

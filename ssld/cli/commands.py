@@ -56,10 +56,11 @@ def _curate(stage: str | None, summary: str, words: str | None = None) -> Comman
 
 
 def _zoo(name: str, summary: str, *positional: str, words: str | None = None) -> Command:
+    module = "catalogue" if name in ("list", "show", "verify") else "command"
     return Command(
         summary,
         f"ssld.zoo.config:{name.capitalize()}Config",
-        f"ssld.zoo.command:{'list_' if name == 'list' else name}",
+        f"ssld.zoo.{module}:{'list_' if name == 'list' else name}",
         positional=positional,
         words=words,
     )
@@ -87,7 +88,7 @@ COMMANDS = {
     ),
     "finetune": Command(
         "the second stage: a run's student on the labeled set, more slowly",
-        "ssld.distill.stage_config:FinetuneConfig",
+        "ssld.distill.config:FinetuneConfig",
         "ssld.distill.finetune:finetune",
         CHECK_OUT,
         defaults="ssld.distill.parent_run:finetune_defaults",
@@ -95,7 +96,7 @@ COMMANDS = {
     ),
     "fix": Command(
         "the resolution fix: the classifier at a larger test size",
-        "ssld.distill.stage_config:FixConfig",
+        "ssld.distill.config:FixConfig",
         "ssld.distill.fixres:fix",
         CHECK_OUT,
         defaults="ssld.distill.parent_run:fix_defaults",
@@ -104,14 +105,14 @@ COMMANDS = {
     "recipe": Command(
         "distill, finetune and fix in one command, resumable",
         "ssld.recipe.config:RecipeConfig",
-        "ssld.recipe.recipe:recipe",
-        words="ssld.recipe.config:with_overrides",
+        "ssld.recipe.command:recipe",
+        words="ssld.recipe.config:words",
     ),
     "ablate": Command(
         "a recipe for each combination of a grid's settings: tables and plots",
         "ssld.ablate.config:AblateConfig",
         "ssld.ablate.command:ablate",
-        words="ssld.ablate.config:with_overrides",
+        words="ssld.ablate.config:words",
     ),
     "plan": Command(
         "before a long run: what is wrong, what it will take and cost",
@@ -229,8 +230,11 @@ COMMANDS = {
 GROUPS = {"zoo": "distilled backbones: list, show, convert, publish, pull, verify, bundle, export"}
 """What is no command of its own, only the first word of some."""
 STAGES = tuple(name for name, command in COMMANDS.items() if command.exported)
-DOWNSTREAM = ("transfer", "detection", "segmentation")
+LATER = tuple(name for name in STAGES if COMMANDS[name].defaults)
+"""Stages that go on from the one before."""
+DOWNSTREAM = tuple(name for name in STAGES if COMMANDS[name].config.startswith("downstream."))
 """Stages that are a recipe of their own."""
+FIRST = tuple(name for name in STAGES if name not in (*LATER, *DOWNSTREAM))
 
 
 def imported(name: str) -> Any:

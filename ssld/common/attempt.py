@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import html
 import sys
 from collections.abc import Callable
 
+from markupsafe import Markup
 from tqdm import tqdm
 
 from ssld.common.errors import Interrupted
@@ -14,14 +14,14 @@ from ssld.common.errors import Interrupted
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def attempt(what: str, make: Callable[[], str | None]) -> str:
-    """What `make` returns; where it fails, why, as an element of a page and in one line on stderr.
+def attempt(what: str, make: Callable[[], Markup | None]) -> Markup:
+    """The element of a page that `make` returns; where it fails, why, as such an element and in one line on stderr.
 
     Everything but a signal and a full disk, which is in the way of more, is caught: fonts, plots
     and other people's names fail in more ways than can be listed, after hours or weeks of training.
     """
     try:
-        return make() or ""
+        return make() or Markup()
     except Interrupted:
         raise
     except Exception as error:
@@ -30,4 +30,4 @@ def attempt(what: str, make: Callable[[], str | None]) -> str:
         lines = str(error).split("\n")[0][:300]
         said = f"{what} could not be made ({type(error).__name__}: {lines})"
         tqdm.write(f"warning: {said}; everything else goes on", file=sys.stderr)
-        return f'<p class="note">{html.escape(said[:1].upper() + said[1:])}.</p>'
+        return Markup('<p class="note">{}.</p>').format(said[:1].upper() + said[1:])

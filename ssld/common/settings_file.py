@@ -3,6 +3,9 @@
 YAML, but what surprises is left out: dates are text, 010 is ten, 1e-5 is a number, keys are the
 text that was typed (`off`, `0`) and are there once, and there are no tags. Foreign files are
 bounded before anything is built from them: bytes, depth, values after anchors are expanded.
+
+`base: OTHER.yaml` at the top of a file, relative to it, is one level of inheritance: the file then
+says only what differs.
 """
 
 from __future__ import annotations
@@ -139,13 +142,59 @@ def parsed(text: str) -> Any:
         raise InputError("not valid YAML: brackets or lines are nested too deeply") from error
 
 
+BASE = "base"
+"""The key that names the file of which another one says what differs."""
+
+
 def read_settings(file: Path) -> dict[str, Any]:
-    """What a settings file says; `~/x` is in the home folder.
+    """What a settings file says, on top of its `base` if it names one; `~/x` is in the home folder.
 
     Raises:
         InputError: there is none, or it is not YAML, or no settings, or a value that no setting may
-            have.
+            have; a base of which this is so, or that has one itself.
     """
+    settings = _read(file)
+    if BASE not in settings:
+        return settings
+    base = settings.pop(BASE)
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{file}: {BASE} is {shortened(base)}: name one settings file")
+    try:
+        inherited = _read(file.parent / base)
+    except InputError as error:
+        raise InputError(f"{file}, {BASE}: {error}") from error
+    if BASE in inherited:
+        raise InputError(
+            f"{file}, {BASE}: {file.parent / base} has a {BASE} itself: name a file without one, "
+            "or write the settings out"
+        )
+    return _merged(inherited, settings)
+
+
+def written_out(file: Path) -> str:
+    """The text of a settings file; of one with a `base`, all of its settings as YAML."""
+    text = text_of(file)
+    if BASE not in (parsed(text) or {}):
+        return text
+    return yaml.safe_dump(read_settings(file), sort_keys=False, allow_unicode=True)
+
+
+def _merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` on top of `base`: mappings are merged, anything else is replaced; null in the
+    place of a mapping leaves it out."""
+    merged = dict(base)
+    for name, value in settings.items():
+        inherited = merged.get(name)
+        if isinstance(inherited, dict) and value is None:
+            del merged[name]
+        elif isinstance(inherited, dict) and isinstance(value, dict):
+            merged[name] = _merged(inherited, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         content = parsed(text_of(file))
     except InputError as error:

@@ -26,6 +26,13 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n\n".join(_block(block) for block in blocks)
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown; a bar in a cell is no border."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    cells.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
 def _column(cells: Sequence[str]) -> list[list[str]]:
     """Each cell as lines of one width; numbers to the right, a heading no wider than it must be."""
     body = [textwrap.wrap(cell, CELL) or [""] for cell in cells[1:]]

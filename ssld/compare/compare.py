@@ -7,25 +7,22 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ssld.common.files import write_atomically
-from ssld.common.metrics import CHANCE, COMPARED, METRICS, NUMBER, SHARE, Metric
+from ssld.common.metrics import CHANCE, COMPARED, METRICS
 from ssld.common.replaceable import check_file
 from ssld.common.text_table import ABSENT, CELL, text_table
 from ssld.common.written_files import reading
 from ssld.compare.config import CompareConfig
+from ssld.compare.report import Comparison, Results, write_report
 from ssld.compare.seen_run import SeenRun, open_runs
-from ssld.health.resolution import said_of
+from ssld.health.resolution import describe_choice
 from ssld.health.verdict import is_not_learning, level
 
 Column = tuple[str, Callable[[Any], str], Callable[..., Any] | None]
 """Heading, how a value is shown, and max or min where one is better than the other."""
-Results = dict[str, list[tuple[str, bool]]]
-"""Columns by their heading: for each run the value, and whether it is the best."""
 COLUMNS: dict[str, Column] = {
     "progress": ("steps", str, None),
     "epochs": ("epochs", "{:.2f}".format, None),
@@ -45,33 +42,6 @@ COLUMNS: dict[str, Column] = {
     "hours": ("hours", "{:.2f}".format, None),
     "exported_step": ("exported step", "{:,}".format, None),
 }
-PLOTS = ("loss", *COMPARED, "lr", "images_per_second")
-LINES = ("solid", "dashed", "dotted")  # for more runs than there are colours
-STYLE = """
-.scroll { overflow-x: auto; } .scroll :is(th, td) { padding-right: 12px; }
-.scroll th:first-child { position: sticky; left: 0; background: #fff; min-width: 12em; }
-.settings th:first-child { white-space: nowrap; } .settings td { min-width: 10em; }
-.results :is(th + th, td) { overflow-wrap: break-word; }
-.legend { position: sticky; top: 0; background: #fff; max-width: none; padding: 8px 0; margin: 0; }
-.run { display: inline-block; position: relative; padding: 0 16px 0 26px; overflow-wrap: anywhere; }
-.run i { position: absolute; left: 0; top: 0.65em; width: 20px; border-top: 3px solid; }
-"""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is printed and drawn."""
-
-    runs: list[SeenRun]
-    settings: list[list[str]]
-    """Setting and its value in each run."""
-    results: Results
-    verdicts: list[str]
-    warnings: list[str]
-
-    def rows(self, shown: Callable[[str, bool], str]) -> list[list[str]]:
-        """Heading and the value of each run, shown by its text and whether it is the best."""
-        return [[head, *(shown(*cell) for cell in row)] for head, row in self.results.items()]
 
 
 def differences(runs: Sequence[SeenRun]) -> dict[str, dict[str, Any]]:
@@ -109,7 +79,7 @@ def summary(run: SeenRun) -> dict[str, Any]:
             found[f"{key}_best"] = found[f"{key}_last"] = resolution["metrics"].get(key)
         for key in CHANCE.values():
             found[f"{key}_last"] = resolution["metrics"].get(key)
-        said = said_of(resolution)
+        said = describe_choice(resolution)
         found["verdict"] = f"{found['verdict']}; {said}" if found["not_learning"] else said
     found["entropy_student"] = last("eval", "entropy_student")
     for key in ("images_per_second", "data_wait_percent"):
@@ -186,80 +156,14 @@ def _print(found: Comparison) -> None:
     labels = [run.label for run in found.runs]
     table = text_table(["setting", *labels], found.settings) if found.settings else "(none)"
     print(f"config differences\n\n{table}\n\nresults\n")
-    rows = found.rows(lambda text, best: "*" * best + text)
+    rows = [
+        [head, *("*" * best + text for text, best in row)] for head, row in found.results.items()
+    ]
     short = [textwrap.shorten(said, 2 * CELL, placeholder=" ...") for said in found.verdicts]
     print(text_table(["result", *labels], [*rows, ["verdict", *short]]))
     print("* best of its row, where values compare")
     for sentence in found.warnings:
         print(f"\nwarning: {sentence}")
-
-
-def _line(number: int) -> tuple[str, str]:
-    """A run's colour and style, the same everywhere."""
-    from ssld.report.page import COLOURS
-
-    return COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-
-
-def _name(number: int, label: str) -> str:
-    mark = "border-color:{};border-top-style:{}".format(*_line(number))
-    return f'<span class="run"><i style="{mark}"></i>{escape(label)}</span>'
-
-
-def _table(css: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Of cells that are HTML, the first of a row its heading; scrolls in a box of its own."""
-    body = (f"<tr><th>{row[0]}</th><td>{'</td><td>'.join(row[1:])}</td></tr>" for row in rows)
-    top = f"<tr><th>{'</th><th>'.join(head)}</th></tr>"
-    return f'<div class="scroll {css}"><table>{top}{"".join(body)}</table></div>'
-
-
-def _overlays(runs: Sequence[SeenRun]) -> list[str]:
-    """A plot of each metric that some run has, over epochs, as batch sizes may differ."""
-    from ssld.report import page
-
-    found = []
-    for key in PLOTS:
-        metric = METRICS.get(key, Metric(key.replace("_", " "), format=NUMBER))
-        series = [run.points("eval" if key in METRICS else "train", key) for run in runs]
-        if not any(series):
-            continue
-        figure = page.new_figure()
-        plot = page.axes(figure, "epoch")
-        for i, points in enumerate(series):
-            (colour, style), marker = _line(i), "o" if len(points) < 30 else ""
-            xy = ([x for x, _ in points], [y for _, y in points])
-            plot.plot(*xy, color=colour, ls=style, marker=marker, ms=3, lw=1.5)
-        plot.ticklabel_format(useOffset=False)
-        low, high = plot.get_ylim()
-        if metric.format == SHARE:
-            plot.set_ylim(max(low, -0.02), min(high, 1.02))
-        elif key != "loss":  # of which some can be below 0
-            plot.set_ylim(bottom=0)
-        found.append(page.drawn(metric.label, figure))
-    return found
-
-
-def _write(path: Path, found: Comparison) -> None:
-    from ssld.report.page import write_page
-
-    labels = [run.label for run in found.runs]
-    names = [_name(i, label) for i, label in enumerate(labels)]
-    settings = [[escape(cell) for cell in row] for row in found.settings]
-    rows = found.rows(lambda x, best: f"<b>{escape(x)}</b>" if best else escape(x))
-    verdicts = [[name, escape(said)] for name, said in zip(names, found.verdicts, strict=True)]
-    body = [
-        f"<style>{STYLE}</style><h1>{len(labels)} runs compared</h1>",
-        *(f'<p class="verdict flat">{escape(sentence)}</p>' for sentence in found.warnings),
-        "<h2>Config differences</h2>",
-        _table("settings", ["setting", *names], settings) if settings else "<p>(none)</p>",
-        '<h2>Results</h2><p class="note">Bold is the best of its row, where values compare. '
-        "Images per second and data wait are medians; hours are those of training steps.</p>",
-        _table("results", ["result", *names], rows),
-        f"<h2>Verdicts</h2>{_table('', ['run', 'verdict'], verdicts)}",
-        f'<h2>Curves</h2><p class="legend">{"".join(names)}</p>',
-        f'<div class="row">{"".join(_overlays(found.runs))}</div>',
-    ]
-    write_page(path, f"{', '.join(labels)} compared", body)
 
 
 def compare(config: CompareConfig) -> None:
@@ -284,6 +188,6 @@ def compare(config: CompareConfig) -> None:
         if config.json:
             written = {"differences": differ, "runs": summaries}
             write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")
-        _write(Path(config.out), found)
+        write_report(Path(config.out), found)
         _print(found)
     print(f"\n{config.out}")

@@ -12,7 +12,7 @@ from ssld.common.errors import InputError
 from ssld.common.settings import flat
 from ssld.common.written_files import read_object, reading
 from ssld.engine.run_folder import read_lines
-from ssld.health.verdict_text import signs_of
+from ssld.health.verdict import symptoms
 
 LEAVE_OUT = "leave this run out"
 HIDDEN = ("out", "resume", "overwrite", "allow_changes")  # how a run was started, not what it is
@@ -49,11 +49,25 @@ class SeenRun:
         """The evaluations without symptoms, or all where there is none."""
         lines, classes = self.lines, self.settings.get("student.num_classes")
         evaluations = [line for line in lines if line["kind"] == "eval"]
-        healthy = [x for x in evaluations if not (classes and signs_of(x, classes))]
+        healthy = [x for x in evaluations if not (classes and symptoms(x, classes))]
         return healthy or evaluations
 
     def values(self, kind: str, key: str) -> list[Any]:
         return [value for _, value in self.points(kind, key)]
+
+
+def exported_metrics(facts: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of a finished run's exported network; after a resolution fix those at the size
+    that it chose. Empty where it was not evaluated.
+
+    Args:
+        facts: of run.json.
+        lines: of metrics.jsonl.
+    """
+    if facts.get("resolution"):
+        return facts["resolution"]["metrics"]
+    step = facts["exported"]["step"]
+    return next((x for x in lines if x["kind"] == "eval" and x["step"] == step), {})
 
 
 def open_runs(paths: Sequence[str]) -> list[SeenRun]:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import pyarrow as pa
+import numpy as np
 from tqdm import tqdm
 
 from ssld.common.files import cannot_write
 from ssld.common.streams import is_terminal
-from ssld.curate import workers as engine
+from ssld.curate import workers
 from ssld.curate.config import CurateConfig
-from ssld.curate.tables import write_table
+
+Rows = TypeVar("Rows", range, list, np.ndarray)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Processes:
-    """The processes that a launcher started; each does every `world`-th piece of work, and none
-    sends anything to another but word that it is done."""
+    """The processes that a launcher started; each does every `world_size`-th piece of work, and
+    none sends anything to another but word that it is done."""
 
     def __init__(self) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
 
     def wait(self) -> None:
         """Until all are here."""
-        if self.world > 1:
+        if self.world_size > 1:
             self._state().wait_for_everyone()
 
     @property
@@ -39,22 +44,25 @@ class Processes:
         return self._state().device
 
     def _state(self) -> Any:
-        # Not before it is needed: importing torch takes longer than curating a thousand images.
+        # Workers import this module, and torch would take 200 MB of each and most of their start.
         from ssld.engine.processes import open_processes
 
         return open_processes()
 
 
 @dataclass
-class Part:
-    """A piece of work whose result is one Parquet file; done when the file is there."""
+class Part(Generic[Rows]):
+    """A piece of work whose result is one file; done when the file is there."""
 
     path: Path
-    images: int
+    rows: Rows
+    """What it is about: rows of a set, or pairs of them."""
+    per_image: int = 1
+    """Rows for each image."""
 
     @property
-    def done(self) -> bool:
-        return self.path.is_file()
+    def images(self) -> int:
+        return len(self.rows) // self.per_image
 
 
 class Work:
@@ -83,45 +91,62 @@ class Work:
         except OSError as error:
             raise cannot_write(path, error) from error
 
-    def mine(self, parts: Sequence[Any]) -> list[Any]:
-        """This process's share."""
-        return list(parts[self.processes.rank :: self.processes.world])
-
-    def ordered(self, job: Any, items: Iterable[Any]) -> Iterator[Any]:
+    def ordered(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`job` of each item, in order, by the workers that the settings ask for."""
         config = self.config
-        return engine.ordered(job, items, workers=config.workers, engine=config.engine)
+        return workers.ordered(job, items, workers=config.workers, engine=config.engine)
 
-    def write(
+    def fill(
         self,
         stage: str,
-        parts: Sequence[Part],
-        schema: pa.Schema,
-        tables: Iterator[tuple[int, pa.Table]],
+        parts: Sequence[Part[Rows]],
+        make: Callable[[list[Part[Rows]]], Iterator[Result]],
+        write: Callable[[Path, list[Result]], None],
+        *,
+        batch_size: int = workers.BATCH,
     ) -> None:
-        """Fill `parts` in order.
+        """Do this process's share of the parts that are not done, and wait for the other processes.
 
         Args:
-            tables: how many images each is about, and their rows; together those of all parts, and
-                none is about images of two.
+            stage: for the log and the progress bar.
+            make: parts to do -> a result for each of their batches, in order. It is asked for them
+                one by one, so that a kill costs no more than a part.
+            write: writes the results of one part to its file.
+            batch_size: rows of a batch; none has rows of two parts.
         """
-        total = sum(part.images for part in parts)
-        with self.bar(stage, total) as bar:
-            for part in parts:
-                begun, found, left = time.monotonic(), [], part.images
-                while left:
-                    images, table = next(tables)
-                    found.append(table)
-                    left -= images
-                    bar.update(images)
-                write_table(part.path, found, schema)
-                seconds = time.monotonic() - begun
+        share = parts[self.processes.rank :: self.processes.world_size]
+        todo = [part for part in share if not part.path.is_file()]
+        results = make(todo)
+        with self.bar(stage, sum(part.images for part in todo)) as bar:
+            for part in todo:
+                begun, made = time.monotonic(), []
+                for batch in batched(part.rows, batch_size):
+                    made.append(next(results))
+                    bar.update(len(batch) / part.per_image)
+                write(part.path, made)
                 self.log(
                     stage=stage,
                     part=str(part.path.relative_to(self.out)),
                     images=part.images,
-                    seconds=round(seconds, 3),
+                    seconds=round(time.monotonic() - begun, 3),
                 )
+        self.processes.wait()
 
     def bar(self, stage: str, images: int) -> tqdm:
         quiet = not self.main or not is_terminal(sys.stderr)
         return tqdm(total=images, desc=stage, unit="img", disable=quiet, leave=False)
+
+
+def key(*things: object) -> str:
+    """Short digest of what a piece of work depends on; another one means other work."""
+    return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
+
+
+def batches(parts: Sequence[Part[Rows]], size: int = workers.BATCH) -> list[Rows]:
+    """Rows of all parts in pieces of at most `size`, none of two parts."""
+    return [rows for part in parts for rows in batched(part.rows, size)]
+
+
+def batched(rows: Rows, size: int = workers.BATCH) -> list[Rows]:
+    """Pieces of at most `size`."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from ssld.common.errors import InputError
 from ssld.common.text_table import ABSENT, text_table
 from ssld.curate.config import ExplainConfig
-from ssld.curate.report.tables import Curation, opened, rows
-from ssld.curate.tables import INDEX, PAIRS, REASONS
+from ssld.curate.report.tables import Curation
+from ssld.curate.tables import INDEX, PAIRS, REASONS, opened, rows
 
 NEAREST = 5
-"""Protected images that a gallery image is shown beside."""
-MOST_TAKEN = 20
-"""Gallery images that a protected one is shown beside."""
+"""Reference images that an image of the pool is shown beside."""
+SHOWN = 20
+"""Images of the pool that one of the reference set or a labeled one is shown beside."""
 NAMED = 5
 """Files that an error names."""
-MOST_ALIKE = 10_000
+COMPARED = 10_000
 """Names among which the nearest is looked for."""
 TOP = 3
+"""Classes that are shown."""
 
 Row = dict[str, Any]
 
@@ -36,9 +38,9 @@ def explain(config: ExplainConfig) -> None:
         InputError: no tables yet; no such image, or several.
     """
     curation = Curation(Path(config.out))
-    found = _find(curation, config.path)
-    blocks = ["\n".join([_file(row), *TOLD[row["set"]](curation, row)]) for row in found]
-    print("\n\n".join([found[0]["location"], *blocks]))
+    images = _find(curation, config.path)
+    blocks = ["\n".join([_file(row), *EXPLAINED[row["set"]](curation, row)]) for row in images]
+    print("\n\n".join([images[0]["location"], *blocks]))
 
 
 def _find(curation: Curation, path: str) -> list[Row]:
@@ -46,39 +48,41 @@ def _find(curation: Curation, path: str) -> list[Row]:
     index = opened(curation.out / "index")
     if index is None:
         raise InputError(f"out {curation.out}: no index there yet; run `ssld curate` with it first")
+
+    def where(holds: pc.Expression) -> list[Row]:
+        return index.to_table(columns=INDEX.names, filter=holds).to_pylist()
+
     location, whole = pc.field("location"), os.path.abspath(path)
     exact = (location == path) | (pc.field("sample_id") == path) | (pc.field("path") == whole)
-    found = index.to_table(columns=INDEX.names, filter=exact).to_pylist()
-    if path and not found:
-        ends = pc.ends_with(location, path)  # type: ignore[attr-defined]
-        found = index.to_table(columns=INDEX.names, filter=ends).to_pylist()
+    images = where(exact)
+    if path and not images:
+        images = where(pc.ends_with(location, path))  # type: ignore[attr-defined]
         # After a / or the : between a shard and a key, the end of a path is a whole name.
-        names = [row for row in found if row["location"][: -len(path)].endswith(("/", ":"))]
-        found = names or found
-    locations = list(dict.fromkeys(row["location"] for row in found))
+        names = [row for row in images if row["location"][: -len(path)].endswith(("/", ":"))]
+        images = names or images
+    locations = list(dict.fromkeys(row["location"] for row in images))
     if not locations:
-        raise InputError(f"path {path}: no such image in {curation.out}{_nearest(curation, path)}")
+        raise InputError(f"path {path}: no such image in {curation.out}{_nearest(index, path)}")
     if len(locations) > 1:
         shown = ", ".join(locations[:NAMED]) + (", ..." if len(locations) > NAMED else "")
         raise InputError(f"path {path} may be {len(locations)} images: {shown}; give more of it")
-    return sorted(found, key=lambda row: list(TOLD).index(row["set"]))
+    return sorted(images, key=lambda row: list(EXPLAINED).index(row["set"]))
 
 
-def _nearest(curation: Curation, path: str) -> str:
-    """Names like it, among those that share the first or the second half of its file name."""
-    stem = path.rpartition("/")[2].rpartition(".")[0] or path.rpartition("/")[2]
-    halves = [stem[: len(stem) // 2 or 1], stem[len(stem) // 2 :]]
-    location = pc.field("location")
+def _nearest(index: ds.Dataset, path: str) -> str:
+    """Names like it, among those that share the first or the second half of its file name, or
+    else among the first."""
+    name = path.rpartition("/")[2]
+    stem = name.rpartition(".")[0] or name
     holds = pc.match_substring  # type: ignore[attr-defined]
-    near = [holds(location, half, ignore_case=True) for half in halves if half]
-    alike: list[str] = []
+    halves = [stem[: len(stem) // 2 or 1], stem[len(stem) // 2 :]]
+    near = [holds(pc.field("location"), half, ignore_case=True) for half in halves if half]
+    locations: list[str] = []
     for where in (near[0] | near[-1] if near else None, None):
-        index = opened(curation.out / "index")
-        assert index is not None
-        table = index.head(MOST_ALIKE, columns=["location"], filter=where)
-        alike = alike or table["location"].to_pylist()
-    names = {one.rpartition("/")[2]: one for one in reversed(alike)}
-    close = difflib.get_close_matches(path.rpartition("/")[2], names, n=NAMED, cutoff=0.5)
+        table = index.head(COMPARED, columns=["location"], filter=where)
+        locations = locations or table["location"].to_pylist()
+    names = {location.rpartition("/")[2]: location for location in reversed(locations)}
+    close = difflib.get_close_matches(name, names, n=NAMED, cutoff=0.5)
     return f"; did you mean {', '.join(names[name] for name in close)}?" if close else ""
 
 
@@ -91,26 +95,25 @@ def _file(row: Row) -> str:
     )
 
 
-def _gallery(curation: Curation, row: Row) -> list[str]:
+def _pool(curation: Curation, row: Row) -> list[str]:
     location = row["location"]
     pairs = curation.rows("pairs", PAIRS.names, pc.field("gallery") == location)
-    said = [_fate(curation, location, pairs)]
+    lines = [_decision(curation, location, pairs)]
     where = (pc.field("other") == location) & pc.field("reason").isin(["copy", "inside"])
     count = len(curation.rows("dropped", ["path"], where))
     if count:
-        said.append(f"gallery images left out as copies or near-duplicates of it: {count:,}")
+        lines.append(f"gallery images left out as copies or near-duplicates of it: {count:,}")
     scores = rows(
         curation.out / "scores", ["classes", "probabilities"], pc.field("row") == row["row"]
     )
     if scores is not None and len(scores) and scores["classes"][0].is_valid:
-        said += ["", _classes(curation, scores.to_pylist()[0])]
+        best = zip(*(column[0].as_py()[:TOP] for column in scores.columns), strict=True)
+        shown = [[_class(curation, cls), f"{share:.1%}"] for cls, share in best if cls >= 0]
+        lines += ["", text_table(["class", "probability"], shown)]
     if pairs:
-        nearest = sorted(pairs, key=_evidence)[:NEAREST]
         title = "nearest protected images that it was compared with"
-        said += ["", _table(title, "protected", nearest)]
-        if len(pairs) > NEAREST:
-            said.append(f"and {len(pairs) - NEAREST:,} more")
-    return said
+        lines += ["", _table(title, "protected", sorted(pairs, key=_evidence), NEAREST)]
+    return lines
 
 
 def _evidence(pair: Row) -> tuple:
@@ -124,20 +127,15 @@ def _evidence(pair: Row) -> tuple:
     )
 
 
-def _classes(curation: Curation, scores: Row) -> str:
-    best = zip(scores["classes"][:TOP], scores["probabilities"][:TOP], strict=True)
-    shown = [[_class(curation, number), f"{share:.1%}"] for number, share in best if number >= 0]
-    return text_table(["class", "probability"], shown)
-
-
 def _class(curation: Curation, number: int) -> str:
     name = curation.class_name(number)
     return name if name == f"class {number}" else f"class {number} ({name})"
 
 
-def _table(title: str, other: str, pairs: Sequence[Row]) -> str:
+def _table(title: str, other: str, pairs: Sequence[Row], most: int) -> str:
     head = [other, "cosine", "inliers", "mirrored", "NCC", "verdict"]
-    return f"{title}\n{text_table(head, [_cells(pair, other) for pair in pairs])}"
+    more = f"\nand {len(pairs) - most:,} more" if len(pairs) > most else ""
+    return f"{title}\n{text_table(head, [_cells(pair, other) for pair in pairs[:most]])}{more}"
 
 
 def _cells(pair: Row, other: str) -> list[str]:
@@ -152,7 +150,7 @@ def _cells(pair: Row, other: str) -> list[str]:
     ]
 
 
-def _fate(curation: Curation, location: str, pairs: Sequence[Row]) -> str:
+def _decision(curation: Curation, location: str, pairs: Sequence[Row]) -> str:
     columns = ["class", "rank", "score"]
     for row in curation.rows("selected", columns, pc.field("location") == location):
         k = curation.setting("select", "k", None)
@@ -162,9 +160,9 @@ def _fate(curation: Curation, location: str, pairs: Sequence[Row]) -> str:
     columns = ["protected", "reason", "other", "class", "score"]
     for row in curation.rows("dropped", columns, pc.field("path") == location):
         return f"dropped: {_why(curation, row, pairs)}"
-    duplicate = [pair for pair in pairs if pair["verdict"] == "duplicate"]
-    if duplicate:
-        nearest = min(duplicate, key=_evidence)["protected"]
+    duplicates = [pair for pair in pairs if pair["verdict"] == "duplicate"]
+    if duplicates:
+        nearest = min(duplicates, key=_evidence)["protected"]
         return f"nothing is selected yet; it is a near-duplicate of the protected image {nearest}"
     if curation.has("pairs"):
         return "nothing is selected yet; no near-duplicate of a protected image, as far as seen"
@@ -172,66 +170,59 @@ def _fate(curation: Curation, location: str, pairs: Sequence[Row]) -> str:
 
 
 def _why(curation: Curation, row: Row, pairs: Sequence[Row]) -> str:
-    reason = row["reason"]
-    said = REASONS[reason]
-    if reason == "protected":
-        return f"{said}, {row['protected']}"
-    if reason == "unreadable":
-        return f"{said} ({row['other']})"
-    if reason == "min_score":
-        least = curation.setting("select", "min_score", None)
-        return f"{said}{'' if least is None else f', which is {least:g}'}: {_score(curation, row)}"
-    if reason == "beyond_k":
-        return _beyond(curation, row, pairs)
-    return f"{said}, {row['other']}" if row["other"] else said
+    words = REASONS[row["reason"]]
+    match row["reason"]:
+        case "protected":
+            return f"{words}, {row['protected']}"
+        case "unreadable":
+            return f"{words} ({row['other']})"
+        case "min_score":
+            least = curation.setting("select", "min_score", None)
+            which = "" if least is None else f", which is {least:g}"
+            if row["class"] is None or row["score"] is None:
+                return f"{words}{which}: no score"
+            name = _class(curation, row["class"])
+            return f"{words}{which}: score {row['score']:.1%} in {name}"
+        case "beyond_k":
+            seen = pairs or not curation.has("pairs")
+            not_seen = ": not compared with the protected images, since it was not needed"
+            return f"{_rank(curation, row) or words}{'' if seen else not_seen}"
+    return f"{words}, {row['other']}" if row["other"] else words
 
 
-def _score(curation: Curation, row: Row) -> str:
+def _rank(curation: Curation, row: Row) -> str | None:
+    """Its place among all that competed in its class, where that is known."""
     if row["class"] is None or row["score"] is None:
-        return "no score"
-    return f"score {row['score']:.1%} in {_class(curation, row['class'])}"
+        return None
+    ahead = (pc.field("class") == row["class"]) & (pc.field("score") >= row["score"])
+    beyond = ahead & (pc.field("reason") == "beyond_k")
+    rank = len(rows(curation.out / "selected.parquet", ["class"], ahead) or ())
+    rank += len(rows(curation.out / "dropped.parquet", ["class"], beyond) or ())
+    k = curation.setting("select", "k", None)
+    of = "" if k is None else f", k is {k:,}"
+    return f"rank {rank:,} of {_class(curation, row['class'])}{of}"
 
 
-def _beyond(curation: Curation, row: Row, pairs: Sequence[Row]) -> str:
-    said = REASONS["beyond_k"]
-    if row["class"] is not None and row["score"] is not None:
-        ahead = (pc.field("class") == row["class"]) & (pc.field("score") >= row["score"])
-        kept = opened(curation.out / "selected.parquet")
-        dropped = opened(curation.out / "dropped.parquet")
-        rank = kept.count_rows(filter=ahead) if kept else 0
-        beyond = ahead & (pc.field("reason") == "beyond_k")
-        rank += dropped.count_rows(filter=beyond) if dropped else 0
-        k = curation.setting("select", "k", None)
-        of = "" if k is None else f", k is {k:,}"
-        said = f"rank {rank:,} of {_class(curation, row['class'])}{of}"
-    if not pairs and curation.has("pairs"):
-        said += ": not compared with the protected images, since it was not needed"
-    return said
-
-
-def _protected(curation: Curation, row: Row) -> list[str]:
-    where = (pc.field("protected") == row["location"]) & (pc.field("verdict") == "duplicate")
+def _reference(curation: Curation, row: Row) -> list[str]:
     if not curation.has("pairs"):
         return ["the gallery was not compared with it yet"]
-    taken = sorted(curation.rows("pairs", PAIRS.names, where), key=_evidence)
-    if not taken:
+    where = (pc.field("protected") == row["location"]) & (pc.field("verdict") == "duplicate")
+    pairs = sorted(curation.rows("pairs", PAIRS.names, where), key=_evidence)
+    if not pairs:
         return ["no gallery image is a near-duplicate of it, as far as seen"]
-    said = f"{len(taken):,} gallery image{' is a' if len(taken) == 1 else 's are'} near-duplicate"
-    said += "" if len(taken) == 1 else "s"
-    more = f"\nand {len(taken) - MOST_TAKEN:,} more" if len(taken) > MOST_TAKEN else ""
-    return ["", _table(f"{said} of it", "gallery", taken[:MOST_TAKEN]) + more]
+    several = f"{len(pairs):,} gallery images are near-duplicates of it"
+    title = "1 gallery image is a near-duplicate of it" if len(pairs) == 1 else several
+    return ["", _table(title, "gallery", pairs, SHOWN)]
 
 
 def _labeled(curation: Curation, row: Row) -> list[str]:
     where = (pc.field("other") == row["location"]) & (pc.field("reason") == "labeled")
-    found = [x["path"] for x in curation.rows("dropped", ["path"], where)]
-    if not found:
+    twins = [x["path"] for x in curation.rows("dropped", ["path"], where)]
+    if not twins:
         return ["no gallery image was left out for it"]
-    more = f" and {len(found) - MOST_TAKEN:,} more" if len(found) > MOST_TAKEN else ""
-    return [
-        f"left out of the gallery, the same file or pixels: {', '.join(found[:MOST_TAKEN])}{more}"
-    ]
+    more = f" and {len(twins) - SHOWN:,} more" if len(twins) > SHOWN else ""
+    return [f"left out of the gallery, the same file or pixels: {', '.join(twins[:SHOWN])}{more}"]
 
 
-TOLD = {"gallery": _gallery, "protected": _protected, "labeled": _labeled}
+EXPLAINED = {"gallery": _pool, "protected": _reference, "labeled": _labeled}
 """What is said of an image, by the set that it is in."""

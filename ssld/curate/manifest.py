@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
 from ssld.common.written_files import read_object
 from ssld.curate.context import Work
+from ssld.curate.folder import settings
 from ssld.curate.near_duplicates.matching import RULE_VERSION
 from ssld.curate.near_duplicates.search import Examination
+from ssld.curate.select.score import Scorer
 from ssld.curate.select.select import KEPT, Outcome
-from ssld.curate.sets import exact as overlap
+from ssld.curate.sets import exact
 from ssld.curate.sets.index import Index
 from ssld.engine.run_folder import versions
 
-if TYPE_CHECKING:  # torch is not needed to curate without a teacher
-    from ssld.curate.select.score import Scorer
-
 MANY_HITS = 50
-"""A protected image with so many near-duplicates is more likely a logo, a blank page or lettering
+"""A reference image with so many near-duplicates is more likely a logo, a blank page or lettering
 than a photograph that was copied so often: reported, for the user to look at."""
 DECIDING = ("opencv-python", "faiss-gpu", "pyarrow")
 """Libraries that verdicts and tables hang on besides."""
 TABLES = ("pairs", "inside", "selected", "dropped")
 NO_RESULT = ("workers", "engine", "shard_size", "out")
 """Settings that change no result."""
-
-
-def settings(work: Work) -> dict[str, Any]:
-    """As YAML and JSON know them."""
-    return json.loads(json.dumps(dataclasses.asdict(work.config)))
 
 
 def write_on_main(
@@ -67,7 +58,14 @@ def write_on_main(
             kept = {name: before[name] for name in ("teacher", "label_names")} if not scorer else {}
             manifest = before | manifest | kept
         else:
-            _remove(work, [f"{x}.parquet" for x in TABLES if x not in written] + ["report.html"])
+            stale = [f"{x}.parquet" for x in TABLES if x not in written] + ["report.html"]
+            stale = [name for name in stale if (work.out / name).is_file()]
+            for name in stale:
+                (work.out / name).unlink()
+            if stale:
+                work.say(
+                    f"{work.out}: removed what was made with other settings or images: {stale}"
+                )
         text = json.dumps(manifest | facts, indent=1) + "\n"
         write_atomically(work.out / "manifest.json", text)
     work.processes.wait()
@@ -93,14 +91,6 @@ def _before(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _remove(work: Work, names: list[str]) -> None:
-    stale = [name for name in names if (work.out / name).is_file()]
-    for name in stale:
-        (work.out / name).unlink()
-    if stale:
-        work.say(f"{work.out}: removed what was made with other settings or images: {stale}")
-
-
 def _facts(index: Index) -> dict[str, Any]:
     digest = hashlib.sha256()
     for _, table in index.read(["sample_id", "sha256"]):
@@ -119,7 +109,7 @@ def _teacher(scorer: Scorer | None) -> dict[str, Any] | None:
         return None
     network = scorer.network
     return {
-        "architecture": network.model.pretrained_cfg.get("architecture"),  # type: ignore[union-attr]
+        "architecture": network.architecture,
         "sha256": scorer.sha256,
         "input_size": network.input_size,
         "mean": network.mean,
@@ -128,71 +118,71 @@ def _teacher(scorer: Scorer | None) -> dict[str, Any] | None:
     }
 
 
-def examined(examination: Examination, labeled: Index | None) -> dict[str, Any]:
-    """Facts on near-duplicates and on what sets have in common."""
-    gallery, protected = examination.gallery, examination.protected
-    near = int(examination.leaked.sum())
+def examined(
+    work: Work, examination: Examination, labeled: Index | None, hits: Counter[str]
+) -> dict[str, Any]:
+    """Facts on near-duplicates and on what sets have in common; warnings are printed, too.
+
+    Args:
+        hits: location of a reference image -> near-duplicates of it.
+    """
+    pool, reference, ready = examination.pool, examination.reference, examination.ready
+    near = int(examination.contaminated.sum())
     leakage = [_leak("gallery", "protected", len(examination.exact), near)]
     if labeled:
         leakage += [
-            _leak("gallery", "labeled", len(overlap.same(gallery, labeled)), None),
-            _leak("labeled", "protected", len(overlap.same(labeled, protected)), None),
+            _leak("gallery", "labeled", len(exact.duplicates(pool, labeled)), None),
+            _leak("labeled", "protected", len(exact.duplicates(labeled, reference)), None),
         ]
+    structureless = list(reference.locations(ready.rows[ready.structureless]).values())
+    warnings = _warnings(examination, structureless, hits)
+    for line in warnings:
+        work.say(f"warning: {line}")
     return {
         "counts": {
-            "gallery": len(gallery.images),
-            "readable": int(gallery.readable().sum()),
+            "gallery": len(pool.images),
+            "readable": int(pool.readable().sum()),
             "examined": int(examination.examined.sum()),
             "near_duplicates": near,
         },
-        "structureless": _structureless(examination),
+        "structureless": structureless,
         "leakage": leakage,
+        "warnings": warnings,
     }
-
-
-def _structureless(examination: Examination) -> list[str]:
-    """Locations of protected images that cannot be verified."""
-    ready = examination.ready
-    return list(overlap.locations(examination.protected, ready.rows[ready.structureless]).values())
 
 
 def _leak(a: str, b: str, exact: int, near: int | None) -> dict[str, Any]:
     return {"a": a, "b": b, "exact": exact, "near": near}
 
 
-def warnings(examination: Examination, hits: Counter[str]) -> list[str]:
-    """What a user should look at.
-
-    Args:
-        hits: location of a protected image -> near-duplicates found of it.
-    """
-    found, names = [], _structureless(examination)
-    if names:
+def _warnings(examination: Examination, structureless: list[str], hits: Counter[str]) -> list[str]:
+    """What a user should look at."""
+    warnings = []
+    if structureless:
         features = " and the teacher's features" if examination.scores else ""
-        found.append(
-            f"{len(names)} protected image(s) have too little structure to be verified and are "
-            f"matched by exact hashes{features} only: "
-            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        warnings.append(
+            f"{len(structureless)} protected image(s) have too little structure to be verified and "
+            f"are matched by exact hashes{features} only: "
+            f"{', '.join(structureless[:3])}{', ...' if len(structureless) > 3 else ''}"
         )
-    unreadable = len(examination.protected.images) - len(examination.ready.rows)
+    unreadable = len(examination.reference.images) - len(examination.ready.rows)
     if unreadable:
-        found.append(f"{unreadable} protected image(s) cannot be read and protect nothing")
-    for name, count in hits.most_common():
-        if count >= MANY_HITS:
-            found.append(
-                f"{count} near-duplicates of {name}: implausibly many, look at them in the report "
-                "and override what is wrong"
-            )
-    return found
+        warnings.append(f"{unreadable} protected image(s) cannot be read and protect nothing")
+    return warnings + [
+        f"{count} near-duplicates of {name}: implausibly many, look at them in the report and "
+        "override what is wrong"
+        for name, count in hits.most_common()
+        if count >= MANY_HITS
+    ]
 
 
 def selected(outcome: Outcome, k: int) -> dict[str, Any]:
     """Facts on the selection."""
-    counts = Counter(outcome.fate.tolist())
+    counts = Counter(outcome.decision.tolist())
     achieved = outcome.selection.achieved
     return {
         "reasons": {name: count for name, count in sorted(counts.items()) if name != KEPT},
         "selected": counts[KEPT],
-        "achieved_k": np.asarray(achieved).tolist(),
+        "achieved_k": achieved.tolist(),
         "short_classes": int((achieved < k).sum()),
     }

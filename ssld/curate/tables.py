@@ -8,12 +8,15 @@ pairs.parquet       gallery against protected      inside.parquet     selected a
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ssld.common.files import cannot_write
@@ -52,19 +55,20 @@ SCORES = pa.schema(
     ]
 )
 
-_MATCH = [
+MATCH = (
     ("cosine", pa.float32()),  # of whitened teacher features; without a teacher share of votes
     ("inliers", pa.int32()),
     ("mirrored", pa.bool_()),
     ("affine", pa.list_(pa.float32(), 6)),  # null where none was found; see matching.py
     ("ncc", pa.float32()),  # null where it was not needed
-]
+)
+"""How two images match, as `near_duplicates/matching.py` says it."""
 
 PAIRS = pa.schema(
     [
         ("gallery", pa.string()),  # locations
         ("protected", pa.string()),
-        *_MATCH,
+        *MATCH,
         ("exact", pa.string()),  # bytes or pixels where they are the same, else null
         ("verdict", pa.string()),  # duplicate or clear
         ("overridden", pa.bool_()),  # the verdict is that of overrides.jsonl
@@ -76,7 +80,7 @@ INSIDE = pa.schema(
     [
         ("gallery", pa.string()),
         ("kept", pa.string()),  # the better scored one
-        *_MATCH,
+        *MATCH,
         ("verdict", pa.string()),
         ("rule", pa.int16()),
     ]
@@ -130,6 +134,11 @@ def write_table(path: Path, batches: Iterable[pa.Table], schema: pa.Schema) -> N
     write_whole(path, fill)
 
 
+def writer(schema: pa.Schema) -> Callable[[Path, Iterable[pa.Table]], None]:
+    """`write_table` of one schema."""
+    return functools.partial(write_table, schema=schema)
+
+
 def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     """Write what `fill` writes to `path` in one step that survives a power cut.
 
@@ -151,9 +160,18 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read(path: Path, columns: list[str] | None = None, **filters: str) -> pa.Table:
-    """A table, or all parts of one that is a folder, in their order; rows where column = value."""
-    wanted = [(name, "=", value) for name, value in filters.items()]
-    files = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
-    parts = [pq.read_table(file, columns=columns, filters=wanted or None) for file in files]
-    return pa.concat_tables(parts)
+def part_files(folder: Path) -> list[Path]:
+    """The finished parts of a table that is a folder, in their order."""
+    return sorted(folder.glob("[!.]*.parquet"))
+
+
+def opened(path: Path) -> ds.Dataset | None:
+    """A table that is a file or a folder of parts, not yet read; None where there is none."""
+    files = part_files(path) if path.is_dir() else [path] if path.is_file() else []
+    return ds.dataset([str(file) for file in files], format="parquet") if files else None
+
+
+def rows(path: Path, columns: list[str], where: pc.Expression | None = None) -> pa.Table | None:
+    """Those rows of a table for which `where` holds, in the table's order; None without a table."""
+    table = opened(path)
+    return None if table is None else table.to_table(columns=columns, filter=where)

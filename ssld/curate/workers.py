@@ -15,14 +15,15 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from ssld.common.errors import Interrupted
+from ssld.curate.workers_ray import ordered_on_ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BATCH = 64
 """Images per item: enough for one matrix product, few enough to keep all workers busy."""
-AHEAD = 4
-"""Items per worker that are under way at once."""
+ITEMS_PER_WORKER = 4
+"""Under way at once."""
 
 
 def ordered(
@@ -39,8 +40,6 @@ def ordered(
         Interrupted: a worker process was killed.
     """
     if engine == "ray":
-        from ssld.curate.workers_ray import ordered_on_ray
-
         yield from ordered_on_ray(job, items, workers)
     elif workers == 0:
         yield from map(job, items)
@@ -54,7 +53,7 @@ def _in_processes(
     executor, waiting = _executor(workers), collections.deque()
     remaining = iter(items)
     try:
-        for item in itertools.islice(remaining, workers * AHEAD):
+        for item in itertools.islice(remaining, workers * ITEMS_PER_WORKER):
             waiting.append(executor.submit(job, item))
         while waiting:
             result = waiting.popleft().result()

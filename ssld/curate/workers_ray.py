@@ -1,4 +1,4 @@
-"""The work of `engine.ordered` on a Ray cluster, with Ray Data (Moritz et al. 2018, "Ray: A
+"""The work of `workers.ordered` on a Ray cluster, with Ray Data (Moritz et al. 2018, "Ray: A
 Distributed Framework for Emerging AI Applications", OSDI; API of ray 2.60).
 
 What is unusual: items and results travel pickled, as one column of bytes, because Arrow would turn
@@ -111,7 +111,7 @@ def ordered_on_ray(
 
 def _dataset(ray: Any, job: Callable[[Any], Any], items: list[Any]) -> Any:
     """A ray.data.Dataset of a block, which is a task, for each item."""
-    with _unwarned():
+    with warnings.catch_warnings(action="ignore"):  # of its own defaults, and of what goes away
         dataset = ray.data.from_arrow([_block(numbered) for numbered in enumerate(items)])
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
@@ -127,12 +127,12 @@ def _dataset(ray: Any, job: Callable[[Any], Any], items: list[Any]) -> Any:
 
 def _outcomes(dataset: Any, stop: threading.Event) -> list[bytes]:
     """What `_attempt` made of each item, in order."""
-    found: list[bytes] = []
+    outcomes: list[bytes] = []
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        found += table["pickled"].to_pylist()
+        outcomes += table["pickled"].to_pylist()
         if stop.is_set():
             break
-    return found
+    return outcomes
 
 
 def _attempt(table: pa.Table, job: Callable[[Any], Any], folder: str) -> pa.Table:
@@ -144,7 +144,7 @@ def _attempt(table: pa.Table, job: Callable[[Any], Any], folder: str) -> pa.Tabl
     number, item = pickle.loads(table["pickled"][0].as_py())
     try:
         return _block((number, True, job(item)))
-    except Exception as error:
+    except Exception as error:  # whatever it is: it is raised again where the work was asked for
         return _block((number, False, error))
 
 
@@ -165,8 +165,8 @@ def _values(outcomes: list[bytes]) -> Iterator[Any]:
 def _connected(workers: int) -> Any:
     """The module ray, connected to a cluster: RAY_ADDRESS's, one that `ray start` began, or a new
     one of this process."""
-    with _unwarned():
-        import ray
+    with warnings.catch_warnings(action="ignore"):  # see `_dataset`
+        import ray  # an extra, which `require_ray` has looked for
         import ray.data
         import ray.exceptions
 
@@ -175,14 +175,6 @@ def _connected(workers: int) -> Any:
             _connect(ray, workers)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     return ray
-
-
-@contextlib.contextmanager
-def _unwarned() -> Iterator[None]:
-    """Ray warns of its own defaults, and of what has no successor yet."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _connect(ray: Any, workers: int) -> None:

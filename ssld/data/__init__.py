@@ -1,1 +1,1 @@
-"""Images: sources, order, views and batches."""
+"""Images: sources, sampler, labels, views and batches."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.storage import read_all
 
-NAMED = 8
+NAMED_KINDS = 8
 """Kinds that are named; of more the rest is counted together."""
-LOOKED_INTO_BYTES = 20_000_000
+MAX_LOOK_BYTES = 20_000_000
 """A larger file of an unknown ending is not looked into."""
 
 HIDDEN = "hidden"
@@ -53,14 +53,14 @@ class Account:
     def left_out(self) -> str:
         """`3 .txt (a/notes.txt), 1 hidden (.x)`; empty where nothing was left out."""
         kinds = self.counts.most_common()
-        said = [
+        parts = [
             f"{count:,} {kind} ({self.examples[kind]}{self._inside(kind)})"
-            for kind, count in kinds[:NAMED]
+            for kind, count in kinds[:NAMED_KINDS]
         ]
-        if kinds[NAMED:]:
-            rest = sum(count for _, count in kinds[NAMED:])
-            said.append(f"{rest:,} of {len(kinds) - NAMED} other kinds")
-        return ", ".join(said)
+        if kinds[NAMED_KINDS:]:
+            rest = sum(count for _, count in kinds[NAMED_KINDS:])
+            parts.append(f"{rest:,} of {len(kinds) - NAMED_KINDS} other kinds")
+        return ", ".join(parts)
 
     def _inside(self, kind: str) -> str:
         """What is to be said of a file that is an image in spite of its ending."""
@@ -68,7 +68,7 @@ class Account:
             return ""
         file = os.path.join(self.folder, self.examples[kind])
         try:
-            if os.path.getsize(file) > LOOKED_INTO_BYTES or not os.path.isfile(file):
+            if os.path.getsize(file) > MAX_LOOK_BYTES or not os.path.isfile(file):
                 return ""
             image_size(read_all(file))
         except (OSError, Unreadable):

@@ -13,6 +13,7 @@ autoaugment.py, has the same table. As there, and other than in torchvision:
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -85,7 +86,7 @@ def changed(image: Image.Image, name: str, level: int, draw: random.Random) -> I
     if name == "posterize":
         return ImageOps.posterize(image, round(8 - 4 * share))
     if name == "solarize":
-        return ImageOps.solarize(image, 256 * (1 - share))  # type: ignore[arg-type]  # any number
+        return ImageOps.solarize(image, math.ceil(256 * (1 - share)))  # from that value on
     if name in BLENDS:
         return BLENDS[name](image).enhance(1 + 0.9 * share * draw.choice((-1, 1)))
     plain = {

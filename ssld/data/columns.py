@@ -46,12 +46,12 @@ def find_columns(schema: pa.Schema) -> Columns:
     names = [name for name in ("bytes", *IMAGES) if name in types]
     structs = [name for name, kind in types.items() if _field(kind, "bytes")]
     candidates = names + (structs if len(structs) == 1 else [])
-    found = next((x for x in candidates if _binary(types[x]) or _field(types[x], "bytes")), None)
+    images = next((x for x in candidates if _binary(types[x]) or _field(types[x], "bytes")), None)
     paths = [x for x in ("path", *candidates) if x in types and _text(types[x])]
     label = _label(types, _features(schema))
     return Columns(
-        found,
-        found is not None and not _binary(types[found]),
+        images,
+        images is not None and not _binary(types[images]),
         paths[0] if paths else None,
         label,
         _class_names(_features(schema), label),
@@ -69,11 +69,11 @@ def _label(types: dict[str, pa.DataType], features: dict) -> str | None:
 
 def _features(schema: pa.Schema) -> dict:
     try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        found = found["info"]["features"]
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = features["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
 def _class_names(features: dict, label: str | None) -> list[str] | None:

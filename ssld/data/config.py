@@ -1,4 +1,4 @@
-"""TODO."""
+"""Settings of images: sources, loader processes and augmentation. Imports neither torch nor PIL."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ssld.common.errors import one_line
 
@@ -180,12 +180,12 @@ def _decoding(data: bytes) -> Iterator[None]:
         raise Unreadable(_reason(data, error)) from error
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     if image.format == "EPS":
         raise Unreadable("PostScript is a program, which is not run")
     _refuse_bomb(image.height, image.width)
-    return image  # type: ignore[return-value]
+    return image
 
 
 def _refuse_bomb(height: int, width: int) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ssld.data.decode import decode, image_size
-from ssld.data.transforms import EvalView, _reduction, _resize
+from ssld.data.transforms import EvalView, reduction, resize
 
-LONGEST = 8
+MAX_ASPECT = 8
 """How many times longer than wide the part of an image is that is resized in mode center."""
 
 
@@ -56,15 +56,15 @@ class FramedView(EvalView):
             Unreadable: `data` is not an image.
         """
         height, width = image_size(data)
-        reduce = _reduction(min(height, width), 2 * math.floor(self.size / self.crop_pct))
+        reduce = reduction(min(height, width), 2 * math.floor(self.size / self.crop_pct))
         pixels = torch.from_numpy(decode(data, reduce))
         if self.crop_mode == "center":
-            height, width = min(height, LONGEST * width), min(width, LONGEST * height)
+            height, width = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
             h, w = pixels.shape[:2]
-            pixels = _middle(pixels, min(h, LONGEST * w), min(w, LONGEST * h))
+            pixels = _middle(pixels, min(h, MAX_ASPECT * w), min(w, MAX_ASPECT * h))
         side_h, side_w = self._resized(height, width)
         smaller = side_h < height or side_w < width
-        pixels = _resize(pixels, (side_h, side_w), self.interpolation, antialias=smaller)
+        pixels = resize(pixels, (side_h, side_w), self.interpolation, antialias=smaller)
         padded = torch.tensor(self.fill, dtype=torch.uint8).expand(
             max(side_h, self.size), max(side_w, self.size), 3
         )

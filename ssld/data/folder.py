@@ -58,19 +58,19 @@ class FolderSource:
             files = list_files(path)
         self._sizes: np.ndarray | None = None
         if files is None:
-            found, self.account = list_folder(path, EXTENSIONS)
+            names, self.account = list_folder(path, EXTENSIONS)
         else:
-            found, sizes, self.account = _choose(files)
+            names, sizes, self.account = _choose(files)
             self._sizes = np.array(sizes, np.int64)
-        if not found:
+        if not names:
             left = self.account.left_out()
             raise InputError(
                 f"{path}: no image in this folder{f' (it has {left})' if left else ''}; images "
                 f"end in {', '.join(sorted(EXTENSIONS))}"
             )
         # Arrow strings, not a Python list: loader processes share the memory, also for millions.
-        self._names = pa.array(found, pa.large_string())
-        classes = {name.split("/", 1)[0] for name in found if "/" in name}
+        self._names = pa.array(names, pa.large_string())
+        classes = {name.split("/", 1)[0] for name in names if "/" in name}
         self.class_names = class_order(classes) or None
 
     def __len__(self) -> int:
@@ -121,11 +121,11 @@ class FolderSource:
 
 def _sizes(folder: str, names: pa.Array) -> np.ndarray:
     """int64 [n]: bytes of each file, asked for by threads where the disk is slow to answer."""
-    root, found = os.path.join(folder, ""), np.empty(len(names), np.int64)
+    root, sizes = os.path.join(folder, ""), np.empty(len(names), np.int64)
 
     def ask(first: int) -> int:
         part = names.slice(first, _ASKED).to_pylist()
-        found[first : first + len(part)] = [_size(root + name) for name in part]
+        sizes[first : first + len(part)] = [_size(root + name) for name in part]
         return len(part)
 
     begun = time.perf_counter()
@@ -143,7 +143,7 @@ def _sizes(folder: str, names: pa.Array) -> np.ndarray:
         bar.update(asked)
         for count in pool.map(ask, range(asked, len(names), _ASKED)):
             bar.update(count)
-    return found
+    return sizes
 
 
 def _size(file: str) -> int:
@@ -155,7 +155,7 @@ def _size(file: str) -> int:
 
 def _choose(files: Mapping[str, int | None]) -> tuple[list[str], list[int], Account]:
     """Names and sizes of a remote folder's images, and an account of the rest."""
-    found, account = [], Account()
+    names, account = [], Account()
     for name in sorted(files):
         if is_hidden(name):
             account.leave(HIDDEN, name)
@@ -164,6 +164,6 @@ def _choose(files: Mapping[str, int | None]) -> tuple[list[str], list[int], Acco
         elif not is_text(name):
             account.leave(OUTSIDE_UTF8, name)
         else:
-            found.append(name)
-    sizes = [files[name] for name in found]
-    return found, [_UNKNOWN if size is None else size for size in sizes], account
+            names.append(name)
+    sizes = [files[name] for name in names]
+    return names, [_UNKNOWN if size is None else size for size in sizes], account

@@ -1,5 +1,5 @@
-"""Class names and numbers: which a source has, whether they are a network's, and how a label becomes
-a class number. One rule, and one sentence per kind of misfit, for all commands."""
+"""Class names and numbers: which a source has, whether they are a network's, and how a label
+becomes a class number. One rule, and one sentence per kind of misfit, for all commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssld.common.errors import InputError
 from ssld.data.source import Source
 
 TRANSFER = "`ssld transfer` trains a new classifier for other classes on this backbone"
-SHOWN = 3
+NAMES_SHOWN = 3
 
 
 class HasClasses(Protocol):
@@ -284,4 +284,4 @@ def differ(one: ClassTable, other: ClassTable) -> str | None:
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
+    return ", ".join([*names[:NAMES_SHOWN], *(["..."] if len(names) > NAMES_SHOWN else [])])

@@ -20,15 +20,15 @@ def list_folder(path: str, endings: Iterable[str]) -> tuple[list[str], Account]:
     """
     listing = _Listing(path, frozenset(endings))
     listing.read()
-    listing.found.sort()
-    return listing.found, listing.account
+    listing.files.sort()
+    return listing.files, listing.account
 
 
 class _Listing:
     def __init__(self, path: str, endings: frozenset[str]) -> None:
         self.path = path
         self.endings = endings
-        self.found: list[str] = []
+        self.files: list[str] = []
         self.account = Account(folder=path)
         self.seen: set[tuple[int, int]] = set()
         self.links: list[str] = []
@@ -98,7 +98,7 @@ class _Listing:
         elif not is_text(relative):
             self.account.leave(OUTSIDE_UTF8, relative)
         else:
-            self.found.append(relative)
+            self.files.append(relative)
             if linked:
                 self.account.note("of the images are links", relative)
 

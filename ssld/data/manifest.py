@@ -59,10 +59,10 @@ class ManifestSource:
             table.validate(full=True)  # text may be no UTF-8
             self._take(table, columns)
         except pa.ArrowException as error:
-            said = one_line(error, 200)
+            reason = one_line(error, 200)
             raise InputError(
                 f"{path}: a column is not of the kind that its name stands for in a manifest "
-                f"({said}); make the manifest anew"
+                f"({reason}); make the manifest anew"
             ) from error
 
     def _take(self, table: pa.Table, columns: Columns) -> None:
@@ -303,9 +303,9 @@ def _copy_bytes(path: str, target: Path) -> None:
         name = f"{columns.bytes}.bytes" if columns.nested else columns.bytes
         with pa.ipc.new_file(sink, schema) as writer:
             for batch in parquet.iter_batches(256, columns=[name]):
-                found = batch.column(0)
-                found = inner(found, "bytes") if columns.nested else found
-                writer.write_batch(pa.record_batch([found.cast(pa.large_binary())], schema=schema))
+                column = batch.column(0)
+                column = inner(column, "bytes") if columns.nested else column
+                writer.write_batch(pa.record_batch([column.cast(pa.large_binary())], schema=schema))
 
 
 def _all_null(path: str, column: str) -> bool:
@@ -313,4 +313,4 @@ def _all_null(path: str, column: str) -> bool:
     with _opened(path) as parquet:
         batches = parquet.iter_batches(256, columns=[f"{column}.bytes"])
         nulls = (inner(batch.column(0), "bytes") for batch in batches)
-        return all(found.null_count == len(found) for found in nulls)
+        return all(column.null_count == len(column) for column in nulls)

@@ -10,7 +10,7 @@ import re
 from ssld.common.errors import InputError
 from ssld.data.storage import is_hidden, is_remote, match_files
 
-LARGEST = 1_000_000
+MAX_FILES = 1_000_000
 """Files that braces may name."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -23,17 +23,17 @@ def expand(pattern: str) -> list[str]:
     file of that very name comes first.
 
     Raises:
-        InputError: nothing fits `*`, `?` or `[...]`; more than LARGEST names.
+        InputError: nothing fits `*`, `?` or `[...]`; more than MAX_FILES names.
     """
     if not is_remote(pattern) and os.path.exists(pattern):
         return [pattern]
-    found, count = [], 0
+    names, count = [], 0
     for name in braced(pattern):
         count += 1
-        if count > LARGEST:
-            raise InputError(f"{pattern}: names more than {LARGEST:,} files; check the braces")
-        found += _existing(name)
-    return found
+        if count > MAX_FILES:
+            raise InputError(f"{pattern}: names more than {MAX_FILES:,} files; check the braces")
+        names += _existing(name)
+    return names
 
 
 def is_pattern(path: str) -> bool:
@@ -43,10 +43,10 @@ def is_pattern(path: str) -> bool:
 
 def braced(pattern: str) -> itertools.chain[str] | list[str]:
     """The names that braces stand for, lazily; those that are no range and no list stay."""
-    for found in _BRACES.finditer(pattern):  # the innermost are expanded first
-        choices = _choices(found.group(1))
+    for match in _BRACES.finditer(pattern):  # the innermost are expanded first
+        choices = _choices(match.group(1))
         if choices is not None:
-            head, tail = pattern[: found.start()], pattern[found.end() :]
+            head, tail = pattern[: match.start()], pattern[match.end() :]
             return itertools.chain.from_iterable(braced(head + x + tail) for x in choices)
     return [pattern]
 
@@ -55,10 +55,10 @@ def _choices(inside: str):
     """What stands between braces, one by one; None where they are no pattern."""
     if "," in inside:
         return iter(inside.split(","))
-    found = _RANGE.fullmatch(inside)
-    if not found:
+    match = _RANGE.fullmatch(inside)
+    if not match:
         return None
-    first, last, step = found.groups()
+    first, last, step = match.groups()
     width = max(map(len, (first, last))) if re.match(r"-?0[0-9]|.*\.\.-?0[0-9]", inside) else 0
     begin, end = int(first), int(last)
     stride = abs(int(step or 1)) or 1
@@ -69,10 +69,10 @@ def _choices(inside: str):
 def _existing(name: str) -> list[str]:
     if not glob.has_magic(name) or (not is_remote(name) and os.path.exists(name)):
         return [name]
-    found = match_files(name) if is_remote(name) else sorted(glob.glob(name, recursive=True))
+    names = match_files(name) if is_remote(name) else sorted(glob.glob(name, recursive=True))
     base = re.split(r"[*?[]", name, maxsplit=1)[0].rpartition("/")[0]
-    found = [x for x in found if not is_hidden(x[len(base) :].lstrip("/"))]
-    if not found:
+    names = [x for x in names if not is_hidden(x[len(base) :].lstrip("/"))]
+    if not names:
         what = "shards" if name.lower().endswith(".tar") else "files"
         raise InputError(f"{name}: no such {what}; check the path")
-    return found
+    return names

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Iterable
 
 from ssld.common.errors import InputError
 from ssld.data.account import ending
@@ -57,7 +58,7 @@ def _open(path: str) -> Source:
     if colons and not os.path.exists(path) and "/" not in split and not chained:
         return _open_split(base, split)
     if is_remote(path):
-        return _open_remote_folder(path)
+        return _open_folder(path)
     if not os.path.exists(path):
         hint = "check the path"
         if is_pattern(path):
@@ -81,26 +82,39 @@ def _packed(path: str) -> str:
 
 
 def _open_folder(path: str) -> Source:
-    entries = sorted(name for name in os.listdir(path) if not hides(name))
+    files = list_files(path) if is_remote(path) else None  # once: of millions it takes minutes
+    if files is None:
+        entries = sorted(name for name in os.listdir(path) if not hides(name))
+    else:
+        entries = sorted(name for name in files if "/" not in name and not is_hidden(name))
     shards = [name for name in entries if name.lower().endswith(".tar")]
     if shards:
         refuse_split_files(path, shards)
-        source = ShardSource(path, [os.path.join(path, name) for name in shards])
+        source = ShardSource(path, [f"{path.rstrip('/')}/{name}" for name in shards])
         for name in entries:
             if name not in shards:
-                is_folder = os.path.isdir(os.path.join(path, name))
+                is_folder = files is None and os.path.isdir(os.path.join(path, name))
                 source.account.leave("folder beside shards" if is_folder else ending(name), name)
         return source
     try:
-        source = FolderSource(path)
+        source = FolderSource(path, files)
     except InputError:
-        tables, _ = list_folder(path, {".parquet"})
-        if not tables:
+        tables = _tables_below(path, files)
+        if tables:
+            refuse_split_files(path, tables)
+            return open_tables(path, [f"{path.rstrip('/')}/{name}" for name in tables])
+        if files is None:
             _hint_at_shards(path)
-            raise
-        return _open_listed(path, tables)
+        raise
     refuse_splits(path, source.class_names or ())
     return source
+
+
+def _tables_below(path: str, files: Iterable[str] | None) -> list[str]:
+    """Parquet files below a folder, relative and sorted; `files` are those of a remote one."""
+    if files is None:
+        return list_folder(path, {".parquet"})[0]
+    return sorted(x for x in files if x.lower().endswith(".parquet") and not is_hidden(x))
 
 
 def _hint_at_shards(path: str) -> None:
@@ -108,12 +122,6 @@ def _hint_at_shards(path: str) -> None:
     if shards:
         folder = os.path.dirname(os.path.join(path, shards[0]))
         raise InputError(f"{path}: the shards lie deeper; give their folder, such as {folder}")
-
-
-def _open_listed(path: str, tables: list[str]) -> Source:
-    """Parquet files below a folder, relative and sorted, of one split."""
-    refuse_split_files(path, tables)
-    return open_tables(path, [f"{path.rstrip('/')}/{name}" for name in tables])
 
 
 def _open_split(base: str, split: str) -> Source:
@@ -138,28 +146,6 @@ def _open_split(base: str, split: str) -> Source:
     if chosen_files[0].lower().endswith(".tar"):
         return ShardSource(f"{base}::{split}", chosen_files)
     return open_tables(f"{base}::{split}", chosen_files)
-
-
-def _open_remote_folder(url: str) -> Source:
-    files = list_files(url)  # once: of millions of files it takes minutes
-    shown = sorted(name for name in files if not is_hidden(name))
-    shards = [name for name in shown if name.lower().endswith(".tar") and "/" not in name]
-    if shards:
-        refuse_split_files(url, shards)
-        source = ShardSource(url, [f"{url.rstrip('/')}/{name}" for name in shards])
-        for name in shown:
-            if "/" not in name and name not in shards:
-                source.account.leave_other(name)
-        return source
-    try:
-        source = FolderSource(url, files)
-    except InputError:
-        tables = [name for name in shown if name.lower().endswith(".parquet")]
-        if not tables:
-            raise
-        return _open_listed(url, tables)
-    refuse_splits(url, source.class_names or ())
-    return source
 
 
 def read_address(address: Address) -> bytes:

@@ -15,11 +15,11 @@ _SPLIT = re.compile(
 
 def role(name: str) -> str | None:
     """train, val or test for `Training`, `valid`, `val2017`, `test_images` and the like."""
-    found = _SPLIT.fullmatch(name)
-    if found is None:
+    match = _SPLIT.fullmatch(name)
+    if match is None:
         return None
-    said = found.group(1).lower()
-    return next(x for x in ("train", "val", "test") if said.startswith(x))
+    word = match.group(1).lower()
+    return next(x for x in ("train", "val", "test") if word.startswith(x))
 
 
 def file_split(name: str) -> str | None:
@@ -57,7 +57,7 @@ def refuse_split_files(path: str, names: Iterable[str]) -> None:
         InputError: most are of splits, and these of different roles.
     """
     every = list(names)
-    named = [found for name in every if (found := file_split(name))]
+    named = [split for name in every if (split := file_split(name))]
     splits = sorted(set(named))
     if len({role(name) for name in splits}) > 1 and len(every) <= 2 * len(named):
         raise InputError(
@@ -78,12 +78,12 @@ def choose(path: str, split: str, names: Iterable[str]) -> str:
         InputError: none is, or several are.
     """
     every = sorted(set(names))
-    found = [name for name in every if name == split]
-    found = found or [name for name in every if role(split) and role(name) == role(split)]
-    if len(found) == 1:
-        return found[0]
+    chosen = [name for name in every if name == split]
+    chosen = chosen or [name for name in every if role(split) and role(name) == role(split)]
+    if len(chosen) == 1:
+        return chosen[0]
     known = ", ".join(name for name in every if role(name)) or ", ".join(every[:5]) or "no folder"
     raise InputError(
-        f"{path}::{split}: {'several splits are' if found else 'no split is'} named so in {path}, "
+        f"{path}::{split}: {'several splits are' if chosen else 'no split is'} named so in {path}, "
         f"which holds {known}"
     )

@@ -92,13 +92,13 @@ def list_files(url: str) -> dict[str, int | None]:
     """
     with _reaching(url, "file or folder"):
         filesystem, root = fsspec.url_to_fs(url)
-        found = filesystem.find(root, detail=True)
-        if not found and not filesystem.exists(root):  # an object store has no empty folders
+        files = filesystem.find(root, detail=True)
+        if not files and not filesystem.exists(root):  # an object store has no empty folders
             raise FileNotFoundError(url)
-    if len(found) == 1 and root in found:
+    if len(files) == 1 and root in files:
         raise InputError(f"{url}: not a folder, a .parquet manifest or .tar shards")
     folder = root.rstrip("/") + "/"
-    return {name.removeprefix(folder): info.get("size") for name, info in found.items()}
+    return {name.removeprefix(folder): info.get("size") for name, info in files.items()}
 
 
 def match_files(pattern: str) -> list[str]:
@@ -113,8 +113,8 @@ def match_files(pattern: str) -> list[str]:
         filesystem, name = fsspec.url_to_fs(pattern)
         folder = fsspec.url_to_fs(base)[1].rstrip("/") + "/"
         # A name may look like a pattern.
-        found = [name] if filesystem.exists(name) else sorted(filesystem.glob(name))
-    names = [name.removeprefix(folder) for name in found]
+        files = [name] if filesystem.exists(name) else sorted(filesystem.glob(name))
+    names = [name.removeprefix(folder) for name in files]
     return [base + name for name in names if not is_hidden(name)]
 
 

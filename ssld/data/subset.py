@@ -1,4 +1,4 @@
-"""A part of a source: what is held out of training, the rest, or a share of it."""
+"""A subset of a source: what is held out of training, the rest, or a share of it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import pyarrow as pa
 
 from ssld.data.account import Account
 from ssld.data.sampling import permutation
-from ssld.data.source import Source
-from ssld.data.storage import Address
+from ssld.data.source import Indirect, Source
 
-LARGEST_SHARE = 20
+IMAGES_PER_HELD_OUT = 20
 """At most one image in this many is held out."""
 
 
-class Part:
+class Subset(Indirect):
     """The `chosen` images of a source, or all but them.
 
     Args:
         chosen: sorted, distinct, int64 [n].
-        keep: whether the part is the chosen images or the rest.
+        keep: whether it is the chosen images or the rest.
     """
 
     def __init__(self, source: Source, chosen: np.ndarray, *, keep: bool) -> None:
@@ -36,42 +35,23 @@ class Part:
     def account(self) -> Account:
         return self.source.account
 
-    def _index(self, i: int) -> int:
-        if self.keep:
-            return int(self._table[i])
-        return i + int(np.searchsorted(self._table, i, side="right"))
-
     def _indices(self, rows: np.ndarray) -> np.ndarray:
+        """Which images of the source these are, int64 [n]."""
         if self.keep:
             return self._table[rows]
         return rows + np.searchsorted(self._table, rows, side="right")
 
+    def _place(self, i: int) -> tuple[Source, int]:
+        return self.source, int(self._indices(np.array(i)))
+
     def __len__(self) -> int:
         return self._length
-
-    def sample_id(self, i: int) -> str:
-        return self.source.sample_id(self._index(i))
-
-    def location(self, i: int) -> str:
-        return self.source.location(self._index(i))
-
-    def address(self, i: int) -> Address:
-        return self.source.address(self._index(i))
-
-    def label(self, i: int) -> str | int | None:
-        return self.source.label(self._index(i))
-
-    def size(self, i: int) -> int | None:
-        return self.source.size(self._index(i))
 
     def labeled(self) -> np.ndarray:
         return self.source.labeled()[self._indices(np.arange(len(self)))]
 
     def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
         return self.source.listed(self._indices(rows))
-
-    def read(self, i: int) -> bytes:
-        return self.source.read(self._index(i))
 
 
 def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Source]]:
@@ -85,13 +65,13 @@ def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Sou
     for source in sources:
         end = before + len(source)  # rounded where it ends, many small sources have their share
         share = round(wanted * end / total) - round(wanted * before / total)
-        count, before = min(share, len(source) // LARGEST_SHARE), end
+        count, before = min(share, len(source) // IMAGES_PER_HELD_OUT), end
         if count == 0:
             kept.append(source)
             continue
         chosen = (2 * np.arange(count) + 1) * len(source) // (2 * count)
-        kept.append(Part(source, chosen, keep=False))
-        held.append(Part(source, chosen, keep=True))
+        kept.append(Subset(source, chosen, keep=False))
+        held.append(Subset(source, chosen, keep=True))
     return kept, held
 
 
@@ -99,9 +79,8 @@ def share_of(sources: list[Source], share: float) -> list[Source]:
     """That share of each source, at random, the same for every seed and part of any larger one."""
     if share == 1:
         return sources
-    found: list[Source] = []
-    for source in sources:
-        order = permutation(len(source), "share")
-        chosen = np.sort(order[: max(1, round(share * len(source)))])
-        found.append(Part(source, chosen, keep=True))
-    return found
+    chosen = [
+        np.sort(permutation(len(source), "share")[: max(1, round(share * len(source)))])
+        for source in sources
+    ]
+    return [Subset(source, rows, keep=True) for source, rows in zip(sources, chosen, strict=True)]

@@ -11,10 +11,10 @@ from ssld.common.errors import InputError
 from ssld.data.account import Account
 from ssld.data.labels import class_order
 from ssld.data.manifest import ManifestSource
-from ssld.data.storage import Address
+from ssld.data.source import Indirect, Source
 
 
-class TableSource:
+class TableSource(Indirect):
     """The rows of several manifests, one after the other.
 
     Raises:
@@ -56,7 +56,7 @@ class TableSource:
                 "unique, they decide the views"
             )
 
-    def _place(self, i: int) -> tuple[ManifestSource, int]:
+    def _place(self, i: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._ends, i, side="right"))
         file = self.files[number]
         return file, i - int(self._ends[number]) + len(file)
@@ -64,44 +64,20 @@ class TableSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def sample_id(self, i: int) -> str:
-        file, row = self._place(i)
-        return file.sample_id(row)
-
-    def location(self, i: int) -> str:
-        file, row = self._place(i)
-        return file.location(row)
-
-    def address(self, i: int) -> Address:
-        file, row = self._place(i)
-        return file.address(row)
-
-    def label(self, i: int) -> str | int | None:
-        file, row = self._place(i)
-        return file.label(row)
-
     def labeled(self) -> np.ndarray:
         return np.concatenate([file.labeled() for file in self.files])
-
-    def size(self, i: int) -> int | None:
-        file, row = self._place(i)
-        return file.size(row)
 
     def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
         numbers = np.searchsorted(self._ends, rows, side="right")
         ids, sizes, order = [], [], []
         for number in np.unique(numbers).tolist():
             at, file = np.flatnonzero(numbers == number), self.files[number]
-            found = file.listed(rows[at] - int(self._ends[number]) + len(file))
-            ids.append(found[0])
-            sizes.append(found[1])
+            some_ids, some_sizes = file.listed(rows[at] - int(self._ends[number]) + len(file))
+            ids.append(some_ids)
+            sizes.append(some_sizes)
             order.append(at)
         back = pa.array(np.argsort(np.concatenate(order)))
         return pa.concat_arrays(ids).take(back), pa.concat_arrays(sizes).take(back)
-
-    def read(self, i: int) -> bytes:
-        file, row = self._place(i)
-        return file.read(row)
 
 
 def open_tables(path: str, files: Sequence[str]) -> ManifestSource | TableSource:

@@ -37,7 +37,7 @@ pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 ACCOUNT = b"ssld.left_out"
 """Where an index's metadata says what the shard holds besides."""
-LARGE = 1_000_000_000
+PROGRESS_BYTES = 1_000_000_000
 """Bytes of a tar above which its indexing shows progress."""
 UNLABELED = -1
 """A class number that means none, as in the hub's test sets."""
@@ -150,7 +150,7 @@ def _progress(shard: str, size: int) -> tqdm:
         unit="B",
         unit_scale=True,
         desc=f"indexing {shard.rpartition('/')[2]}",
-        disable=size <= LARGE,
+        disable=size <= PROGRESS_BYTES,
         mininterval=bar_seconds(),
     )
 
@@ -234,7 +234,7 @@ def _members(
         file.seek(start)
         archive = tarfile.TarFile(fileobj=file)  # begins where the file stands
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep millions
+            vars(archive)["members"].clear()  # it would keep millions
             progress.update(member.offset_data - progress.n)
             if member.size < 0:  # would go back and round for ever
                 raise tarfile.ReadError(f"{member.name} has {member.size} bytes")

@@ -133,10 +133,10 @@ class Samples:
 
     def _json_label(self, content: str, name: str) -> str | None:
         try:
-            found = json.loads(content)
+            value = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.where}: {name} is not JSON ({error})") from error
-        label = found.get("label") if isinstance(found, dict) else None
+        label = value.get("label") if isinstance(value, dict) else None
         if isinstance(label, float) and label.is_integer():
             label = int(label)
         if isinstance(label, bool | float | list | dict) or not is_text(str(label)):
@@ -193,13 +193,13 @@ def resolve(samples: Samples, members: Iterable[tarfile.TarInfo]) -> None:
                 targets[plain] = target
                 break
             target = samples.links[target][1]
-    wanted, found = set(targets.values()), {}
+    wanted, members_by_name = set(targets.values()), {}
     for member in members:
         name = plain_name(member.name)
         if name in wanted and member.isfile() and not member.issparse():
-            found[name] = member
+            members_by_name[name] = member
     for plain, (name, target) in samples.links.items():
-        file = found.get(targets.get(plain, ""))
+        file = members_by_name.get(targets.get(plain, ""))
         if file is None:
             samples.account.leave("link that leads to no file of this tar", f"{plain} -> {target}")
         else:

@@ -68,7 +68,7 @@ class TrainView:
         return pixels.contiguous()
 
 
-THIN = 16
+THIN_ASPECT = 16
 """How many times longer than wide an image is that is cropped before it is resized: a strip of
 1 x 20000 px would become 256 x 5120000."""
 
@@ -76,7 +76,8 @@ THIN = 16
 class EvalView:
     """Resize the shorter side to size / crop_pct, crop the centre: timm's evaluation transform.
 
-    Besides the decoded image (`decode.py`) it takes at most 3 * THIN * (size / crop_pct)^2 bytes.
+    Besides the decoded image (`decode.py`) it takes 3 * THIN_ASPECT * (size / crop_pct)^2 bytes at
+    most.
     """
 
     def __init__(self, size: int, crop_pct: float, interpolation: str) -> None:
@@ -97,12 +98,12 @@ class EvalView:
         scale = shorter / min(height, width)
         side_h = shorter if height <= width else int(shorter * height / width)
         side_w = shorter if width <= height else int(shorter * width / height)
-        reduce = _reduction(min(height, width), 2 * shorter)  # keep twice the size: stay close
+        reduce = reduction(min(height, width), 2 * shorter)  # keep twice the size: stay close
         pixels = torch.from_numpy(decode(data, reduce))
-        if max(height, width) > THIN * min(height, width):
+        if max(height, width) > THIN_ASPECT * min(height, width):
             pixels, side_h, side_w = _middle(pixels, shorter)
         if (pixels.shape[0], pixels.shape[1]) != (side_h, side_w):
-            pixels = _resize(pixels, (side_h, side_w), self.interpolation, antialias=scale < 1)
+            pixels = resize(pixels, (side_h, side_w), self.interpolation, antialias=scale < 1)
         top, left = round((side_h - self.size) / 2), round((side_w - self.size) / 2)
         return pixels[top : top + self.size, left : left + self.size].contiguous()
 
@@ -119,9 +120,9 @@ class SquashView:
         Raises:
             Unreadable: `data` is not an image.
         """
-        reduce = _reduction(min(image_size(data)), 2 * self.size)
+        reduce = reduction(min(image_size(data)), 2 * self.size)
         pixels = torch.from_numpy(decode(data, reduce))
-        return _resize(pixels, (self.size, self.size), "bilinear", antialias=True)
+        return resize(pixels, (self.size, self.size), "bilinear", antialias=True)
 
 
 def crop_box(
@@ -153,14 +154,14 @@ def _resized_crop(
 ) -> Tensor:
     """Decode no larger than the crop needs, cut, resize; `box` is in px of the full image."""
     top, left, h, w = box
-    reduce = _reduction(min(h, w), size)
+    reduce = reduction(min(h, w), size)
     pixels = decode(data, reduce)
     if pixels.shape[:2] != full:  # exactly 1 / reduce, and a last row and column that are partial
         bottom, right = -(-(top + h) // reduce), -(-(left + w) // reduce)
         top, left = top // reduce, left // reduce
         h, w = min(bottom, pixels.shape[0]) - top, min(right, pixels.shape[1]) - left
     crop = torch.from_numpy(pixels[top : top + h, left : left + w])
-    return _resize(crop, (size, size), interpolation, antialias)
+    return resize(crop, (size, size), interpolation, antialias)
 
 
 def _middle(pixels: Tensor, shorter: int) -> tuple[Tensor, int, int]:
@@ -186,12 +187,12 @@ def _middle(pixels: Tensor, shorter: int) -> tuple[Tensor, int, int]:
     return pixels[:, first : first + length], shorter, resized
 
 
-def _reduction(side: int, wanted: int) -> int:
+def reduction(side: int, wanted: int) -> int:
     """Largest of 8, 4, 2, 1 by which `side` px can shrink and still be `wanted` px."""
     return next((r for r in (8, 4, 2) if side >= r * wanted), 1)
 
 
-def _resize(pixels: Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> Tensor:
+def resize(pixels: Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> Tensor:
     """uint8 [h, w, 3] -> uint8 [*size, 3]; torch's native uint8 kernels, as torchvision v2 uses."""
     if pixels.shape[:2] == size:
         return pixels
@@ -207,7 +208,7 @@ def _resize(pixels: Tensor, size: tuple[int, int], interpolation: str, antialias
 def _randaugment(augment: AugmentConfig) -> torch.nn.Module | None:
     if augment.policy != "randaugment":
         return None
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # takes seconds, and most runs do without
 
     return v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)
 

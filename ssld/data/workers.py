@@ -21,8 +21,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils import signal_handling
+from torch._C import _remove_worker_pids
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssld.common.errors import InputError, Interrupted, one_line
 
@@ -51,7 +51,7 @@ class _Batches(Dataset, Generic[Loaded]):
             return error
 
 
-class _Sampler:
+class _Sampler(Sampler[Rows]):
     def __init__(self, rows: Callable[[], Iterator[Rows]]) -> None:
         self.rows = rows
 
@@ -113,7 +113,7 @@ def _start(
             loader = DataLoader(
                 batches,
                 batch_size=None,  # the sampler yields whole batches
-                sampler=_Sampler(rows),  # type: ignore[arg-type]
+                sampler=_Sampler(rows),
                 num_workers=workers,
                 pin_memory=pin,
                 worker_init_fn=functools.partial(_begin_worker, begun),
@@ -140,7 +140,7 @@ def _end(iterator: Any) -> None:
     weak references). torch then waits 10 s for each, half of it after a SIGTERM that none heeds.
     """
     if iterator._worker_pids_set:  # else torch raises a RuntimeError wherever the main thread is
-        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+        _remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
     deadline = time.monotonic() + END_SECONDS
     iterator._workers = [_Ending(process, deadline) for process in iterator._workers]
@@ -179,9 +179,9 @@ def _end_with_the_run() -> None:
 def lost_worker(error: Exception) -> Interrupted:
     """What to say when a loader process was killed; torch raises a RuntimeError wherever the run
     is then, unless the process was just handing a batch over."""
-    said = one_line(error)
+    reason = one_line(error)
     return Interrupted(
-        f"a loader process is gone ({said[:200]}), often for lack of memory: free some or lower "
+        f"a loader process is gone ({reason[:200]}), often for lack of memory: free some or lower "
         "data.workers, then go on with --resume"
     )
 

@@ -1,6 +1,5 @@
-"""Every setting of a distillation or supervised run, as frozen dataclasses: the only truth about
-settings. What all runs share is in `ssld/engine/config.py`, the settings of the commands that look at
-runs and models are in `ssld/compare/config.py`.
+"""Every setting of the runs that train a classifier, as frozen dataclasses: the only truth about
+settings. What all runs share is in `ssld/engine/config.py`.
 
 Recipes (`configs/*.yaml`) and `--a.b value` overrides fill them (`ssld/cli/parse.py`); the resolved
 values are written into each run folder as `config.yaml`. This file imports neither torch nor timm,
@@ -9,8 +8,9 @@ so that `--help` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Protocol, Self
 
 from ssld.common.settings import (
     NonNegativeFloat,
@@ -70,32 +70,64 @@ class ClassifierCheckpointConfig(CheckpointConfig):
     chance (Cohen's kappa); supervised training takes top1 for it. last: whatever came last."""
 
 
-@dataclass(frozen=True)
-class RunConfig(LoopConfig):
-    """What the training commands of classifiers share."""
+class Preprocessing(Protocol):
+    """What is read of a network; see `ssld.models.classifier.Network`."""
 
-    student: StudentConfig = field(default_factory=StudentConfig)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: int
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(LoopConfig):
+    """What all commands share that train a classifier."""
+
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     checkpoint: ClassifierCheckpointConfig = field(default_factory=ClassifierCheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            bool(self.student.arch or self.student.checkpoint),
-            "student.arch is missing: name a timm architecture, for example resnet50d",
-        )
-        require(
-            bool(self.data.labeled or self.data.unlabeled),
-            "data.labeled and data.unlabeled are both empty: name at least one source of images",
-        )
+    @property
+    def taught_by(self) -> list[TeacherConfig]:
+        """The teachers whose predictions are the targets; none where labels are."""
+        return []
+
+    def resolved(self, student: Preprocessing, teachers: Sequence[Preprocessing]) -> Self:
+        """With what the weights' own metadata decided."""
+        return replace(self, augment=replace(self.augment, size=student.input_size))
 
 
 @dataclass(frozen=True)
-class DistillConfig(RunConfig):
+class LabelConfig(ClassifierConfig):
+    """What they share that train with human labels."""
+
+    label_smoothing: ShareBelowOne = 0.0
+    """Share of the target spread evenly over all classes."""
+    mixup: NonNegativeFloat = 0.0
+    """alpha of mixup; 0 is off."""
+    cutmix: NonNegativeFloat = 0.0
+    """alpha of cutmix; 0 is off. With mixup also on, each batch draws one of the two."""
+
+
+def _require_student(student: StudentConfig, data: DataConfig) -> None:
+    require(
+        bool(student.arch or student.checkpoint),
+        "student.arch is missing: name a timm architecture, for example resnet50d",
+    )
+    require(
+        bool(data.labeled or data.unlabeled),
+        "data.labeled and data.unlabeled are both empty: name at least one source of images",
+    )
+
+
+@dataclass(frozen=True)
+class DistillConfig(ClassifierConfig):
     """`python -m ssld.distill`: train a student to predict what a frozen teacher predicts."""
 
+    student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teachers: list[TeacherConfig] = field(default_factory=list)
     """Several teachers, averaged in probability space, instead of `teacher`."""
@@ -105,7 +137,20 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_student(self.student, self.data)
         self._check_teacher()
+
+    @property
+    def taught_by(self) -> list[TeacherConfig]:
+        return self.teachers or [self.teacher]
+
+    def resolved(self, student: Preprocessing, teachers: Sequence[Preprocessing]) -> Self:
+        config = super().resolved(student, teachers)
+        own = replace(self.student, num_classes=student.num_classes)
+        seen = [_as_seen(*pair) for pair in zip(self.taught_by, teachers, strict=True)]
+        if self.teachers:
+            return replace(config, student=own, teachers=seen or self.teachers)
+        return replace(config, student=own, teacher=seen[0] if seen else self.teacher)
 
     def _check_teacher(self) -> None:
         single = bool(self.teacher.arch or self.teacher.checkpoint)
@@ -116,20 +161,86 @@ class DistillConfig(RunConfig):
         )
 
 
+def _as_seen(teacher: TeacherConfig, network: Preprocessing) -> TeacherConfig:
+    (r, g, b), (dr, dg, db) = network.mean, network.std
+    return replace(teacher, input_size=network.input_size, mean=(r, g, b), std=(dr, dg, db))
+
+
 @dataclass(frozen=True)
-class SupervisedConfig(RunConfig):
+class SupervisedConfig(LabelConfig):
     """`python -m ssld.supervised`: train with human labels, for teachers and honest baselines."""
 
-    label_smoothing: ShareBelowOne = 0.0
-    """Share of the target spread evenly over all classes."""
-    mixup: NonNegativeFloat = 0.0
-    """alpha of mixup; 0 is off."""
-    cutmix: NonNegativeFloat = 0.0
-    """alpha of cutmix; 0 is off. With mixup also on, each batch draws one of the two."""
+    student: StudentConfig = field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_student(self.student, self.data)
         require(
             bool(self.data.labeled) and not self.data.unlabeled,
             "supervised training reads data.labeled only: give it, and leave data.unlabeled empty",
         )
+
+    def resolved(self, student: Preprocessing, teachers: Sequence[Preprocessing]) -> Self:
+        own = replace(self.student, num_classes=student.num_classes)
+        return replace(super().resolved(student, teachers), student=own)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(DistillConfig):
+    """`python -m ssld.finetune`: the second stage, on the labeled set only (SSLD section 4.2).
+
+    Every setting that is not given is as in `run`, but for a hundredth of its learning rate, 30
+    epochs, its student as the start, and its labeled sources only.
+    """
+
+    run: str = ""
+    """Finished run folder to go on from."""
+    targets: Literal["teacher", "human"] = "teacher"
+    """teacher: its predictions, as the reference implementation; human: the labels, as the paper
+    words it. By default as in `run`: the teacher after a distillation."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.run), "run is missing: name the run folder to go on from")
+        require(
+            bool(self.data.labeled),
+            "data.labeled is empty: this stage trains on the labeled set only; name its sources",
+        )
+        super().__post_init__()
+        require(
+            not (self.data.unlabeled and (self.data.val or not self.data.holdout)),
+            "data.unlabeled is given but this stage trains on data.labeled only: leave it out",
+        )
+
+    def _check_teacher(self) -> None:
+        if self.targets == "teacher":
+            super()._check_teacher()
+
+    @property
+    def taught_by(self) -> list[TeacherConfig]:
+        return super().taught_by if self.targets == "teacher" else []
+
+
+@dataclass(frozen=True)
+class FixConfig(FinetuneConfig):
+    """`python -m ssld.fix`: the resolution fix (Touvron et al. 2019, "Fixing the train-test
+    resolution discrepancy"): train the classifier at a larger size, on images as they are tested.
+
+    Every setting that is not given is as in `run`, but for 11 epochs at a learning rate of 0.0005
+    per 256 (the authors' FixResNet-50 CutMix: 0.001 at batch 512), its student as the start, its
+    labeled sources only, and views of 10/7 of its size (224 to 320 px) made as for an evaluation.
+    """
+
+    train: Literal["classifier", "classifier_and_norm"] = "classifier"
+    """What is trained; the norm is the last one before the classifier, its statistics included."""
+    resolutions: list[PositiveInt] = field(default_factory=list)
+    """Sides in px at which the student is evaluated before and after, besides those that it was
+    trained and is fixed at. One half of the held-out images chooses which is exported, the other
+    half reports. By default seven from a bit below the size that it was trained at."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.augment == AugmentConfig(size=self.augment.size),
+            "augment: this stage makes its views as an evaluation does; give augment.size only",
+        )
+        require(self.teacher_view == "same", "teacher_view: this stage has one view of an image")

@@ -6,25 +6,31 @@ between its own and a frozen teacher Q's prediction on every image of T and U al
     min over P of  sum over x in T + U of  D(Q(x), P(x))  + weight decay          (equation 3)
 
 and the labels of T are never read. `Distillation.losses` below is that sum; the loop around it is
-`ssld/engine/loop.py`, the divergences are `ssld/distill/divergence.py`, the teacher is `ssld/models/teacher.py`.
-The same command runs under `python -m`, `accelerate launch -m` and `torchrun -m`.
+`ssld/engine/loop.py`, the divergences are `ssld/distill/divergence.py`, the teacher is
+`ssld/models/teacher.py`. The same command runs under `python -m`, `accelerate launch -m` and
+`torchrun -m`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from torch import Tensor, nn
+
+from ssld.data.labels import table_of
+from ssld.data.loading import Batch
 from ssld.distill.config import DistillConfig, LossConfig
+from ssld.distill.divergence import divergence, training_divergence
+from ssld.distill.setup import Data, describe, open_data, open_student, start_run
 from ssld.distill.task import Classification
-
-if TYPE_CHECKING:  # torch takes seconds to import: --help must not
-    from torch import Tensor
-
-    from ssld.data.loading import Batch
-    from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Classifier
-    from ssld.models.teacher import Teacher
+from ssld.distill.verify_teacher import verify_teacher
+from ssld.engine.loop import train
+from ssld.engine.task import Blame
+from ssld.health.classification_metrics import ClassificationMetrics
+from ssld.models.classifier import Classifier
+from ssld.models.teacher import Teacher, open_teacher
+from ssld.models.teacher_faults import CURE, describe_faults, require_numbers
 
 
 class Distillation(Classification):
@@ -33,11 +39,17 @@ class Distillation(Classification):
     Args:
         teacher: frozen; sees the very views that the student sees, or `batch.other_images`.
         loss: which divergence, at which temperature.
+        other_view: the teacher sees another view of each image.
     """
 
-    def __init__(self, teacher: Teacher, loss: LossConfig) -> None:
+    def __init__(self, teacher: Teacher, loss: LossConfig, *, other_view: bool = False) -> None:
         self.teacher = teacher
         self.loss = loss
+        self.other_view = other_view
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        return {"teacher": self.teacher}
 
     def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b]; `batch.labels` is not read.
@@ -45,8 +57,6 @@ class Distillation(Classification):
         Args:
             student: uint8 [b, h, w, 3] -> logits [b, classes].
         """
-        from ssld.distill.divergence import training_divergence
-
         loss = self.loss
         seen = batch.images if batch.other_images is None else batch.other_images
         targets = self.teacher(seen, loss.temperature)  # log-probabilities [b, classes]
@@ -54,25 +64,33 @@ class Distillation(Classification):
         distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)
         return {"divergence": loss.weight * distance}
 
-    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> Tally:
+    def blame(self) -> Blame:
+        """A teacher whose predictions are no numbers."""
+        names, faulty = self.teacher.names, self.teacher.faulty
+
+        def guilty(weight: Tensor, ids: list[str]) -> tuple[str, str] | None:
+            problem = describe_faults(names, faulty, weight, ids)
+            return (problem, CURE) if problem else None
+
+        return guilty
+
+    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> ClassificationMetrics:
         """What student and teacher say about held-out images, at the loss's temperature.
 
         Raises:
             InputError: the teacher's predictions for some of them are no numbers.
         """
-        from ssld.distill.divergence import divergence
-        from ssld.health.classification_metrics import Tally
-        from ssld.models.teacher_faults import require_numbers
-
         loss = self.loss
-        tally = Tally(self.teacher.num_classes, next(student.parameters()).device)
+        measured = ClassificationMetrics(
+            self.teacher.num_classes, next(student.parameters()).device
+        )
         for batch in batches:
             targets = self.teacher(batch.images, loss.temperature)
             require_numbers(self.teacher, batch, targets)
             logits = student(batch.images).float()
             distance = divergence(loss.name, logits, targets, temperature=loss.temperature)
-            tally.add(batch, logits / loss.temperature, targets, distance)
-        return tally
+            measured.add(batch, logits / loss.temperature, targets, distance)
+        return measured
 
 
 def distill(config: DistillConfig) -> None:
@@ -81,26 +99,41 @@ def distill(config: DistillConfig) -> None:
     Raises:
         InputError: bad settings, sources, weights or launcher; nothing was written then.
     """
-    from ssld.distill.setup import Setup
-    from ssld.distill.verify_teacher import verify_teacher
-    from ssld.engine.loop import train
-    from ssld.models.teacher import open_teacher
-
-    setup = Setup(config)
-    teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
-    student = setup.open_student(teacher.num_classes, teacher.label_names)
-    setup.describe({"student": student, **named(teacher)})
+    data = open_data(config)
+    student, teacher, facts = open_networks(data, config)
     if config.loss.name == "js":
-        setup.accelerator.print(
+        data.accelerator.print(
             "loss: js trains as 16 JSD; with 1000 or more classes kl starts faster "
             "(docs/divergences.md)"
         )
-    verify_teacher(setup, teacher)
-    run = setup.start(student, teacher=teacher, teacher_sha256=digest)
-    train(run, Distillation(teacher, config.loss), student)
+    facts |= verify_teacher(data, teacher)
+    run = start_run(data, student, facts, teacher=teacher)
+    train(run, distillation(config, teacher), student)
+
+
+def distillation(config: DistillConfig, teacher: Teacher) -> Distillation:
+    """The task as the settings say it."""
+    return Distillation(teacher, config.loss, other_view=config.teacher_view == "other")
+
+
+def open_networks(
+    data: Data, config: DistillConfig, *, keep_classes: bool = False
+) -> tuple[Classifier, Teacher, dict[str, Any]]:
+    """Student and teacher, and what run.json says of them.
+
+    Args:
+        keep_classes: see `ssld.distill.setup.open_student`.
+
+    Raises:
+        InputError: weights that are missing or do not fit, or of other classes.
+    """
+    teacher, digest = open_teacher(config.taught_by, config.precision)
+    classes = table_of("the teacher", teacher)
+    student = open_student(data, config.student, classes, keep_classes=keep_classes)
+    facts = describe(data.accelerator, {"student": student, **named(teacher)})
+    return student, teacher, {**facts, "teacher_sha256": digest}
 
 
 def named(teacher: Teacher) -> dict[str, Classifier]:
     """The teacher's networks by the names that tables use."""
-    networks = list(teacher.networks)
-    return dict(zip(teacher.names, networks, strict=True))
+    return dict(zip(teacher.names, teacher.networks, strict=True))

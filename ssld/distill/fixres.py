@@ -7,7 +7,7 @@ statistics of that size. Nothing else is trained, on images as they are tested. 
 ResNet50-D 83.0 -> 84.0 %; the reference trains the classifier only, at 320 px.
 
 One half of the held-out images chooses: the step whose classifier is taken, the size, and whether
-the fix brought anything. The other half reports what that is worth (`ssld/health/resolution.py`).
+the fix brought anything. The other half reports what that is worth (`ssld/distill/resolution.py`).
 """
 
 from __future__ import annotations
@@ -16,21 +16,28 @@ import copy
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
 
 from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
 from ssld.common.text_table import ABSENT, text_table
-from ssld.distill.parent_run import open_start, prepare, resolutions_from
-from ssld.distill.stage_config import FixConfig
-from ssld.health.resolution import CHOOSE, chosen, deciding, halves, said_of
-
-if TYPE_CHECKING:
-    from ssld.data.source import Source
-    from ssld.distill.distill import Distillation
-    from ssld.distill.setup import ClassifierRun
-    from ssld.distill.supervised import Supervision
-    from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Classifier
+from ssld.data.eval_view import eval_view
+from ssld.data.source import Source
+from ssld.distill import report
+from ssld.distill.config import FixConfig
+from ssld.distill.finetune import prepare
+from ssld.distill.parent_run import open_parent_run, resolutions_from
+from ssld.distill.resolution import CHOOSE, chosen, deciding, halves
+from ssld.distill.setup import ClassifierRun, start_run
+from ssld.distill.task import Classification
+from ssld.engine.export import export
+from ssld.engine.loop import train
+from ssld.health.classification_metrics import ClassificationMetrics
+from ssld.health.resolution import describe_choice
+from ssld.models.classifier import Classifier, open_network
 
 TABLE = "resolutions.json"
 
@@ -43,42 +50,37 @@ def fix(config: FixConfig) -> None:
         InputError: a run that has not finished, no held-out image, bad settings or sources; nothing
             was written then.
     """
-    from ssld.data.eval_view import eval_view
-    from ssld.engine.loop import train
-    from ssld.models.classifier import open_network
-
-    start = open_start(config.run)
-    setup, student, teacher, digest, task = prepare(config, start)
-    if not setup.val:
+    parent = open_parent_run(config.run)
+    stage = prepare(config, parent)
+    student, task = stage.student, stage.task
+    if not stage.data.val:
         raise InputError(
             "data.val is empty and data.holdout is 0: held-out images choose the resolution"
         )
     student.freeze_but(trained_parts(student, config.train))
     # Backward, twice a forward pass, goes no further than the classifier.
-    setup.facts["flops_per_image"] -= 2 * 2e6 * setup.facts["student"]["macs_m"]
-    view = eval_view(student)
-    run = setup.start(student, teacher=teacher, teacher_sha256=digest, view=view)
+    flops = stage.facts["flops_per_image"] - 2 * 2e6 * stage.facts["student"]["macs_m"]
+    facts = {**stage.facts, "flops_per_image": flops}
+    run = start_run(stage.data, student, facts, teacher=stage.teacher, view=eval_view(student))
     choosing, reporting = halves(run.val)
     run = dataclasses.replace(run, val=choosing)
-    trained_at = int(start.settings["augment"]["size"])
-    asked = config.resolutions or resolutions_from(trained_at)
-    sizes = sorted({*asked, student.input_size, trained_at})
+    trained_at = int(parent.settings["augment"]["size"])
+    wanted = config.resolutions or resolutions_from(trained_at)
+    sizes = sorted({*wanted, student.input_size, trained_at})
     before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes, reporting)
     counts = {"chosen_on": sum(map(len, choosing)), "reported_on": sum(map(len, reporting))}
     table = {"trained_at": trained_at, "fixed_at": student.input_size, "before": before}
-    table |= {"metric": deciding(before[0], run.best_by)}
+    table |= {"metric": deciding(before[0], run.monitor)}
     table |= {"images": {**counts, "same": choosing == reporting}}
     _write(run, table)
-    tally = train(run, task, student)
-    fixed = open_network("student", arch=None, checkpoint=config.out).to(setup.device)
+    measured = train(run, task, student)
+    fixed = open_network("student", arch=None, checkpoint=config.out)
     after = sweep(run, task, fixed, sizes, reporting)
-    _export(run, fixed, tally, {**table, "after": after})
+    _export(run, config.run, fixed, measured, {**table, "after": after})
 
 
 def trained_parts(network: Classifier, train: str) -> list[str]:
     """Names of the modules of `network.model` that a fix trains."""
-    import torch
-
     names = {module: name for name, module in network.model.named_modules()}
     classifier = names[network.model.get_classifier()]  # type: ignore[operator]
     if train == "classifier":
@@ -104,7 +106,7 @@ def trained_parts(network: Classifier, train: str) -> list[str]:
 
 def sweep(
     run: ClassifierRun,
-    task: Distillation | Supervision,
+    task: Classification,
     network: Classifier,
     sizes: Sequence[int],
     reporting: Sequence[Source],
@@ -115,16 +117,12 @@ def sweep(
     reports = dataclasses.replace(run, val=list(reporting))
     rows = []
     for network.input_size in sizes:
-        found = [_measured(x, task, network) for x in (reports, run)]
-        rows.append({"size": network.input_size, **found[0], CHOOSE: found[1]})
+        reported, choosing = (_measured(x, task, network) for x in (reports, run))
+        rows.append({"size": network.input_size, **reported, CHOOSE: choosing})
     return rows
 
 
-def _measured(
-    run: ClassifierRun, task: Distillation | Supervision, network: Classifier
-) -> dict[str, float]:
-    import torch
-
+def _measured(run: ClassifierRun, task: Classification, network: Classifier) -> dict[str, float]:
     from ssld.data.eval_view import eval_view
 
     size = network.input_size
@@ -132,71 +130,72 @@ def _measured(
     batches = task.held_out(run, view, f"evaluate at {size} px")
     try:
         with torch.inference_mode(), run.accelerator.autocast():
-            tally = task.evaluate(network, batches)
+            measured = task.evaluate(network, batches)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"resolutions: the student does not run on images of {size} px "
             f"({' '.join(str(error).split())[:200]}); leave that size out"
         ) from error
-    tally.reduce(run.accelerator, cut_short=False)
-    return tally.metrics()
+    measured.reduce(run.accelerator, cut_short=False)
+    return measured.metrics()
 
 
 def _known(run: ClassifierRun, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
     """What a stopped run had evaluated before its first step, the same on all processes."""
-    from accelerate.utils import broadcast_object_list
-
-    found = [None]
+    known: list[Any] = [None]
     path = run.folder.path / TABLE
     if run.config.resume and path.is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))["before"]
         same = [row["size"] for row in rows] == list(sizes)
-        found = [rows if same and all(CHOOSE in row for row in rows) else None]
-    return broadcast_object_list(found)[0]
+        known = [rows if same and all(CHOOSE in row for row in rows) else None]
+    return broadcast_object_list(known)[0]
 
 
 def _write(run: ClassifierRun, table: dict[str, Any]) -> None:
-    from ssld.common.files import write_atomically
-
     if run.accelerator.is_main_process:
         write_atomically(run.folder.path / TABLE, json.dumps(table, indent=2) + "\n")
     run.accelerator.wait_for_everyone()
 
 
 def _export(
-    run: ClassifierRun, fixed: Classifier, tally: Tally | None, table: dict[str, Any]
+    run: ClassifierRun,
+    parent: str,
+    fixed: Classifier,
+    measured: ClassificationMetrics | None,
+    table: dict[str, Any],
 ) -> None:
     """Write table, exported configuration and report. Where the fix was for nothing, the student is
-    exported as it came."""
-    from ssld.distill.report import write_report
-    from ssld.engine.export import export
-    from ssld.models.classifier import open_network
-
+    exported as it came from the run `parent`."""
     before, after, metric = table["before"], table["after"], table["metric"]
     moment, best = chosen(before, after, metric, fixed.num_classes)
-    found = {"chosen": best["size"], "classifier": moment, "metric": metric}
-    found["before"] = next(row for row in before if row["size"] == table["trained_at"])
+    was = next(row for row in before if row["size"] == table["trained_at"])
     _write(run, {**table, "chosen": best["size"], "classifier": moment})
     if not run.accelerator.is_main_process:
         return
     facts = json.loads((run.folder.path / "run.json").read_text(encoding="utf-8"))
     network, step = fixed, facts["exported"]["step"]
     if moment == "before":
-        start = run.config.run  # type: ignore[attr-defined]
-        network, step = open_network("student", arch=None, checkpoint=start), 0
+        network, step = open_network("student", arch=None, checkpoint=parent), 0
     network.input_size = best["size"]
     digest = export(network, run.folder.path / "student", step)
     exported = {"step": step, "metric": metric, "value": best.get(metric), "sha256": digest}
     run.folder.record("exported", exported)
-    resolution = {**found, "metrics": best, "images": table["images"]}
+    resolution = {
+        "chosen": best["size"],
+        "classifier": moment,
+        "metric": metric,
+        "before": was,
+        "metrics": best,
+        "images": table["images"],
+    }
     run.folder.record("resolution", resolution)
-    write_report(run, network.to(run.accelerator.device), tally)
+    report.write_report(run, network.to(run.accelerator.device), measured)
     rows = [
         [f"{a['size']} px", *(f"{_percent(x, metric)}{' *' * (x is best)}" for x in (b, a))]
         for b, a in zip(before, after, strict=True)
     ]
     print(text_table(["at", f"{metric} before", "after"], rows))
-    print(f"* {said_of(resolution)}")
+    print(f"* {describe_choice(resolution)}")
 
 
 def _percent(row: dict[str, Any], metric: str) -> str:

@@ -1,30 +1,29 @@
-"""What the stages after the first share: they go on from a finished run and are as that run was."""
+"""The finished run that a later stage goes on from, and the settings that it hands down.
+
+Read while settings are parsed: imports neither torch nor timm.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ssld.common.errors import InputError
 from ssld.common.recorded import MADE_AGAIN, check_recorded
 from ssld.common.settings import flat, plain
 from ssld.common.written_files import read_object, reading
-from ssld.distill.stage_config import FinetuneConfig, FixConfig
+from ssld.distill.config import FinetuneConfig, FixConfig
 
-if TYPE_CHECKING:
-    from ssld.distill.distill import Distillation
-    from ssld.distill.setup import Setup
-    from ssld.distill.supervised import Supervision
-    from ssld.models.classifier import Classifier
-    from ssld.models.teacher import Teacher
-
-Stage = Literal["finetune", "fix"]
-CONFIGS: dict[Stage, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixConfig}
+CONFIGS: dict[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixConfig}
 DAMAGED = "put a copy back, or take another run"
-OWN = ("run", "targets", "train", "resolutions", "out", "resume", "overwrite", "allow_changes")
+OF_ONE_RUN_ONLY = (
+    *("run", "targets", "train", "resolutions"),
+    *("out", "resume", "overwrite", "allow_changes"),
+)
 """Settings that are of one run and no other's."""
-SLOWER = 0.01
+FINETUNE_LR_FACTOR = 0.01
 """Learning rate of the second stage over the first's: .016 / 1.6, .0054 / .54, .004 / .4 in the
 reference's table (PaddleClas, docs on knowledge distillation)."""
 FINETUNE_EPOCHS = 30.0
@@ -34,7 +33,7 @@ FIX_EPOCHS, FIX_LR = 11.0, 0.0005
 
 
 @dataclass(frozen=True)
-class Start:
+class ParentRun:
     """The finished run that a stage goes on from."""
 
     run: str
@@ -55,20 +54,19 @@ class Start:
         Raises:
             InputError: its weights are gone, or not those that the run exported.
         """
-        from ssld.engine.export import weights_sha256
-
-        student = Path(self.run) / "student"
+        weights = Path(self.run) / "student" / "model.safetensors"
         try:
-            found = weights_sha256(student)
+            with weights.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise InputError(
-                f"{student} has no model.safetensors ({error.strerror}): {MADE_AGAIN}"
+                f"{weights.parent} has no {weights.name} ({error.strerror}): {MADE_AGAIN}"
             ) from error
-        check_recorded(student / "model.safetensors", "run", found)
-        return found
+        check_recorded(weights, "run", digest)
+        return digest
 
 
-def open_start(run: str) -> Start:
+def open_parent_run(run: str) -> ParentRun:
     """Read a finished run.
 
     Raises:
@@ -88,7 +86,7 @@ def open_start(run: str) -> Start:
     with reading(folder / "run.json", DAMAGED):
         if "teacher_sha256" not in facts or "step" not in facts["exported"]:
             raise ValueError("it lacks teacher_sha256 or exported.step")
-    return Start(run, settings, facts)
+    return ParentRun(run, settings, facts)
 
 
 def finetune_defaults(given: dict[str, Any]) -> dict[str, Any]:
@@ -101,17 +99,17 @@ def fix_defaults(given: dict[str, Any]) -> dict[str, Any]:
     return _inherited("fix", given)
 
 
-def _inherited(stage: Stage, given: dict[str, Any]) -> dict[str, Any]:
+def _inherited(stage: str, given: dict[str, Any]) -> dict[str, Any]:
     run = given.get("run")
     if not run:
         return {}  # the configuration says that it is missing
-    start = open_start(str(run))
+    parent = open_parent_run(str(run))
     with reading(f"run {run}", DAMAGED):  # an older ssld, or an editor, left some of it out
-        return settings_after(stage, start.settings, start.taught, str(run), given)
+        return settings_after(stage, parent.settings, parent.taught, str(run), given)
 
 
 def settings_after(
-    stage: Stage, settings: dict[str, Any], taught: bool, run: str, given: dict[str, Any]
+    stage: str, settings: dict[str, Any], taught: bool, run: str, given: dict[str, Any]
 ) -> dict[str, Any]:
     """Settings of a stage that goes on from `run`, whose settings are given, nested.
 
@@ -124,24 +122,24 @@ def settings_after(
             f"run {run} is one of ssld supervised: the second stage goes on from a distillation"
         )
     known = {field.name for field in fields(CONFIGS[stage])}
-    found = {k: v for k, v in settings.items() if k in known and k not in OWN}
-    found["targets"] = given.get("targets") or ("teacher" if taught else "human")
-    if found["targets"] == "human":
+    inherited = {k: v for k, v in settings.items() if k in known and k not in OF_ONE_RUN_ONLY}
+    inherited["targets"] = given.get("targets") or ("teacher" if taught else "human")
+    if inherited["targets"] == "human":
         for key in ("teacher", "teachers", "teacher_view", "loss"):
-            found.pop(key, None)
-    found["student"] = {"checkpoint": run, "num_classes": settings["student"]["num_classes"]}
-    found["data"] = _labeled_only(settings["data"])
+            inherited.pop(key, None)
+    inherited["student"] = {"checkpoint": run, "num_classes": settings["student"]["num_classes"]}
+    inherited["data"] = _labeled_only(settings["data"])
     usual = {"finetune": FINETUNE_EPOCHS, "fix": FIX_EPOCHS}[stage]
-    found["steps"], found["epochs"] = None, None if "steps" in given else usual
+    inherited["steps"], inherited["epochs"] = None, None if "steps" in given else usual
     schedule = dict(settings["schedule"])
-    found["schedule"] = {**schedule, "lr": schedule["lr"] * SLOWER}
+    inherited["schedule"] = {**schedule, "lr": schedule["lr"] * FINETUNE_LR_FACTOR}
     if stage == "fix":
-        found["schedule"]["lr"] = FIX_LR
+        inherited["schedule"]["lr"] = FIX_LR
         size = settings["augment"]["size"]
         # 224 -> 320 px, as Fix_ResNet50_vd_ssld_v2 (PaddleClas).
-        found["augment"] = {"size": size and resolutions_from(size)[4]}
-        found.pop("teacher_view", None)
-    return found
+        inherited["augment"] = {"size": size and resolutions_from(size)[4]}
+        inherited.pop("teacher_view", None)
+    return inherited
 
 
 def _labeled_only(data: dict[str, Any]) -> dict[str, Any]:
@@ -159,82 +157,29 @@ def resolutions_from(size: int) -> list[int]:
     return [size + k * unit for k in range(-1, 6)]
 
 
-def prepare(
-    config: FinetuneConfig, start: Start
-) -> tuple[Setup, Classifier, Teacher | None, str | None, Distillation | Supervision]:
-    """Open everything that a stage needs, and say what it goes on from and what differs.
-
-    Returns:
-        set-up, student, teacher and its sha256 (None for human targets), task.
-
-    Raises:
-        InputError: what is missing or does not fit; nothing is written.
-    """
-    from ssld.distill.distill import Distillation, named
-    from ssld.distill.setup import Setup
-    from ssld.distill.supervised import Supervision
-    from ssld.distill.verify_teacher import verify_teacher
-    from ssld.models.teacher import open_teacher
-
-    setup = Setup(config)
-    for line in differences(start, config):
-        setup.accelerator.print(line)
-    setup.facts |= {"started_from": lineage(start), "start_sha256": start.student_sha256()}
-    _warn_of_seen_images(setup, start)
-    if config.targets == "human":
-        student = setup.open_student(None, None)
-        setup.describe({"student": student})
-        return setup, student, None, None, Supervision(student.num_classes)
-    teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
-    student = setup.open_student(teacher.num_classes, teacher.label_names)
-    setup.describe({"student": student, **named(teacher)})
-    verify_teacher(setup, teacher)
-    return setup, student, teacher, digest, Distillation(teacher, config.loss)
-
-
-FEW = 100
-"""Held-out images below which one of them is more than a point."""
-
-
-def _warn_of_seen_images(setup: Setup, start: Start) -> None:
-    from ssld.engine.start import fingerprint
-
-    count = sum(map(len, setup.val))
-    main = setup.accelerator.is_main_process  # it alone asks for sizes of files, and prints
-    if main and setup.held_out and fingerprint(setup.val) != start.facts["val_sha256"]:
-        setup.accelerator.print(
-            f"warning: data.val is empty, and the {count} images held out were trained on in "
-            f"{start.run}: evaluations are too good"
-        )
-    if set(map(str, setup.config.data.val)) & set(map(str, setup.config.data.labeled)):
-        setup.accelerator.print("warning: data.val is trained on: evaluations are too good")
-    if 0 < count < FEW:
-        setup.accelerator.print(f"warning: only {count} held-out images decide what is best")
-
-
-def lineage(start: Start) -> dict[str, Any]:
+def lineage(parent: ParentRun) -> dict[str, Any]:
     """What run.json says of the start: enough to know where weights come from without it."""
-    kept = {k: v for k, v in start.facts.items() if k.startswith("teacher") or k == "images"}
+    kept = {k: v for k, v in parent.facts.items() if k.startswith("teacher") or k == "images"}
     return {
-        "run": start.run,
-        "exported": start.exported,
-        "settings": start.settings,
-        "facts": {"steps": start.facts["steps"], **kept},
-        "started_from": start.facts.get("started_from"),
+        "run": parent.run,
+        "exported": parent.exported,
+        "settings": parent.settings,
+        "facts": {"steps": parent.facts["steps"], **kept},
+        "started_from": parent.facts.get("started_from"),
     }
 
 
-def differences(start: Start, config: FinetuneConfig) -> list[str]:
+def differences(parent: ParentRun, config: FinetuneConfig) -> list[str]:
     """One line on the start, and one for every setting that is not as there."""
-    before, now = flat(start.settings), flat(plain(config))
+    before, now = flat(parent.settings), flat(plain(config))
     fixed = isinstance(config, FixConfig)
-    exported = start.exported
+    exported = parent.exported
     reached = f", {exported['metric']} {exported['value']:.4f}" if exported.get("value") else ""
-    lines = [f"goes on from {start.run} (step {exported['step']:,}{reached}), as there but for"]
+    lines = [f"goes on from {parent.run} (step {exported['step']:,}{reached}), as there but for"]
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         # Resolved from the weights when the run starts, of this run alone, or not known there.
-        if old == new or key.partition(".")[0] in OWN or key.startswith("student.a"):
+        if old == new or key.partition(".")[0] in OF_ONE_RUN_ONLY or key.startswith("student.a"):
             continue
         if key not in before:
             continue

@@ -13,9 +13,8 @@ import torch
 from accelerate.utils import gather_object
 
 from ssld.data.labels import LabelIndex, class_names
-from ssld.data.loading import Batch
+from ssld.data.loading import Batch, ViewBatches
 from ssld.data.source import Source
-from ssld.data.unreadable import Unreadables, eval_batches
 from ssld.distill.config import ProbeConfig
 from ssld.distill.setup import ClassifierRun
 from ssld.models.classifier import Classifier
@@ -31,23 +30,22 @@ Features = tuple[np.ndarray, np.ndarray]
 @torch.inference_mode()
 def features(network: Classifier, batches: Iterable[Batch]) -> Features:
     """Pooled features before the classifier, and labels, of readable labeled images."""
-    model = network.model
-    found, labels = [], []
+    pooled, labels = [], []
     for batch in batches:
         chosen = (batch.weight > 0) & (batch.labels >= 0)
         if not chosen.any():
             continue
-        x = model.forward_features(network.preprocess(batch.images[chosen]))  # type: ignore[operator]
-        found.append(model.forward_head(x, pre_logits=True).float().cpu().numpy())  # type: ignore[operator]
+        pooled.append(network.features(batch.images[chosen]).float().cpu().numpy())
         labels.append(batch.labels[chosen].cpu().numpy())
-    if not found:
+    if not pooled:
         return np.empty((0, 0), np.float32), np.empty(0, np.int64)
-    return np.concatenate(found), np.concatenate(labels)
+    return np.concatenate(pooled), np.concatenate(labels)
 
 
 def scores(train: Features, test: Features, neighbours: int) -> dict[str, float]:
     """Share of test labels that are right: `knn` (cosine, votes weighted by exp(similarity / T)),
     `linear` (logistic regression on standardised features)."""
+    # Takes a second to import, which a run without probes does not need.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -94,22 +92,11 @@ def _gathered(
     index: LabelIndex,
     config: ProbeConfig,
 ) -> Features:
-    batches = eval_batches(
-        sources,
-        run.eval_view,
-        batch_size=max(1, run.config.batch_size // run.world),
-        workers=run.config.data.workers,
-        device=run.accelerator.device,
-        unreadables=Unreadables(sources, 1.0),
-        label_index=index,
-        rank=run.rank,
-        world=run.world,
-        limit=config.images,
-        description="probe",
-    )
+    make = ViewBatches(sources, run.eval_view, index)
+    batches = run.eval_batches(make, "probe", max_unreadable=1.0, limit=config.images)
     with run.accelerator.autocast():
         part = features(network, batches)
-    parts: list[Features] = gather_object([part]) if run.world > 1 else [part]
+    parts: list[Features] = gather_object([part]) if run.world_size > 1 else [part]
     parts = [p for p in parts if len(p[1])]
     if not parts:
         return part

@@ -1,46 +1,51 @@
-"""Accuracy over test sizes, before and after a resolution fix: a table and a curve."""
+"""Accuracy over test sizes, before and after a resolution fix, as `resolutions.html` shows it."""
 
 from __future__ import annotations
 
-import html
+import json
+from pathlib import Path
 from typing import Any
 
 from ssld.common.metrics import METRICS
-from ssld.health.resolution import said_of
-from ssld.report import page
+from ssld.health.resolution import describe_choice
+from ssld.report import page, plots
 
 SHOWN = ("top1", "agreement1")
+MOMENTS = ("before", "after")
 
 
-def figures(table: dict[str, Any], resolution: dict[str, Any]) -> list[str]:
-    """Elements of a page.
+def resolutions(run: Path, resolution: dict[str, Any] | None) -> dict[str, Any]:
+    """Note, table and curve; nothing of a run that is no finished fix.
 
     Args:
-        table: what a fix's resolutions.json holds, finished.
-        resolution: what its run.json says.
+        resolution: what the run's run.json says.
     """
-    metric, name = table["metric"], METRICS[table["metric"]].label
-    moments = ("before", "after")
+    path = run / "resolutions.json"
+    if not resolution or not path.is_file():
+        return {}
+    table = json.loads(path.read_text(encoding="utf-8"))
+    metric = table["metric"]
     series = {
         moment: [(row["size"], row[metric]) for row in table[moment] if metric in row]
-        for moment in moments
+        for moment in MOMENTS
     }
     rows = [
-        [f"{a['size']} px"] + [f"{row[key]:.2%}" if key in row else "–" for key in SHOWN
-                               for row in (b, a)]
-        for b, a in zip(table["before"], table["after"], strict=True)
+        [f"{after['size']} px"] + [f"{row[key]:.2%}" if key in row else "–" for key in SHOWN
+                                   for row in (before, after)]
+        for before, after in zip(table["before"], table["after"], strict=True)
     ]  # fmt: skip
-    head = [f"{METRICS[key].label} {moment}" for key in SHOWN for moment in moments]
-    said = said_of(resolution)
+    brought = describe_choice(resolution)
     note = (
         f"Trained at {table['trained_at']} px, its classifier fixed at {table['fixed_at']} px. "
-        f"{said[:1].upper()}{said[1:]}."
+        f"{brought[:1].upper()}{brought[1:]}."
     )
     if "images" in table:
         note += " Table and curve are of the images that report."
-    curve = page.curves(f"{name} over test size", series, xlabel="px")
-    return [
-        f'<p class="note">{html.escape(note)}</p>',
-        page.table(rows, ["held-out images at", *head]),
-        f'<div class="row">{curve}</div>',
-    ]
+    head = [f"{METRICS[key].label} {moment}" for key in SHOWN for moment in MOMENTS]
+    curve = plots.curves(series, xlabel="px")
+    return {
+        "note": note,
+        "head": ["held-out images at", *head],
+        "rows": rows,
+        "curve": page.plot(f"{METRICS[metric].label} over test size", curve),
+    }

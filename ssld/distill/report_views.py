@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ssld.data.loading import train_batches
+from ssld.data.batching import train_batches
+from ssld.data.loading import ViewBatches
 from ssld.distill.setup import ClassifierRun
 from ssld.models.classifier import Classifier
 from ssld.report.page import grid
@@ -17,18 +18,7 @@ def views_as_seen(run: ClassifierRun, student: Classifier) -> list[tuple[str, np
     """(caption, uint8 picture [h, w, 3]) of the same views: raw, then each network's input, whose
     range -2.5..2.5 is shown as black..white, so that a wrong normalisation shows as a tint."""
     batches = train_batches(
-        run.sources,
-        run.order,
-        run.view,
-        batch_size=SHOWN,
-        rank=0,
-        world=1,
-        first_step=0,
-        last_step=1,
-        accumulate=1,
-        workers=0,
-        pin=False,
-        label_index=None,
+        ViewBatches(run.sources, run.view), run.sampler, batch_size=SHOWN, first_step=0, last_step=1
     )
     images = next(iter(batches)).images
     panels = [("views, as drawn", grid(images.numpy()))]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Self
 
-from ssld.distill.config import SupervisedConfig
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchvision.transforms import v2
+
+from ssld.data.loading import Batch
+from ssld.distill.config import LabelConfig, SupervisedConfig
+from ssld.distill.setup import describe, open_data, open_student, start_run
 from ssld.distill.task import Classification
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssld.data.loading import Batch
-    from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Classifier
+from ssld.engine.loop import train
+from ssld.health.classification_metrics import ClassificationMetrics
+from ssld.models.classifier import Classifier
 
 
 class Supervision(Classification):
@@ -28,8 +30,6 @@ class Supervision(Classification):
         mixup: float = 0.0,
         cutmix: float = 0.0,
     ) -> None:
-        from torchvision.transforms import v2
-
         self.label_smoothing = label_smoothing
         mixes = [
             transform(alpha=alpha, num_classes=num_classes)
@@ -38,28 +38,34 @@ class Supervision(Classification):
         ]
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
+    @classmethod
+    def of(cls, config: LabelConfig, num_classes: int) -> Self:
+        """The task as the settings say it."""
+        return cls(
+            num_classes,
+            label_smoothing=config.label_smoothing,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+        )
+
     def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b]."""
-        from torch.nn.functional import cross_entropy
-
         images, targets = batch.images, batch.labels
         if self.mix is not None:
             mixed, targets = self.mix(images.permute(0, 3, 1, 2).float(), targets)
-            images = mixed.permute(0, 2, 3, 1)
+            images = mixed.permute(0, 2, 3, 1)  # [b, h, w, 3] again
         logits = student(images).float()  # [b, classes]
         loss = cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
         return {"cross_entropy": loss}
 
-    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> Tally:
+    def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> ClassificationMetrics:
         """What the student says about held-out images."""
-        from ssld.health.classification_metrics import Tally
-
-        tally = Tally(student.num_classes, next(student.parameters()).device)
+        measured = ClassificationMetrics(student.num_classes, next(student.parameters()).device)
         for batch in batches:
-            tally.add(batch, student(batch.images).float())
-        return tally
+            measured.add(batch, student(batch.images).float())
+        return measured
 
 
 def supervised(config: SupervisedConfig) -> None:
@@ -68,17 +74,8 @@ def supervised(config: SupervisedConfig) -> None:
     Raises:
         InputError: bad settings, sources or launcher; nothing was written then.
     """
-    from ssld.distill.setup import Setup
-    from ssld.engine.loop import train
-
-    setup = Setup(config)
-    student = setup.open_student(None, None)
-    setup.describe({"student": student})
-    run = setup.start(student)
-    task = Supervision(
-        student.num_classes,
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-    )
-    train(run, task, student)
+    data = open_data(config)
+    student = open_student(data, config.student)
+    facts = describe(data.accelerator, {"student": student})
+    run = start_run(data, student, facts)
+    train(run, Supervision.of(config, student.num_classes), student)

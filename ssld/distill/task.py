@@ -7,47 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # torch takes seconds to import: --help must not
-    from torch import Tensor
+from torch import Tensor
 
-    from ssld.data.loading import Batch
-    from ssld.data.transforms import EvalView
-    from ssld.distill.setup import ClassifierRun
-    from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Classifier
+from ssld.data.batching import eval_batches
+from ssld.data.loading import Batch, ViewBatches
+from ssld.data.transforms import EvalView
+from ssld.data.unreadable import Unreadables
+from ssld.distill import report
+from ssld.distill.probe import probe
+from ssld.distill.setup import ClassifierRun
+from ssld.engine.export import export
+from ssld.engine.optimizer import warmup_steps
+from ssld.engine.task import Task
+from ssld.health import verdict
+from ssld.health.causes import causes
+from ssld.health.classification_metrics import ClassificationMetrics
+from ssld.models.classifier import Classifier
 
-DIAGNOSED = 256
+DIAGNOSED_IMAGES = 256
 """Held-out images on which the causes of a run that does not learn are looked for."""
 
 
-class Classification:
-    """The part of a task (`ssld.engine.loop.Task`) that does not depend on where targets come from."""
+class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetrics]):
+    """The part of a task that does not depend on where targets come from."""
 
     exported = "student"
+    other_view = False
+    """Batches have another view of each image besides the student's."""
 
     def train_batches(self, run: ClassifierRun, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of steps [first_step, last_step)."""
-        from ssld.data.loading import train_batches
-        from ssld.distill.config import DistillConfig
-
-        config = run.config
-        return train_batches(
-            run.sources,
-            run.order,
-            run.view,
-            batch_size=config.batch_size,
-            rank=run.rank,
-            world=run.world,
-            first_step=first_step,
-            last_step=last_step,
-            accumulate=config.accumulate,
-            workers=config.data.workers,
-            pin=run.accelerator.device.type == "cuda",
-            label_index=run.train_labels,
-            other_view=isinstance(config, DistillConfig) and config.teacher_view == "other",
-        )
+        make = ViewBatches(run.sources, run.view, run.train_labels, other_view=self.other_view)
+        return run.train_batches(make, first_step, last_step)
 
     def held_out(
         self, run: ClassifierRun, view: EvalView | None = None, description: str = "evaluate"
@@ -57,41 +50,25 @@ class Classification:
         Args:
             view: by default the run's.
         """
-        from ssld.data.unreadable import Unreadables, eval_batches
+        make = ViewBatches(run.val, view or run.eval_view, run.val_labels)
+        mixed = run.teacher is not None and run.teacher.needs_mixed_batches
+        return run.eval_batches(make, description, mixed=mixed)
 
-        return eval_batches(
-            run.val,
-            view or run.eval_view,
-            batch_size=max(1, run.config.batch_size // run.world),
-            workers=run.config.data.workers,
-            device=run.accelerator.device,
-            unreadables=Unreadables(run.val, run.config.data.max_unreadable),
-            label_index=run.val_labels,
-            rank=run.rank,
-            world=run.world,
-            mixed=run.teacher is not None and run.teacher.needs_mixed_batches,
-            description=description,
-        )
-
-    def best_by(self, run: ClassifierRun) -> str:
+    def monitor(self, run: ClassifierRun) -> str:
         """The metric that decides which checkpoint is the best, or last."""
-        return run.best_by
+        return run.monitor
 
     def further_metrics(
         self, run: ClassifierRun, network: Classifier, step: int
     ) -> dict[str, float]:
         """What a probe finds, where one is due."""
-        from ssld.distill.probe import probe
-
         every = run.config.probe.every_epochs
         due = every > 0 and run.due(step, every * run.steps_per_epoch)
         return probe(run, network) if due else {}
 
     def noted(self, network: Classifier, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
         """What is compared of an evaluation, symptoms included; see `ssld/health/verdict.py`."""
-        from ssld.health.verdict import noted
-
-        return noted(metrics, metric, network.num_classes)
+        return verdict.noted(metrics, metric, network.num_classes)
 
     def verdict(
         self,
@@ -100,71 +77,51 @@ class Classification:
         metrics: dict[str, float],
         *,
         step: int,
-        rate: float,
+        lr: float,
         initial: dict[str, Tensor],
     ) -> str:
-        """Does it learn? One sentence; see `ssld/health/verdict.py`.
-
-        Args:
-            network: as it is trained.
-            metrics: of this evaluation.
-            rate: the coming learning rate.
-            initial: the network's parameters before the first step, on the CPU.
-        """
-        from ssld.engine.optimizer import warmup_steps
-        from ssld.health import verdict
-
+        """Does it learn? One sentence; see `ssld/health/verdict.py`."""
         before = run.folder.history.evaluations()
         now = {"epoch": step / run.steps_per_epoch, **metrics}
-        metric = run.best_by if run.best_by != "last" else "agreement1"
+        metric = run.monitor if run.monitor != "last" else "agreement1"
         if metric not in metrics:
             metric = "top1"
         if metric not in metrics:
             return "no verdict: there is neither a teacher nor a labeled held-out image"
         warmup = warmup_steps(run.config.schedule, run.total_steps, run.steps_per_epoch)
-        found = verdict.judge(
+        judged = verdict.judge(
             [*before, now],
             metric=metric,
             num_classes=network.num_classes,
-            share_of_peak=rate / run.facts["peak_lr"],
+            share_of_peak=lr / run.facts["peak_lr"],
             finished=step == run.total_steps,
             early=step < warmup or (not before and step < run.total_steps),
         )
-        if found.kind != "not learning":
-            return found.sentence
+        if judged.kind != "not learning":
+            return judged.sentence
         likely = "; ".join(self._causes(run, network, initial))
-        return f"{found.sentence}. Likely causes: {likely}"
+        return f"{judged.sentence}. Likely causes: {likely}"
 
     def _causes(
         self, run: ClassifierRun, network: Classifier, initial: dict[str, Tensor]
     ) -> list[str]:
-        from ssld.data.unreadable import Unreadables, eval_batches
-        from ssld.health.causes import causes
-
         batches = eval_batches(
-            run.val,
-            run.eval_view,
+            ViewBatches(run.val, run.eval_view, run.val_labels),
             batch_size=64,
             workers=0,
             device=run.accelerator.device,
             unreadables=Unreadables(run.val, 1.0),
-            label_index=run.val_labels,
-            limit=DIAGNOSED,
+            limit=DIAGNOSED_IMAGES,
             mixed=run.teacher is not None and run.teacher.needs_mixed_batches,
         )
         return causes(network.eval(), initial, list(batches), run.teacher)
 
     def export(self, network: Classifier, folder: Path, step: int) -> str:
         """Write the network for plain timm; returns the sha256 of its weights."""
-        from ssld.engine.export import export
-
         return export(network, folder, step)
 
-    def write_report(self, run: ClassifierRun, network: Classifier, score: Tally | None) -> None:
+    def write_report(
+        self, run: ClassifierRun, network: Classifier, score: ClassificationMetrics | None
+    ) -> None:
         """Write report.html."""
-        from ssld.distill.report import write_report
-
-        write_report(run, network, score)
-
-    def keep(self, run: ClassifierRun, score: Tally, step: int, best: bool) -> None:
-        """Nothing is written beyond the metrics."""
+        report.write_report(run, network, score)

@@ -26,7 +26,7 @@ from ssld.common.written_files import read_object, reading
 from ssld.engine.written import remove, replace_folder
 from zoo.release import sha256_of
 
-MENDED = "remove this checkpoint, and --resume goes on from the one before"
+REMOVE_IT = "remove this checkpoint, and --resume goes on from the one before"
 _STEP = re.compile(r"step-\d{8,}")
 
 
@@ -105,16 +105,16 @@ def latest(folder: Path) -> Path | None:
     Raises:
         InputError: there are some, but all are damaged.
     """
-    found = _all(folder)
-    for path in reversed(found):
+    checkpoints = _all(folder)
+    for path in reversed(checkpoints):
         problem = damage(path)
         if problem is None:
             return path
         print(f"warning: checkpoint {path} is damaged ({problem}) and not used", file=sys.stderr)
-    if found:
+    if checkpoints:
         raise InputError(
-            f"all {len(found)} checkpoints in {folder} are damaged: put a copy back, or start anew "
-            "with --overwrite or another `out`"
+            f"all {len(checkpoints)} checkpoints in {folder} are damaged: put a copy back, or "
+            "start anew with --overwrite or another `out`"
         )
     return None
 
@@ -132,7 +132,7 @@ def load(path: Path, networks: dict[str, nn.Module]) -> tuple[dict[str, Any], di
     """
     for name, network in networks.items():
         load_network(path, name, network)
-    with reading(path / "optimizer.pt", MENDED, RuntimeError):  # torch's own reader raises it
+    with reading(path / "optimizer.pt", REMOVE_IT, RuntimeError):  # torch's own reader raises it
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         if not isinstance(optimizer, dict):
             raise ValueError("no state of an optimizer")
@@ -159,9 +159,9 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is not what was written.
     """
-    state = read_object(path / "state.json", MENDED)
+    state = read_object(path / "state.json", REMOVE_IT)
     if type(state.get("step")) is not int:
-        raise InputError(f"{path / 'state.json'} is damaged (it has no step); {MENDED}")
+        raise InputError(f"{path / 'state.json'} is damaged (it has no step); {REMOVE_IT}")
     return state
 
 

@@ -1,6 +1,7 @@
 """What every run on the one loop shares: optimizer, schedule, checkpoints and topology, as frozen
-dataclasses. What a command trains, and on what, is in its own: `ssld/distill/config.py` for distillation,
-`downstream/detection/config.py` for detectors, and so on. Imports neither torch nor timm.
+dataclasses. What a command trains, and on what, is in its own: `ssld/distill/config.py` for
+distillation, `downstream/detection/config.py` for detectors, and so on. Imports neither
+torch nor timm.
 """
 
 from __future__ import annotations

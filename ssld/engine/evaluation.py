@@ -1,10 +1,10 @@
-"""From an evaluation to a judgement: verdict, best checkpoint, export, report."""
+"""What follows from an evaluation: verdict, best checkpoint, export, report."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic
 
 from torch import Tensor
 
@@ -14,34 +14,31 @@ from ssld.engine import checkpoint
 from ssld.engine.export import load_exported
 from ssld.engine.preemption import Preemption
 from ssld.engine.progress import Progress
-from ssld.engine.start import Run
-from ssld.models.classifier import ImageModel
-
-if TYPE_CHECKING:
-    from ssld.engine.loop import Score, Task, Trainer
+from ssld.engine.task import B, N, R, S, Task
+from ssld.engine.trainer import Trainer
 
 REPORT_SECONDS = 60.0
 """Least time between two reports of a run that goes on."""
 
 
-class Judge:
-    """Judges one run.
+class Evaluator(Generic[R, B, N, S]):
+    """Evaluates one run.
 
     Args:
         network: before the first step; its parameters are copied on the main process.
     """
 
-    def __init__(self, run: Run, task: Task, network: ImageModel) -> None:
+    def __init__(self, run: R, task: Task[R, B, N, S], network: N) -> None:
         self.run, self.task = run, task
         self.initial: dict[str, Tensor] = {}
         if run.accelerator.is_main_process:
             named = network.model.named_parameters()
             self.initial = {name: p.detach().cpu().clone() for name, p in named}
-        self.score: Score | None = None
+        self.score: S | None = None
         self.reported = -REPORT_SECONDS
         self.folder = run.folder.path / task.exported
 
-    def judge(self, trainer: Trainer, progress: Progress, stop: Preemption) -> bool:
+    def run_on(self, trainer: Trainer[R, B, N, S], progress: Progress, stop: Preemption) -> bool:
         """Evaluate, and do everything that follows from it; True when a signal cut it short."""
         run, task, step = self.run, self.task, trainer.step
         score = trainer.evaluate(stop)
@@ -51,10 +48,10 @@ class Judge:
         metrics |= task.further_metrics(run, trainer.result, step)
         improved = self._is_best(trainer, metrics)
         if run.accelerator.is_main_process:
-            said = task.verdict(
-                run, trainer.student, metrics, step=step, rate=trainer.rate(), initial=self.initial
+            verdict = task.verdict(
+                run, trainer.student, metrics, step=step, lr=trainer.lr(), initial=self.initial
             )
-            progress.log_evaluation(step, metrics, said)
+            progress.log_evaluation(step, metrics, verdict)
             if improved:
                 task.export(trainer.result, self.folder, step)
             task.keep(run, score, step, improved)
@@ -64,17 +61,16 @@ class Judge:
         trainer.evaluation_pending = False
         return False
 
-    def report(self, trainer: Trainer) -> None:
+    def report(self, trainer: Trainer[R, B, N, S]) -> None:
         """Write report.html; a run goes on without one."""
         if self.run.accelerator.is_main_process:
             write = self.task.write_report
             attempt("report.html", lambda: write(self.run, trainer.result, self.score))
             self.reported = time.monotonic()
 
-    def _is_best(self, trainer: Trainer, metrics: dict[str, float]) -> bool:
-        """Note the best evaluation (`ssld.common.metrics.rank`); of equal ones the later, which has seen
-        more."""
-        metric = self.task.best_by(self.run)
+    def _is_best(self, trainer: Trainer[R, B, N, S], metrics: dict[str, float]) -> bool:
+        """Note the best evaluation by `rank`; of equal ones the later, which has seen more."""
+        metric = self.task.monitor(self.run)
         if metric not in metrics:
             return False
         before = trainer.best
@@ -88,14 +84,14 @@ class Judge:
         trainer.best = now
         return True
 
-    def _noted_again(self, best: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    def _noted_again(self, best: dict[str, Any], trainer: Trainer[R, B, N, S]) -> dict[str, Any]:
         lines = self.run.folder.history.evaluations()
         line = next((x for x in lines if x["step"] == best["step"]), None)
         if line is None:
             return {**best, "symptoms": []}
         return {**best, **self.task.noted(trainer.result, line, best["metric"])}
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, trainer: Trainer[R, B, N, S]) -> None:
         """Export the best network and write the last report."""
         run = self.run
         if self.score is None and run.val:  # resumed after the last evaluation
@@ -115,7 +111,7 @@ class Judge:
         for tracker in run.accelerator.trackers:
             attempt(f"the end of tracker {tracker.name}", tracker.finish)
 
-    def _take_best(self, trainer: Trainer) -> dict[str, Any]:
+    def _take_best(self, trainer: Trainer[R, B, N, S]) -> dict[str, Any]:
         """Load the best checkpoint's network where that was not the last step's."""
         best = trainer.best
         if best is None or best["step"] == trainer.step:
@@ -126,9 +122,9 @@ class Judge:
             name = "ema" if trainer.ema else "student"
             checkpoint.load_network(folder, name, trainer.result.model)
             return best
-        said = f"warning: checkpoint {folder}, the best, is damaged ({problem})"
+        warning = f"warning: checkpoint {folder}, the best, is damaged ({problem})"
         if load_exported(self.folder, best["step"], trainer.result):
-            print(f"{said}; {self.folder.name}/ has the same network", file=sys.stderr)
+            print(f"{warning}; {self.folder.name}/ has the same network", file=sys.stderr)
             return best
-        print(f"{said}; the {self.task.exported} of the last step is exported", file=sys.stderr)
+        print(f"{warning}; the {self.task.exported} of the last step is exported", file=sys.stderr)
         return {"step": trainer.step, "metric": "last", "value": None}

@@ -39,17 +39,12 @@ def replace_export(folder: Path, write: Callable[[Path], None]) -> str:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        digest = weights_sha256(temporary)
+        digest = sha256_of(temporary / "model.safetensors")
         replace_folder(temporary, folder, folder.name)
         return digest
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise cannot_write(folder, error) from error
-
-
-def weights_sha256(folder: Path) -> str:
-    """Digest of an exported folder's weights file."""
-    return sha256_of(folder / "model.safetensors")
 
 
 def load_exported(folder: Path, step: int, network: ImageModel) -> bool:

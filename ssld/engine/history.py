@@ -15,11 +15,11 @@ from typing import Any
 from ssld.common.errors import InputError
 
 Line = dict[str, Any]
-SHOWN = 1000
+MOST_POINTS = 1000
 """Most points of a curve."""
-EXACT = ("kind", "step", "epoch", "unreadable")
+OF_THE_LAST_LINE = ("kind", "step", "epoch", "unreadable")
 """Of several lines taken together those of the last; all other numbers are means."""
-BLOCK = 2**16
+BLOCK_BYTES = 2**16
 
 
 def lines_of(metrics: Path) -> Iterator[Line]:
@@ -80,7 +80,7 @@ def _backwards(metrics: Path) -> Iterator[tuple[Line, int]]:
         start = file.seek(0, os.SEEK_END)
         tail = b""  # from `start` on: the end of a line whose begin is not read yet
         while start > 0:
-            size = min(BLOCK, start)
+            size = min(BLOCK_BYTES, start)
             start -= size
             file.seek(start)
             tail = file.read(size) + tail
@@ -94,7 +94,7 @@ def _backwards(metrics: Path) -> Iterator[tuple[Line, int]]:
 
 
 class Thinned:
-    """Training lines as at most `SHOWN` points, each a mean over as many neighbours."""
+    """Training lines as at most `MOST_POINTS` points, each a mean over as many neighbours."""
 
     def __init__(self) -> None:
         self.size = 1
@@ -102,12 +102,16 @@ class Thinned:
         """Lines in it, the last one, and of each number its sum and how often it is there."""
 
     def add(self, line: Line) -> None:
-        numbers = {k: x for k, x in line.items() if k not in EXACT and isinstance(x, int | float)}
+        numbers = {
+            k: x
+            for k, x in line.items()
+            if k not in OF_THE_LAST_LINE and isinstance(x, int | float)
+        }
         group = (1, line, {k: [x, 1.0] for k, x in numbers.items()})
         if self._groups and self._groups[-1][0] < self.size:
             group = _joined(self._groups.pop(), group)
         self._groups.append(group)
-        if len(self._groups) > SHOWN:
+        if len(self._groups) > MOST_POINTS:
             self.size *= 2
             pairs = zip(self._groups[::2], [*self._groups[1::2], None], strict=False)
             self._groups = [_joined(a, b) if b else a for a, b in pairs]
@@ -153,6 +157,6 @@ class History:
         return self._evaluations
 
     def training(self) -> list[Line]:
-        """Training lines, at most `SHOWN`."""
+        """Training lines, at most `MOST_POINTS`."""
         self._read_on()
         return self._train.lines()

@@ -54,7 +54,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     arguments: dict[str, Any] = dict(config.args)
     try:
         return create_optimizer_v2(
-            parameter_groups(model, config),  # type: ignore[arg-type]
+            parameter_groups(model, config),
             opt=config.name,
             lr=0.0,  # set before every step
             weight_decay=config.weight_decay,

@@ -29,7 +29,7 @@ from ssld.engine.written import CONFIG, NOBODYS, OLD, folders, foreign, remove
 INPUTS = ("data", "teacher", "teachers", "student", "backbone", "run")
 """Groups of settings that name what a run reads."""
 NO_INPUTS = ("data.classes",)
-ANOTHER = "give another folder"
+GIVE_ANOTHER = "give another folder"
 SHOWN = 6
 """Entries that a message names."""
 
@@ -71,8 +71,8 @@ def refuse(out: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _more(found: list[Any]) -> str:
-    return f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+def _more(entries: list[Any]) -> str:
+    return f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
 
 
 def _is_run(out: Path) -> bool:
@@ -84,9 +84,9 @@ def _is_run(out: Path) -> bool:
         with contextlib.suppress(OSError, InputError):
             facts = folder / "run.json"
             if facts.is_file():
-                return "versions" in read_object(facts, ANOTHER)
+                return "versions" in read_object(facts, GIVE_ANOTHER)
             keys = {"out", "resume", "overwrite", "allow_changes"}
-            return keys <= set(read_object(folder / CONFIG, ANOTHER))
+            return keys <= set(read_object(folder / CONFIG, GIVE_ANOTHER))
     return False
 
 
@@ -184,9 +184,9 @@ def _put_aside(out: Path) -> None:
             (old / name).rename(out / name)
         with contextlib.suppress(OSError):
             old.rmdir()
-        said = error.strerror or error
+        reason = error.strerror or error
         raise InputError(
-            f"out {out}: the old run cannot be moved out of the way ({error.filename}: {said}), "
+            f"out {out}: the old run cannot be moved out of the way ({error.filename}: {reason}), "
             "it is as it was; mend its rights, or give another folder"
         ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,5 +25,6 @@ def write_held_out(folder: Path, ids: Sequence[str], **arrays: np.ndarray) -> No
         InputError: it cannot be written.
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, ids=np.array(ids, dtype=np.str_), **arrays)  # type: ignore[arg-type]
+    content: dict[str, Any] = {"ids": np.array(ids, dtype=np.str_), **arrays}
+    np.savez_compressed(buffer, **content)
     write_atomically(folder / HELD_OUT, buffer.getvalue())

@@ -18,7 +18,7 @@ class Preemption:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._first = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
@@ -28,16 +28,16 @@ class Preemption:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.signal is not None
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._first = signal.Signals(number).name, time.monotonic()
-            said = f"\n{self.signal}: a checkpoint is written at the next log line, then this ends"
-            os.write(2, f"{said}; a second signal ends it at once\n".encode())
+            note = f"\n{self.signal}: a checkpoint is written at the next log line, then this ends"
+            os.write(2, f"{note}; a second signal ends it at once\n".encode())
         elif time.monotonic() - self._first > IMPATIENT_SECONDS:
             raise KeyboardInterrupt

@@ -30,17 +30,17 @@ def check_launcher(config: LoopConfig) -> None:
     Raises:
         InputError: the launcher wants another precision, accumulation or kind of parallelism.
     """
-    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if said not in ("no", config.precision):
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision):
         raise InputError(
-            f"the launcher says mixed precision {said} but `precision` is {config.precision}: "
+            f"the launcher says mixed precision {precision} but `precision` is {config.precision}: "
             "set it in the recipe only"
         )
-    said = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if said not in ("1", str(config.accumulate)):
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", str(config.accumulate)):
         raise InputError(
-            f"the launcher says {said} accumulation steps but `accumulate` is {config.accumulate}: "
-            "set it in the recipe only"
+            f"the launcher says {steps} accumulation steps but `accumulate` is "
+            f"{config.accumulate}: set it in the recipe only"
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no" and not config.compile:
         raise InputError("the launcher asks for compilation but `compile` is false: set it there")

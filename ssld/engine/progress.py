@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -16,13 +15,13 @@ from tqdm import tqdm
 from ssld.common.errors import InputError
 from ssld.common.metrics import LOGGED
 from ssld.common.streams import bar_seconds
-from ssld.data.unreadable import AnyBatch, Unreadables
+from ssld.data.batching import AnyBatch
+from ssld.data.unreadable import Unreadables
 from ssld.engine.history import lines_of
+from ssld.engine.start import Run
+from ssld.engine.task import Blame
 from ssld.engine.timing import StepClock
-from ssld.models.teacher_faults import CURE, said_of, samples
-
-if TYPE_CHECKING:
-    from ssld.engine.start import Run
+from ssld.models.teacher_faults import samples
 
 CLOCK_KEYS = {"seconds", "images_per_second", "images_per_second_per_device", "supervised_ratio"}
 
@@ -46,18 +45,20 @@ class Forward(NamedTuple):
     weight: Tensor
     """[b], 0 for what could not be read."""
     ids: list[str]
-    faults: Tensor | None
-    """`Teacher.faulty` of that pass, where there is a teacher."""
+    blame: Blame | None
+    """Asked when a loss is not finite."""
 
 
 class Progress:
     """Collects losses on the device and looks at them only when a line is due, so that the
     processor never waits for the accelerator in between."""
 
-    def __init__(self, run: Run, first_step: int, unreadables: Unreadables) -> None:
+    def __init__(
+        self, run: Run, clock: StepClock, first_step: int, unreadables: Unreadables
+    ) -> None:
         self.run = run
+        self.clock = clock
         self.unreadables = unreadables
-        self.clock = StepClock(run.accelerator.device)
         self.steps_logged = first_step
         self.kept: list[Forward] = []
         self.started = self.saved = time.monotonic()
@@ -90,22 +91,18 @@ class Progress:
             with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
                 self.unreadables.write()
 
-    def wait_for(self, batches: Iterator[AnyBatch]) -> AnyBatch:
-        """The next batch; the time it takes counts as waiting for data."""
-        with self.clock.section("data_wait"):
-            return next(batches)
-
-    def add(self, step: int, terms: dict[str, Tensor], batch: AnyBatch) -> None:
+    def add(
+        self, step: int, terms: dict[str, Tensor], batch: AnyBatch, blame: Blame | None
+    ) -> None:
         """Keep one forward pass's losses, {term: [b]}, until the next line."""
         losses = {name: loss.detach() for name, loss in terms.items()}
-        faults = None if self.run.teacher is None else self.run.teacher.faulty
-        self.kept.append(Forward(step, losses, batch.weight, batch.ids, faults))
+        self.kept.append(Forward(step, losses, batch.weight, batch.ids, blame))
 
-    def log(self, step: int, rate: float, stop: bool) -> tuple[bool, bool]:
+    def log(self, step: int, lr: float, stop: bool) -> tuple[bool, bool]:
         """Write the line of the steps since the last one.
 
         Args:
-            rate: the last step's learning rate.
+            lr: the last step's learning rate.
             stop: whether this process was asked to stop.
 
         Returns:
@@ -127,7 +124,9 @@ class Progress:
         if not all(map(_finite, sums)):
             self._alarm()
         if unreadable:
-            new = gather_object(self.unreadables.new) if run.world > 1 else self.unreadables.new
+            new = (
+                gather_object(self.unreadables.new) if run.world_size > 1 else self.unreadables.new
+            )
             if run.accelerator.is_main_process:  # the whole log at each line would take for ever
                 self.unreadables.append(new)
             self.unreadables.merge(new)
@@ -139,7 +138,7 @@ class Progress:
                 "epoch": round(step / run.steps_per_epoch, 4),
                 "loss": sum(terms.values()),
                 **terms,
-                "lr": rate,
+                "lr": lr,
                 "unreadable": self.unreadables.count,
                 **self._speed(step - self.steps_logged),
             }
@@ -157,19 +156,20 @@ class Progress:
         seconds["other"] = max(0.0, whole - sum(seconds.values()))
         speed = {
             "images_per_second": round(rate, 2),
-            "images_per_second_per_device": round(rate / run.world, 2),
+            "images_per_second_per_device": round(rate / run.world_size, 2),
             **{f"{name}_percent": round(100 * x / whole, 2) for name, x in seconds.items()},
             "seconds": round(whole, 3),
         }
-        flops, peak = run.facts["flops_per_image"] * rate / run.world, run.facts["peak_flops"]
+        flops, peak = run.facts["flops_per_image"] * rate / run.world_size, run.facts["peak_flops"]
         if flops <= peak:
             speed["mfu_percent"] = round(100 * flops / peak, 2)
         elif not self.peak_refuted:
             self.peak_refuted = True
-            said = f"{flops / 1e12:.3g} TFLOP/s by count, {peak / 1e12:.3g} in a large product"
-            run.accelerator.print(f"no mfu_percent where it is beyond 100 ({said}): {NO_CEILING}")
-        if run.teacher is not None:
-            speed["supervised_ratio"] = round((whole - seconds["teacher"]) / whole, 4)
+            rates = f"{flops / 1e12:.3g} TFLOP/s by count, {peak / 1e12:.3g} in a large product"
+            run.accelerator.print(f"no mfu_percent where it is beyond 100 ({rates}): {NO_CEILING}")
+        if self.clock.frozen:
+            frozen = sum(seconds[name] for name in self.clock.frozen)
+            speed["supervised_ratio"] = round((whole - frozen) / whole, 4)
         return speed
 
     def restart_clock(self) -> None:
@@ -203,27 +203,24 @@ class Progress:
             self.bar.update(line["step"] - self.steps_logged)
 
     def _alarm(self) -> None:
-        for kept in self.kept:
-            for name, loss in kept.terms.items():
-                bad = (~torch.isfinite(loss) & (kept.weight > 0)).nonzero().flatten().tolist()
-                if bad:
-                    self._refuse_teacher(kept)
-                    raise InputError(
-                        f"the loss term {name!r} is not finite at step {kept.step} for the samples "
-                        f"{samples([kept.ids[i] for i in bad])}; lower schedule.lr, use precision "
-                        "bf16 or fp32, or look at these images; the last checkpoint is intact"
+        for step, terms, weight, ids, blame in self.kept:
+            for name, loss in terms.items():
+                bad = (~torch.isfinite(loss) & (weight > 0)).nonzero().flatten().tolist()
+                if not bad:
+                    continue
+                guilty = blame(weight, ids) if blame else None
+                if guilty:
+                    problem, advice = f"{guilty[0]}, at step {step}", guilty[1]
+                else:
+                    problem = (
+                        f"the loss term {name!r} is not finite at step {step} for the samples "
+                        f"{samples([ids[i] for i in bad])}"
                     )
+                    advice = "lower schedule.lr, use precision bf16 or fp32"
+                raise InputError(
+                    f"{problem}; {advice}, or look at these images; the last checkpoint is intact"
+                )
         raise InputError("the loss is not finite on another process, which names the samples")
-
-    def _refuse_teacher(self, kept: Forward) -> None:
-        if self.run.teacher is None or kept.faults is None:
-            return
-        problem = said_of(self.run.teacher.names, kept.faults, kept.weight, kept.ids)
-        if problem:
-            raise InputError(
-                f"{problem}, at step {kept.step}; {CURE}, or look at these images; the last "
-                "checkpoint is intact"
-            )
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:
@@ -236,6 +233,7 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
 
 def _write_again(writer: Any, line: dict[str, Any]) -> None:
     """All scalars of a line as one event, a fifth of the time that single ones take."""
+    # Only where the tracker is asked for, and it takes long to import.
     from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 
     values = _scalars(line).items()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.files import LOCK, cannot_write, locked, write_atomically
@@ -51,8 +50,8 @@ def check_out(config: LoopConfig) -> None:
     """`out` must be usable before minutes are spent on loading; nothing is created here.
 
     Raises:
-        InputError: it is in use, foreign or not writable; it was made with other settings; a source
-            or weights are not there; with `overwrite` whatever `ssld.engine.overwrite.refuse` finds.
+        InputError: it is in use, foreign or not writable; it was made with other settings; a
+            source or weights are not there; with `overwrite` what `overwrite.refuse` finds.
     """
     check_inputs(config)
     out = Path(config.out)
@@ -132,32 +131,21 @@ class RunFolder:
     def __init__(self, path: Path, main: bool) -> None:
         self.path = path
         self.main = main
-        self.lock: FileLock | None = None
+        self._held = contextlib.ExitStack()
         self.history = History(self.metrics)
 
-    def take(self) -> None:
-        """Make the folder; from now on until `leave` it is this run's alone.
+    def lock(self) -> None:
+        """Make the folder; from now on until `unlock` it is this run's alone.
 
         Raises:
             InputError: another run is at work in it, a job that was queued twice perhaps.
         """
-        if not self.main:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.path / LOCK)
-        try:
-            # Some network file systems know no locks.
-            with contextlib.suppress(NotImplementedError):
-                self.lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"out {self.path}: another run is at work in it; wait for its end, or stop it"
-            ) from error
+        if self.main:
+            self._held.enter_context(locked(self.path))
 
-    def leave(self) -> None:
+    def unlock(self) -> None:
         """Let others into the folder."""
-        if self.lock is not None:
-            self.lock.release()
+        self._held.close()
 
     def open(self, config: LoopConfig, facts: dict[str, Any]) -> None:
         """Create the folder, or go on in it.
@@ -169,7 +157,7 @@ class RunFolder:
         changed = changed_settings(previous, config) if config.resume else []
         if not self.main:
             return
-        self.take()
+        self.lock()
         anew = overwrite.giving_way(self.path, plain(config))
         with anew if config.overwrite else contextlib.nullcontext():
             for line in changed:
@@ -223,7 +211,7 @@ class RunFolder:
             with self.metrics.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def go_back_to(self, step: int, pending_evaluation: bool) -> None:
+    def truncate(self, step: int, pending_evaluation: bool) -> None:
         """Drop the metrics of what a resume repeats."""
         if not self.main:
             return

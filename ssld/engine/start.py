@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,23 +19,22 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError
 from ssld.common.streams import bar_seconds
+from ssld.data.batching import Made, Maker, eval_batches, train_batches
 from ssld.data.folder import FolderSource
 from ssld.data.sampling import Sampler
 from ssld.data.source import Images
-from ssld.data.subset import Part
+from ssld.data.subset import Subset
+from ssld.data.unreadable import Unreadables
 from ssld.engine import checkpoint
 from ssld.engine.config import LoopConfig
 from ssld.engine.run_folder import RunFolder
 from ssld.engine.timing import peak_flops
 
-if TYPE_CHECKING:
-    from ssld.models.teacher import Teacher
-
 FINGERPRINT_ROWS = 65_536
 """Images whose names and sizes are hashed at once."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """What the loop needs: resolved settings, process topology, data and the run folder."""
 
@@ -44,18 +43,17 @@ class Run:
     folder: RunFolder
     sources: Sequence[Images]
     val: Sequence[Images]
-    order: Sampler
+    sampler: Sampler
     total_steps: int
     facts: dict[str, Any]
-    teacher: Teacher | None
     previous: Path | None
     """The checkpoint to go on from."""
 
     @property
     def steps_per_epoch(self) -> float:
-        return self.order.samples_per_epoch / self.config.batch_size
+        return self.sampler.samples_per_epoch / self.config.batch_size
 
-    def line_due(self, step: int) -> bool:
+    def should_log(self, step: int) -> bool:
         """Everything beyond the step itself happens where a line of metrics.jsonl is due."""
         return step % self.config.log_every_steps == 0 or step == self.total_steps
 
@@ -69,8 +67,55 @@ class Run:
         return self.accelerator.process_index
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         return self.accelerator.num_processes
+
+    def train_batches(self, make: Maker[Made], first_step: int, last_step: int) -> Iterator[Made]:
+        """This process's batches of steps [first_step, last_step), as `make` makes them."""
+        config = self.config
+        return train_batches(
+            make,
+            self.sampler,
+            batch_size=config.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            first_step=first_step,
+            last_step=last_step,
+            accumulate=config.accumulate,
+            workers=config.data.workers,
+            pin=self.accelerator.device.type == "cuda",
+        )
+
+    def eval_batches(
+        self,
+        make: Maker[Made],
+        description: str,
+        *,
+        batch_size: int | None = None,
+        max_unreadable: float | None = None,
+        limit: int | None = None,
+        mixed: bool = False,
+    ) -> Iterator[Made]:
+        """Each image of `make.sources` once over all processes; see `ssld.data.batching`.
+
+        Args:
+            batch_size: of this process; by default its share of the run's.
+            max_unreadable: share that may be unreadable, by default `data.max_unreadable`.
+        """
+        config = self.config
+        share = config.data.max_unreadable if max_unreadable is None else max_unreadable
+        return eval_batches(
+            make,
+            batch_size=batch_size or max(1, config.batch_size // self.world_size),
+            workers=config.data.workers,
+            device=self.accelerator.device,
+            unreadables=Unreadables(make.sources, share),
+            rank=self.rank,
+            world_size=self.world_size,
+            limit=limit,
+            mixed=mixed,
+            description=description,
+        )
 
 
 def start(
@@ -78,30 +123,32 @@ def start(
     accelerator: Accelerator,
     sources: Sequence[Images],
     val: Sequence[Images],
-    order: Sampler,
+    sampler: Sampler,
     facts: dict[str, Any],
     *,
-    teacher: Teacher | None = None,
+    precisions: Sequence[str] = (),
 ) -> Run:
     """Create the run folder, or go on in it.
 
     Args:
         facts: what run.json is to say of networks and data; what all runs say is added.
+        precisions: number formats in which networks compute, besides the run's own.
 
     Raises:
         InputError: the folder was made with other settings, images or networks.
     """
     world = accelerator.num_processes
-    steps_per_epoch = order.samples_per_epoch / config.batch_size
+    steps_per_epoch = sampler.samples_per_epoch / config.batch_size
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
-    facts |= {
+    facts = {
+        **facts,
         **_fingerprints(accelerator, sources, val),
         "images": {s.path: len(s) for s in sources},
         "processes": world,
         "device": str(accelerator.device),
         "steps": total,
         "peak_lr": config.schedule.lr * config.batch_size / 256,
-        "peak_flops": peak_flops(accelerator.device, _precisions(config, teacher)),
+        "peak_flops": peak_flops(accelerator.device, {config.precision, *precisions}),
     }
     folder = RunFolder(Path(config.out), main=accelerator.is_main_process)
     previous = _previous_checkpoint(config, accelerator, facts, folder)
@@ -113,15 +160,7 @@ def start(
         f"rate {facts['peak_lr']:.4g} ({config.schedule.lr:g} per 256), {world} "
         f"process(es) on {accelerator.device.type}"
     )
-    return Run(
-        config, accelerator, folder, sources, val, order, total, facts, teacher, previous
-    )  # fmt: skip
-
-
-def _precisions(config: LoopConfig, teacher: Teacher | None) -> set[str]:
-    """Number formats in which this run's networks compute."""
-    own = [teacher_config.dtype for teacher_config in teacher.configs] if teacher else []
-    return {config.precision, *filter(None, own)}
+    return Run(config, accelerator, folder, sources, val, sampler, total, facts, previous)
 
 
 def require_divisible(config: LoopConfig, accelerator: Accelerator) -> None:
@@ -165,10 +204,11 @@ def _words(source: Images, rows: np.ndarray) -> bytes | memoryview:
         words = (f"{source.sample_id(i)}\0{source.size(i)}\0" for i in rows.tolist())
         return "".join(words).encode()
     ids, sizes = listed(rows)
-    said = pc.fill_null(sizes.cast(pa.large_string()), "None")
+    texts = pc.fill_null(sizes.cast(pa.large_string()), "None")
     # Each element ends in \0, so that their common buffer is the text itself.
     nothing, between = (pa.scalar(text, pa.large_string()) for text in ("", "\0"))
-    words = pc.binary_join_element_wise(ids.cast(pa.large_string()), said, nothing, between)  # type: ignore[attr-defined]
+    columns = [ids.cast(pa.large_string()), texts, nothing, between]
+    words = pc.call_function("binary_join_element_wise", columns)
     offsets = np.frombuffer(words.buffers()[1], np.int64)[words.offset :][: len(words) + 1]
     return memoryview(words.buffers()[2])[offsets[0] : offsets[-1]]
 
@@ -180,26 +220,26 @@ def _fingerprints(
 
     The others get them, so that a file that changes is noticed wherever it is read.
     """
-    found: list[Any] = [None, None]
+    shared: list[Any] = [None, None]
     if accelerator.is_main_process:
         digests = {"data_sha256": fingerprint(sources), "val_sha256": fingerprint(val)}
-        found = [digests, [folder.sizes() for folder in _folders([*sources, *val])]]
+        shared = [digests, [folder.sizes() for folder in _folders([*sources, *val])]]
     if accelerator.num_processes > 1:
-        found = broadcast_object_list(found)
-        for folder, sizes in zip(_folders([*sources, *val]), found[1], strict=True):
+        shared = broadcast_object_list(shared)
+        for folder, sizes in zip(_folders([*sources, *val]), shared[1], strict=True):
             folder.take_sizes(sizes)
-    return found[0]
+    return shared[0]
 
 
 def _folders(sources: Sequence[Images]) -> list[FolderSource]:
     """The different folders that sources, or what they are parts of, are."""
-    found = {}
+    folders = {}
     for source in sources:
-        while isinstance(source, Part):
+        while isinstance(source, Subset):
             source = source.source
         if isinstance(source, FolderSource):
-            found[id(source)] = source
-    return list(found.values())
+            folders[id(source)] = source
+    return list(folders.values())
 
 
 def _previous_checkpoint(
@@ -212,14 +252,14 @@ def _previous_checkpoint(
     """
     if not config.resume:
         return None
-    found: list[Any] = [None, None]
+    chosen: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             folder.recover()
-            found[0] = checkpoint.latest(Path(config.out) / "checkpoints")
+            chosen[0] = checkpoint.latest(Path(config.out) / "checkpoints")
         except InputError as error:
-            found[1] = str(error)
-    previous, problem = broadcast_object_list(found)
+            chosen[1] = str(error)
+    previous, problem = broadcast_object_list(chosen)
     if problem:
         raise InputError(problem)
     _require_seen(previous, Path(config.out), accelerator)

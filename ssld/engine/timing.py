@@ -34,6 +34,8 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.spans: list[tuple[str, Any, Any]] = []
+        self.frozen: list[str] = []
+        """Sections that a step would not have without the networks that are not trained."""
         self._reduction: Any = None
 
     @contextlib.contextmanager
@@ -46,14 +48,15 @@ class StepClock:
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, with its calls timed."""
 
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             with self.section(name):
-                return function(*args)
+                return function(*args, **options)
 
         return call
 
     def time_calls(self, name: str, module: torch.nn.Module) -> None:
-        """Time every forward pass of a module from now on."""
+        """Time every forward pass of a module that is not trained from now on."""
+        self.frozen.append(name)
         starts: list[Any] = []
         module.register_forward_pre_hook(lambda *_: starts.append(self._now()))
         module.register_forward_hook(
@@ -77,7 +80,8 @@ class StepClock:
     def _reduce(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         if bucket.is_last():
             self._reduction = self._now()
-        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+        assert dist.group.WORLD is not None
+        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
 
     def take(self) -> dict[str, float]:
         """Seconds of each section since the last call; on a GPU this waits for it."""

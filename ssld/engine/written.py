@@ -15,11 +15,12 @@ from pathlib import Path
 
 CONFIG = "config.yaml"
 OLD = ".overwritten"
-"""Where `--overwrite` keeps the old run until the new one has begun (`ssld/engine/overwrite.py`)."""
+"""Where `--overwrite` keeps the old run until the new one has begun; see `overwrite.py` here."""
 NOBODYS = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 """What file managers and NFS leave behind: it keeps nobody from removing a folder."""
 _EXPORT = r"(config\.json|model\.safetensors)"
-_CHECKPOINT = r"((student|ema)\.safetensors|optimizer\.pt|(state|manifest)\.json)"
+_NETWORKS = r"(student|ema|(ema_)?auxiliary)\.safetensors"
+_CHECKPOINT = rf"({_NETWORKS}|optimizer\.pt|(state|manifest)\.json)"
 _WRITTEN = (
     r"config\.yaml",
     r"(run|recipe|resolutions|probe|preflight|predictions)\.json",
@@ -86,11 +87,11 @@ def foreign(folder: Path, under: str = "") -> list[Path]:
     above = tuple(filter(None, under.split("/")))
     ours = list(_entries(folder, above))
     known = {path.name for path, _, _ in ours}
-    found = [Path(entry.path) for entry in _listed(folder) if entry.name not in known]
+    strangers = [Path(entry.path) for entry in _listed(folder) if entry.name not in known]
     for path, parts, is_folder in ours:
         if is_folder:
-            found += foreign(path, "/".join(parts))
-    return sorted(found)
+            strangers += foreign(path, "/".join(parts))
+    return sorted(strangers)
 
 
 def folders(folder: Path, under: str = "") -> Iterator[Path]:
@@ -122,10 +123,10 @@ def remove(folder: Path, under: str = "") -> OSError | None:
         if path.name == CONFIG and problem:
             break
         try:
-            found = remove(path, "/".join(parts)) if is_folder else path.unlink(missing_ok=True)
+            failure = remove(path, "/".join(parts)) if is_folder else path.unlink(missing_ok=True)
         except OSError as error:
-            found = error
-        problem = problem or found
+            failure = error
+        problem = problem or failure
     with contextlib.suppress(OSError):  # something else is left in it
         folder.rmdir()
     return problem

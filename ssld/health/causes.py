@@ -107,24 +107,24 @@ def _dead(student: Classifier, batch: Batch) -> list[str]:
 
 def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> tuple[list[str], list[str]]:
     """Causes, and hints that are none."""
-    found: list[str] = []
+    accused: list[str] = []
     hints: list[str] = []
     if teacher is None:
-        return found, hints
+        return accused, hints
     for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
-        check = check_teacher(network, batches, config.dtype or "fp32")  # type: ignore[arg-type]
+        check = check_teacher(network, batches, config.dtype or "fp32")
+        problem = check.problem(name)
+        accused += [problem] if problem else []
         if check.fault:
-            found.append(f"the {name} cannot teach, {check.fault}: check teacher.checkpoint")
             continue
-        found += [f"the {name} is better with {finding}" for finding in check.findings[:1]]
         hints += [f"hint on the {name}, {hint}" for hint in check.hints]
-        told = check.information.get(GIVEN, 0.0)
-        if not check.findings and told < SAYS_NOTHING * math.log(network.num_classes):  # type: ignore[arg-type]
-            found.append(
-                f"the {name} says nearly the same about every image (it tells {told:.3f} nats): "
-                "check teacher.checkpoint, unless the images are all of one kind"
+        information = check.information.get(GIVEN, 0.0)
+        if not problem and information < SAYS_NOTHING * math.log(network.num_classes):
+            accused.append(
+                f"the {name} says nearly the same about every image (it tells {information:.3f} "
+                "nats): check teacher.checkpoint, unless the images are all of one kind"
             )
-    return found, hints
+    return accused, hints
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ class Example:
     teacher: list[tuple[int, float]]
 
 
-class Tally:
+class ClassificationMetrics:
     """Sums over images.
 
     Args:

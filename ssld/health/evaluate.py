@@ -7,37 +7,40 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ssld.common.errors import InputError
-from ssld.common.metrics import beyond_chance
+from ssld.common.files import write_atomically
+from ssld.common.metrics import METRICS, beyond_chance
+from ssld.data.batching import eval_batches
+from ssld.data.eval_view import eval_view
+from ssld.data.labels import index_for
+from ssld.data.loading import Batch, ViewBatches
+from ssld.data.sources import open_source
+from ssld.data.unreadable import Unreadables
+from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.health.config import EvaluateConfig
 from ssld.health.intervals import wilson
-
-if TYPE_CHECKING:
-    from ssld.data.loading import Batch
-    from ssld.health.classification_metrics import Tally
-    from ssld.models.classifier import Classifier
-
+from ssld.models.classifier import Classifier, open_network
+from ssld.models.teacher import Teacher, autocast
 
 CLEAR = 0.5
 """Top-1 beyond chance from which the model is not accused, however few the images are."""
 
 
-def accuracy(network: Classifier, batches: Iterable[Batch], precision: str = "fp32") -> Tally:
+def accuracy(
+    network: Classifier | Teacher, batches: Iterable[Batch], precision: str = "fp32"
+) -> ClassificationMetrics:
     """What a network in eval mode gets right."""
-    import torch
-
-    from ssld.health.classification_metrics import Tally
-    from ssld.models.teacher import autocast
-
-    tally = Tally(network.num_classes, next(network.parameters()).device)
+    measured = ClassificationMetrics(network.num_classes, next(network.parameters()).device)
     with torch.inference_mode():
         for batch in batches:
             with autocast(batch.images.device, precision):
                 logits = network(batch.images)
-            tally.add(batch, logits.float())
-    return tally
+            measured.add(batch, logits.float())
+    return measured
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -46,34 +49,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         InputError: a source without labels, labels that the model does not know, a bad model.
     """
-    import torch
-
-    from ssld.common.files import write_atomically
-    from ssld.data.eval_view import eval_view
-    from ssld.data.labels import index_for
-    from ssld.data.sources import open_source
-    from ssld.data.unreadable import Unreadables, eval_batches
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
     network = _open_model(config).to(device).eval()
     sources = [open_source(path) for path in config.data]
-    index = index_for(sources, network, "model")
-    unreadables = Unreadables(sources, config.max_unreadable, None)
-    view = eval_view(network)
+    unreadables = Unreadables(sources, config.max_unreadable)
     batches = eval_batches(
-        sources,
-        view,
+        ViewBatches(sources, eval_view(network), index_for(sources, network, "model")),
         batch_size=config.batch_size,
         workers=config.workers,
-        label_index=index,
         device=device,
         unreadables=unreadables,
         description="evaluate",
     )
-    tally = accuracy(network, batches, config.precision)
-    result = _result(network, tally, unreadables.count, len(sources))
+    measured = accuracy(network, batches, config.precision)
+    result = _result(network, measured, unreadables.count, len(sources))
     _print_result(config.model, result)
     doubt = doubt_of(result, network)
     if doubt:
@@ -85,8 +76,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _open_model(config: EvaluateConfig) -> Classifier:
-    from ssld.models.classifier import open_network
-
     folder = Path(config.model).is_dir()
     network = open_network(
         "model",
@@ -102,34 +91,37 @@ def _open_model(config: EvaluateConfig) -> Classifier:
     return network
 
 
-def _result(network: Classifier, tally: Tally, unreadable: int, sources: int) -> dict[str, Any]:
-    images = tally.counted("top1")[1]
+def _result(
+    network: Classifier, measured: ClassificationMetrics, unreadable: int, sources: int
+) -> dict[str, Any]:
+    images = measured.counted("top1")[1]
     if images == 0:
         raise InputError(
             f"data: no labeled image in the {sources} given source(s); give a folder with one "
             "subfolder per class, or a manifest or shards with labels"
         )
-    if math.isnan(tally.metrics()["entropy_student"]):
+    if math.isnan(measured.metrics()["entropy_student"]):
         raise InputError(
             "the model's predictions are not finite (NaN or infinite) for some of these images: "
             "check the weights, or take precision fp32 or bf16 where it is fp16"
         )
     result: dict[str, Any] = {"images": images, "unreadable": unreadable}
     for name in ("top1", "top5"):
-        hits, _ = tally.counted(name)
+        hits, _ = measured.counted(name)
         low, high = wilson(hits, images)
         result |= {name: hits / images, f"{name}_low": low, f"{name}_high": high}
     # What guessing reaches: of all classes alike, or each as often as this model says it.
-    result["chance"] = max(1 / network.num_classes, tally.metrics().get("top1_chance", 0.0))
+    result["chance"] = max(1 / network.num_classes, measured.metrics().get("top1_chance", 0.0))
     result["parameters"] = sum(p.numel() for p in network.model.parameters())
     return result
 
 
 def _print_result(model: str, result: dict[str, Any]) -> None:
     print(f"{model} on {result['images']} images, {result['unreadable']} unreadable")
-    for name, label in (("top1", "top-1"), ("top5", "top-5")):
+    for name in ("top1", "top5"):
         low, high = result[f"{name}_low"], result[f"{name}_high"]
-        print(f"  {label}  {result[name]:.2%}  [95 % interval {low:.2%} to {high:.2%}]")
+        interval = f"[95 % interval {low:.2%} to {high:.2%}]"
+        print(f"  {METRICS[name].label}  {result[name]:.2%}  {interval}")
 
 
 def doubt_of(result: dict[str, Any], network: Classifier) -> str | None:

@@ -24,7 +24,7 @@ from ssld.data.loading import Batch
 from ssld.health.intervals import near_chance
 from ssld.models.classifier import Classifier
 from ssld.models.teacher import autocast
-from ssld.models.teacher_faults import FEWEST, constant, not_finite, samples
+from ssld.models.teacher_faults import MIN_DIFFERENT_IMAGES, constant, not_finite, samples
 
 NORMALISATIONS = {
     "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -45,10 +45,10 @@ GIVEN, SWAPPED = "as given", "colour channels swapped"
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network said about n images under one preprocessing."""
+    """A network's predictions for n images under one preprocessing."""
 
     best: np.ndarray
-    """int64 [n], -1 where what it said were no numbers."""
+    """int64 [n]: the class of each, -1 where its probabilities are not finite."""
     information: float
     """H(mean p) - mean H(p) in nats: high when predictions are sure and not all the same."""
 
@@ -69,7 +69,13 @@ class TeacherCheck:
     hints: list[str] = field(default_factory=list)
     """The same of variants that only seem to be: no evidence, but worth a look."""
     fault: str | None = None
-    """Why its predictions cannot be targets at all; no finding is said then."""
+    """Why its predictions cannot be targets at all; there are no findings then."""
+
+    def problem(self, name: str) -> str | None:
+        """What is wrong with the teacher of that name, or None."""
+        if self.fault:
+            return f"the {name} cannot teach, {self.fault}: check teacher.checkpoint"
+        return f"the {name} is better with {self.findings[0]}" if self.findings else None
 
 
 def check_teacher(
@@ -87,8 +93,8 @@ def check_teacher(
             variants[f"normalisation {name}"] = other.to(next(network.parameters()).device)
     probabilities: dict[str, list[np.ndarray]] = {name: [] for name in variants}
     labels: list[np.ndarray] = []
-    nowhere: list[str] = []
-    first: list[tuple[Tensor, Tensor]] = []
+    faulty: list[str] = []
+    first: list[tuple[Tensor, Tensor]] = []  # enough answers to see whether they are all the same
     with torch.inference_mode():
         for batch in batches:
             readable = batch.weight > 0
@@ -102,29 +108,21 @@ def check_teacher(
                 log_probs = logits.float().log_softmax(-1)
                 probabilities[name].append(log_probs.exp().cpu().numpy())
                 if name == GIVEN:
-                    nowhere += _without_numbers(log_probs, batch, readable)
-                    first += [(log_probs, pixels)] * (len(labels) <= FEWEST)
-    if not labels:
-        return TeacherCheck(0, 0, {}, {}, [])
+                    rows = readable.nonzero().flatten()[not_finite(log_probs)]
+                    faulty += [batch.ids[i] for i in rows.tolist()]
+                    first += [(log_probs, pixels)] * (len(labels) <= MIN_DIFFERENT_IMAGES)
     images = sum(map(len, labels))
-    if nowhere:
-        return TeacherCheck(
-            images, 0, {}, {}, [],
-            fault=f"its predictions are not finite (NaN or infinite) for {len(nowhere)} of "
-            f"{images} images ({samples(nowhere)})",
-        )  # fmt: skip
+    if not images:
+        return TeacherCheck(0, 0, {}, {}, [])
+    if faulty:
+        fault = f"its predictions are not finite (NaN or infinite) for {len(faulty)} of {images} "
+        return TeacherCheck(images, 0, {}, {}, [], fault=f"{fault}images ({samples(faulty)})")
     answers = {name: answers_of(np.concatenate(parts)) for name, parts in probabilities.items()}
-    found = compare(network, answers, np.concatenate(labels))
-    if not found.findings and constant(*map(torch.cat, zip(*first, strict=True))):
-        said = f"it predicts exactly the same for {images} different images"
-        return TeacherCheck(images, 0, {}, {}, [], found.hints, said)
-    return found
-
-
-def _without_numbers(log_probs: Tensor, batch: Batch, readable: Tensor) -> list[str]:
-    """Ids of the samples for which what is said are no numbers."""
-    places = readable.nonzero().flatten()[not_finite(log_probs)]
-    return [batch.ids[i] for i in places.tolist()]
+    check = compare(network, answers, np.concatenate(labels))
+    if not check.findings and constant(*map(torch.cat, zip(*first, strict=True))):
+        fault = f"it predicts exactly the same for {images} different images"
+        return TeacherCheck(images, 0, {}, {}, [], check.hints, fault)
+    return check
 
 
 def compare(network: Classifier, answers: dict[str, Answers], labels: np.ndarray) -> TeacherCheck:
@@ -139,26 +137,20 @@ def compare(network: Classifier, answers: dict[str, Answers], labels: np.ndarray
     if count == 0:
         findings, hints = _without_labels(network, answers)
         return TeacherCheck(len(labels), 0, {}, information, findings, hints)
-    hits = {name: a.best[known] == labels[known] for name, a in answers.items()}
-    orders = _orders(answers[GIVEN].best[known], labels[known], network.num_classes)
-    top1 = {name: float(h.mean()) for name, h in (hits | orders).items()}
-    given = hits[GIVEN]
-    better = [
-        (float(h.mean()), name)
-        for name, h in (hits | orders).items()
-        if name != GIVEN and _better(h, given)
-    ]
+    correct = {name: a.best[known] == labels[known] for name, a in answers.items()}
+    correct |= _orders(answers[GIVEN].best[known], labels[known], network.num_classes)
+    top1 = {name: float(x.mean()) for name, x in correct.items()}
+    better = [name for name, x in correct.items() if name != GIVEN and _better(x, correct[GIVEN])]
     findings = [
-        f"{name}: {share:.1%} top-1 instead of {given.mean():.1%}{_advice(name)}"
-        for share, name in sorted(better, reverse=True)
+        f"{name}: {top1[name]:.1%} top-1 instead of {top1[GIVEN]:.1%}{_advice(name)}"
+        for name in sorted(better, key=lambda name: (top1[name], name), reverse=True)
     ]
     told, most = answers[GIVEN].information, math.log(min(network.num_classes, len(labels)))
-    enough = count >= FEWEST_LABELED
-    wrong = near_chance(float(given.mean()), network.num_classes)
-    if enough and wrong and not findings and told > SURE * most:
+    wrong = count >= FEWEST_LABELED and near_chance(top1[GIVEN], network.num_classes)
+    if wrong and not findings and told > SURE * most:
         findings.append(
             f"another class order: its predictions are sure and varied (they tell {told:.2f} of "
-            f"{most:.2f} nats about an image) but {given.mean():.1%} of them are right; the labels "
+            f"{most:.2f} nats about an image) but {top1[GIVEN]:.1%} of them are right; the labels "
             "count the classes in another order than its outputs, or are of other classes (too few "
             "images of each class to say which order)"
         )
@@ -208,47 +200,47 @@ def _scale(name: str, network: Classifier) -> float:
 
 
 def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """Hits [n] when the teacher's outputs are read in another order.
+    """bool [n]: what is right when the teacher's outputs are read in another order.
 
     Orders that are often met are named. Any other is found from one half of the images (the
     assignment with most hits) and tried on the other half, so that it cannot flatter itself.
     """
     as_text = np.array(sorted(range(classes), key=str))
-    found = {
+    orders = {
         "class order shifted up by one": (best + 1) % classes == labels,
         "class order shifted down by one": (best - 1) % classes == labels,
         "class order reversed": classes - 1 - best == labels,
         "class order sorted as text": as_text[best] == labels,
         "class order sorted as text, inverted": np.argsort(as_text)[best] == labels,
     }
-    found = {  # with two classes some of these are the same
-        name: h
-        for i, (name, h) in enumerate(found.items())
-        if not any(np.array_equal(h, other) for other in list(found.values())[:i])
+    orders = {  # with two classes some of these are the same
+        name: x
+        for i, (name, x) in enumerate(orders.items())
+        if not any(np.array_equal(x, other) for other in list(orders.values())[:i])
     }
-    hits = np.zeros(len(labels), bool)
+    correct = np.zeros(len(labels), bool)
     # Among the classes that occur: all of them squared would be gigabytes for ImageNet-21k.
-    said, row = np.unique(best, return_inverse=True)
-    meant, column = np.unique(labels, return_inverse=True)
+    predicted, row = np.unique(best, return_inverse=True)
+    actual, column = np.unique(labels, return_inverse=True)
     half = np.arange(len(labels)) % 2 == 0
     for learn, test in ((half, ~half), (~half, half)):
-        counts = np.zeros((len(said), len(meant)))
+        counts = np.zeros((len(predicted), len(actual)))
         np.add.at(counts, (row[learn], column[learn]), 1)
-        order = np.full(len(said), -1)
+        order = np.full(len(predicted), -1)
         rows, columns = linear_sum_assignment(counts, maximize=True)
         seen = counts[rows, columns] > 0  # the others are no more than a guess
         order[rows[seen]] = columns[seen]
-        hits[test] = order[row[test]] == column[test]
-    named = max(found.values(), key=lambda h: h.sum())
-    if hits.sum() > named.sum():  # else the named one explains it
-        found["class order permuted"] = hits
-    return found
+        correct[test] = order[row[test]] == column[test]
+    if correct.sum() > max(x.sum() for x in orders.values()):  # else the named one explains it
+        orders["class order permuted"] = correct
+    return orders
 
 
-def _better(hits: np.ndarray, given: np.ndarray) -> bool:
-    """Significantly (McNemar 1947, at three deviations), and by two points at least."""
-    only, lost = int((hits & ~given).sum()), int((given & ~hits).sum())
-    return only - lost > max(3 * math.sqrt(only + lost), 0.02 * len(hits))
+def _better(correct: np.ndarray, given: np.ndarray) -> bool:
+    """Significantly (McNemar 1947, at three deviations), and by two points at least; bool [n]
+    each."""
+    only, lost = int((correct & ~given).sum()), int((given & ~correct).sum())
+    return only - lost > max(3 * math.sqrt(only + lost), 0.02 * len(correct))
 
 
 def answers_of(probabilities: np.ndarray) -> Answers:
@@ -260,12 +252,12 @@ def answers_of(probabilities: np.ndarray) -> Answers:
     def entropy(p: np.ndarray) -> np.ndarray:
         return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
 
-    numbers = ~np.isnan(probabilities).any(-1)
-    best = np.where(numbers, probabilities.argmax(-1), -1)
-    if not numbers.any():
+    finite = ~np.isnan(probabilities).any(-1)
+    best = np.where(finite, probabilities.argmax(-1), -1)
+    if not finite.any():
         return Answers(best, 0.0)
-    told = probabilities[numbers]
-    return Answers(best, float(entropy(told.mean(0)) - entropy(told).mean()))
+    p = probabilities[finite]
+    return Answers(best, float(entropy(p.mean(0)) - entropy(p).mean()))
 
 
 def _close(mean: tuple[float, ...], std: tuple[float, ...], network: Classifier) -> bool:

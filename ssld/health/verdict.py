@@ -80,8 +80,7 @@ def noted(evaluation: Mapping[str, Any], metric: str, num_classes: int) -> dict[
     several = round(evaluation.get("classes_teacher", 0) * num_classes) > 1
     if metric == "agreement1" and several:
         found["chance"] = evaluation[CHANCE[metric]]
-    signs = symptoms(evaluation, num_classes) if "entropy_student" in evaluation else []
-    return {**found, "symptoms": signs}
+    return {**found, "symptoms": symptoms(evaluation, num_classes)}
 
 
 def level(evaluation: Mapping[str, Any]) -> str:
@@ -106,7 +105,10 @@ def _little(evaluation: Mapping[str, Any], metric: str) -> str:
 
 
 def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
-    """What shows that a network has not learned, each as a phrase; empty when nothing does."""
+    """What shows that a network has not learned, each as a phrase; empty when nothing does, or the
+    evaluation is not one of a classifier."""
+    if "entropy_student" not in evaluation:
+        return []
     e, found = evaluation, []
     if math.isnan(e["entropy_student"]):
         return ["its predictions are not finite (NaN or infinite)"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,21 +11,21 @@ KINDS = {"still improving": "improving", "flat": "flat", "no longer": "flat"}
 Lines = Sequence[Mapping[str, Any]]
 
 
-def paragraph(evaluations: Lines, stage: str = "") -> str:
-    """The last verdict, coloured by its kind.
+def shown_verdict(evaluations: Lines, stage: str = "") -> tuple[str, str]:
+    """The last verdict, and its kind, which a page colours it by.
 
     Args:
         evaluations: lines of metrics.jsonl, oldest first.
         stage: named first, on a page of several.
     """
-    name = f"{html.escape(stage)}: " if stage else ""
+    name = f"{stage}: " if stage else ""
     if not evaluations:
-        return f'<p class="verdict">{name}No verdict: no evaluation yet.</p>'
-    said = str(evaluations[-1]["verdict"])
-    begins = said.removeprefix("finished, ")
-    css = next((css for words, css in KINDS.items() if begins.startswith(words)), "")
-    css = "not" if is_not_learning(said) else css
-    return f'<p class="verdict {css}">{name}{html.escape(said[:1].upper() + said[1:])}.</p>'
+        return f"{name}No verdict: no evaluation yet.", ""
+    verdict = str(evaluations[-1]["verdict"])
+    begins = verdict.removeprefix("finished, ")
+    kind = next((kind for words, kind in KINDS.items() if begins.startswith(words)), "")
+    kind = "not" if is_not_learning(verdict) else kind
+    return f"{name}{verdict[:1].upper()}{verdict[1:]}.", kind
 
 
 def standing(evaluations: Lines, exported: Mapping[str, Any] | None, num_classes: int) -> str:
@@ -38,19 +37,14 @@ def standing(evaluations: Lines, exported: Mapping[str, Any] | None, num_classes
     if not evaluations:
         return ""
     last = evaluations[-1]
-    said = [f"The last evaluation, step {last['step']:,}: {level(last) or 'no chance level'}."]
-    step = exported["step"] if exported else last["step"]
+    text = f"The last evaluation, step {last['step']:,}: {level(last) or 'no chance level'}."
+    if not exported:
+        return text
+    step = exported["step"]
     line = next((x for x in evaluations if x["step"] == step), None)
-    if exported and line is None:
-        said.append(f"The exported student is that of step {step:,}, which was not evaluated.")
-    elif exported and line is not None:
-        signs = "; ".join(signs_of(line, num_classes))
-        also = "" if line is last else f": {level(line) or 'no chance level'}"
-        said.append(f"The exported student is that of step {step:,}{also}.")
-        said += [f"It has symptoms: {signs}."] if signs else []
-    return f'<p class="note">{html.escape(" ".join(said))}</p>'
-
-
-def signs_of(line: Mapping[str, Any], num_classes: int) -> list[str]:
-    """The symptoms of an evaluation of a classifier; none where its line cannot tell."""
-    return symptoms(line, num_classes) if "entropy_student" in line else []
+    text += f" The exported student is that of step {step:,}"
+    if line is None:
+        return f"{text}, which was not evaluated."
+    text += "." if line is last else f": {level(line) or 'no chance level'}."
+    signs = "; ".join(symptoms(line, num_classes))
+    return f"{text} It has symptoms: {signs}." if signs else text

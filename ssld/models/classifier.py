@@ -11,25 +11,44 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.models.weight_files import HUB, check_loaded, check_named, classes_in, read_checkpoint
-from zoo.described import Described
+from zoo.described import Described  # which registers the distilled backbones in timm, too
 from zoo.errors import printable
-from zoo.fetch.hub_errors import failures
+from zoo.fetch.hub_errors import FAILURES
 from zoo.fetch.watch import watched
 
 LARGEST = 1e30
 """Of a mean, and of a deviation's inverse: what is computed from pixels stays finite in float32."""
 TRIED_PX = 512
 """Larger images are not tried when a network is opened, for their cost."""
+
+
+class TimmModel(nn.Module):
+    """What timm's classifiers have beyond a module: for type checkers, never made."""
+
+    num_classes: int
+    head_hidden_size: int
+    pretrained_cfg: dict[str, Any]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[b, 3, h, w] -> the last feature map or tokens."""
+        ...
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """-> [b, classes] logits, or the pooled [b, d] before them."""
+        ...
+
+    def reset_classifier(self, num_classes: int) -> None: ...
 
 
 class ImageModel(nn.Module):
@@ -39,6 +58,9 @@ class ImageModel(nn.Module):
         mean, std: normalisation of pixel values in [0, 1].
         label_names: of its classes, in order, where they are known.
     """
+
+    _scale: Tensor
+    _shift: Tensor
 
     def __init__(
         self,
@@ -59,14 +81,13 @@ class ImageModel(nn.Module):
                 "give finite ones, and std above 0"
             )
         self.label_names = list(label_names) if label_names else None
-        self.register_buffer("_scale", 1 / (255 * torch.tensor(self.std)), persistent=False)
-        self.register_buffer(
-            "_shift", -torch.tensor(self.mean) / torch.tensor(self.std), persistent=False
-        )
+        scale, shift = 1 / (255 * torch.tensor(self.std)), -torch.tensor(self.mean)
+        self.register_buffer("_scale", scale, persistent=False)  # [3]
+        self.register_buffer("_shift", shift / torch.tensor(self.std), persistent=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[b, 3, h, w] in 0..255 -> float32, of zero mean and unit deviation where trained."""
-        return pixels * self._scale.view(1, 3, 1, 1) + self._shift.view(1, 3, 1, 1)  # type: ignore[operator]
+        return pixels * self._scale.view(1, 3, 1, 1) + self._shift.view(1, 3, 1, 1)
 
     def lr_scales(self) -> dict[str, float]:
         """{parameter name: factor on its learning rate}; 1 where it is not named."""
@@ -77,10 +98,12 @@ class Classifier(ImageModel):
     """Images in, logits out.
 
     Args:
-        model: a timm classifier; its `pretrained_cfg` supplies what is not given.
+        model: a timm classifier (`TimmModel`); its `pretrained_cfg` supplies what is not given.
         input_size: side in px of the square that the model sees.
         mean, std: normalisation of pixel values in [0, 1].
     """
+
+    model: TimmModel
 
     def __init__(
         self,
@@ -90,7 +113,7 @@ class Classifier(ImageModel):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
-        cfg: dict[str, Any] = dict(model.pretrained_cfg or {})  # type: ignore[arg-type]
+        cfg = dict(cast(TimmModel, model).pretrained_cfg or {})
         super().__init__(
             model,
             mean=mean or cfg.get("mean", IMAGENET_DEFAULT_MEAN),
@@ -105,7 +128,17 @@ class Classifier(ImageModel):
 
     @property
     def num_classes(self) -> int:
-        return int(self.model.num_classes)  # type: ignore[arg-type]
+        return int(self.model.num_classes)
+
+    @property
+    def feature_size(self) -> int:
+        """d of `features`: what a projection of them takes."""
+        return int(self.model.head_hidden_size)
+
+    @property
+    def architecture(self) -> str | None:
+        """timm's name of the model."""
+        return self.model.pretrained_cfg.get("architecture")
 
     def require_classes(self, role: str) -> None:
         """Raises InputError where the model has no classifier: timm's features alone."""
@@ -148,9 +181,25 @@ class Classifier(ImageModel):
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         return self.normalise(x)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[b, h, w, 3] uint8 -> [b, classes] logits."""
-        return self.model(self.preprocess(images))
+    def forward(
+        self, images: Tensor, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[b, h, w, 3] uint8 -> [b, classes] logits.
+
+        Args:
+            with_features: return (logits, features [b, feature_size]) of one forward pass, as
+                `features` has them. It is an argument of `forward` so that a loss on features
+                trains under DistributedDataParallel, whose hooks hang on this call.
+        """
+        if not with_features:
+            return self.model(self.preprocess(images))
+        x = self.model.forward_features(self.preprocess(images))
+        return self.model.forward_head(x), self.model.forward_head(x, pre_logits=True)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[b, h, w, 3] uint8 -> [b, feature_size]: pooled, what the last layer makes logits of."""
+        x = self.model.forward_features(self.preprocess(images))
+        return self.model.forward_head(x, pre_logits=True)
 
     def sha256(self) -> str:
         """Digest of all weights: names, dtypes, shapes and bytes."""
@@ -167,8 +216,6 @@ class Classifier(ImageModel):
         Raises:
             InputError: the model does not run on images of `input_size`.
         """
-        from torch.utils.flop_counter import FlopCounterMode
-
         parameters = sum(p.numel() for p in self.model.parameters())
         device = next(self.model.parameters()).device
         images = torch.zeros(2, 3, self.input_size, self.input_size, device=device)
@@ -182,7 +229,7 @@ class Classifier(ImageModel):
                 raise ValueError(f"its answer is {tuple(logits.shape)}")
         except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{self.model.pretrained_cfg.get('architecture')} does not run on images of "  # type: ignore[union-attr]
+                f"{self.architecture} does not run on images of "
                 f"{self.input_size} px ({error}); set another size or `args`"
             ) from error
         finally:
@@ -215,28 +262,27 @@ def open_network(
     """
     arguments = dict(args or {})
     if checkpoint:
-        arch, weights, said = read_checkpoint(role, checkpoint, arch)
+        arch, weights, described = read_checkpoint(role, checkpoint, arch)
         where = f"{role}.checkpoint {checkpoint}"
-        arguments = {**said.args, **arguments}
+        arguments = {**described.args, **arguments}
         trained_classes = arguments.get("num_classes") or classes_in(arch, weights)
         if trained_classes is not None:
             arguments["num_classes"] = trained_classes
         _try_without_memory(role, arch, arguments, weights, where)
         model = _create(role, arch, False, arguments)
         load_strictly(model, weights, where)
-        _merge_metadata(model, said.cfg)
+        _merge_metadata(model, described.cfg)
         _check_labels(model, where)
         if num_classes is not None and num_classes != model.num_classes:
-            model.reset_classifier(num_classes)  # type: ignore[operator]
-            model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
+            model.reset_classifier(num_classes)
+            model.pretrained_cfg.pop("label_names", None)
     else:
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         model = _create(role, arch, pretrained, arguments)
         if "num_classes" in arguments:  # perhaps of a new classifier
-            names = model.pretrained_cfg.get("label_names") or ()  # type: ignore[union-attr]
-            if len(names) != model.num_classes:
-                model.pretrained_cfg.pop("label_names", None)  # type: ignore[union-attr]
+            if len(model.pretrained_cfg.get("label_names") or ()) != model.num_classes:
+                model.pretrained_cfg.pop("label_names", None)
         _check_labels(model, f"{role}.arch {arch}")
     network = Classifier(model, input_size=input_size, mean=mean, std=std)
     given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
@@ -260,15 +306,15 @@ def _try_without_memory(
     check_fit(expected, weights, where)
 
 
-def _require_memory(role: str, folder: Path, said: Described, args: Mapping[str, Any]) -> None:
+def _require_memory(role: str, folder: Path, described: Described, args: Mapping[str, Any]) -> None:
     """The same for what timm loads by itself: not far more parameters than bytes of weights."""
-    arguments = {**said.args, **args}
+    arguments = {**described.args, **args}
     if not arguments.keys() - {"num_classes"}:
         return
     size = (folder / "model.safetensors").stat().st_size
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
-            model = _create(role, said.architecture, False, arguments)
+            model = _create(role, described.architecture, False, arguments)
         except InputError:
             return
     parameters = sum(x.numel() for x in model.parameters())
@@ -279,9 +325,7 @@ def _require_memory(role: str, folder: Path, said: Described, args: Mapping[str,
         )
 
 
-def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
-    import zoo  # noqa: F401, registers the distilled backbones in timm
-
+def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> TimmModel:
     if not arch:
         raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
     if ":" not in arch and not timm.is_model(arch.split(".")[0]):
@@ -294,13 +338,13 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
     try:
         with watched(arch) if pretrained or HUB.match(arch) else nullcontext():
-            said = check_named(role, arch, weights=pretrained)
-            if said and arch.startswith("local-dir:"):
-                _require_memory(role, Path(arch.removeprefix("local-dir:")), said, args)
+            described = check_named(role, arch, weights=pretrained)
+            if described and arch.startswith("local-dir:"):
+                _require_memory(role, Path(arch.removeprefix("local-dir:")), described, args)
             model = timm.create_model(arch, pretrained=pretrained, **args)
-    except InputError:
-        raise
-    except failures() as error:
+    except FAILURES as error:
+        if isinstance(error, InputError) and str(error).startswith(role):
+            raise
         reason = printable(one_line(error, 300))
         advice = (
             f"give weights on disk as {role}.checkpoint, or check the name and the network"
@@ -310,19 +354,17 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
         raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
     if pretrained:
         check_loaded(role, arch, model.state_dict())
-    return model
+    return cast(TimmModel, model)
 
 
-def _merge_metadata(model: nn.Module, said: Mapping[str, Any]) -> None:
+def _merge_metadata(model: TimmModel, metadata: Mapping[str, Any]) -> None:
     """Let the weights' own words on preprocessing and labels win over timm's for the name."""
     wanted = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names")
-    model.pretrained_cfg.update(  # type: ignore[union-attr]
-        {k: said[k] for k in wanted if said.get(k) is not None}
-    )
+    model.pretrained_cfg.update({k: metadata[k] for k in wanted if metadata.get(k) is not None})
 
 
-def _check_labels(model: nn.Module, where: str) -> None:
-    names, classes = model.pretrained_cfg.get("label_names"), model.num_classes  # type: ignore
+def _check_labels(model: TimmModel, where: str) -> None:
+    names, classes = model.pretrained_cfg.get("label_names"), model.num_classes
     if names and len(names) != classes:
         raise InputError(
             f"{where} names {len(names)} classes, but its classifier has {classes}: mend "

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Settings of the student and of teachers. Imports neither torch nor timm."""
 
 from __future__ import annotations
 

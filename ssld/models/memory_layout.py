@@ -10,10 +10,10 @@ def as_images_lie(model: nn.Module) -> None:
     """Write the strides of weights that lie alike in either memory format, 1 x 1 and depthwise
     ones, as channels last; no value moves.
 
-    Images come with their channels last in memory (`ssld.models.classifier.Classifier.preprocess`), and so do
-    the gradients of what convolves them. A weight of size 1 in some dimension keeps such strides,
-    while DistributedDataParallel lays out its buckets by the weight's own: it would warn that they
-    do not match, and copy every gradient.
+    Images come with channels last in memory (`Classifier.preprocess`), and so do the gradients
+    of what convolves them. A weight of size 1 in some dimension keeps such strides, while
+    DistributedDataParallel lays out its buckets by the weight's own: it would warn that they do not
+    match, and copy every gradient.
     """
     for module in model.modules():
         weight = getattr(module, "weight", None)

@@ -27,8 +27,8 @@ class _Sum(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _Sum.forward(ctx, gradient)
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, *gradients)
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
@@ -63,10 +63,13 @@ def alone(*models: nn.Module) -> Iterator[None]:
 def _own_statistics(self: _BatchNorm, x: Tensor) -> Tensor:
     if not isinstance(self, nn.SyncBatchNorm):
         return type(self).forward(self, x)
-    x = _BatchNorm.forward(self, x)
-    if hasattr(self, "act"):  # timm's SyncBatchNormAct
-        x = self.act(self.drop(x))  # type: ignore[operator]
-    return x
+    return _activated(self, _BatchNorm.forward(self, x))
+
+
+def _activated(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What timm's BatchNormAct2d and SyncBatchNormAct do after the normalisation."""
+    act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
+    return act(drop(x)) if act is not None and drop is not None else x
 
 
 def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
@@ -87,7 +90,8 @@ def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
     if self.training and self.running_mean is not None and self.running_var is not None:
         momentum = 0.1 if self.momentum is None else self.momentum
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.float(), momentum)
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_var.lerp_(unbiased.float(), momentum)
@@ -95,6 +99,4 @@ def _forward(self: _BatchNorm, x: Tensor) -> Tensor:
     x = (x - mean.to(x.dtype).view(shape)) * scale
     if self.weight is not None:
         x = x * self.weight.view(shape) + self.bias.view(shape)
-    if hasattr(self, "act"):  # timm's BatchNormAct2d
-        x = self.act(self.drop(x))  # type: ignore[operator]
-    return x
+    return _activated(self, x)

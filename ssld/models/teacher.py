@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -93,31 +93,68 @@ class Teacher(nn.Module):
         Returns:
             float32 [b, classes], `log(mean_k softmax(z_k / temperature))`.
         """
-        predictions = self.each(images, temperature)
-        if len(predictions) == 1:
-            return predictions[0]
-        return predictions.logsumexp(0) - math.log(len(predictions))
+        return mean_prediction(self.each(images, temperature))
 
     @torch.no_grad()
     def each(self, images: Tensor, temperature: float = 1.0) -> Tensor:
         """As `forward`, but every network's own: float32 [networks, b, classes]."""
+        return self._answers(images, temperature, _logits)[0]
+
+    @torch.no_grad()
+    def with_features(
+        self, images: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, with what each network makes its logits of, by one forward pass.
+
+        Returns:
+            float32 [b, classes], and float32 [b, `networks[k].feature_size`] of each network k.
+        """
+        log_probs, features = self._answers(images, temperature, _logits_and_features)
+        return mean_prediction(log_probs), features
+
+    def _answers(
+        self, images: Tensor, temperature: float, ask: Callable[..., tuple[Tensor, ...]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Log-probabilities float32 [networks, b, classes], and whatever else `ask` returns."""
         if any(module.training for module in self.modules()):
             self.eval()  # someone reached inside and called .train()
-        answers = torch.stack(
-            [
-                F.log_softmax(_logits(network, config, images).float() / temperature, dim=-1)
-                for network, config in zip(self.networks, self.configs, strict=True)
-            ]
-        )
-        self.faulty = answers.isnan().any(-1)
-        return answers
+        answers, features = [], []
+        for network, config in zip(self.networks, self.configs, strict=True):
+            logits, *rest = _in_parts(network, config, images, ask)
+            answers.append(F.log_softmax(logits.float() / temperature, dim=-1))
+            features += [x.float() for x in rest]
+        log_probs = torch.stack(answers)
+        self.faulty = log_probs.isnan().any(-1)
+        return log_probs, features
 
 
-def _logits(network: nn.Module, config: TeacherConfig, images: Tensor) -> Tensor:
+def mean_prediction(log_probs: Tensor) -> Tensor:
+    """[networks, b, classes] -> [b, classes], the log of the mean probability."""
+    if len(log_probs) == 1:
+        return log_probs[0]
+    return log_probs.logsumexp(0) - math.log(len(log_probs))
+
+
+def _logits(network: Classifier, images: Tensor) -> tuple[Tensor]:
+    return (network(images),)
+
+
+def _logits_and_features(network: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    return network(images, with_features=True)
+
+
+def _in_parts(
+    network: Classifier,
+    config: TeacherConfig,
+    images: Tensor,
+    ask: Callable[..., tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """What `ask` returns of all images, in forward passes of at most `micro_batch`."""
     with autocast(images.device, config.dtype or "fp32"):
-        if config.micro_batch is None or len(images) <= config.micro_batch:
-            return network(images)
-        return torch.cat([network(part) for part in images.split(config.micro_batch)])
+        parts = [
+            ask(network, part) for part in images.split(config.micro_batch or max(1, len(images)))
+        ]
+    return [x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True)]
 
 
 def _use_batch_statistics(network: Classifier) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from ssld.common.errors import InputError
 from ssld.common.recorded import check_recorded
 from zoo.described import Described, read_config, read_header
-from zoo.errors import InputError as ZooError
 from zoo.prefixes import unwrapped
 
 HUB = re.compile(r"hf[-_]hub:([^@]+)(?:@(.+))?")
@@ -32,19 +31,19 @@ def read_checkpoint(
             can have, its weights are not finite.
     """
     path = Path(checkpoint)
-    with _as_ours(role):
+    with _telling(role):
         if path.is_dir():
             folder = path / "student" if (path / "student").is_dir() else path
             _require_export(role, folder)
             file = folder / "model.safetensors"
             check_recorded(file, f"{role}.checkpoint")
-            said = read_config(folder / "config.json")
+            described = read_config(folder / "config.json")
         else:
             _require_safetensors(role, path)
             file = path
             check_recorded(file, f"{role}.checkpoint")
-            said = _header(path)
-        known = said.architecture
+            described = _header(path)
+        known = described.architecture
         if arch and known and arch.split(".")[0] != known.split(".")[0]:
             raise InputError(
                 f"{role}.arch is {arch!r} but {role}.checkpoint {checkpoint} holds a {known!r}; "
@@ -52,7 +51,7 @@ def read_checkpoint(
             )
         if not (arch or known):
             raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
-        return str(arch or known), _tensors(file), said
+        return str(arch or known), _tensors(file), described
 
 
 def check_named(role: str, arch: str, *, weights: bool) -> Described | None:
@@ -64,7 +63,7 @@ def check_named(role: str, arch: str, *, weights: bool) -> Described | None:
             not those that were recorded.
     """
     hub = HUB.fullmatch(arch)
-    with _as_ours(role):
+    with _telling(role):
         if arch.startswith("local-dir:"):
             folder = Path(arch.removeprefix("local-dir:"))
             _require_export(role, folder)
@@ -85,8 +84,8 @@ def classes_in(arch: str, weights: Mapping[str, Tensor]) -> int | None:
     classifier = timm.get_pretrained_cfg(arch.split(".")[0], allow_unregistered=True)
     name = (classifier.classifier if classifier else None) or "fc"
     names = [name] if isinstance(name, str) else list(name)
-    found = [weights[f"{n}.weight"] for n in names if f"{n}.weight" in weights]
-    return int(found[0].shape[0]) if found and found[0].ndim else None
+    heads = [weights[f"{n}.weight"] for n in names if f"{n}.weight" in weights]
+    return int(heads[0].shape[0]) if heads and heads[0].ndim else None
 
 
 def _require_export(role: str, folder: Path) -> None:
@@ -109,21 +108,23 @@ def _require_safetensors(role: str, path: Path) -> None:
 
 
 @contextmanager
-def _as_ours(role: str) -> Iterator[None]:
-    """The zoo cannot know this package: its errors become ours."""
+def _telling(role: str) -> Iterator[None]:
+    """Errors name the role, once."""
     try:
         yield
-    except ZooError as error:
+    except InputError as error:
+        if str(error).startswith(role):
+            raise
         raise InputError(f"{role}: {error}") from error
 
 
 def _header(path: Path) -> Described:
     try:
         with safe_open(path, "pt") as file:
-            said: dict[str, str] = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ZooError(f"{path} is not a safetensors file ({error}); fetch it anew") from error
-    return read_header(path, said)
+        raise InputError(f"{path} is not a safetensors file ({error}); fetch it anew") from error
+    return read_header(path, metadata)
 
 
 def check_loaded(role: str, arch: str, weights: Mapping[str, Tensor]) -> None:
@@ -132,20 +133,22 @@ def check_loaded(role: str, arch: str, weights: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: a tensor holds NaN or infinity.
     """
-    with _as_ours(role):
+    with _telling(role):
         _require_finite(weights, arch)
 
 
 def _require_finite(weights: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ZooError(f"{where}: the model diverged, {name} is not finite; give other weights")
+            raise InputError(
+                f"{where}: the model diverged, {name} is not finite; give other weights"
+            )
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         weights = unwrapped(load_file(file), str(file))
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ZooError(f"{file} cannot be read ({error}); fetch it anew") from error
+        raise InputError(f"{file} cannot be read ({error}); fetch it anew") from error
     _require_finite(weights, str(file))
     return weights

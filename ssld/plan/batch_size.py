@@ -8,19 +8,18 @@ import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from ssld.common.errors import InputError
 from ssld.data.loading import Batch
 from ssld.models.sync_batch_norm import alone
+from ssld.plan.measure import Bench
 
-if TYPE_CHECKING:
-    from ssld.plan.bench import Bench
-
-MOST = 2**16
+MOST_IMAGES = 2**16
 """Images in one forward pass beyond which nobody needs to know."""
 SPARE = 0.8
 """Share of a CPU's free memory that may be used; large batches need up to 15 % more an image."""
@@ -34,16 +33,16 @@ def largest_batch(bench: Bench) -> dict[str, Any]:
         how: in words.
     """
     run = bench.run
-    passes = run.world * run.config.accumulate
+    passes = run.world_size * run.config.accumulate
     start = max(1, run.config.batch_size // passes)
     if _can_try(bench):
-        found: int | None = _tried(bench, start)
+        count: int | None = _tried(bench, start)
         how = "tried, to within an eighth"
     else:
-        found, how = _derived(bench, start)
-    if found is not None and 2 * found > MOST:
+        count, how = _derived(bench, start)
+    if count is not None and 2 * count > MOST_IMAGES:
         how += "; or more, larger ones were not looked at"
-    return {"largest_batch": None if found is None else found * passes, "how": how}
+    return {"largest_batch": None if count is None else count * passes, "how": how}
 
 
 def require_memory(bench: Bench) -> None:
@@ -54,7 +53,7 @@ def require_memory(bench: Bench) -> None:
         InputError: it does not fit on some process; says what does.
     """
     config = bench.run.config
-    passes = bench.run.world * config.accumulate
+    passes = bench.run.world_size * config.accumulate
     if not _can_try(bench) or _fits(bench, config.batch_size // passes):
         return
     most = passes * _tried(bench, config.batch_size // passes)
@@ -83,7 +82,7 @@ def _tried(bench: Bench, start: int) -> int:
     """Double until it does not fit, then halve the gap three times."""
     fits, fails = 0, None
     count = start
-    while count <= MOST and fails is None:
+    while count <= MOST_IMAGES and fails is None:
         fits, fails = (count, None) if _fits(bench, count) else (fits, count)
         count *= 2
     while fits == 0 and fails is not None and fails > 1:
@@ -118,10 +117,10 @@ def _fits(bench: Bench, count: int) -> bool:
     bench.progress.kept.clear()
     bench.trainer.optimizer.zero_grad()
     torch.cuda.empty_cache()
-    outcome = torch.tensor(
-        [float(short), float(failure is not None)], device=run.accelerator.device
-    )
-    without_memory, failed = run.accelerator.reduce(outcome, "sum").tolist()  # type: ignore[union-attr]
+    device = run.accelerator.device
+    mine = torch.tensor([float(short), float(failure is not None)], device=device)
+    outcome: Any = run.accelerator.reduce(mine, "sum")
+    without_memory, failed = outcome.tolist()
     if failure is not None:
         raise failure
     if failed:
@@ -135,23 +134,23 @@ def _fits(bench: Bench, count: int) -> bool:
 def _alone(bench: Bench) -> Iterator[None]:
     """Steps inside send nothing: neither gradients nor buffers nor statistics of batch norm."""
     model = bench.trainer.model
-    sends_buffers = getattr(model, "require_forward_param_sync", None)
+    distributed = model if isinstance(model, DistributedDataParallel) else None
+    sends_buffers = distributed is not None and distributed.require_forward_param_sync
     with bench.run.accelerator.no_sync(model), alone(bench.trainer.student, bench.teacher):
-        if sends_buffers is not None:
-            model.require_forward_param_sync = False
+        if distributed is not None:
+            distributed.require_forward_param_sync = False
         try:
             yield
         finally:
-            if sends_buffers is not None:
-                model.require_forward_param_sync = sends_buffers
+            if distributed is not None:
+                distributed.require_forward_param_sync = sends_buffers
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
     """Libraries beneath torch say it in their own ways."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        "out of memory" in said or "ALLOC_FAILED" in said
-    )
+    message = str(error)
+    out = isinstance(error, torch.OutOfMemoryError)
+    return out or "out of memory" in message or "ALLOC_FAILED" in message
 
 
 def _derived(bench: Bench, start: int) -> tuple[int | None, str]:
@@ -163,11 +162,11 @@ def _derived(bench: Bench, start: int) -> tuple[int | None, str]:
             _step(bench, count)
         needs.append(max(seen))
     each = (needs[1] - needs[0]) / (large - small)
-    free = _free() / bench.run.world
+    free = _free() / bench.run.world_size
     if each < bench.run.view.size**2 * 3:  # less than the images themselves: lost in the noise
         return None, "not known, a step needs too little memory to tell"
     count = int(large + SPARE * free / each)
-    return min(count, MOST), f"derived, {each / 2**20:.2f} MiB an image"
+    return min(count, MOST_IMAGES), f"derived, {each / 2**20:.2f} MiB an image"
 
 
 @contextlib.contextmanager

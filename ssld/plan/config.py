@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 
+from ssld.cli.commands import LATER
 from ssld.common.local_paths import check_inputs
 from ssld.common.replaceable import check_file
 from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt
 from ssld.distill.config import DistillConfig
-
-LATER = ("finetune", "fix")
-"""Stages of a recipe behind the first."""
+from ssld.recipe.config import joined
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,8 @@ def with_recipe(words: list[str]) -> list[str]:
     if not words or words[0].startswith("-"):
         return words
     own = {x.name for x in fields(PlanConfig)} - {x.name for x in fields(DistillConfig)}
-    for_plan, for_recipe, takers = [], [], []
-    for word in words[1:]:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0]
-            stage = name.partition(".")[0]
-            takers = [for_plan] if stage not in LATER else []
-            takers += [for_recipe] if name not in own else []
-        for taker in takers:
-            taker.append(word)
-    told = ["--overrides", json.dumps(for_recipe)] if for_recipe else []
+    options = [word for word in joined(words[1:]) if word.startswith("--")]
+    overrides = [word[2:] for word in options if word[2:].partition("=")[0] not in own]
+    told = [f"--overrides={json.dumps(overrides)}"] if overrides else []
+    for_plan = [word for word in joined(words[1:]) if word[2:].partition(".")[0] not in LATER]
     return [words[0], "--recipe", words[0], *told, *for_plan]

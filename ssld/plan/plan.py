@@ -9,27 +9,41 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssld.common.errors import InputError
 from ssld.common.settings_file import read_settings
-from ssld.plan.bench import Bench, quietly, write_json
+from ssld.data.batching import eval_batches
+from ssld.data.eval_view import eval_view
+from ssld.data.labels import has_labels, known_index, misfit, table_of, unknown_labels
+from ssld.data.loading import ViewBatches
+from ssld.data.source import Source
+from ssld.data.transforms import EvalView
+from ssld.data.unreadable import Unreadables
+from ssld.distill.distill import distillation, open_networks
+from ssld.distill.setup import Data, open_data, start_run
+from ssld.distill.verify_teacher import VERIFY_IMAGES
+from ssld.engine.optimizer import warmup_steps
+from ssld.engine.run_folder import check_out
+from ssld.health.intervals import near_chance, too_few, wilson
+from ssld.health.teacher_check import GIVEN, TeacherCheck, check_teacher
+from ssld.models.teacher import Teacher
+from ssld.plan.batch_size import largest_batch, require_memory
+from ssld.plan.bench import write_json
 from ssld.plan.config import PlanConfig
+from ssld.plan.measure import Bench, quietly
+from ssld.plan.text import describe
+from ssld.recipe.classes import check_classes
+from ssld.recipe.recipe import open_recipe
 
-if TYPE_CHECKING:
-    from ssld.data.source import Source
-    from ssld.distill.setup import Setup
-    from ssld.models.teacher import Teacher
-
-LOOKED_AT = 200
+IMAGES_READ = 200
 """Images of each source that are read, to see how many cannot be."""
 TEACHER_SECONDS = 60.0
 """About how long the teacher is tried under other preprocessings, on fewer images if need be."""
 VARIANTS = 7
 """Forward passes per image of `ssld.health.teacher_check.check_teacher`."""
-"""Stages of a recipe that follow the one that is planned."""
 LABEL_BYTES = 40
 """A stored label: ten classes and their probabilities, four bytes each pair."""
 
@@ -41,91 +55,124 @@ def plan(config: PlanConfig) -> int:
     Raises:
         InputError: what keeps it from measuring at all: a missing source, weights that do not fit.
     """
-    from ssld.distill.distill import named
-    from ssld.distill.setup import Setup
-    from ssld.engine.run_folder import check_out
-    from ssld.models.teacher import open_teacher
-    from ssld.plan.text import describe
-
-    problems: list[str] = []
-    try:
-        check_out(dataclasses.replace(config, resume=False))
-    except InputError as error:
-        problems.append(str(error))
-    problems += _later_stages(config.recipe, config.overrides) if config.recipe else []
+    problems = list(_of_settings(config))
+    everything = dataclasses.replace(config.data, max_unreadable=1.0)  # counted, not refused
+    any_count = dataclasses.replace(config.student, num_classes=None)
     with tempfile.TemporaryDirectory() as folder:
-        everything = dataclasses.replace(config.data, max_unreadable=1.0)  # counted, not refused
-        setup = Setup(dataclasses.replace(quietly(config, folder), data=everything))
-        teacher, digest = open_teacher(config.teachers or [config.teacher], config.precision)
-        problems += _class_counts(setup, teacher)
-        student = setup.open_student(teacher.num_classes, teacher.label_names)
-        setup.describe({"student": student, **named(teacher)})
-        bench = Bench(setup, teacher, student, digest)
-        setup.accelerator.print("measuring ...")
-        result: dict[str, Any] = {"problems": problems, "rates": bench.measure(config.seconds)}
+        settings = dataclasses.replace(quietly(config, folder), data=everything, student=any_count)
+        data = open_data(settings)
+        student, teacher, facts = open_networks(data, settings)
+        problems += _of_classes(data, config.student.num_classes, teacher)
+        bench = Bench(
+            start_run(data, student, facts, teacher=teacher),
+            distillation(config, teacher),
+            student,
+        )
+        data.accelerator.print("measuring ...")
+        require_memory(bench)
+        rates = bench.measure(config.seconds)
+        result: dict[str, Any] = {"problems": problems, "rates": rates}
         result["schedule"] = _schedule(bench)
-        result["memory"] = _memory(bench, result["rates"])
+        result["memory"] = {"peak_mib": rates["peak_mib"], **largest_batch(bench)}
         result["disk"] = _disk(bench, Path(config.out))
-        result["sources"] = _sources(setup)
-        result["teacher"] = _teachers(setup, teacher, config, result["rates"]["teacher"])
+        groups = {"labeled": data.labeled, "unlabeled": data.unlabeled, "val": data.val}
+        result["sources"] = [_source(data, role, s) for role, x in groups.items() for s in x]
+        checks, without = _check_teachers(data, teacher, config.images, rates["teacher"])
+    result["teacher"] = [
+        {"name": name, "not_on_labels": without, "classes": teacher.num_classes}
+        | {"architecture": facts[name]["architecture"], **dataclasses.asdict(check)}
+        | {"interval": _interval(check)}
+        for name, check in checks.items()
+    ]
     result["cost"] = _cost(result, config.price_per_hour)
-    problems += _found(result, config)
-    result["hints"] = [f"the {t['name']}, {hint}" for t in result["teacher"] for hint in t["hints"]]
-    if setup.accelerator.is_main_process:
+    for name, check in checks.items():
+        problems += _of_teacher(name, check, teacher.num_classes)
+    problems += _of_measurements(result, config)
+    result["hints"] = [f"the {name}, {hint}" for name, x in checks.items() for hint in x.hints]
+    if data.accelerator.is_main_process:
         print(describe(result))
-    write_json(config.json, result, setup)
+    write_json(config.json, result, data.accelerator)
     return 1 if problems else 0
 
 
-def _later_stages(file: str, words: Sequence[str]) -> list[str]:
-    """What `ssld recipe` would refuse before its first step."""
-    from ssld.recipe.recipe import class_problems, open_recipe
-
+def _of_settings(config: PlanConfig) -> Iterator[str]:
+    """What `out`, and `ssld recipe` before its first step, would refuse."""
     try:
-        return list(class_problems(open_recipe(file, read_settings(Path(file)), None, words)))
+        check_out(dataclasses.replace(config, resume=False))
     except InputError as error:
-        return [str(error)]
+        yield str(error)
+    try:
+        if config.recipe:
+            tree = read_settings(Path(config.recipe))
+            yield from check_classes(
+                open_recipe(config.recipe, tree, None, config.overrides).configs()
+            )
+    except InputError as error:
+        yield str(error)
 
 
-def _class_counts(setup: Setup, teacher: Teacher) -> list[str]:
+def _of_classes(data: Data, num_classes: int | None, teacher: Teacher) -> Iterator[str]:
     """Class counts that do not go together; the plan goes on with the teacher's."""
-    from ssld.data.labels import misfit, table_of
-
-    found, student = [], setup.config.student
-    if student.num_classes not in (None, teacher.num_classes):
-        found.append(
-            f"student.num_classes is {student.num_classes} but the teacher has "
-            f"{teacher.num_classes} classes: leave student.num_classes out or take another teacher"
+    if num_classes not in (None, teacher.num_classes):
+        yield (
+            f"student.num_classes is {num_classes} but the teacher has {teacher.num_classes} "
+            "classes: leave student.num_classes out or take another teacher"
         )
-        without = dataclasses.replace(student, num_classes=None)
-        setup.config = dataclasses.replace(setup.config, student=without)
-    for setting, sources in (("data.labeled", setup.labeled), ("data.val", setup.val)):
+    if not all(config.verify for config in teacher.configs):
+        return
+    for setting, sources in (("data.labeled", data.labeled), ("data.val", data.val)):
         problem = misfit(table_of("the teacher", teacher), sources, setting)
-        if problem and _checked(teacher):
-            found.append(
+        if problem:
+            yield (
                 f"{problem}: rename the folders, take a teacher of these classes, or set "
                 "teacher.verify to false if it is meant so"
             )
-    return found
 
 
-def _checked(teacher: Teacher) -> bool:
-    return all(config.verify for config in teacher.configs)
+def _of_teacher(name: str, check: TeacherCheck, num_classes: int) -> Iterator[str]:
+    problem, interval = check.problem(name), _interval(check)
+    if problem:
+        yield problem
+    elif interval and not too_few(check.labeled, num_classes):  # else the table has its interval
+        if near_chance(interval[0], num_classes):
+            yield (
+                f"the {name} is near chance and no other preprocessing or class order helps: check "
+                "teacher.checkpoint"
+            )
+
+
+def _of_measurements(result: dict[str, Any], config: PlanConfig) -> Iterator[str]:
+    for source in result["sources"]:
+        share = source["unreadable"] / max(1, source["looked_at"])
+        if share > config.data.max_unreadable:
+            yield (
+                f"{source['path']}: {source['unreadable']} of {source['looked_at']} images cannot "
+                f"be read, more than data.max_unreadable allows; {source['examples'][0]}"
+            )
+    disk, most = result["disk"], result["memory"]["largest_batch"]
+    if disk["needed_mib"] > disk["free_mib"]:
+        yield (
+            f"{disk['needed_mib']:,.0f} MiB are needed for checkpoints but {disk['free_mib']:,.0f} "
+            "are free where `out` is: give another folder or lower checkpoint.keep"
+        )
+    if most is not None and most < config.batch_size:
+        yield (
+            f"batch_size is {config.batch_size} but about {most} is the most that fits: lower it, "
+            "or raise accumulate"
+        )
 
 
 def _schedule(bench: Bench) -> dict[str, Any]:
-    from ssld.engine.optimizer import warmup_steps
-
     run, schedule = bench.run, bench.run.config.schedule
     warmup = warmup_steps(schedule, run.total_steps, run.steps_per_epoch)
     return {
         "images": sum(map(len, run.sources)),
         "held_out_images": sum(map(len, run.val)),
-        "samples_per_epoch": run.order.samples_per_epoch,
+        "samples_per_epoch": run.sampler.samples_per_epoch,
         "steps": run.total_steps,
         "epochs": run.total_steps / run.steps_per_epoch,
         "batch_size": run.config.batch_size,
-        "processes": run.world,
+        "processes": run.world_size,
         "device": run.accelerator.device.type,
         "workers": run.config.data.workers,
         "cores": len(os.sched_getaffinity(0)),
@@ -135,12 +182,6 @@ def _schedule(bench: Bench) -> dict[str, Any]:
         "evaluations": run.total_steps
         / max(1.0, run.config.evaluate_every_epochs * run.steps_per_epoch),
     }
-
-
-def _memory(bench: Bench, rates: dict[str, Any]) -> dict[str, Any]:
-    from ssld.plan.batch_size import largest_batch
-
-    return {"peak_mib": rates["peak_mib"], **largest_batch(bench)}
 
 
 def _disk(bench: Bench, out: Path) -> dict[str, Any]:
@@ -159,86 +200,60 @@ def _disk(bench: Bench, out: Path) -> dict[str, Any]:
     }
 
 
-def _sources(setup: Setup) -> list[dict[str, Any]]:
-    groups = {"labeled": setup.labeled, "unlabeled": setup.unlabeled, "val": setup.val}
-    return [_source(setup, role, s) for role, sources in groups.items() for s in sources]
-
-
-def _source(setup: Setup, role: str, source: Source) -> dict[str, Any]:
-    from ssld.data.transforms import EvalView
-    from ssld.data.unreadable import Unreadables, eval_batches
-
-    bad = Unreadables([source], 1.0)
+def _source(data: Data, role: str, source: Source) -> dict[str, Any]:
+    unreadables = Unreadables([source], 1.0)
     batches = eval_batches(
-        [source],
-        EvalView(32, 1.0, "bilinear"),
+        ViewBatches([source], EvalView(32, 1.0, "bilinear")),
         batch_size=32,
-        workers=setup.config.data.workers,
-        device=setup.device,
-        unreadables=bad,
-        label_index=None,
-        limit=LOOKED_AT,
+        workers=data.config.data.workers,
+        device=data.accelerator.device,
+        unreadables=unreadables,
+        limit=IMAGES_READ,
     )
-    looked = sum(len(batch.ids) for batch in batches)
+    images_read = sum(len(batch.ids) for batch in batches)
+    entries = list(unreadables.entries.values())
     return {
         "role": role,
         "path": source.path,
         "images": len(source),
         "classes": len(source.class_names) if source.class_names else None,
-        "looked_at": looked,
-        "unreadable": bad.count,
-        "examples": [f"{entry[2]} ({entry[3]})" for entry in list(bad.entries.values())[:3]],
+        "looked_at": images_read,
+        "unreadable": unreadables.count,
+        "examples": [f"{location} ({reason})" for _, _, location, reason in entries[:3]],
     }
 
 
-def _teachers(
-    setup: Setup, teacher: Teacher, config: PlanConfig, rate: float
-) -> list[dict[str, Any]]:
-    """What each teacher makes of labeled images, or of held-out ones where it knows no labels."""
-    from ssld.data.labels import has_labels, unknown_labels
-    from ssld.distill.distill import named
-    from ssld.distill.verify_teacher import VERIFY_IMAGES
-
-    sources = setup.val if has_labels(setup.val) else setup.labeled
+def _check_teachers(
+    data: Data, teacher: Teacher, images: int, rate: float
+) -> tuple[dict[str, TeacherCheck], str | None]:
+    """What each network of the teacher makes of labeled images, or of others where it knows no
+    label; and why it knows none."""
+    sources: Sequence[Source] = data.val if has_labels(data.val) else data.labeled
     without = unknown_labels(sources, teacher, VERIFY_IMAGES)
-    limit = min(config.images, max(64, round(rate / setup.world * TEACHER_SECONDS / VARIANTS)))
-    found = []
     if without:
-        sources = setup.val or setup.labeled or setup.unlabeled
-    for number, (name, network) in enumerate(named(teacher).items()):
-        check = _check(setup, teacher, number, sources, limit, bool(without))
-        architecture = network.model.pretrained_cfg.get("architecture")  # type: ignore[union-attr]
-        found.append({"name": name, "architecture": architecture, "not_on_labels": without})
-        found[-1] |= {"classes": teacher.num_classes, **check}
-    return found
+        sources = data.val or data.labeled or data.unlabeled
+    labels = None if without else known_index(sources, teacher)
+    in_time = round(rate / data.accelerator.num_processes * TEACHER_SECONDS / VARIANTS)
+    checks = {}
+    for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
+        batches = eval_batches(
+            ViewBatches(sources, eval_view(network), labels),
+            batch_size=min(data.config.batch_size, 64),
+            workers=data.config.data.workers,
+            device=data.accelerator.device,
+            unreadables=Unreadables(sources, 1.0),
+            limit=min(images, max(64, in_time)),
+            mixed=teacher.needs_mixed_batches,
+            description="teacher",
+        )
+        checks[name] = check_teacher(network, batches, config.dtype or "fp32")
+    return checks, without
 
 
-def _check(
-    setup: Setup, teacher: Teacher, number: int, sources: list[Source], limit: int, unlabeled: bool
-) -> dict[str, Any]:
-    from ssld.data.eval_view import eval_view
-    from ssld.data.labels import known_index
-    from ssld.data.unreadable import Unreadables, eval_batches
-    from ssld.health.intervals import wilson
-    from ssld.health.teacher_check import GIVEN, check_teacher
-
-    network = teacher.networks[number]
-    batches = eval_batches(
-        sources,
-        eval_view(network),
-        batch_size=min(setup.config.batch_size, 64),
-        workers=setup.config.data.workers,
-        device=setup.device,
-        unreadables=Unreadables(sources, 1.0),
-        label_index=None if unlabeled else known_index(sources, teacher),
-        limit=limit,
-        mixed=teacher.needs_mixed_batches,
-        description="teacher",
-    )
-    check = check_teacher(network, batches, teacher.configs[number].dtype or "fp32")
-    given = check.top1.get(GIVEN)
-    interval = wilson(given * check.labeled, check.labeled) if given is not None else None
-    return {**dataclasses.asdict(check), "interval": interval}
+def _interval(check: TeacherCheck) -> tuple[float, float] | None:
+    """Of its top-1 as it is given."""
+    top1 = check.top1.get(GIVEN)
+    return None if top1 is None else wilson(top1 * check.labeled, check.labeled)
 
 
 def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
@@ -266,43 +281,3 @@ def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
         "stored_labels_gb": samples * LABEL_BYTES / 1e9,
         "wall": "decode" if rates["loader"] < rates["both"] else "compute",
     }
-
-
-def _found(result: dict[str, Any], config: PlanConfig) -> list[str]:
-    """What the measurements say is wrong."""
-    from ssld.health.intervals import near_chance, too_few
-
-    problems = []
-    for teacher in result["teacher"]:
-        if teacher["fault"]:
-            problems.append(
-                f"the {teacher['name']} cannot teach, {teacher['fault']}: check teacher.checkpoint"
-            )
-        elif teacher["findings"]:
-            problems.append(f"the {teacher['name']} is better with {teacher['findings'][0]}")
-        elif too_few(teacher["labeled"], teacher["classes"]):
-            pass  # the table has its interval
-        elif near_chance(teacher["interval"][0], teacher["classes"]):
-            problems.append(
-                f"the {teacher['name']} is near chance and no other preprocessing or class order "
-                "helps: check teacher.checkpoint"
-            )
-    for source in result["sources"]:
-        share = source["unreadable"] / max(1, source["looked_at"])
-        if share > config.data.max_unreadable:
-            problems.append(
-                f"{source['path']}: {source['unreadable']} of {source['looked_at']} images cannot "
-                f"be read, more than data.max_unreadable allows; {source['examples'][0]}"
-            )
-    disk, memory = result["disk"], result["memory"]
-    if disk["needed_mib"] > disk["free_mib"]:
-        problems.append(
-            f"{disk['needed_mib']:,.0f} MiB are needed for checkpoints but {disk['free_mib']:,.0f} "
-            "are free where `out` is: give another folder or lower checkpoint.keep"
-        )
-    if memory["largest_batch"] is not None and memory["largest_batch"] < config.batch_size:
-        problems.append(
-            f"batch_size is {config.batch_size} but about {memory['largest_batch']} is the most "
-            "that fits: lower it, or raise accumulate"
-        )
-    return problems

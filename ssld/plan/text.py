@@ -19,8 +19,8 @@ def describe(result: dict[str, Any]) -> str:
         wall = f"decode is the wall, compute could take {times:.2g} times as much"
         wall += f" (data.workers is {schedule['workers']}, {schedule['cores']} cores)"
     rows = [
-        ("sources", [_said_of(source) for source in result["sources"]]),
-        ("teacher", [_told(teacher) for teacher in result["teacher"]]),
+        ("sources", [_source(source) for source in result["sources"]]),
+        ("teacher", [_teacher(teacher) for teacher in result["teacher"]]),
         (
             "schedule",
             [
@@ -66,22 +66,22 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-def _said_of(source: dict[str, Any]) -> str:
+def _source(source: dict[str, Any]) -> str:
     classes = f", {source['classes']} classes" if source["classes"] else ""
     bad = f", {source['unreadable']} of {source['looked_at']} looked at cannot be read"
     example = f": {source['examples'][0]}" if source["examples"] else ""
     return f"{source['role']} {source['path']}: {source['images']:,} images{classes}{bad}{example}"
 
 
-def _told(teacher: dict[str, Any]) -> str:
+def _teacher(teacher: dict[str, Any]) -> str:
     if teacher["fault"]:
         return f"{teacher['architecture']}: {teacher['fault']}"
     if not teacher["labeled"]:
         why = teacher["not_on_labels"] or "no labeled image could be read"
-        told = teacher["information"].get(GIVEN, 0.0)
+        information = teacher["information"].get(GIVEN, 0.0)
         return (
-            f"{teacher['architecture']}: no top-1, {why}; its predictions tell {told:.2f} nats "
-            f"about an image ({teacher['images']} images)"
+            f"{teacher['architecture']}: no top-1, {why}; its predictions tell "
+            f"{information:.2f} nats about an image ({teacher['images']} images)"
         )
     low, high = teacher["interval"]
     share, best = max((x, name) for name, x in teacher["top1"].items() if name != GIVEN)
@@ -93,14 +93,14 @@ def _told(teacher: dict[str, Any]) -> str:
 
 
 def _hours(cost: dict[str, Any]) -> list[str]:
-    def said(name: str) -> str:
+    def shown(name: str) -> str:
         money = f", cost {cost['cost'][name]:,.2f}" if cost["cost"] else ""
         return f"{_duration(cost['hours'][name])}{money}"
 
     return [
-        f"online {said('online')} (evaluations {_duration(cost['of_which_evaluations'])})",
-        f"with stored labels {said('stored_labels_each_run')} a run, after "
-        f"{said('stored_labels_writing_once')} once for {cost['stored_labels_gb']:,.3g} GB of "
+        f"online {shown('online')} (evaluations {_duration(cost['of_which_evaluations'])})",
+        f"with stored labels {shown('stored_labels_each_run')} a run, after "
+        f"{shown('stored_labels_writing_once')} once for {cost['stored_labels_gb']:,.3g} GB of "
         "labels (a projection: ssld does not store labels yet)",
     ]
 

@@ -6,38 +6,61 @@ need it: not at all where it has the teacher, or the labels, of the stage before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ssld.data.labels import TRANSFER, ClassTable, class_names, differ, misfit
-from ssld.distill.config import DistillConfig, RunConfig
-from ssld.distill.stage_config import FinetuneConfig
-
-if TYPE_CHECKING:
-    from ssld.data.source import Source
+from ssld.data.labels import TRANSFER, ClassTable, class_names, differ, misfit, table_of
+from ssld.data.source import Source
+from ssld.data.sources import open_source
+from ssld.distill.config import DistillConfig, SupervisedConfig
+from ssld.models.teacher import open_teacher
 
 
 @dataclass
 class _Stage:
     name: str
-    config: RunConfig
+    config: DistillConfig | SupervisedConfig
 
     @property
-    def teachers(self) -> list[Any]:
-        """Settings of its teachers; empty where it learns from labels."""
-        config = self.config
-        human = isinstance(config, FinetuneConfig) and config.targets == "human"
-        if human or not isinstance(config, DistillConfig):
-            return []
-        return config.teachers or [config.teacher]
-
-    @property
-    def labels(self) -> tuple[Any, ...]:
-        return self.config.data.labeled, self.config.data.val
+    def paths(self) -> dict[str, list[str]]:
+        """Of the sources that may have labels, by setting."""
+        data = self.config.data
+        return {"data.labeled": list(data.labeled), "data.val": list(data.val)}
 
 
-def check_classes(configs: Sequence[tuple[str, Any]]) -> Iterator[str]:
+class _Opened:
+    """Sources and teachers, each opened once for all stages."""
+
+    def __init__(self) -> None:
+        self._source = functools.cache(open_source)
+        self._teachers: dict[str, ClassTable] = {}
+
+    def sources(self, paths: Sequence[str]) -> list[Source]:
+        return [self._source(path) for path in paths]
+
+    def teacher(self, stage: _Stage) -> ClassTable:
+        key = repr(stage.config.taught_by)
+        if key not in self._teachers:
+            teacher, _ = open_teacher(stage.config.taught_by, "fp32")
+            self._teachers[key] = table_of("the teacher", teacher)
+        return self._teachers[key]
+
+    def student(self, stages: Sequence[_Stage]) -> ClassTable:
+        """The classes of what these stages, one after the other, make."""
+        *earlier, last = stages
+        if last.config.taught_by:
+            teacher = self.teacher(last)
+            return ClassTable("the student", teacher.count, teacher.names)
+        number = last.config.student.num_classes
+        if earlier and number in (None, earlier[-1].config.student.num_classes):
+            return self.student(earlier)
+        names = class_names(self.sources(last.paths["data.labeled"]))
+        return ClassTable("the student", number or len(names or ()), names)
+
+
+def check_classes(configs: Iterable[tuple[str, Any]]) -> Iterator[str]:
     """A sentence for each stage after the first whose classes do not fit, nothing where all do.
 
     Args:
@@ -46,75 +69,51 @@ def check_classes(configs: Sequence[tuple[str, Any]]) -> Iterator[str]:
     Raises:
         InputError: a source or a network that cannot be opened.
     """
-    stages = [_Stage(name, config) for name, config in configs]
-    for before, stage in zip(stages, stages[1:], strict=False):
+    stages, opened = [_Stage(name, config) for name, config in configs], _Opened()
+    for i, (before, stage) in enumerate(zip(stages, stages[1:], strict=False), 1):
         number = stage.config.student.num_classes
-        asked = number if number != before.config.student.num_classes else None
+        requested = number if number != before.config.student.num_classes else None
         val = stage.config.data.val
         by_top1 = stage.config.checkpoint.best == "top1" and val != before.config.data.val
-        same = asked is None and before.teachers == stage.teachers
-        if same and stage.teachers and not by_top1:
+        same = requested is None and before.config.taught_by == stage.config.taught_by
+        if same and stage.config.taught_by and not by_top1:
             continue
-        if asked is None and not before.teachers and before.labels == stage.labels:
+        if requested is None and not before.config.taught_by and before.paths == stage.paths:
             continue
-        student = _student(stages[: stages.index(stage)])
-        problem = _problem(stage, student, asked)
+        problem = _problem(stage, opened, opened.student(stages[:i]), requested)
         if problem:
             yield f"{stage.name}: {problem}"
 
 
-def _problem(stage: _Stage, student: ClassTable, asked: int | None) -> str | None:
-    if stage.teachers:
-        teacher = _teacher(stage)
-        number = student if asked is None else ClassTable("the student", asked, None)
-        found = differ(number, teacher)
-        if found:
-            return f"{found}: take teacher and number of classes as in the stage before; {TRANSFER}"
+def _problem(
+    stage: _Stage, opened: _Opened, student: ClassTable, requested: int | None
+) -> str | None:
+    if stage.config.taught_by:
+        teacher = opened.teacher(stage)
+        table = student if requested is None else ClassTable("the student", requested, None)
+        problem = differ(table, teacher)
+        if problem:
+            return (
+                f"{problem}: take teacher and number of classes as in the stage before; {TRANSFER}"
+            )
         if stage.config.checkpoint.best != "top1":
             return None  # no label is read
-        found = misfit(teacher, _sources(stage)["data.val"], "data.val")
-        return found and f"{found}, and checkpoint.best is top1: give another data.val or best"
-    if asked is not None and asked != student.count:  # a new classifier
-        student = ClassTable("the new classifier", asked, None)
-    for setting, sources in _sources(stage).items():
-        found = misfit(student, sources, setting)
-        if found:
-            return f"{found}: {_advice(stage, student, sources)}"
+        problem = misfit(teacher, opened.sources(stage.paths["data.val"]), "data.val")
+        return problem and f"{problem}, and checkpoint.best is top1: give another data.val or best"
+    if requested is not None and requested != student.count:
+        student = ClassTable("the new classifier", requested, None)
+    for setting, paths in stage.paths.items():
+        sources = opened.sources(paths)
+        problem = misfit(student, sources, setting)
+        if problem:
+            return f"{problem}: {_advice(stage, student, sources)}"
     return None
 
 
 def _advice(stage: _Stage, student: ClassTable, sources: Sequence[Source]) -> str:
     """What helps; labels as numbers would take the first flower for the first class of all."""
-    named = class_names(sources)
-    new = len(named) if named else None
-    if stage.name == "finetune" and new and new != student.count:
-        own = f"finetune.student.num_classes {new} gives it a new classifier for these"
+    count = len(class_names(sources) or ())
+    if stage.name == "finetune" and count not in (0, student.count):
+        own = f"finetune.student.num_classes {count} gives it a new classifier for these"
         return f"{own}; {TRANSFER}"
     return f"give images of the student's classes; {TRANSFER}"
-
-
-def _student(stages: Sequence[_Stage]) -> ClassTable:
-    """The classes of what these stages, one after the other, make."""
-    *earlier, last = stages
-    if last.teachers:
-        found = _teacher(last)
-        return ClassTable("the student", found.count, found.names)
-    number = last.config.student.num_classes
-    if earlier and number in (None, earlier[-1].config.student.num_classes):
-        return _student(earlier)
-    named = class_names(_sources(last)["data.labeled"])
-    return ClassTable("the student", number or len(named or ()), named)
-
-
-def _teacher(stage: _Stage) -> ClassTable:
-    from ssld.data.labels import table_of
-    from ssld.models.teacher import open_teacher
-
-    return table_of("the teacher", open_teacher(stage.teachers, "fp32")[0])
-
-
-def _sources(stage: _Stage) -> dict[str, list[Source]]:
-    from ssld.data.sources import open_source
-
-    labeled, val = ([open_source(path) for path in paths] for paths in stage.labels)
-    return {"data.labeled": labeled, "data.val": val}

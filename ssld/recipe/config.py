@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
+from ssld.cli.commands import DOWNSTREAM, FIRST, LATER, STAGES
+from ssld.common.errors import InputError, did_you_mean
 from ssld.common.settings import require
 
 
@@ -26,24 +31,83 @@ class RecipeConfig:
     overwrite: bool = False
     """Redo the stages whose settings changed, and those after them."""
     overrides: list[str] = field(default_factory=list)
-    """All further words: settings of the first stage, or of one that is named."""
+    """`name=value`: settings of the first stage, or of one that is named."""
 
     def __post_init__(self) -> None:
         require(bool(self.file), "no recipe is given: ssld recipe F.yaml")
 
 
-def with_overrides(words: list[str]) -> list[str]:
-    """The first word as --file, and what is no setting of `RecipeConfig` as --overrides."""
-    words, own, rest, file = list(words), [], [], ""
-    while words:
-        word = words.pop(0)
-        if word == "--out" and words:
-            own += [word, words.pop(0)]
-        elif word.partition("=")[0] in ("--out", "--overwrite", "--help", "-h"):
-            own.append(word)
-        elif not file and not rest and not word.startswith("-"):
-            file = word
-        else:
-            rest.append(word)
-    overrides = ["--overrides", json.dumps(rest)] if rest else []
-    return [*(["--file", file] if file else []), *own, *overrides]
+LENGTHS = {"epochs": "steps", "steps": "epochs"}
+"""Each is given instead of the other."""
+SWITCHES = ("--overwrite", "--resume", "--help", "-h")
+"""Options that may stand without a value."""
+
+
+def words(given: Sequence[str]) -> list[str]:
+    """The command line as `ssld.cli` parses it."""
+    return with_overrides(given, RecipeConfig)
+
+
+def with_overrides(given: Sequence[str], config_class: type) -> list[str]:
+    """The first word that is no option as --file, and options that are no settings of the class as
+    --overrides, a list of `name=value`."""
+    own = {*SWITCHES, *(f"--{field.name}" for field in fields(config_class))} - {"--resume"}
+    kept, overrides = [], []
+    for word in joined(given):
+        option = word.startswith("--") and word.partition("=")[0] not in own
+        (overrides if option else kept).append(word)
+    file = next((word for word in kept if not word.startswith("-")), None)
+    if file is not None:
+        kept[kept.index(file)] = f"--file={file}"
+    overrides = [word[2:] if "=" in word else f"{word[2:]}=true" for word in overrides]
+    return kept + ([f"--overrides={json.dumps(overrides)}"] if overrides else [])
+
+
+def joined(given: Sequence[str]) -> Iterator[str]:
+    """Words of a command line, each option with its value as one: `--name=value`."""
+    left = list(given)
+    while left:
+        word = left.pop(0)
+        following = left[0] if left else "--"
+        takes = following in ("true", "false") if word in SWITCHES else following[:2] != "--"
+        joins = word.startswith("--") and "=" not in word and takes
+        yield f"{word}={left.pop(0)}" if joins else word
+
+
+def sections(
+    file: str, tree: dict[str, Any], out: str | None, *further: str
+) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The folder of a recipe, and the settings of its stages in their order.
+
+    Args:
+        tree: what `file` holds.
+        out: instead of the one in the file.
+        further: sections that are no stages.
+
+    Raises:
+        InputError: an unknown section, a wrong order, no `out`, what is no settings.
+    """
+    stages = [name for name in tree if name not in ("out", *further)]
+    unknown = [name for name in stages if name not in STAGES]
+    if unknown == ["grid"]:
+        raise InputError(f"{file} has a grid: it is for `ssld ablate`")
+    if unknown:
+        known = (*STAGES, "out", *further)
+        hint = did_you_mean(unknown[0], known, cutoff=0.5) or f"; give {', '.join(known)}"
+        raise InputError(f"{file}: {unknown[0]!r} is no stage{hint}")
+    alone = len(stages) == 1 and stages[0] in DOWNSTREAM
+    later = [name for name in LATER if name in stages]
+    if not alone and (not stages or stages[0] not in FIRST or stages[1:] != later):
+        raise InputError(
+            f"{file}: the stages are {', '.join(stages) or 'none'}; give {' or '.join(FIRST)}, "
+            f"then {', '.join(LATER)} or both; or one of {', '.join(DOWNSTREAM)} alone"
+        )
+    folder = out or tree.get("out")
+    if not folder:
+        raise InputError(f"{file}: out is missing; name a folder in it or with --out")
+    if not isinstance(folder, str):
+        raise InputError(f"{file}: out is {folder!r}; name a folder")
+    for name in stages:
+        if not isinstance(tree[name], dict | None):
+            raise InputError(f"{file}: {name} is {tree[name]!r}; give `name: value` lines, or {{}}")
+    return Path(folder), {name: tree[name] or {} for name in stages}

@@ -38,8 +38,8 @@ class Bench:
         tree = {"out": str(self.out), "distill": distill, **sections, "grid": grid}
         self.file.write_text(yaml.safe_dump(tree, sort_keys=False))
 
-    def ask(self, cell: str, what: str, text: str = "") -> None:
-        (self.asked / f"{cell}.{what}").write_text(text)
+    def ask(self, trial: str, what: str, text: str = "") -> None:
+        (self.asked / f"{trial}.{what}").write_text(text)
 
     def starts(self) -> list[dict[str, Any]]:
         """What the stand-in was started with since this was last called."""
@@ -49,7 +49,7 @@ class Bench:
         return [json.loads(line) for line in lines]
 
     def started(self) -> list[str]:
-        return [start["cell"] for start in self.starts()]
+        return [start["trial"] for start in self.starts()]
 
     def run(self, *words: str) -> int:
         return main(["ablate", str(self.file), *words])
@@ -71,8 +71,8 @@ class Bench:
             return list(csv.DictReader(file))
 
 
-def cells(bench: Bench, *overrides: str) -> list[grid.Cell]:
-    return grid.read(str(bench.file), None, overrides).cells
+def trials(bench: Bench, *overrides: str) -> list[grid.Trial]:
+    return grid.read(str(bench.file), None, overrides).trials
 
 
 def without_clock(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """Stands in for `ssld recipe` in `ssld ablate`: writes run folders without training.
 
 What it is to do besides is said by files in the folder that the environment variable FAKE_RECIPE
-names, `NAME.what` for the cell NAME; it notes every start in `starts` there.
+names, `NAME.what` for the trial NAME; it notes every start in `starts` there.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def stop(*_: object) -> None:
 def main() -> None:
     recipe = yaml.safe_load(Path(sys.argv[1]).read_text())
     signal.signal(signal.SIGTERM, stop)
-    start = {"cell": CELL, "pid": os.getpid(), "words": sys.argv[1:]}
+    start = {"trial": CELL, "pid": os.getpid(), "words": sys.argv[1:]}
     start |= {"cores": sorted(os.sched_getaffinity(0)), "threads": os.environ["OMP_NUM_THREADS"]}
     with (ASKED / "starts").open("a") as file:
         file.write(json.dumps(start) + "\n")

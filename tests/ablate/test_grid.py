@@ -1,4 +1,4 @@
-"""The file of an ablation: its cells, their names, bad input."""
+"""The file of an ablation: its trials, their names, bad input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ablation_bench import GRID, STAGE, Bench, cells
+from ablation_bench import GRID, STAGE, Bench, trials
 
 from ssld.ablate import grid
 
@@ -17,13 +17,13 @@ def test_every_combination_in_the_order_of_the_file(bench):
     teachers = {"r50": {"teacher.checkpoint": "a"}, "r101": {"teacher": {"checkpoint": "b"}}}
     lists = {"loss.temperature": [1, 4.0], "finetune.targets": ["teacher", "human"]}
     bench.write({**lists, "teacher": teachers, "seed": [3]}, finetune={"epochs": 2})
-    found = cells(bench)
+    found = trials(bench)
     names = ["loss.temperature", "finetune.targets", "teacher", "seed"]
     values = itertools.product("14", ["teacher", "human"], ["r50", "r101"], "3")
     expected = [
         ",".join(f"{name}={x}" for name, x in zip(names, place, strict=True)) for place in values
     ]
-    assert [cell.name for cell in found] == expected
+    assert [trial.name for trial in found] == expected
     last = found[-1].recipe
     assert last["distill"]["loss"] == {"temperature": 4.0} and last["distill"]["seed"] == 3
     assert last["distill"]["teacher"] == {"checkpoint": "b"}
@@ -35,12 +35,12 @@ def test_names_are_safe_distinct_and_stay_when_the_grid_grows(bench):
     awkward = ["a/b", "a b", "a-b", "é", "..", "x" * 300, [0.5, 0.5], [1], [], True, None, "1e-5"]
     axes = {"student.args": [{"a": 1}, {"a": 2}], "data.fractions": awkward}
     bench.write(axes)
-    names = [cell.name for cell in cells(bench)]
+    names = [trial.name for trial in trials(bench)]
     assert len(set(names)) == len(names) == 2 * len(awkward)
     assert all(set(name) <= set(map(chr, range(33, 127))) - set("/\\*?'\"") for name in names)
     assert max(map(len, names)) < 200 and "fractions=0.5+0.5" in names[6]
     bench.write({**axes, "data.fractions": ["new", *reversed(awkward)]})
-    assert set(names) < {cell.name for cell in cells(bench)}
+    assert set(names) < {trial.name for trial in trials(bench)}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_numbers_are_shown_as_typed(value, text):
 
 def test_lengths_replace_each_other_and_overrides_the_file(bench):
     bench.write({"epochs": [1, 2]}, finetune={"epochs": 3})
-    found = cells(bench, "batch_size=16", "finetune.steps=5", "data.labeled=[a, b]")
-    assert [cell.recipe["distill"]["epochs"] for cell in found] == [1, 2]
-    for cell in found:
-        assert "steps" not in cell.recipe["distill"] and cell.recipe["finetune"] == {"steps": 5}
-        assert cell.recipe["distill"]["batch_size"] == 16
-        assert cell.recipe["distill"]["data"]["labeled"] == ["a", "b"]
+    found = trials(bench, "batch_size=16", "finetune.steps=5", "data.labeled=[a, b]")
+    assert [trial.recipe["distill"]["epochs"] for trial in found] == [1, 2]
+    for trial in found:
+        assert "steps" not in trial.recipe["distill"] and trial.recipe["finetune"] == {"steps": 5}
+        assert trial.recipe["distill"]["batch_size"] == 16
+        assert trial.recipe["distill"]["data"]["labeled"] == ["a", "b"]
 
 
 def test_yaml_as_people_write_it(bench):
@@ -73,8 +73,8 @@ def test_yaml_as_people_write_it(bench):
         "out: o\ndistill: {schedule.lr: 4e-1}\ngrid:\n  aa: {off: {}, on: {augment.flip: 1e-1}}\n"
     )
     bench.file.write_text(text + "  optimizer.weight_decay: [0, 1e-5]\n")
-    found = cells(bench)
-    assert [cell.name for cell in found][:2] == [
+    found = trials(bench)
+    assert [trial.name for trial in found][:2] == [
         "aa=off,optimizer.weight_decay=0",
         "aa=off,optimizer.weight_decay=1e-5",
     ]
@@ -89,9 +89,9 @@ def grids(**axes: Any) -> dict[str, Any]:
 
 
 BAD = {
-    "key": ({"gird": {}}, "unknown key 'gird'; did you mean 'grid'?"),
-    "first": ({"distill": None, "fix": {}, "supervised": {}}, "its stages are distill, fix"),
-    "section": ({"distill": [1]}, "distill is [1]; give `setting: value` lines"),
+    "key": ({"gird": {}}, "'gird' is no stage; did you mean 'grid'?"),
+    "first": ({"distill": None, "fix": {}, "supervised": {}}, "the stages are distill, fix"),
+    "section": ({"distill": [1]}, "distill is [1]; give `name: value` lines"),
     "no grid": ({"grid": {}}, "`grid` is missing or empty"),
     "empty axis": (grids(seed=[]), "grid.seed is []"),
     "one value": (grids(seed=3), "grid.seed is 3; give a list"),
@@ -105,7 +105,7 @@ BAD = {
     "lengths": (grids(steps=[1], epochs=[2]), "grid.steps and grid.epochs both set"),
     "group": (grids(loss__name=["kl"], loss=[{}]), "grid.loss.name and grid.loss both set"),
     "axis twice": (grids(seed=[1], distill__seed=[2]), "both set distill.seed"),
-    "out": ({"out": None}, "`out` is missing"),
+    "out": ({"out": None}, "out is missing"),
     "setting": (grids(optimizer__decay=[1]), "unknown setting 'optimizer.decay'; did you mean"),
     "value": (grids(batch_size=[8, 0]), "batch_size is 0: give a number above 0"),
 }

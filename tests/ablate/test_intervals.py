@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t
 from test_tables import made
 
-from ssld.ablate import report
+from ssld.ablate import plot
 from ssld.ablate.summary import Spread
 from ssld.health.intervals import wilson
 
@@ -35,7 +35,7 @@ def drawn(axes: dict[str, Any], top1: Any, folder: Any) -> Any:
     found = made(axes, top1, folder)
     for row in found.rows.values():
         row |= {"held_out_images": 900, "held_out_labels": 400}
-    return report.draw(found, found.ablation.axes[0])
+    return plot.draw(found, found.ablation.axes[0])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_plot_says_what_its_bars_are(axes, words, tmp_path):
         assert [y for _, y in bars[0]] == pytest.approx([100 * x for x in wilson(120, 400)])
 
 
-def test_a_mean_over_cells_is_no_share_of_images(tmp_path):
+def test_a_mean_over_trials_is_no_share_of_images(tmp_path):
     axes = {"lr": [1, 2], "x": {str(i): {"steps": i} for i in range(1, 10)}}
     figure = drawn(axes, lambda lr, x: 0.3 * lr, tmp_path)
     assert "no bar: one seed" in figure.get_supxlabel()

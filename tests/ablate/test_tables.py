@@ -1,4 +1,4 @@
-"""What comes of cells: the tidy table, means and deviations, plots."""
+"""What comes of trials: the tidy table, means and deviations, plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ablation_bench import CLOCK, GRID, lines_of
 
-from ssld.ablate import grid, report, results, summary
+from ssld.ablate import grid, plot, results, summary
 
 
 def test_tables(bench, capsys):
@@ -43,7 +43,7 @@ def test_tables(bench, capsys):
         table[1:], mean, ("1e-5", "1e-4"), deviation, (2, 2), strict=True
     ):
         assert row[0] == f"| {decay}" and row[3] == f"{value:.2f} ± {a:.2f}" and row[-1] == f"{b} |"
-    assert "4 of 4 cells done" in capsys.readouterr().out
+    assert "4 of 4 trials done" in capsys.readouterr().out
     assert lines_of(bench)[0] == "# F" and lines_of(bench)[2].startswith(f"From `{bench.file}`. ")
     page = (bench.out / "report.html").read_text()
     assert "<h1>Ablation: F</h1>" in page and f"From <code>{bench.file}</code>" in page
@@ -60,15 +60,15 @@ def test_axes_named_as_columns_and_no_seed(bench):
 
 
 def made(axes: dict[str, Any], top1: Any, folder: Path, **more: Any) -> summary.Summary:
-    """A summary of cells whose accuracy is a function of their values."""
+    """A summary of trials whose accuracy is a function of their values."""
     file = folder / "made.yaml"
     tree = {"out": str(folder), "distill": {}, **more, "grid": axes}
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     ablation = grid.read(str(file), None, [])
     found = {}
-    for cell in ablation.cells:
-        values = {name: one.value for name, one in cell.values.items()}
-        found[cell.name] = [{"stage": "distill", "status": "done", "top1": top1(**values)}]
+    for trial in ablation.trials:
+        values = {name: one.value for name, one in trial.values.items()}
+        found[trial.name] = [{"stage": "distill", "status": "done", "top1": top1(**values)}]
     return summary.summarise(ablation, results.tidy(ablation, found, {}), {})
 
 
@@ -76,21 +76,21 @@ def test_what_is_drawn(tmp_path):
     axes = {"lr": [1, 10, 100], "mode": {"a": {"flip": 0}, "b": {"flip": 1}}, "seed": [0, 1, 2]}
     found = made(axes, lambda lr, mode, seed: lr / 200 + (mode == "b") / 4 + seed / 100, tmp_path)
     rate, mode, _ = found.ablation.axes
-    lines, title = report._lines(found, rate, ["distill"], "top1")
+    lines, title = plot.lines_of(found, rate, ["distill"], "top1")
     assert title == "mode" and [line.label for line in lines] == ["a", "b"]
     assert [x for x, _ in lines[0].points] == [1, 10, 100]
     for line, more in zip(lines, (0, 0.25), strict=True):
         means = [spread.mean for _, spread in line.points]
         assert means == pytest.approx([0.015 + more, 0.06 + more, 0.51 + more])
         assert [x.deviation for _, x in line.points] == pytest.approx([0.01] * 3)
-    figure = report.draw(found, rate)
+    figure = plot.draw(found, rate)
     assert (
         figure.axes[0].get_xscale() == "log" and figure.legends[0].get_title().get_text() == "mode"
     )
     assert [x.get_text() for x in figure.axes[0].get_xticklabels()] == ["1", "10", "100"]
     low, high = figure.axes[0].get_ylim()
     assert low < 0.5 and high > 77
-    named = report.draw(found, mode).axes[0]
+    named = plot.draw(found, mode).axes[0]
     assert named.get_xscale() == "linear"
     assert [x.get_text() for x in named.get_xticklabels()] == ["a", "b"]
 
@@ -98,14 +98,14 @@ def test_what_is_drawn(tmp_path):
 def test_axes_have_their_full_names(tmp_path):
     axes = {"loss.name": ["js", "kl"], "schedule.lr": [1, 2], "finetune.schedule.lr": [1, 2]}
     found = made(axes, lambda **_: 0.5, tmp_path, finetune={})
-    figure = report.draw(found, found.ablation.axes[0])
+    figure = plot.draw(found, found.ablation.axes[0])
     assert figure.axes[0].get_xlabel() == "loss.name"
     title = figure.legends[0].get_title().get_text()
     assert title == "schedule.lr,\nfinetune.schedule.lr"
     head = summary.table(found)[0]
     assert head[:3] == ["loss.name", "schedule.lr", "finetune.schedule.lr"]
-    cell = found.ablation.cells[0].name
-    assert cell == "loss.name=js,schedule.lr=1,finetune.schedule.lr=1"
+    trial = found.ablation.trials[0].name
+    assert trial == "loss.name=js,schedule.lr=1,finetune.schedule.lr=1"
 
 
 def test_many_lines_become_their_mean_of_what_is_complete(tmp_path):
@@ -114,7 +114,7 @@ def test_many_lines_become_their_mean_of_what_is_complete(tmp_path):
 
     axes = {"lr": [1, 2], "x": {str(i): {"steps": i} for i in range(1, 10)}, "seed": [0, 1]}
     found = made(axes, lambda lr, x, seed: top1(lr, int(x), seed), tmp_path)
-    lines, title = report._lines(found, found.ablation.axes[0], ["distill"], "top1")
+    lines, title = plot.lines_of(found, found.ablation.axes[0], ["distill"], "top1")
     assert title == "mean over x" and [line.label for line in lines] == ["9 combinations"]
     without = np.mean([x for x in range(1, 10) if x != 8])
     assert lines[0].points[0][1].points == pytest.approx([0.06, (2 + without) / 100])
@@ -133,5 +133,5 @@ def test_many_lines_become_their_mean_of_what_is_complete(tmp_path):
 )
 def test_scales(tmp_path, values, scale, places):
     axis = made({"x": values}, lambda x: 0.5, tmp_path).ablation.axes[0]
-    assert report._log(axis) == (scale == "log")
-    assert report._places(axis) == places
+    assert plot.is_log(axis) == (scale == "log")
+    assert plot.places(axis) == places

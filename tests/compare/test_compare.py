@@ -65,7 +65,7 @@ def compare(tmp_path, capsys, monkeypatch):
 
     def run(*folders: str, curves: bool = False) -> tuple[str, dict, str]:
         if not curves:  # drawing is what takes time
-            monkeypatch.setattr("ssld.compare.compare._overlays", lambda runs: [])
+            monkeypatch.setattr("ssld.compare.report.overlays", lambda runs: [])
         out, result = tmp_path / "c.html", tmp_path / "c.json"
         assert main(["compare", *folders, "--out", str(out), "--json", str(result)]) == 0
         said = capsys.readouterr().out

@@ -141,7 +141,7 @@ def test_equals_the_greedy_that_knows_everything(p, degree):
         assert found.achieved.tolist() == [len(rows) for rows in expected.places.values()]
         assert [row for row, _ in found.removed.tolist()] == sorted(expected.removed)
         assert all(by in expected.removed[row] for row, by in found.removed.tolist())
-        assert found.leaked.tolist() == sorted(given.leaks & set(given.asked))
+        assert found.contaminated.tolist() == sorted(given.leaks & set(given.asked))
         assert found.examined == len(given.asked)
         order = np.lexsort((found.rank, found.cls))
         assert order.tolist() == list(range(len(order)))
@@ -161,7 +161,7 @@ def test_a_class_that_runs_out_is_read_deeper():
     given.leaks = set(range(1, 40))
     found = given.select(3, depth=3)
     assert found.row.tolist() == [0] and given.loads == 5  # 3, 6, 12, 24, 48
-    assert found.examined == 40 and found.leaked.tolist() == list(range(1, 40))
+    assert found.examined == 40 and found.contaminated.tolist() == list(range(1, 40))
 
 
 def test_numbers_of_rows_change_nothing_where_ties_differ():
@@ -272,7 +272,7 @@ def test_an_image_in_two_classes_takes_two_places_and_is_listed_once():
 def test_no_image_at_all():
     found = Gallery(0, classes=2, n=0).select(3)
     assert len(found.row) == 0 and found.achieved.tolist() == [0, 0] and found.examined == 0
-    assert found.removed.shape == (0, 2) and found.leaked.shape == (0,)
+    assert found.removed.shape == (0, 2) and found.contaminated.shape == (0,)
 
 
 def test_refusals():

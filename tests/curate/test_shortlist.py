@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssld.curate.near_duplicates.hamming_embedding import MAX_BITS, WIDTH_BITS, Votes, index
+from ssld.curate.near_duplicates.hamming_embedding import (
+    MAX_BITS,
+    WIDTH_BITS,
+    HammingEmbedding,
+    index,
+)
 from ssld.curate.near_duplicates.matching import compare, mirrored_descriptors, verdicts
-from ssld.curate.near_duplicates.reference_set import Pair, ProtectedSet
+from ssld.curate.near_duplicates.reference_set import Pair, ReferenceSet
 from ssld.curate.near_duplicates.shortlist import (
     DIMENSIONS,
     SHRINKAGE,
@@ -116,7 +121,7 @@ def test_search_finds_images_by_their_best_view():
     assert search(queries, vectors.reshape(200, 8), 5, 99).shape == (25, 40)
 
 
-def naive_votes(query: Features, images: list[Features], votes: Votes) -> np.ndarray:
+def naive_votes(query: Features, images: list[Features], votes: HammingEmbedding) -> np.ndarray:
     """One pair of descriptors at a time."""
     from ssld.curate.near_duplicates.hamming_embedding import _file
 
@@ -140,17 +145,17 @@ def naive_votes(query: Features, images: list[Features], votes: Votes) -> np.nda
 def test_votes_are_those_of_a_naive_loop(images):
     few = images[:6]
     counts = np.array([len(f.points) for f in few])
-    votes = Votes(index(np.concatenate([f.descriptors for f in few]), counts), len(few))
+    votes = HammingEmbedding(index(np.concatenate([f.descriptors for f in few]), counts), len(few))
     query = features_of(picture(2)[20:180, 30:230])
-    found = votes.of(query.descriptors)
+    found = votes.votes(query.descriptors)
     assert np.allclose(found, naive_votes(query, few, votes))
     assert found.argmax() == 2
     flipped = features_of(np.ascontiguousarray(picture(2)[:, ::-1]))
-    assert votes.of(flipped.descriptors).argmax() == 2
+    assert votes.votes(flipped.descriptors).argmax() == 2
 
 
 def examined(
-    protected: ProtectedSet,
+    protected: ReferenceSet,
     queries: list[Features | None],
     embeddings: np.ndarray | None,
     size: int,
@@ -174,7 +179,7 @@ def test_batches_and_neighbours_change_nothing(tmp_path: Path, images, teacher: 
     known, queries = images[:20], [images[3], None, *images[15:25], bare()]
     given = embeddings_of(known) if teacher else None
     asked = embeddings_of(images, 1)[: len(queries), 0] if teacher else None
-    protected = ProtectedSet.build(tmp_path / "set", known, given)
+    protected = ReferenceSet.build(tmp_path / "set", known, given)
     alone = examined(protected, queries, asked, 1)
     assert (
         alone == examined(protected, queries, asked, 5) == examined(protected, queries, asked, 99)
@@ -184,17 +189,17 @@ def test_batches_and_neighbours_change_nothing(tmp_path: Path, images, teacher: 
         Pair(**{**pair.__dict__, "image": len(queries) - 1 - pair.image})
         for pair in examined(protected, queries[::-1], back, 4)
     ]
-    assert sorted(turned, key=lambda pair: (pair.image, pair.protected)) == alone
+    assert sorted(turned, key=lambda pair: (pair.image, pair.number)) == alone
     assert 1 not in {pair.image for pair in alone}
 
 
 def test_pairs_are_those_of_compare(tmp_path: Path, images):
-    protected = ProtectedSet.build(tmp_path / "set", images[:20], embeddings_of(images[:20]))
+    protected = ReferenceSet.build(tmp_path / "set", images[:20], embeddings_of(images[:20]))
     query = features_of(picture(4)[15:, 20:])
     pairs = examined(protected, [query], embeddings_of(images, 2)[:1, 0], 1)
-    assert len({pair.protected for pair in pairs}) == len(pairs) >= 10
+    assert len({pair.number for pair in pairs}) == len(pairs) >= 10
     for pair in pairs:
-        match = compare(query, [images[pair.protected]])[0]
+        match = compare(query, [images[pair.number]])[0]
         assert (pair.inliers, pair.mirrored, pair.affine, pair.ncc) == (
             match.inliers, match.mirrored, match.affine, match.ncc,
         )  # fmt: skip
@@ -203,14 +208,14 @@ def test_pairs_are_those_of_compare(tmp_path: Path, images):
 
 def test_the_teacher_finds_what_descriptors_do_not(tmp_path: Path, images):
     given = embeddings_of(images[:20])
-    protected = ProtectedSet.build(tmp_path / "set", [*images[:19], bare()], given)
+    protected = ReferenceSet.build(tmp_path / "set", [*images[:19], bare()], given)
     assert protected.structureless.tolist() == [False] * 19 + [True]
     pairs = examined(protected, [bare()], given[19:, 0], 1)
-    found = {pair.protected: pair for pair in pairs}[19]
+    found = {pair.number: pair for pair in pairs}[19]
     assert found.cosine > 0.9 and found.inliers == 0
     columns = [np.array([value]) for value in (found.inliers, np.nan, found.cosine, True)]
     assert verdicts(*columns, "copy")[0]
-    assert all(pair.cosine < 0.9 for pair in pairs if pair.protected != 19)
+    assert all(pair.cosine < 0.9 for pair in pairs if pair.number != 19)
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])
@@ -218,7 +223,7 @@ def test_the_teacher_finds_what_descriptors_do_not(tmp_path: Path, images):
 def test_small_protected_sets(tmp_path: Path, images, count: int, teacher: bool):
     known = images[:count]
     given = embeddings_of(known) if teacher else None
-    protected = ProtectedSet.build(tmp_path / "set", known, given)
+    protected = ReferenceSet.build(tmp_path / "set", known, given)
     assert len(protected) == count
     asked = None if given is None else given[:, 0]
     copies = [
@@ -230,7 +235,7 @@ def test_small_protected_sets(tmp_path: Path, images, count: int, teacher: bool)
         None if asked is None else np.vstack([asked, asked[:1]]),
         8,
     )
-    sure = [(pair.image, pair.protected) for pair in pairs if pair.inliers >= 15]
+    sure = [(pair.image, pair.number) for pair in pairs if pair.inliers >= 15]
     assert sure == [(i, i) for i in range(count)]
     assert all(pair.mirrored for pair in pairs if pair.inliers >= 15)
 
@@ -238,33 +243,33 @@ def test_small_protected_sets(tmp_path: Path, images, count: int, teacher: bool)
 def test_one_blank_protected_image(tmp_path: Path):
     """No direction is left to be whitened, and no descriptor to vote."""
     same = np.ones((1, VIEWS, 64), np.float32)
-    protected = ProtectedSet.build(tmp_path / "set", [bare()], same)
+    protected = ReferenceSet.build(tmp_path / "set", [bare()], same)
     pairs = examined(protected, [bare(), bare()], np.vstack([same[0, :1], 0 * same[0, :1]]), 2)
-    assert [(pair.image, pair.protected, pair.cosine) for pair in pairs] == [(0, 0, 0), (1, 0, 0)]
+    assert [(pair.image, pair.number, pair.cosine) for pair in pairs] == [(0, 0, 0), (1, 0, 0)]
 
 
 def test_sets_without_any_structure(tmp_path: Path, images):
-    protected = ProtectedSet.build(tmp_path / "set", [bare(), bare()], None)
+    protected = ReferenceSet.build(tmp_path / "set", [bare(), bare()], None)
     assert protected.structureless.all()
     assert protected.examine([images[0], bare(), None], None) == []
-    mixed = ProtectedSet.build(tmp_path / "mixed", [bare(), images[0], bare()], None)
-    assert [pair.protected for pair in mixed.examine([images[0], bare()], None)] == [1]
+    mixed = ReferenceSet.build(tmp_path / "mixed", [bare(), images[0], bare()], None)
+    assert [pair.number for pair in mixed.examine([images[0], bare()], None)] == [1]
 
 
 def test_the_folder_is_the_same_each_time(tmp_path: Path, images):
     for name in ("one", "two"):
-        ProtectedSet.build(tmp_path / name, iter(images[:8]), embeddings_of(images[:8]))
+        ReferenceSet.build(tmp_path / name, iter(images[:8]), embeddings_of(images[:8]))
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert "teacher.npy" in files
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    reopened = ProtectedSet(tmp_path / "one").features(5)
+    reopened = ReferenceSet(tmp_path / "one").features(5)
     for name in ("points", "descriptors", "thumbnail"):
         assert np.array_equal(getattr(reopened, name), getattr(images[5], name))
     assert reopened.frame == images[5].frame
 
 
 def test_without_a_teacher_there_is_no_shortlist(tmp_path: Path, images):
-    protected = ProtectedSet.build(tmp_path / "set", images[:2], None)
+    protected = ReferenceSet.build(tmp_path / "set", images[:2], None)
     with pytest.raises(ValueError, match="built without embeddings"):
         protected.shortlist(np.zeros((1, 64)))

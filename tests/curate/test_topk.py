@@ -39,7 +39,7 @@ def naive(offered: Offers, k: int, classes: int) -> tuple[list[tuple], list[bool
 
 
 def listed(entries: Entries) -> list[tuple]:
-    columns = (entries.cls, -entries.score, entries.tie, entries.row)
+    columns = (entries.cls, -entries.score, entries.tie_breaker, entries.row)
     return list(zip(*(x.tolist() for x in columns), strict=True))
 
 
@@ -76,7 +76,7 @@ def test_equals_lexsort_over_everything(classes):
     first = np.searchsorted(cls[order], cls[order])
     order = order[np.arange(n) - first < k]
     entries, cut = streamed(rng, (row, cls, score, tie), k, classes).result()
-    for found, column in ((entries.row, row), (entries.cls, cls), (entries.tie, tie)):
+    for found, column in ((entries.row, row), (entries.cls, cls), (entries.tie_breaker, tie)):
         np.testing.assert_array_equal(found, column[order])
     np.testing.assert_array_equal(entries.score, score[order])
     np.testing.assert_array_equal(cut, np.bincount(cls, minlength=classes) > k)
@@ -85,7 +85,7 @@ def test_equals_lexsort_over_everything(classes):
 def test_types_and_nothing_offered():
     entries, cut = TopK(3, 2).result()
     assert len(entries) == 0 and cut.tolist() == [False, False]
-    types = [entries.row.dtype, entries.cls.dtype, entries.score.dtype, entries.tie.dtype]
+    types = [entries.row.dtype, entries.cls.dtype, entries.score.dtype, entries.tie_breaker.dtype]
     assert types == [np.int64, np.int32, np.float32, np.uint64]
 
 

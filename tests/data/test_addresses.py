@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from ssld.common.errors import InputError
-from ssld.data.loading import eval_batches
+from ssld.data.batching import eval_batches
+from ssld.data.loading import ViewBatches
 from ssld.data.sources import key, open_source
 from ssld.data.storage import Address
 from ssld.data.subset import hold_out
@@ -150,10 +151,8 @@ def test_batches_of_ranges_and_rows(tmp_path, workers):
     rows = table(tmp_path / "rows.parquet", sample_id=ids, bytes=blobs)
     path, expected = selection(tmp_path / "selected.parquet", [packed, rows])
     os.truncate(packed, 20_000)
-    batches = eval_batches(
-        [open_source(path)], EvalView(4, 1, "bilinear"), batch_size=16, rank=0, world=1,
-        workers=workers, pin=False, label_index=None,
-    )  # fmt: skip
+    make = ViewBatches([open_source(path)], EvalView(4, 1, "bilinear"))
+    batches = eval_batches(make, batch_size=16, workers=workers)
     shades, lost = {}, []
     for batch in batches:
         lost += batch.unreadable

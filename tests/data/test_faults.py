@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageOps
 
 from ssld.common.errors import InputError
+from ssld.data.batching import train_batches
 from ssld.data.config import AugmentConfig
 from ssld.data.decode import Unreadable, decode, image_size
 from ssld.data.labels import LabelIndex
-from ssld.data.loading import train_batches
+from ssld.data.loading import ViewBatches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView
@@ -31,22 +32,11 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def batches(source, workers: int, index: LabelIndex | None = None) -> list:
-    order = Sampler([len(source)], None, 0)
-    found = train_batches(
-        [source],
-        order,
-        TrainView(AugmentConfig(policy="autoaugment"), 8, 0),
-        batch_size=2,
-        rank=0,
-        world=1,
-        first_step=0,
-        last_step=2,
-        accumulate=1,
-        workers=workers,
-        pin=False,
-        label_index=index,
+    make = ViewBatches([source], TrainView(AugmentConfig(policy="autoaugment"), 8, 0), index)
+    sampler = Sampler([len(source)], None, 0)
+    return list(
+        train_batches(make, sampler, batch_size=2, first_step=0, last_step=2, workers=workers)
     )
-    return list(found)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

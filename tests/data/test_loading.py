@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from ssld.common.errors import InputError
+from ssld.data.batching import eval_batches, train_batches
 from ssld.data.config import AugmentConfig
 from ssld.data.labels import LabelIndex
-from ssld.data.loading import eval_batches, train_batches
+from ssld.data.loading import ViewBatches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView, TrainView
@@ -58,8 +59,8 @@ def stream(colours, *, workers=0, world=1, accumulate=1, first=0, last=3, batch=
     order, view = Sampler([len(s) for s in sources], None, 0), TrainView(AugmentConfig(), 16, 0)
     iterators = [
         train_batches(
-            sources, order, view, batch_size=batch, rank=rank, world=world, first_step=first,
-            last_step=last, accumulate=accumulate, workers=workers, pin=False, label_index=None,
+            ViewBatches(sources, view), order, batch_size=batch, rank=rank, world_size=world,
+            first_step=first, last_step=last, accumulate=accumulate, workers=workers,
         )
         for rank in range(world)
     ]  # fmt: skip
@@ -84,10 +85,11 @@ def test_another_view_of_each_image_changes_nothing_about_the_first(colours):
     sources = [open_source(str(colours / "train"))]
     order, view = Sampler([len(sources[0])], None, 0), TrainView(AugmentConfig(), 16, 0)
 
-    def batches(**changes):
-        given = dict(batch_size=12, rank=0, world=1, first_step=0, last_step=6, accumulate=1,
-                     workers=0, pin=False, label_index=None) | changes  # fmt: skip
-        return list(train_batches(sources, order, view, **given))
+    def batches(*, workers=0, **changes):
+        make = ViewBatches(sources, view, **changes)
+        return list(
+            train_batches(make, order, batch_size=12, first_step=0, last_step=6, workers=workers)
+        )
 
     plain, both = batches(), batches(other_view=True)
     assert all(batch.other_images is None for batch in plain)
@@ -111,8 +113,8 @@ def test_evaluation_sees_every_image_once(colours):
         seen = []
         for rank in range(world):
             for batch in eval_batches(
-                sources, EvalView(16, 0.9, "bilinear"), batch_size=5, rank=rank, world=world,
-                workers=0, pin=False, label_index=index, limit=limit,
+                ViewBatches(sources, EvalView(16, 0.9, "bilinear"), index), batch_size=5,
+                rank=rank, world_size=world, limit=limit,
             ):  # fmt: skip
                 seen += zip(batch.ids, batch.labels.tolist(), strict=True)
         assert len(seen) == len(set(seen)) == (limit or 96)
@@ -127,8 +129,8 @@ def test_mixed_evaluation_sees_the_same_images_not_by_class(colours):
         return [
             list(zip(batch.ids, batch.labels.tolist(), strict=True))
             for rank in range(world)
-            for batch in eval_batches(source, view, batch_size=12 // world, rank=rank, world=world,
-                                      workers=0, pin=False, label_index=index, **changes)
+            for batch in eval_batches(ViewBatches(source, view, index), batch_size=12 // world,
+                                      rank=rank, world_size=world, **changes)
         ]  # fmt: skip
 
     plain, mixed = labels(1), labels(1, mixed=True)
@@ -147,10 +149,7 @@ def test_unreadable_weighs_nothing_and_is_named(tmp_path, colours):
     (tmp_path / "c.png").write_bytes(good.read_bytes())
     source = open_source(str(tmp_path))
     (tmp_path / "c.png").unlink()  # gone since it was listed
-    batch = next(
-        eval_batches([source], EvalView(8, 1, "bilinear"), batch_size=9, rank=0, world=1, workers=0,
-                     pin=False, label_index=None)
-    )  # fmt: skip
+    batch = next(eval_batches(ViewBatches([source], EvalView(8, 1, "bilinear")), batch_size=9))
     assert batch.weight.tolist() == [1, 0, 0]
     assert (batch.images[1:] == 127).all()
     assert [(s, name) for s, name, _, _ in batch.unreadable] == [(0, "b.png"), (0, "c.png")]
@@ -196,10 +195,8 @@ def test_a_loader_that_is_left_alone_ends_at_once(colours, kind, monkeypatch):
     monkeypatch.setattr(BaseProcess, "kill", kill)
     before, began = set(multiprocessing.active_children()), time.monotonic()
     # In a cycle, as an error with its traceback is: the collector ends the queues' threads first.
-    left = [
-        eval_batches([open_source(str(colours / "train"))], kind(8, 1, "bilinear"), batch_size=4,
-                     rank=0, world=1, workers=2, pin=False, label_index=None)
-    ]  # fmt: skip
+    make = ViewBatches([open_source(str(colours / "train"))], kind(8, 1, "bilinear"))
+    left = [eval_batches(make, batch_size=4, workers=2)]
     left.append(left)
     next(left[0])
     processes = set(multiprocessing.active_children()) - before

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ssld.data.subset import Part, hold_out, share_of
+from ssld.data.subset import Subset, hold_out, share_of
 
 
 class Numbers:
@@ -65,7 +65,7 @@ def test_kept_and_held_cover_everything_once_in_order(wanted):
 @pytest.mark.parametrize("chosen", [[], [0], [4], [0, 1, 2, 3, 4], [0, 4], [1, 2], [2, 3, 4]])
 def test_any_choice_and_the_rest_are_complementary(chosen):
     table = np.array(chosen, np.int64)
-    part, rest = (Part(Numbers(5), table, keep=keep) for keep in (True, False))
+    part, rest = (Subset(Numbers(5), table, keep=keep) for keep in (True, False))
     assert numbers(part) == chosen
     assert numbers(rest) == [i for i in range(5) if i not in chosen]
 
@@ -111,7 +111,7 @@ def test_sources_that_are_too_small_stay_whole():
 @pytest.mark.parametrize("keep", [True, False])
 def test_everything_about_an_image_passes_through(keep):
     source = Numbers(100, "somewhere")
-    part = Part(source, np.arange(3, 100, 10), keep=keep)
+    part = Subset(source, np.arange(3, 100, 10), keep=keep)
     assert part.path == "somewhere" and part.class_names == source.class_names
     true = [i for i in range(100) if (i % 10 == 3) == keep]
     assert len(part) == len(true)
@@ -122,8 +122,8 @@ def test_everything_about_an_image_passes_through(keep):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_part_of_a_part(keep):
-    half = Part(Numbers(40), np.arange(0, 40, 2), keep=keep)
-    quarter = Part(half, np.arange(0, 20, 2), keep=True)
+    half = Subset(Numbers(40), np.arange(0, 40, 2), keep=keep)
+    quarter = Subset(half, np.arange(0, 20, 2), keep=True)
     assert numbers(quarter) == list(range(0 if keep else 1, 40, 4))
 
 

@@ -159,7 +159,7 @@ def test_indexing_a_large_tar_shows_its_rate(tmp_path, monkeypatch, capsys):
     open_source(save(tmp_path, data, "small.tar"))
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err == f"{tmp_path}/small.tar: 2 images, no labels\n"
-    monkeypatch.setattr(shards, "LARGE", 1000)
+    monkeypatch.setattr(shards, "PROGRESS_BYTES", 1000)
     open_source(save(tmp_path, data, "large.tar"))
     shown = capsys.readouterr()
     assert shown.out == "" and "indexing large.tar: 100%" in shown.err and "B/s" in shown.err

@@ -124,7 +124,7 @@ def _class_ap(found: list[dict], targets: list[dict], label: int) -> float:
     )
     used, hits = set(), []
     for _, image, box in ranked:
-        overlaps = [(_iou(box, t), k) for k, t in enumerate(truth[image]) if (image, k) not in used]
+        overlaps = [(iou(box, t), k) for k, t in enumerate(truth[image]) if (image, k) not in used]
         best = max(overlaps, default=(0.0, -1))
         hits.append(best[0] >= 0.5)
         if hits[-1]:
@@ -136,7 +136,7 @@ def _class_ap(found: list[dict], targets: list[dict], label: int) -> float:
     return float(sum(envelope[i] for i, hit in enumerate(hits) if hit) / positives)
 
 
-def _iou(a: list[float], b: list[float]) -> float:
+def iou(a: list[float], b: list[float]) -> float:
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height

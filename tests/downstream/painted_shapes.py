@@ -1,10 +1,11 @@
-"""Four small pictures of known shapes, a backbone to learn them with, and AP50 computed plainly."""
+"""Four small pictures of known shapes, a backbone to learn them with."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from overfit import ap50
 from torch import Tensor, nn
 
 SIDE_PX = 64
@@ -78,41 +79,3 @@ def overfit(network: nn.Module, steps: int, lr: float) -> tuple[list[float], flo
     with torch.no_grad():
         found = network.eval()(images, sizes)
     return losses, ap50(found, targets)
-
-
-def ap50(found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> float:
-    """Mean over the classes of the area under precision and recall at IoU .5 (VOC 2010): each
-    detection, best first, takes the object that it overlaps most, unless that is taken."""
-    classes = sorted({int(label) for t in targets for label in t["labels"]})
-    return sum(_class_ap50(found, targets, label) for label in classes) / len(classes)
-
-
-def _class_ap50(found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]], c: int) -> float:
-    ranked = sorted(
-        (-float(score), i, box.tolist())
-        for i, one in enumerate(found)
-        for box, score, label in zip(one["boxes"], one["scores"], one["labels"], strict=True)
-        if label == c
-    )
-    objects = [t["boxes"][t["labels"] == c].tolist() for t in targets]
-    taken: set[tuple[int, int]] = set()
-    hits: list[bool] = []
-    for _, i, box in ranked:
-        overlaps = [iou(box, other) for other in objects[i]]
-        best = max(range(len(overlaps)), key=overlaps.__getitem__, default=-1)
-        hit = best >= 0 and overlaps[best] >= 0.5 and (i, best) not in taken
-        hits.append(hit)
-        if hit:
-            taken.add((i, best))
-    precisions = [sum(hits[: k + 1]) / (k + 1) for k in range(len(hits))]
-    count = sum(map(len, objects))
-    return sum(max(precisions[k:]) for k, hit in enumerate(hits) if hit) / count
-
-
-def iou(a: list[float], b: list[float]) -> float:
-    """Of two boxes xyxy."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return shared / (sum(areas) - shared)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from scenes import boxes, make_scenes
 
 from ssld.cli.run import main
-from ssld.engine.loop import Trainer
 from ssld.engine.progress import depends_on_the_clock
 from ssld.engine.run_folder import read_lines
+from ssld.engine.trainer import Trainer
 
 STEPS = 6
 COMMON = [

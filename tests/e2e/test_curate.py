@@ -248,7 +248,8 @@ def test_a_wrong_override_is_refused(world, teacher_file, curated, tmp_path, cap
     assert "overrides.jsonl line 1" in said
 
 
-def test_excluded_keys_from_a_source_and_a_list(world, teacher_file, tmp_path):
+def test_excluded_keys_from_a_source_and_a_list(world, curated, teacher_file, tmp_path):
+    shutil.copytree(curated, tmp_path / "out")
     (tmp_path / "keys.txt").write_text("new04\n\nnew05\n")
     curation.save(curation.picture(999), tmp_path / "t/x/new06.jpg")
     keys = json.dumps([str(tmp_path / "keys.txt"), str(tmp_path / "t")])
@@ -259,6 +260,7 @@ def test_excluded_keys_from_a_source_and_a_list(world, teacher_file, tmp_path):
 
 
 def test_unsure_images_are_dropped_below_min_score(world, teacher_file, curated, tmp_path):
+    shutil.copytree(curated, tmp_path / "out")
     rows = table(curated, "selected")
     least = sorted(row["score"] for row in rows)[len(rows) // 2]
     settings = world.settings(tmp_path / "out", teacher_file, **{"select.min_score": float(least)})
@@ -287,10 +289,12 @@ def test_nothing_left_to_select_is_an_empty_table(world, teacher_file, tmp_path)
     assert (tmp_path / "out/report.html").is_file()
 
 
-def test_an_override_holds_for_the_same_picture_under_another_name(world, teacher_file, tmp_path):
+def test_an_override_holds_for_the_same_picture_under_another_name(
+    world, curated, teacher_file, tmp_path
+):
     out = tmp_path / "out"
+    shutil.copytree(curated, out)
     settings = world.settings(out, teacher_file)
-    assert main(["curate", "index", *settings]) == 0
     line = {
         "gallery": str(world.folder("gallery") / "twin of new00.jpg"),
         "protected": str(world.folder("protected") / "v4.jpg"),

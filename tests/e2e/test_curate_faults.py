@@ -17,7 +17,7 @@ import sabotage
 KILLS = 6
 KILLS_OF_TWO = 3
 STAGES = ["index", "score", "duplicates", "select", "report"]
-FIRST = dict.fromkeys(STAGES, "ssld.curate.command:_open")
+FIRST = dict.fromkeys(STAGES, "ssld.curate.command:opened")
 FIRST["report"] = "ssld.curate.command:_report"
 """The function with which a stage begins to write."""
 
@@ -47,7 +47,7 @@ def undisturbed(world, teacher_file) -> dict[str, tuple[Path, float]]:
 def test_killed_between_the_lock_and_the_settings(world, undisturbed, teacher_file, tmp_path):
     out = tmp_path / "out"
     harm = functools.partial(
-        sabotage.at_call, "ssld.curate.command:write_atomically", 1, sabotage.sigkill
+        sabotage.at_call, "ssld.curate.folder:write_atomically", 1, sabotage.sigkill
     )
     argv = ["curate", "index", *world.settings(out, teacher_file)]
     assert sabotage.run(argv, tmp_path / "said.txt", [harm])[0] == -9
@@ -109,7 +109,7 @@ def test_one_of_two_processes_killed_at_random_moments(world, undisturbed, teach
     seconds = undisturbed["select"][1]
     while kills < KILLS_OF_TWO or out.exists():
         victim, moment = draw.randrange(2), draw.uniform(0, seconds)
-        kill = functools.partial(sabotage.kill_after, "ssld.curate.command:_open", moment)
+        kill = functools.partial(sabotage.kill_after, "ssld.curate.command:opened", moment)
         harm = [[kill] if kills < KILLS_OF_TWO and rank == victim else [] for rank in range(2)]
         started = sabotage.ranks(argv, world.root / "said of two", harm)
         codes = [each.end() for each in started]

@@ -14,7 +14,8 @@ import pytest
 
 from ssld.__main__ import main
 from ssld.curate.select import score
-from ssld.data.loading import eval_batches
+from ssld.data.batching import eval_batches
+from ssld.data.loading import ViewBatches
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView
 
@@ -75,10 +76,7 @@ def test_order_names_and_shards_change_nothing(world, teacher_file, reference, t
         assert chosen(out) == chosen(reference)
         manifest = open_source(str(out / "selected.parquet"))
         view = EvalView(32, 1.0, "bilinear")
-        batches = eval_batches(
-            [manifest], view, batch_size=8, rank=0, world=1, workers=0, pin=False, label_index=None
-        )
-        read = [batch for batch in batches]
+        read = list(eval_batches(ViewBatches([manifest], view), batch_size=8))
         assert sum(len(batch.ids) for batch in read) == len(manifest)
         assert not any(batch.unreadable for batch in read)
 

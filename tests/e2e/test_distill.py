@@ -99,38 +99,6 @@ def test_the_written_config_repeats_the_run(finished, tmp_path):
     assert same(weights(finished), weights(out))
 
 
-def test_resume_equals_uninterrupted(colours, teacher_file, finished, tmp_path):
-    out = tmp_path / "run"
-    every = {"checkpoint.every_steps": 2, "checkpoint.keep": 3, "ema.decay": 0.5}
-    assert run(colours, teacher_file, out, **every) == 0
-    full, lines = weights(out), metrics(out)
-    for name in ("step-00000006", "step-00000004"):
-        (out / "checkpoints" / name).rename(out / f"gone-{name}")
-    assert run(colours, teacher_file, out, "--resume", **every) == 0
-    assert same(full, weights(out)) and not same(full, weights(finished))
-    keys = ("step", "loss", "lr")
-    assert [[x[k] for k in keys] for x in lines] == [[x[k] for k in keys] for x in metrics(out)]
-
-
-def test_a_damaged_checkpoint_is_refused_by_name(colours, teacher_file, tmp_path, capsys):
-    out = tmp_path / "run"
-    every = {"checkpoint.every_steps": 2, "checkpoint.keep": 3}
-    assert run(colours, teacher_file, out, **every) == 0
-    file = out / "checkpoints/step-00000006/student.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    assert run(colours, teacher_file, out, "--resume", **every) == 0
-    said = capsys.readouterr()
-    assert "step-00000006 is damaged" in said.err and "at step 4" in said.out
-
-
-def test_resume_with_other_settings_is_refused(colours, teacher_file, finished, capsys):
-    arguments = {"out": finished, "schedule.lr": 0.7, "trackers": '["tensorboard"]'}
-    assert run(colours, teacher_file, finished, "--resume", **arguments) == 2
-    assert "schedule.lr was 0.1 and is 0.7" in capsys.readouterr().err
-
-
 def manifest(folder: Path, target: Path, labels: list) -> Path:
     paths = sorted(folder.rglob("*.png"))
     table = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ssld.__main__ import main
 
-STEPS = 24
+STEPS = 10
 ACCELERATE = ["accelerate.commands.launch", "--cpu", "--mixed_precision", "no"]
 LAUNCHERS = {
     "accelerate": [
@@ -37,7 +37,7 @@ def words(colours: Path, teacher_file: Path, out: Path, student: str) -> list[st
         "batch_size": 16,
         "log_every_steps": 1,
         "student.arch": student,
-        "augment.size": 64,
+        "augment.size": 32,
         "teacher.checkpoint": teacher_file,
         "teacher.verify": "false",
         "data.unlabeled": colours / "unlabeled",

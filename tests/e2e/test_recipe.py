@@ -108,7 +108,7 @@ def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path, undisturbed) 
     for _ in range(60):
         early = kills < 2  # so that two starts are not enough, however fast the machine is now
         moment = draw.uniform(*((0.05, 0.2) if early else (0.25, 0.75))) * seconds
-        harm = [partial(kill_after, "ssld.recipe.recipe:recipe", moment)]
+        harm = [partial(kill_after, "ssld.recipe.command:recipe", moment)]
         code, words = sabotage.run(["recipe", str(file), f"--out={cut}"], said, harm)
         if code == 0:
             break
@@ -122,7 +122,7 @@ def test_sigkill_at_random_moments_of_all_stages(recipe, tmp_path, undisturbed) 
     "instant",
     [
         ("ssld.distill.fixres:sweep", 2),  # the fix is trained, its sizes are not evaluated
-        ("ssld.engine.export:export", 1),  # they are, but the best is not exported
+        ("ssld.distill.task:export", 1),  # they are, but the best is not exported
         ("ssld.recipe.stage_folder:StagePlace.note", 2),  # a stage is done, the next is not noted
     ],
 )
@@ -140,7 +140,7 @@ def undisturbed(colours, teacher_file, tmp_path_factory) -> tuple[dict[str, Any]
     """What comes of a recipe, its folder, and how many seconds it worked."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write, begun = recipe.__wrapped__(colours, teacher_file, folder), folder / "begun"
-    note = partial(sabotage.at_call, "ssld.recipe.recipe:recipe", 1, begun.touch)
+    note = partial(sabotage.at_call, "ssld.recipe.command:recipe", 1, begun.touch)
     code, words = sabotage.run(["recipe", str(write())], folder / "said.txt", [note])
     seconds = time.time() - begun.stat().st_mtime
     assert code == 0, words
@@ -313,7 +313,7 @@ def test_one_command_at_a_time(done, capsys) -> None:
     with FileLock(out / "distill/.lock"):
         words = ["distill", f"--config={out / 'distill/config.yaml'}", f"--out={out / 'distill'}"]
         assert main([*words, "--resume"]) == 2
-    assert "another run is at work in it" in capsys.readouterr().err
+    assert "another command is at work there" in capsys.readouterr().err
     all_skipped(file, capsys)
 
 

@@ -7,28 +7,25 @@ a few small pictures; only the big teachers are replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from ssld.__main__ import main
 from ssld.ablate import grid
+from ssld.cli.commands import FIRST
 from ssld.common.settings import plain
-from ssld.distill import setup as setup_of_runs
-from ssld.distill.config import DistillConfig, RunConfig
-from ssld.distill.distill import Distillation
-from ssld.distill.setup import Setup
-from ssld.engine.loop import Trainer
+from ssld.common.settings_file import read_settings
+from ssld.distill.config import ClassifierConfig, DistillConfig
+from ssld.distill.distill import distillation, open_networks
+from ssld.distill.setup import open_data, start_run
 from ssld.engine.progress import Progress
-from ssld.models.classifier import Classifier, open_network
-from ssld.models.teacher import open_teacher
-from ssld.recipe.recipe import FIRST, Recipe, open_recipe
+from ssld.engine.trainer import Trainer
+from ssld.recipe.recipe import Recipe, open_recipe
 
 CONFIGS_DIR = Path(__file__).parents[2] / "configs"
 TABLE_2 = [
@@ -56,12 +53,13 @@ Stages = dict[str, dict[str, Any]]
 
 @cache
 def content(file: Path) -> dict[str, Any]:
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return read_settings(file)
 
 
 RECIPES = [x for x in sorted(CONFIGS_DIR.rglob("*.yaml")) if content(x).keys() & set(FIRST)]
 PUBLISHED = [x for x in RECIPES if not x.stem.startswith("quickstart")]
-TRAINED = [x for x in PUBLISHED if "distill" in content(x)]
+TRAINED = [x for x in PUBLISHED if "distill" in content(x) and "\nbase: " not in x.read_text()]
+"""A recipe with a base has the student of that."""
 
 
 def by_name(files: list[Path]) -> pytest.MarkDecorator:
@@ -74,9 +72,9 @@ def header(file: Path) -> list[str]:
 
 
 def recipes_in(file: Path) -> list[Stages]:
-    """{stage: settings} of a recipe, and of each cell of an ablation."""
+    """{stage: settings} of a recipe, and of each trial of an ablation."""
     if "grid" in content(file):
-        return [cell.recipe for cell in grid.read(str(file), None, []).cells]
+        return [trial.recipe for trial in grid.read(str(file), None, []).trials]
     return [{stage: x or {} for stage, x in content(file).items() if stage != "out"}]
 
 
@@ -89,12 +87,13 @@ def checked(file: Path, stages: Stages) -> Recipe:
     folders = dict(SOME_FOLDERS)
     if file.stem == "quickstart-recipe":  # its teacher is what `ssld quickstart` made
         folders["teacher.checkpoint"] = CONFIGS_DIR
-    return open_recipe(str(file), {"out": "run", **stages}, None, words(folders))
+    overrides = [f"{key}={folder}" for key, folder in folders.items()]
+    return open_recipe(str(file), {"out": "run", **stages}, None, overrides)
 
 
 @cache
-def as_it_stands(file: Path) -> tuple[Recipe, dict[str, RunConfig]]:
-    """A recipe, or the first cell of an ablation, and the settings of its stages."""
+def as_it_stands(file: Path) -> tuple[Recipe, dict[str, ClassifierConfig]]:
+    """A recipe, or the first trial of an ablation, and the settings of its stages."""
     recipe, found = checked(file, recipes_in(file)[0]), {}
     for stage in recipe.stages:
         before = plain(list(found.values())[-1]) if found else {}
@@ -120,7 +119,7 @@ def test_numbers_of_others_are_said_to_be_theirs(file):
 
 
 @by_name(RECIPES)
-def test_every_stage_of_every_cell_parses(file):
+def test_every_stage_of_every_trial_parses(file):
     folder = content(file)["out"]
     assert folder.startswith("runs/") and [folder] == [
         content(x)["out"] for x in RECIPES if content(x)["out"] == folder
@@ -171,49 +170,31 @@ def test_the_reference_s_rates_are_those_of_its_table():
 
 
 @pytest.fixture(scope="module")
-def pictures(colours, teacher_file) -> Iterator[dict[str, Any]]:
-    yield {
+def pictures(colours, teacher_file) -> dict[str, Any]:
+    return {
         "teacher.checkpoint": teacher_file,
         "data.labeled": colours / "train",
         "data.unlabeled": colours / "unlabeled",
         "data.val": colours / "val",
     }
-    _built.cache_clear()  # half a gigabyte
-
-
-@lru_cache(maxsize=1)
-def _built(**settings: Any) -> Classifier:
-    return open_network(**settings, args=None)
-
-
-def shared_network(*_: Any, args: dict[str, Any] | None = None, **settings: Any) -> Classifier:
-    """The last one built, where it is the same: building a large one takes as long as its steps,
-    and a recipe and its variants come one after the other."""
-    return (
-        open_network("student", args=args, **settings)
-        if args
-        else _built(role="student", **settings)
-    )
 
 
 @by_name(TRAINED)
-def test_two_steps_of_the_real_student(file, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_of_runs, "open_network", shared_network)
+def test_two_steps_of_the_real_student(file, pictures, tmp_path):
     changes = {"distill": words({**SMALL_RUN, **pictures})}
     recipe = replace(as_it_stands(file)[0], out=tmp_path, overrides=changes)
     config = recipe.config("distill", {}, False)
     assert isinstance(config, DistillConfig)
-    setup = Setup(config)
-    teacher, digest = open_teacher([config.teacher], config.precision)
-    student = setup.open_student(teacher.num_classes, teacher.label_names)
-    run = setup.start(student, teacher=teacher, teacher_sha256=digest)
-    trainer = Trainer(run, Distillation(teacher, config.loss), student)
+    data = open_data(config)
+    student, teacher, facts = open_networks(data, config)
+    run = start_run(data, student, facts, teacher=teacher)
+    trainer = Trainer(run, distillation(config, teacher), student)
     before = [x.detach()[:1].clone() for x in student.parameters()]  # all of it takes long
     batches = trainer.task.train_batches(run, 0, 2)
-    with Progress(run, 0, trainer.unreadables) as progress:
+    with Progress(run, trainer.clock, 0, trainer.unreadables) as progress:
         for _ in range(2):
             trainer.train_step(batches, progress)
-        progress.log(2, trainer.rate(), False)  # refuses a loss that is not finite
+        progress.log(2, trainer.lr(), False)  # refuses a loss that is not finite
     changed = [not torch.equal(a, b[:1]) for a, b in zip(before, student.parameters(), strict=True)]
     assert sum(changed) > len(changed) / 2  # the first gradient of a branch that ends in 0 is 0
 

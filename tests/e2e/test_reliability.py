@@ -89,34 +89,47 @@ def test_sigkill_with_all_that_is_random(case, command):
     assert_same(killed.outcome(), whole.outcome())
 
 
+REPORT = "ssld.distill.report:write_report"
 INSTANTS = {
-    # name: (function, at which call, after it)
-    "before the first step": ("ssld.engine.run_folder:RunFolder.open", 1, True),
-    "between gradients and step": ("torch.optim.optimizer:Optimizer.zero_grad", 9, False),
-    "before a line": ("ssld.engine.run_folder:RunFolder.log", 6, False),
-    "after a line": ("ssld.engine.run_folder:RunFolder.log", 6, True),
-    "in an evaluation": ("ssld.health.classification_metrics:Tally.add", 5, True),
-    "in a probe": ("ssld.distill.probe:scores", 1, False),
-    "between evaluation and checkpoint": ("ssld.engine.loop:Trainer.save", 2, False),
-    "checkpoint: a network written": ("ssld.engine.checkpoint:save_file", 5, True),
-    "checkpoint: in the manifest": ("ssld.engine.checkpoint:sha256_of", 7, False),
-    "checkpoint: before the sync": ("ssld.engine.checkpoint:_sync", 8, False),
-    "checkpoint: before the old ones go": ("ssld.engine.checkpoint:_all", 3, False),
-    "export: weights written": ("ssld.engine.export:_write", 2, True),
-    "export: before it is put in place": ("ssld.engine.export:replace_folder", 2, False),
-    "before the first report": ("ssld.distill.report:write_report", 1, False),
-    "after the first report": ("ssld.distill.report:write_report", 1, True),
-    "before the last report": ("ssld.distill.report:write_report", 2, False),
-    "after the last report": ("ssld.distill.report:write_report", 2, True),
+    # what one run is killed at, one after another: (function, at which call, after it)
+    "between steps and lines": [
+        ("ssld.engine.run_folder:RunFolder.open", 1, True),
+        ("torch.optim.optimizer:Optimizer.zero_grad", 9, False),
+        ("ssld.engine.run_folder:RunFolder.log", 3, False),
+        ("ssld.engine.run_folder:RunFolder.log", 3, True),
+    ],
+    "in an evaluation": [
+        ("ssld.health.classification_metrics:ClassificationMetrics.add", 5, True),
+        ("ssld.distill.probe:scores", 1, False),
+        ("ssld.engine.trainer:Trainer.save", 2, False),  # between evaluation and checkpoint
+    ],
+    "in a checkpoint": [
+        ("ssld.engine.checkpoint:save_file", 5, True),  # a network is written
+        ("ssld.engine.checkpoint:sha256_of", 7, False),  # in the manifest
+        ("ssld.engine.checkpoint:_sync", 8, False),
+        ("ssld.engine.checkpoint:_all", 3, False),  # before the old ones go
+    ],
+    "in an export": [
+        ("ssld.engine.export:replace_folder", 1, False),
+        ("ssld.engine.export:_write", 2, True),
+    ],
+    "around the reports": [
+        (REPORT, 1, False),
+        (REPORT, 1, True),
+        (REPORT, 2, False),  # the last one
+        (REPORT, 1, True),
+    ],
 }
 
 
-@pytest.mark.parametrize("instant", INSTANTS)
-def test_sigkill_at(case, undisturbed, instant):
-    target, call, after = INSTANTS[instant]
-    run, pictures = case(), [sabotage.draw] if "report" in instant else []
-    code, said = run.start(partial(at_call, target, call, sigkill, after), *pictures)
-    assert code == -signal.SIGKILL, said
+@pytest.mark.parametrize("instants", INSTANTS)
+def test_sigkill_at(case, undisturbed, instants):
+    run, begin = case(), True
+    for target, call, after in INSTANTS[instants]:
+        harm = partial(at_call, target, call, sigkill, after)
+        code, said = run.start(harm) if begin else run.resume(harm)
+        assert code == -signal.SIGKILL, (target, call, said)
+        begin = False
     code, said = run.resume()
     assert code == 0, said
     assert_same(run.outcome(), undisturbed)
@@ -169,14 +182,11 @@ def killed_at_15(case) -> Path:
     return run.out
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
-    case, undisturbed, killed_at_15, damage
-):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(case, undisturbed, killed_at_15):
     run = case()
     shutil.copytree(killed_at_15, run.out)
     names = run.checkpoints()
-    damage(run.out / "checkpoints" / names[-1] / "optimizer.pt")
+    flip_a_bit(run.out / "checkpoints" / names[-1] / "optimizer.pt")
     code, said = run.resume()
     assert code == 0 and f"{names[-1]} is damaged" in said
     assert f"at step {int(names[-2][-8:])}" in said
@@ -215,7 +225,7 @@ def test_all_checkpoints_damaged_is_refused_and_nothing_is_lost(case, killed_at_
 def test_a_signal_before_the_first_step(case, undisturbed):
     run = case()
     harm = partial(
-        at_call, "ssld.distill.setup:Setup.start", 1, partial(signal_self, signal.SIGTERM)
+        at_call, "ssld.distill.distill:start_run", 1, partial(signal_self, signal.SIGTERM)
     )
     code, said = run.start(harm)
     assert code == TRY_AGAIN and "stopped: SIGTERM before or after the training loop" in said
@@ -227,7 +237,9 @@ def test_a_signal_before_the_first_step(case, undisturbed):
 
 def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed):
     run = case(**WORKER)
-    quota = partial(at_call, "ssld.engine.loop:Trainer.save", 3, partial(sabotage.quota, 500_000))
+    quota = partial(
+        at_call, "ssld.engine.trainer:Trainer.save", 3, partial(sabotage.quota, 500_000)
+    )
     code, said = run.start(quota)
     assert code == MEND and "Traceback" not in said
     assert "cannot be written" in said and "the last good one is step-" in said
@@ -236,9 +248,9 @@ def test_a_quota_stops_the_run_and_leaves_the_last_checkpoint(case, undisturbed)
 
 
 DISK_FULL = {
-    "in a checkpoint": "ssld.engine.loop:Trainer.save",
+    "in a checkpoint": "ssld.engine.trainer:Trainer.save",
     "at a line": "ssld.engine.run_folder:RunFolder.log",
-    "in an export": "ssld.engine.export:export",
+    "in an export": "ssld.distill.task:export",
     "in the last report": "ssld.distill.report:write_report",
 }
 

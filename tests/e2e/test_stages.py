@@ -57,8 +57,8 @@ def test_the_second_stage_inherits_all_but_what_the_paper_changes(
 
 def test_thirty_epochs_unless_something_is_said(distilled) -> None:
     from ssld.cli.parse import parse
+    from ssld.distill.config import FinetuneConfig, FixConfig
     from ssld.distill.parent_run import finetune_defaults, fix_defaults
-    from ssld.distill.stage_config import FinetuneConfig, FixConfig
 
     def parsed(kind, *rest: str):
         defaults = fix_defaults if kind is FixConfig else finetune_defaults
@@ -275,7 +275,7 @@ def _noting(kind: type, seen: list[Any]) -> Any:
     ("rest", "said"),
     [
         (("--augment.policy=autoaugment",), "makes its views as an evaluation does"),
-        (("--resolutions=[0]",), "give sides in px above 0"),
+        (("--resolutions=[0]",), "resolutions is [0]: give a number above 0"),
         (("--data.val=[]", "--data.holdout=0"), "held-out images choose the resolution"),
     ],
 )

@@ -108,11 +108,12 @@ def use_coco(folder: Path, out: Path) -> str | None:
 
 def _boxes(path: str, out: Path) -> str | None:
     """As a detector's run sees them before and in its first step."""
-    from downstream.dense.preflight import write_preflight
+    from downstream.dense.preflight import in_both, write_preflight
     from downstream.detection.data.boxes import open_boxes
 
     source = open_boxes(path)
-    write_preflight(out, {"train": [source], "val": [source]})
+    reports = [source.report]
+    write_preflight(out, {"train": reports, "val": reports}, in_both([source], [source]))
     unreadable = False
     train, test = _box_views()
     for i in range(len(source)):
@@ -300,13 +301,15 @@ def use_masks(folder: Path, out: Path) -> str | None:
 
 def _masks(path: str, out: Path) -> str | None:
     """As a segmenter's run sees them before and in its first step."""
-    from downstream.dense.preflight import write_preflight
+    from downstream.dense.preflight import in_both, write_preflight
     from downstream.segmentation.data.masks import open_masks
+    from downstream.segmentation.data.preflight import inspect
     from downstream.segmentation.data.transforms import EvalMaskView
 
     source = open_masks(path)
-    source.report.check()
-    write_preflight(out, {"train": [source], "val": [source]})
+    report = inspect(source)
+    report.check()
+    write_preflight(out, {"train": [report], "val": [report]}, in_both([source], [source]))
     train, test, unreadable = _mask_view(), EvalMaskView(), False
     for i in range(len(source)):
         unreadable |= _seen(lambda i=i: (train(source, i, 0), test(source, i)))

@@ -143,12 +143,12 @@ def views_of(source) -> str | None:
     """All images of a source as batches of the three views; `unreadable` where one is."""
     import numpy as np
 
-    from ssld.data.loading import _ViewBatches
+    from ssld.data.loading import ViewBatches
 
     unreadable = False
     rows = np.array([[0, i, 0, 0] for i in range(len(source))], np.int64)
     for view in _views():
-        batch = _ViewBatches([source], view, None)(rows)
+        batch = ViewBatches([source], view)(rows)
         assert batch.images.shape == (len(source), 16, 16, 3)
         unreadable |= bool(batch.unreadable)
         for _, _, _, reason in batch.unreadable:

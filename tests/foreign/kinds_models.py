@@ -320,8 +320,7 @@ def segmenter() -> tuple[dict[str, Any], bytes]:
 
     from downstream.backbone.config import BackboneConfig
     from downstream.dense.trained import save
-    from downstream.segmentation.model import SegmentationModel
-    from downstream.segmentation.networks import build
+    from downstream.segmentation.model import SegmentationModel, build
 
     torch.manual_seed(0)
     config = BackboneConfig(name="test_resnet", pretrained=False)
@@ -372,6 +371,6 @@ KINDS = {
     "models.segmenter": Kind(
         write_segmenter,
         use_segmenter,
-        (*NETWORKS, "downstream.segmentation.model", "downstream.predict"),
+        (*NETWORKS, "downstream.segmentation.model", "downstream.deploy.predict"),
     ),
 }

@@ -80,10 +80,10 @@ def use_run(folder: Path, out: Path) -> None:
 
 def _compare(folder: Path, out: Path) -> None:
     """`ssld compare` with the run as it was, without curves, which take half a second."""
-    from ssld.compare import compare
+    from ssld.compare import compare, report
     from ssld.compare.config import CompareConfig
 
-    compare._overlays = lambda runs: []
+    report.overlays = lambda runs: []
     whole_run(out / "whole")
     runs = [str(folder), str(out / "whole")]
     compare.compare(CompareConfig(runs=runs, out=str(out / "c.html"), json=str(out / "c.json")))
@@ -92,8 +92,8 @@ def _compare(folder: Path, out: Path) -> None:
 def _go_on(folder: Path, out: Path) -> None:
     """`ssld finetune --run`."""
     from ssld.cli.parse import parse
+    from ssld.distill.config import FinetuneConfig
     from ssld.distill.parent_run import finetune_defaults
-    from ssld.distill.stage_config import FinetuneConfig
 
     words = ["--run", str(folder), "--out", str(out / "next"), "--data.labeled", "x"]
     parse("ssld finetune", FinetuneConfig, words, defaults=finetune_defaults)
@@ -125,7 +125,7 @@ def _publish(folder: Path, out: Path) -> None:
     from ssld.zoo import release_run as release
     from ssld.zoo.config import About
 
-    release._draw_curves = lambda *_: None
+    release.draw_curves = lambda *_: None
     about = About(data_license="cc0-1.0", teacher_license="mit")
     release.assemble(folder, out / "release", about)
 
@@ -141,13 +141,13 @@ def _evaluate(folder: Path, out: Path) -> None:
 
 
 def _ablated(folder: Path, out: Path) -> None:
-    """As a cell of `ssld ablate`."""
-    from ssld.ablate.results import read_cell
+    """As a trial of `ssld ablate`."""
+    from ssld.ablate.results import read_trial
 
-    (out / "cell").mkdir()
-    (out / "cell" / "distill").symlink_to(folder)
-    ablation = SimpleNamespace(stages=["distill"], out=out, folder=lambda cell: out / "cell")
-    read_cell(ablation, SimpleNamespace(name="cell"))  # type: ignore[arg-type]
+    (out / "trial").mkdir()
+    (out / "trial" / "distill").symlink_to(folder)
+    ablation = SimpleNamespace(stages=["distill"], out=out, folder=lambda trial: out / "trial")
+    read_trial(ablation, SimpleNamespace(name="trial"))  # type: ignore[arg-type]
 
 
 WAYS = {
@@ -369,21 +369,22 @@ def _curation(folder: Path) -> None:
     write_report(place, lambda location: b"")
 
 
-def _cell(folder: Path) -> None:
+def _trial(folder: Path) -> None:
     from ssld.ablate.state import changed as since
     from ssld.ablate.state import done_rows
 
-    cell = SimpleNamespace(recipe={"distill": {"seed": 0}}, name="a")
-    done_rows(folder, cell)  # type: ignore[arg-type]
-    since(folder, cell)  # type: ignore[arg-type]
+    trial = SimpleNamespace(recipe={"distill": {"seed": 0}}, name="a")
+    done_rows(folder, trial)  # type: ignore[arg-type]
+    since(folder, trial)  # type: ignore[arg-type]
 
 
-STATES = {"stage": _stage, "overrides": _overrides, "curation": _curation, "cell": _cell}
+STATES = {"stage": _stage, "overrides": _overrides, "curation": _curation, "trial": _trial}
 RUNS = (
     "ssld.compare",
     "ssld.distill.parent_run",
     "ssld.distill",
     "ssld.zoo.release_run",
+    "ssld.zoo.run_facts",
     "ssld.ablate.results",
 )
 RUNS += ("downstream.backbone.weights", "jsonargparse", "ssld.cli")

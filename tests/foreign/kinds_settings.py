@@ -1,5 +1,5 @@
 """Settings as YAML files and as words of a command line, for every command, up to the checked
-configuration; recipes and grids up to the settings of all their stages and cells."""
+configuration; recipes and grids up to the settings of all their stages and trials."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ COMMANDS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
         "SupervisedConfig",
         [{"out": "r", "epochs": 2, "data": {"labeled": "a", "val": "b"}}],
     ),
-    "finetune": ("ssld.distill.stage_config", "FinetuneConfig", [SECOND]),
-    "fix": ("ssld.distill.stage_config", "FixConfig", [SECOND]),
+    "finetune": ("ssld.distill.config", "FinetuneConfig", [SECOND]),
+    "fix": ("ssld.distill.config", "FixConfig", [SECOND]),
     "plan": ("ssld.plan.config", "PlanConfig", [{**DISTILL, "seconds": 1.0}]),
     "evaluate": (
         "ssld.health.config",
@@ -240,8 +240,7 @@ def use_recipe(folder: Path, out: Path) -> None:
     from ssld.cli.parse import read_settings
     from ssld.recipe.recipe import open_recipe
 
-    words = [word for k, x in words.items() for word in (f"--{k}", x)]
-    open_recipe(str(file), read_settings(file), None, words)
+    open_recipe(str(file), read_settings(file), None, [f"{k}={x}" for k, x in words.items()])
 
 
 MODULES = ("jsonargparse", *(module for module, _, _ in COMMANDS.values()))

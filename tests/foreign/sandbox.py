@@ -212,7 +212,8 @@ class Box:
             os.environ[variable] = str(self.cache / place)
         tempfile.tempdir = str(self.cache / "tmp")
         sys.dont_write_bytecode = True
-        for module in self.kind.modules:
+        # zoo imports torchvision, which makes a cache folder: not while the audit is armed.
+        for module in (*self.kind.modules, "ssld.cli.parse", "zoo"):
             importlib.import_module(module)
         import torch
         from tqdm import tqdm

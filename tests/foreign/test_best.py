@@ -89,14 +89,15 @@ def test_an_early_collapse_is_no_peak_to_fall_from():
 def distil(colours, teacher_file, tmp_path, monkeypatch):
     """`ssld distill` whose evaluations find what they are told to."""
     monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
-    monkeypatch.setattr("ssld.zoo.curves.draw_curves", lambda path, *_: path.touch())
+    monkeypatch.setattr("ssld.zoo.release_run.draw_curves", lambda path, *_: path.touch())
     out = tmp_path / "run"
 
     def run(*evaluations: dict[str, Any], words: tuple[str, ...] = ()) -> Path:
         left = [{**e, "classes_teacher": 1.0, "classes_student": share}
                 for e, share in evaluations]  # fmt: skip
         monkeypatch.setattr(
-            "ssld.health.classification_metrics.Tally.metrics", lambda _: dict(left.pop(0))
+            "ssld.health.classification_metrics.ClassificationMetrics.metrics",
+            lambda _: dict(left.pop(0)),
         )
         settings = {"out": out, "steps": 9, "batch_size": 8, "log_every_steps": 3,
                     "evaluate_every_epochs": 0.666, "checkpoint.every_steps": 3,

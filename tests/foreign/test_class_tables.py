@@ -167,7 +167,8 @@ def test_a_plan_of_a_recipe_looks_at_its_later_stages(recipe, flowers, capsys, f
 def test_stages_that_fit_are_not_accused(recipe, flowers, colours, tmp_path, case):
     """A teacher's words on images of other classes need no labels."""
     from ssld.common.settings_file import read_settings
-    from ssld.recipe.recipe import _require_classes, open_recipe
+    from ssld.recipe.classes import check_classes
+    from ssld.recipe.recipe import open_recipe
 
     named = manifest(colours, tmp_path / "m.parquet", ["red", "green", "blue"])
     stages = {
@@ -177,26 +178,30 @@ def test_stages_that_fit_are_not_accused(recipe, flowers, colours, tmp_path, cas
         "other images": {"finetune": human(**{"data.labeled": named})},
     }[case]
     file = recipe(**stages)
-    _require_classes(open_recipe(file, read_settings(Path(file)), None, []))
+    recipe = open_recipe(file, read_settings(Path(file)), None, [])
+    assert not list(check_classes(recipe.configs()))
 
 
 def test_a_stage_refuses_a_teacher_of_another_order(colours, teacher_file, tmp_path):
-    from ssld.distill.config import DistillConfig
-    from ssld.distill.setup import Setup
-    from ssld.distill.stage_config import FinetuneConfig
+    from ssld.data.labels import ClassTable
+    from ssld.distill.config import DistillConfig, FinetuneConfig
+    from ssld.distill.setup import open_data, open_student
 
     save_export(tmp_path / "start", ["blue", "green", "red"])
     shared = {"out": str(tmp_path / "o"), "steps": 1, "batch_size": 8}
     shared |= {"data.labeled": str(colours / "train"), "teacher.arch": "x", "data.holdout": 0}
     order = ["red", "green", "blue"]
     for kind, more in ((DistillConfig, {}), (FinetuneConfig, {"run": "r"})):
-        setup = Setup(parsed(kind, {**shared, **more}, tmp_path / "start"))
+        config = parsed(kind, {**shared, **more}, tmp_path / "start")
+        data = open_data(config)
+        one, other = (ClassTable("the teacher", 3, names) for names in (order, order[::-1]))
         if kind is FinetuneConfig:
             with pytest.raises(InputError, match="classes in another order: class 0 is 'blue'"):
-                setup.open_student(3, order)
-            setup.open_student(3, order[::-1])
+                open_student(data, config.student, one, keep_classes=True)
+            open_student(data, config.student, other, keep_classes=True)
         else:
-            assert setup.open_student(3, order).label_names == order  # learned anew
+            student = open_student(data, config.student, one)
+            assert student.label_names == order  # learned anew
 
 
 def save_export(folder: Path, names: list[str]) -> None:

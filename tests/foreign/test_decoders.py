@@ -209,7 +209,7 @@ def test_a_thin_image_is_cropped_first_and_looks_the_same(monkeypatch, shape, ki
     view, data = EvalView(32, 0.875, "bicubic"), encoded(image, kind)
     thin = view(data)
     assert thin.shape == (32, 32, 3)
-    monkeypatch.setattr(views, "THIN", 10**6)
+    monkeypatch.setattr(views, "THIN_ASPECT", 10**6)
     assert (thin.int() - view(data).int()).abs().float().mean() < 0.5
 
 
@@ -222,16 +222,16 @@ def test_ordinary_images_are_not_touched_by_it(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(20000, 1), (1, 65000)])
 def test_a_strip_takes_no_memory(monkeypatch, shape):
-    made, resize = [], views._resize
+    made, resize = [], views.resize
 
     def noted(pixels, size, *rest, **options):
         made.append(pixels.numel() + 3 * size[0] * size[1])
         return resize(pixels, size, *rest, **options)
 
-    monkeypatch.setattr(views, "_resize", noted)
+    monkeypatch.setattr(views, "resize", noted)
     data = encoded(np.full(shape, 128, np.uint8))
     assert (EvalView(224, 0.875, "bicubic")(data) == torch.full((224, 224, 3), 128)).all()
-    assert max(made) < 3 * views.THIN * 256**2
+    assert max(made) < 3 * views.THIN_ASPECT * 256**2
     assert len(measure(data)) == 8 and features(data).thumbnail.size
 
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 
 from zoo.errors import InputError
-from zoo.export.onnx_classifier import export
+from zoo.export.classifier import export
 
 INJECTION = 'x""" + str(open("ran", "w"))  # '
 

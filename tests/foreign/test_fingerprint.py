@@ -13,7 +13,7 @@ from given import picture, put, table, tar
 from ssld.data.decode import Unreadable
 from ssld.data.folder import FolderSource
 from ssld.data.sources import open_source
-from ssld.data.subset import Part, hold_out, share_of
+from ssld.data.subset import Subset, hold_out, share_of
 from ssld.engine import start
 from ssld.engine.start import fingerprint
 
@@ -55,7 +55,7 @@ def test_the_digest_is_that_of_before(sources, monkeypatch, rows):
     assert fingerprint(sources) == one_by_one(sources)
     assert fingerprint([]) == hashlib.sha256().hexdigest()
     kept, held = hold_out(sources[:1], 1)
-    odd = [*kept, *held, *share_of(sources, 0.5), Part(kept[0], np.array([2, 5]), keep=False)]
+    odd = [*kept, *held, *share_of(sources, 0.5), Subset(kept[0], np.array([2, 5]), keep=False)]
     assert len(held) == 1 and fingerprint(odd) == one_by_one(odd)
 
 
@@ -84,7 +84,7 @@ def test_others_get_the_sizes_from_the_main_process(tmp_path, monkeypatch):
 
     def rank(main: bool) -> tuple[dict, FolderSource]:
         source = FolderSource(str(tmp_path))
-        part = Part(source, np.array([0]), keep=True)
+        part = Subset(source, np.array([0]), keep=True)
         topology = SimpleNamespace(is_main_process=main, num_processes=2)
         return start._fingerprints(topology, [part], [source]), source  # type: ignore[arg-type]
 

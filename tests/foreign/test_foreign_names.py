@@ -15,6 +15,7 @@ from downstream.dense.preflight import write_preflight
 from downstream.dense.texts import one_line, shown
 from downstream.detection.data.boxes import open_boxes
 from downstream.segmentation.data.masks import open_masks
+from downstream.segmentation.data.preflight import inspect
 from downstream.segmentation.task import confusion_figure
 
 NAMES = [
@@ -42,7 +43,7 @@ def test_names_in_reports(tmp_path):
     rows = [{**box(i, [5, 5, 20, 20]), "category_id": i + 1} for i in range(len(NAMES))]
     source = open_boxes(coco(tmp_path / "boxes", rows, categories=categories))
     assert source.class_names == NAMES
-    lines = write_preflight(tmp_path, {"train": [source]})
+    lines = write_preflight(tmp_path, {"train": [source.report]})
     assert all("\n" not in line and "\x1b" not in line for line in lines)
     assert max(map(len, lines)) < 3000
     content = json.loads((tmp_path / "preflight.json").read_text())
@@ -57,7 +58,7 @@ def test_names_of_masks_in_reports(tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(root / "masks/a.png")
     names = [name for name in NAMES if name.strip()] + [""]
     (root / "classes.json").write_text(json.dumps(names))
-    report = open_masks(str(root)).report
+    report = inspect(open_masks(str(root)))
     assert all("\n" not in line and "\x1b" not in line for line in report.lines())
     Path(tmp_path / "x.json").write_text(json.dumps(report.as_dict()))
 

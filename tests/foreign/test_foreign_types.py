@@ -126,7 +126,7 @@ def test_keypoints_of_other_types(tmp_path, value, match):
 )
 def test_json_that_is_no_set(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    refused(tmp_path / "a.json", "a.json: (cannot be read as json|has no list of objects)")
+    refused(tmp_path / "a.json", "a.json: (cannot be read as JSON|has no list of objects)")
 
 
 def test_json_with_a_byte_order_mark_or_in_gbk(tmp_path):

@@ -66,7 +66,7 @@ def test_difficult_in_words(tmp_path, word):
     path = save_xml(tmp_path, [declared("utf-8", difficult=word).encode(), declared(None).encode()])
     assert open_boxes(path).report.crowd == 1
     (tmp_path / "im1.xml").write_text(declared("utf-8", difficult="perhaps"))
-    refused(path, "im1.xml: object 1: difficult is 'perhaps'; give 0 or 1")
+    refused(path, "im1.xml: object 1: difficult is 'perhaps'; give true or false")
 
 
 def test_xml_beside_the_pictures_by_split(tmp_path):

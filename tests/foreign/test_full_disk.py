@@ -70,14 +70,16 @@ def transferred(root: Path) -> None:
     transfer_data._write(root / "train.parquet", rows)  # type: ignore[arg-type]
 
 
-def cell_done(root: Path) -> None:
-    cell = build("f", GRID, str(root), []).cells[0]
-    state.write_done(root, cell, [{"a": 1}])
+def trial_done(root: Path) -> None:
+    trial = build("f", GRID, str(root), []).trials[0]
+    state.write_done(root, trial, [{"a": 1}])
 
 
 WRITERS = {
     "a file": lambda root: write_atomically(root / "a.json", "x" * 99),
-    "a page": lambda root: page.write_page(root / "report.html", "t", ["<p>x</p>"]),
+    "a page": lambda root: page.write_page(
+        root / "report.html", "ssld/report/base.html", title="t"
+    ),
     "a line": lambda root: run_folder(root).log({"kind": "train", "step": 1}),
     "a fact": lambda root: run_folder(root).record("a", 1),
     "unreadable images": lambda root: unreadables(root).append([(0, "a", "a", "b")]),
@@ -85,7 +87,7 @@ WRITERS = {
     "a table": lambda root: tables.write_table(root / "a.parquet", [TABLE], TABLE.schema),
     "an array": lambda root: tables.write_whole(root / "a.npy", lambda f: np.save(f, np.ones(99))),
     "results": lambda root: results.write_results(build("f", GRID, str(root), []), []),
-    "a cell": cell_done,
+    "a trial": trial_done,
     "a checkpoint": checkpoint_of,
     "an export": exported,
     "a manifest": transferred,

@@ -15,7 +15,7 @@ def try_batches(most: int, error: type[RuntimeError], said: str) -> None:
     """Batches are tried as on a GPU, and this process has memory for `most` images: it runs out in
     the last layer, when the other is waiting in no batch norm any more, or would be."""
     from ssld.plan import batch_size
-    from ssld.plan.bench import Bench
+    from ssld.plan.measure import Bench
 
     begin = Bench.__init__
 

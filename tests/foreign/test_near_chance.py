@@ -24,8 +24,9 @@ def good(colours, tmp_path_factory) -> Path:
     """A network that knows the colours: least squares on what random layers make of them."""
     import torch
 
+    from ssld.data.batching import eval_batches
     from ssld.data.labels import LabelIndex
-    from ssld.data.loading import eval_batches
+    from ssld.data.loading import ViewBatches
     from ssld.data.sources import open_source
     from ssld.data.transforms import EvalView
     from ssld.engine.export import export
@@ -35,10 +36,9 @@ def good(colours, tmp_path_factory) -> Path:
     network = open_network("model", arch="test_resnet", num_classes=3, input_size=32).eval()
     model: Any = network.model
     sources = [open_source(str(colours / "train"))]
-    batches = list(eval_batches(
-        sources, EvalView(32, network.crop_pct, network.interpolation), batch_size=36, rank=0,
-        world=1, workers=0, pin=False, label_index=LabelIndex(CLASSES, 3),
-    ))  # fmt: skip
+    view = EvalView(32, network.crop_pct, network.interpolation)
+    make = ViewBatches(sources, view, LabelIndex(CLASSES, 3))
+    batches = list(eval_batches(make, batch_size=36))
     with torch.no_grad():
         (batch,) = batches
         x = model.forward_head(

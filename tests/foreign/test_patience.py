@@ -68,7 +68,7 @@ def write(file, lines, end: str = "") -> None:
 
 
 def test_no_line_is_read_twice_and_plots_have_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(history, "SHOWN", 8)
+    monkeypatch.setattr(history, "MOST_POINTS", 8)
     file, seen = tmp_path / "metrics.jsonl", []
     parse = history._parsed
     monkeypatch.setattr(history, "_parsed", lambda *x: seen.append(1) or parse(*x))
@@ -99,7 +99,7 @@ def test_few_lines_are_shown_as_they_are_and_half_a_line_waits(tmp_path):
 @pytest.mark.parametrize("block", [1, 7, 100, 2**16])
 @pytest.mark.parametrize("end", ["", '{"kind": "train", "st', "\0" * 300])
 def test_a_resume_cuts_what_it_repeats(tmp_path, monkeypatch, block, end):
-    monkeypatch.setattr(history, "BLOCK", block)
+    monkeypatch.setattr(history, "BLOCK_BYTES", block)
     file = tmp_path / "metrics.jsonl"
     lines = [line(1), line(2), line(2, "eval"), line(3)]
     lines += [line(4, note="\u9c7c" * 40), line(4, "eval")]
@@ -122,9 +122,9 @@ def test_a_damaged_line_is_named(tmp_path, text):
 
 def test_images_do_not_wait_for_a_line():
     progress = Progress.__new__(Progress)
-    progress.kept, progress.run = [], SimpleNamespace(teacher=None)  # type: ignore[assignment]
+    progress.kept = []
     batch = SimpleNamespace(weight=torch.ones(2), ids=["a", "b"], images=torch.zeros(2, 9, 9, 3))
-    progress.add(1, {"loss": torch.zeros(2, requires_grad=True)}, batch)  # type: ignore[arg-type]
+    progress.add(1, {"loss": torch.zeros(2, requires_grad=True)}, batch, None)  # type: ignore[arg-type]
     ((step, losses, weight, ids, _),) = progress.kept
     assert (step, ids) == (1, ["a", "b"]) and weight.sum() == 2
     assert not losses["loss"].requires_grad

@@ -13,7 +13,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from ssld.__main__ import main
-from ssld.health.resolution import FEW, chosen, deciding, halves, said_of
+from ssld.distill.resolution import chosen, deciding, halves
+from ssld.health.resolution import FEW_IMAGES, describe_choice
 from ssld.recipe.report import write_report
 
 HEALTHY = {"images": 136.0, "labeled": 136.0, "top1": 0.6, "top1_chance": 0.06, "agreement1": 0.7,
@@ -54,7 +55,7 @@ def test_one_image_is_in_both_halves_and_nothing_is_claimed():
     choose, report = halves([named("one.png")])
     assert choose == report and ids(report) == {"one.png"}
     counts = {"chosen_on": 1, "reported_on": 1, "same": True}
-    assert "no claim" in said_of(resolution(0.5, 0.9, 1) | {"images": counts})
+    assert "no claim" in describe_choice(resolution(0.5, 0.9, 1) | {"images": counts})
 
 
 def row(size: int, reported: float, choosing: float, **more: Any) -> dict[str, Any]:
@@ -87,18 +88,18 @@ def resolution(before: float, after: float, images: int, **more: Any) -> dict[st
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (resolution(0.50, 0.53, FEW - 1), "too few to say what it brought"),
+        (resolution(0.50, 0.53, FEW_IMAGES - 1), "too few to say what it brought"),
         (resolution(0.50, 0.53, 500), "as these intervals overlap no gain is shown"),
         (resolution(0.50, 0.53, 5000, chosen=224, classifier="before"), "the fix brought nothing"),
         ({**resolution(0.5, 0.6, 1), "images": None}, "chosen on these very images"),
     ],
 )
 def test_no_gain_is_claimed_that_is_not_shown(found, words):
-    assert words in said_of(found)
+    assert words in describe_choice(found)
 
 
 def test_a_gain_that_is_there_is_claimed_with_its_images():
-    said = said_of(resolution(0.50, 0.60, 5000))
+    said = describe_choice(resolution(0.50, 0.60, 5000))
     assert "chosen on 5,000 held-out images, reported on 5,000 others" in said
     assert "top-1 60.0% [58.6% to 61.3%] at 320 px, 50.0% [48.6% to 51.4%] at 224 px" in said
     assert "overlap" not in said
@@ -164,7 +165,7 @@ def test_a_recipe_that_learns_is_told_in_numbers(page):
 
 @pytest.fixture
 def compare(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ssld.compare.compare._overlays", lambda runs: [])
+    monkeypatch.setattr("ssld.compare.report.overlays", lambda runs: [])
     monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*names: str) -> tuple[str, dict[str, Any], str]:

@@ -89,29 +89,23 @@ def commands(run: Path, colours: Path, out: Path) -> dict[str, list[str]]:
     evaluate = ["evaluate", "--data", val, "--workers=0"]
     distill = words(colours, out, **{"teacher.verify": "false", "student.arch": "test_resnet"})
     start = {"student.arch": None, "student.checkpoint": run}
-    file = f"{run}/student/{WEIGHTS}"
     return {
         "evaluate": [*evaluate, f"--model={run}"],
-        "evaluate student/": [*evaluate, f"--model={run}/student"],
         "evaluate local-dir": [*evaluate, f"--model=local-dir:{run}/student"],
-        "evaluate weights": [*evaluate, "--model=resnet10t", f"--checkpoint={file}"],
         "distill": ["distill", *distill, f"--teacher.checkpoint={run}"],
-        "distill local-dir": ["distill", *distill, f"--teacher.arch=local-dir:{run}/student"],
         "plan": ["plan", *distill, f"--teacher.checkpoint={run}"],
         "bench": ["bench", *distill, f"--teacher.checkpoint={run}"],
         "start": ["supervised", *words(colours, out, **start)],
         "finetune": ["fix", f"--run={run}", train, *short],
         "transfer": ["transfer", f"--backbone={run}", train, *short],
         "publish": ["zoo", "publish", str(run), f"--to={out}"],
-        "publish student/": ["zoo", "publish", f"{run}/student", f"--to={out}"],
         "export": ["zoo", "export", str(run), "--format=torchscript", f"--out={out}"],
         "predict": ["predict", str(run), val, f"--out={out}"],
     }
 
 
 COMMANDS = (
-    "evaluate,evaluate student/,evaluate local-dir,evaluate weights,distill,distill local-dir,"
-    "plan,bench,start,finetune,transfer,publish,publish student/,export,predict"
+    "evaluate,evaluate local-dir,distill,plan,bench,start,finetune,transfer,publish,export,predict"
 ).split(",")
 
 

@@ -14,7 +14,7 @@ import yaml
 from ssld.__main__ import main
 from ssld.common.errors import InputError
 from ssld.common.replaceable import KINDS, check_file
-from ssld.curate.command import _unfinished
+from ssld.curate.folder import unfinished
 from ssld.engine.export import export
 from ssld.models.classifier import open_network
 
@@ -157,7 +157,7 @@ def test_a_curation_goes_on_and_keeps_what_is_not_its_own(colours, tmp_path, cap
     for path in (*mine, *left):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    assert set(_unfinished(out)) == set(left)
+    assert set(unfinished(out)) == set(left)
     settings = yaml.safe_load((out / "config.yaml").read_text())
     assert settings["gallery"] == [str(colours / "unlabeled")]
     assert main([*given, f"--out={out}"]) == 0

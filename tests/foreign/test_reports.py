@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from downstream.dense.drawing import draw_boxes, draw_lines
-from downstream.segmentation.task import confusion_figure
 from ssld.__main__ import main
 from ssld.common.attempt import attempt
 from ssld.common.errors import InputError, Interrupted
 from ssld.common.files import cannot_write
 from ssld.common.text_table import text_table
-from ssld.distill.report import _agreement_by_class
-from ssld.health.classification_metrics import Tally
-from ssld.report import page
+from ssld.distill.report import agreement_by_class
+from ssld.engine.evaluation import Evaluator
+from ssld.health.classification_metrics import ClassificationMetrics
+from ssld.report import page, plots
 
+ROOT = Path(__file__).parents[2]
+TEMPLATES = sorted(x for part in ("ssld", "downstream") for x in (ROOT / part).rglob("*.html"))
 NAMES = [
     "$5_to_$10",
     r"\frac{a}{",
@@ -42,39 +46,47 @@ NAMES = [
 
 
 def test_every_name_is_drawn_as_it_is():
-    figure = page.new_figure()
-    plot = page.axes(figure, NAMES[0])
+    figure = plots.new_figure()
+    plot = plots.axes(figure, NAMES[0])
     for i, name in enumerate(NAMES):
-        plot.plot([0, 1], [i, i], label=page.label(name))
-    plot.set_yticks(range(len(NAMES)), [page.label(name) for name in NAMES])
+        plot.plot([0, 1], [i, i], label=plots.label(name))
+    plot.set_yticks(range(len(NAMES)), [plots.label(name) for name in NAMES])
     figure.legend(loc="outside upper center")
-    assert Image.open(page.png(figure)).size[0] > 100
+    assert Image.open(io.BytesIO(plots.png(figure))).size[0] > 100
     assert not any(text.get_parse_math() for text in figure.findobj(Text))
     assert {"$5_to_$10", r"\frac{a}{"} <= {x.get_text() for x in plot.get_yticklabels()}
 
 
 def test_plots_with_foreign_names():
-    assert "<img" in page.curves("a", {name: [(0, 1), (1, 2)] for name in NAMES[:4]})
-    assert "<img" in confusion_figure(np.eye(len(NAMES), dtype=int), NAMES)
-    pixels, box = np.zeros((64, 64, 3), np.uint8), np.array([[4.0, 4, 40, 40]])
-    for i in range(len(NAMES)):
-        assert draw_boxes(pixels, box, [i], NAMES).any() and draw_lines(pixels, [NAMES[i]]).any()
+    series = {name: [(0.0, 1.0), (1.0, 2.0)] for name in NAMES[:4]}
+    assert "<img" in page.plot("a", plots.curves(series))
 
 
 def test_classes_are_named_on_the_page_in_any_language():
-    tally = Tally(len(NAMES), torch.device("cpu"))
-    tally.by_class = torch.tensor([[4.0, 1.0]] * len(NAMES))
-    said = _agreement_by_class(tally, NAMES)
+    measured = ClassificationMetrics(len(NAMES), torch.device("cpu"))
+    measured.by_class = torch.tensor([[4.0, 1.0]] * len(NAMES))
+    said = agreement_by_class(measured, NAMES)
     assert "\u9c7c" in said and "$5_to_$10" in said and "25%" in said
     assert "<script" not in said and len(said) < 10_000
 
 
 def test_a_page_with_foreign_names_is_written(tmp_path):
     file = tmp_path / "a.html"
-    page.write_page(file, NAMES[9], [page.table([NAMES], NAMES)])
+    values = {"file": NAMES[9], "explained": "", "failed": [], "plots": []}
+    table = {"head": NAMES, "texts": 1, "rows": [(NAMES, [("cells/x", name) for name in NAMES])]}
+    page.write_page(file, "ssld/ablate/report.html", title=NAMES[9], **table, **values)
     said = file.read_text(encoding="utf-8")
     assert r"latin \udce9" in said and "\u9c7c" in said and "<script>" not in said
     assert r"\udce9" in json.dumps(text_table(["a", "b"], [[x, "1"] for x in NAMES]))
+
+
+def test_templates_escape_what_they_are_given():
+    assert page.ENVIRONMENT.autoescape is True and len(TEMPLATES) > 5
+    for path in TEMPLATES:
+        assert page.ENVIRONMENT.get_template(path.relative_to(ROOT).as_posix())
+        assert "|safe" not in path.read_text()
+    with pytest.raises(UndefinedError):
+        page.ENVIRONMENT.from_string("{{ missing }}").render()
 
 
 @pytest.mark.parametrize(
@@ -140,26 +152,24 @@ def test_a_run_whose_plots_all_fail_has_its_results(dollars, teacher_file, monke
     out, err = dollars / "$run_1", capsys.readouterr().err
     said = (out / "report.html").read_text()
     assert "The section 'Training' of report.html could not be made (RuntimeError: no font)" in (
-        said.replace("&#x27;", "'")
+        html.unescape(said)
     )
     assert json.loads((out / "run.json").read_text())["exported"]["step"] == 2
     assert "Traceback" not in err and "no font" in err
 
 
 def test_what_lies_in_a_reports_way_ends_no_run(dollars, capsys):
-    from ssld.engine import evaluation as judgement
-
     lines = []
     way = SimpleNamespace(write_report=lambda *_: (dollars / "x").mkdir())
-    judge = SimpleNamespace(task=way, run=SimpleNamespace(
+    evaluator = SimpleNamespace(task=way, run=SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True)), score=None, reported=0)  # fmt: skip
     for _ in range(2):  # the second time it is there already
-        judgement.Judge.report(judge, SimpleNamespace(result=None))  # type: ignore[arg-type]
+        Evaluator.report(evaluator, SimpleNamespace(result=None))  # type: ignore[arg-type]
         lines.append(capsys.readouterr().err)
     assert lines[0] == "" and lines[1].startswith("warning: report.html could not be made")
 
 
 def test_pictures_of_a_figure_do_not_warn():
-    figure = page.new_figure()
-    page.axes(figure, "\u9c7c")
-    assert isinstance(page.png(figure), io.BytesIO)
+    figure = plots.new_figure()
+    plots.axes(figure, "\u9c7c")
+    assert plots.png(figure).startswith(b"\x89PNG")

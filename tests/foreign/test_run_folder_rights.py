@@ -69,7 +69,7 @@ def test_a_folder_that_became_read_only_after_the_check(tmp_path, monkeypatch):
     def refused(path: Path, *args, **kwargs) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Read-only"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="Read-only"):
         patch.setattr(Path, "mkdir", refused)
         RunFolder(tmp_path / "run", main=True).open(config(tmp_path / "run"), {})
     assert not (tmp_path / "run").exists()

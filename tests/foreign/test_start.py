@@ -12,8 +12,7 @@ import pytest
 from ssld.common.errors import InputError
 from ssld.common.local_paths import check_inputs
 from ssld.data.config import DataConfig
-from ssld.distill.config import DistillConfig
-from ssld.distill.stage_config import FinetuneConfig
+from ssld.distill.config import DistillConfig, FinetuneConfig
 from ssld.models.config import StudentConfig, TeacherConfig
 
 RUN = ["--out=o", "--steps=1", "--student.arch=resnet18", "--data.labeled=images"]

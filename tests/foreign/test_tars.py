@@ -215,7 +215,7 @@ def test_braces(pattern, expected):
 
 def test_patterns_that_name_nothing_or_too_much(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(patterns, "LARGEST", 1000)
+    monkeypatch.setattr(patterns, "MAX_FILES", 1000)
     cases = {
         "x-{5..3}.tar": "x-5.tar: no such file",
         "x-{0..999999999}.tar": "names more than 1,000 files",

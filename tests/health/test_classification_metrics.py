@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import ssld.health.classification_metrics
 from ssld.data.loading import Batch
 from ssld.distill.divergence import divergence
-from ssld.health.classification_metrics import EXAMPLES, Tally
+from ssld.health.classification_metrics import EXAMPLES, ClassificationMetrics
 
 LABELED = ("top1", "top5", "ece", "labeled", "top1_chance")
 CPU = torch.device("cpu")
@@ -46,14 +46,14 @@ class Draw:
         ids = [f"image {i:04d}" for i in range(len(self.labels))][part]
         return Batch(self.images[part], weight, labels, ids, [])
 
-    def tally(self, sizes=(240,), *, teacher=True, start=0) -> Tally:
-        tally = Tally(self.classes, CPU)
+    def measured(self, sizes=(240,), *, teacher=True, start=0) -> ClassificationMetrics:
+        measured = ClassificationMetrics(self.classes, CPU)
         for size in sizes:
             part = slice(start, start + size)
             more = (self.targets[part], self.distance[part]) if teacher else ()
-            tally.add(self.batch(part), self.logits[part], *more)
+            measured.add(self.batch(part), self.logits[part], *more)
             start += size
-        return tally
+        return measured
 
 
 def among_best(scores: np.ndarray, wanted: np.ndarray, k: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def expected(draw: Draw) -> dict[str, float]:
 @pytest.mark.parametrize("sizes", [(240,), (64, 64, 64, 48), (1, 2, 237)])
 def test_every_metric_equals_the_naive_one(classes, sizes):
     draw = Draw(classes=classes)
-    found, wanted = draw.tally(sizes).metrics(), expected(draw)
+    found, wanted = draw.measured(sizes).metrics(), expected(draw)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
@@ -116,7 +116,7 @@ def test_every_metric_equals_the_naive_one(classes, sizes):
 
 
 def test_with_few_classes_the_best_five_are_all():
-    found = Draw(classes=4).tally().metrics()
+    found = Draw(classes=4).measured().metrics()
     assert found["top5"] == found["agreement5"] == 1 > found["top1"]
 
 
@@ -124,10 +124,10 @@ def test_counted_is_hits_and_images():
     draw = Draw()
     seen, known = draw.weight > 0, draw.labels >= 0
     hits = draw.log_s.argmax(1) == draw.labels
-    tally = draw.tally((100, 140))
-    assert tally.counted("top1") == (hits[seen & known].sum(), (seen & known).sum())
+    measured = draw.measured((100, 140))
+    assert measured.counted("top1") == (hits[seen & known].sum(), (seen & known).sum())
     agreed = draw.log_s.argmax(1) == draw.log_t.argmax(1)
-    assert tally.counted("agreement1") == (agreed[seen].sum(), seen.sum())
+    assert measured.counted("agreement1") == (agreed[seen].sum(), seen.sum())
 
 
 def test_by_class_counts_the_teachers_classes():
@@ -135,18 +135,18 @@ def test_by_class_counts_the_teachers_classes():
     seen = draw.weight > 0
     student, teacher = draw.log_s.argmax(1)[seen], draw.log_t.argmax(1)[seen]
     wanted = [[(teacher == c).sum(), ((teacher == c) & (student == c)).sum()] for c in range(12)]
-    assert draw.tally((50, 190)).by_class.tolist() == wanted
+    assert draw.measured((50, 190)).by_class.tolist() == wanted
 
 
 def test_what_is_unreadable_counts_nowhere():
     draw = Draw()
-    before = draw.tally()
+    before = draw.measured()
     lost = torch.tensor(draw.weight) == 0
     draw.logits[lost] = -draw.logits[lost]
     draw.targets[lost] = draw.targets[lost].roll(1, -1)
     draw.distance[lost] = 1e6
     draw.labels[lost.numpy()] = 3
-    after = draw.tally()
+    after = draw.measured()
     assert after.metrics() == before.metrics()
     assert torch.equal(after.by_class, before.by_class)
     assert torch.equal(after.bins, before.bins)
@@ -155,9 +155,9 @@ def test_what_is_unreadable_counts_nowhere():
 
 def test_labels_change_only_what_speaks_of_labels():
     draw = Draw()
-    labeled = draw.tally().metrics()
+    labeled = draw.measured().metrics()
     draw.labels[:] = -1
-    without = draw.tally()
+    without = draw.measured()
     assert without.counted("top1") == (0, 0) and without.bins.sum() == 0
     rest = {k: v for k, v in labeled.items() if k not in LABELED}
     assert without.metrics() == rest
@@ -166,7 +166,7 @@ def test_labels_change_only_what_speaks_of_labels():
 def test_without_a_teacher_nothing_speaks_of_one():
     draw = Draw()
     wanted = expected(draw)
-    found = draw.tally((100, 140), teacher=False)
+    found = draw.measured((100, 140), teacher=False)
     names = {*LABELED, "entropy_student", "classes_student", "images"}
     assert found.metrics().keys() == names
     assert all(found.metrics()[n] == pytest.approx(wanted[n], rel=1e-5) for n in names)
@@ -174,25 +174,25 @@ def test_without_a_teacher_nothing_speaks_of_one():
 
 
 def test_nothing_counted_is_no_metric():
-    assert Tally(3, CPU).metrics() == {}
+    assert ClassificationMetrics(3, CPU).metrics() == {}
     draw = Draw(n=6)
     draw.weight[:] = 0
-    tally = draw.tally((6,))
-    assert tally.metrics() == {} and tally.examples == []
+    measured = draw.measured((6,))
+    assert measured.metrics() == {} and measured.examples == []
 
 
 def test_an_impossible_class_has_no_entropy():
     draw = Draw(n=2, classes=3)
     draw.weight[:] = 1
     draw.targets = torch.tensor([[0.0, -math.inf, -math.inf], [math.log(0.5)] * 2 + [-math.inf]])
-    found = draw.tally((2,)).metrics()
+    found = draw.measured((2,)).metrics()
     assert found["entropy_teacher"] == pytest.approx(math.log(2) / 2)
 
 
 @pytest.mark.parametrize("sizes", [(240,), (7, 13, 100, 120), (5,) * 48])
 def test_examples_are_those_that_differ_most(sizes):
     draw = Draw()
-    found = draw.tally(sizes).examples
+    found = draw.measured(sizes).examples
     score = np.where(draw.weight > 0, draw.distance.numpy(), -1)
     worst = np.argsort(-score)[:EXAMPLES]
     assert EXAMPLES == 12 and [e.sample_id for e in found] == [f"image {i:04d}" for i in worst]
@@ -209,18 +209,18 @@ def test_examples_are_those_that_differ_most(sizes):
 def test_few_images_are_all_examples():
     draw = Draw(n=5, classes=2)
     draw.weight[:] = [1, 0, 1, 1, 1]
-    found = draw.tally((2, 3)).examples
+    found = draw.measured((2, 3)).examples
     assert sorted(e.sample_id for e in found) == [f"image {i:04d}" for i in (0, 2, 3, 4)]
     assert all(len(e.student) == len(e.teacher) == 2 for e in found)
 
 
 @pytest.mark.parametrize("short", [False, True])
 def test_one_process_reduces_to_itself(short):
-    tally, alone = Draw().tally(), Draw().tally()
-    assert tally.reduce(Accelerator(cpu=True), short) == (not short)
-    assert tally.metrics() == alone.metrics()
-    assert torch.equal(tally.by_class, alone.by_class) and torch.equal(tally.bins, alone.bins)
-    assert [e.sample_id for e in tally.examples] == [e.sample_id for e in alone.examples]
+    measured, alone = Draw().measured(), Draw().measured()
+    assert measured.reduce(Accelerator(cpu=True), short) == (not short)
+    assert measured.metrics() == alone.metrics()
+    assert torch.equal(measured.by_class, alone.by_class) and torch.equal(measured.bins, alone.bins)
+    assert [e.sample_id for e in measured.examples] == [e.sample_id for e in alone.examples]
 
 
 class Pair:
@@ -240,8 +240,8 @@ class Pair:
 @pytest.mark.parametrize("short", [False, True])
 def test_two_processes_reduce_to_the_whole(monkeypatch, short):
     draw = Draw()
-    whole = draw.tally()
-    other, mine = draw.tally((150,), start=90), draw.tally((90,))
+    whole = draw.measured()
+    other, mine = draw.measured((150,), start=90), draw.measured((90,))
     gathered = [*other.examples, *mine.examples]
     monkeypatch.setattr(ssld.health.classification_metrics, "gather_object", lambda _: gathered)
     first = Pair()

@@ -147,3 +147,20 @@ def test_local_dir_of_an_export(tmp_path, teacher_file):
     again = open_network("teacher", arch=None, checkpoint=str(tmp_path / "student"))
     assert again.label_names == ["a", "b", "c"] and again.input_size == 40
     assert again.sha256() == network.sha256()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_features_are_what_the_last_layer_makes_logits_of(name):
+    torch.manual_seed(0)
+    network = Classifier(timm.create_model(name, num_classes=5).eval(), input_size=32)
+    images = torch.randint(0, 256, (3, 40, 32, 3), dtype=torch.uint8)
+    passes = []
+    network.model.register_forward_hook(lambda *_: passes.append("whole"))
+    logits, features = network(images, with_features=True)
+    assert features.shape == (3, network.feature_size) and not passes
+    assert torch.equal(features, network.features(images))
+    assert torch.equal(logits, network(images)) and passes == ["whole"]
+    classifier = network.model.get_classifier()
+    assert torch.allclose(classifier(features), logits, atol=1e-6)
+    features.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in network.parameters())

@@ -85,3 +85,17 @@ def test_teachers_of_other_classes_are_refused(teacher_file):
         Teacher(
             [one.networks[0], Classifier(timm.create_model("test_resnet"))], [TeacherConfig()] * 2
         )
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 3}, {"dtype": "bf16"}])
+def test_features_come_with_the_very_predictions(settings, teacher_file):
+    configs = [TeacherConfig(checkpoint=str(teacher_file), **settings)] * 2
+    teacher, _ = open_teacher(configs, "fp32")
+    alone, faulty = teacher(images(), 2.0), teacher.faulty
+    log_probs, features = teacher.with_features(images(), 2.0)
+    assert torch.equal(log_probs, alone) and torch.equal(teacher.faulty, faulty)
+    size = teacher.networks[0].feature_size
+    assert [x.shape for x in features] == [(len(images()), size)] * 2
+    assert all(x.dtype == torch.float32 and not x.requires_grad for x in features)
+    whole = teacher.networks[0].features(images())
+    assert torch.allclose(features[0], whole, rtol=0.02, atol=0.02)

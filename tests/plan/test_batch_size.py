@@ -31,7 +31,7 @@ def test_nothing_fits(monkeypatch):
 
 def test_deriving_goes_by_what_twice_the_images_need(monkeypatch):
     """1000 bytes of an own process for 10 images, 3000 for 20: 200 an image."""
-    run = SimpleNamespace(world=2, view=SimpleNamespace(size=4))
+    run = SimpleNamespace(world_size=2, view=SimpleNamespace(size=4))
 
     class Needs:
         def __init__(self) -> None:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from zoo.architectures.resnet import ResNetWithFirstShortcut
 from zoo.errors import InputError
-from zoo.export import onnx_classifier as exporting
+from zoo.export import classifier as exporting
 from zoo.export import torchvision_resnet
-from zoo.export.onnx_classifier import TOLERANCE, export, facts
+from zoo.export.checked import facts
+from zoo.export.classifier import TOLERANCE, export
 
 NAMES = ["Löwe", "chat, noir", "犬"]
 SIZE = {"pretrained_cfg_overlay": {"input_size": (3, 64, 64), "label_names": NAMES}}
@@ -327,7 +328,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path):
 def test_requests_that_cannot_be_met(tmp_path):
     (tmp_path / "file").write_text("mine")
     for format, out, why in (
-        ("onxx", tmp_path / "model", "did you mean onnx"),
+        ("onxx", tmp_path / "model", "did you mean 'onnx'"),
         ("onnx", tmp_path, "is a folder"),
         ("torchvision", tmp_path / "file", "is a file"),
         ("torchscript", tmp_path / "file" / "model.pt", "cannot be written"),

@@ -24,7 +24,9 @@ from ssld.distill.config import DistillConfig, SupervisedConfig
 from ssld.engine.export import export
 from ssld.engine.run_folder import RunFolder
 from ssld.models.classifier import Classifier
-from ssld.zoo.release_run import About, assemble, without_secrets
+from ssld.zoo.config import About
+from ssld.zoo.release_run import assemble
+from ssld.zoo.without_secrets import without_secrets
 from zoo.publish.card import write_card
 from zoo.release import read_manifest, seal, verify
 

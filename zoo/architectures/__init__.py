@@ -1,7 +1,7 @@
 """What timm lacks or builds differently, made of timm's own blocks.
 
-A function in these modules is named like the architecture that it builds. Where an architecture is
-plain timm, the model says so (`pretrained_cfg["architecture"]`), and what is exported from it
+Each module has `CREATE`, functions as timm's by the name of the architecture. Where an architecture
+is plain timm, the model says so (`pretrained_cfg["architecture"]`), and what is exported from it
 loads without this package.
 """
 
@@ -15,18 +15,18 @@ from torch import nn
 from zoo.architectures import hgnet, hrnet, lcnet, mobilenet, resnet
 from zoo.catalog import Entry
 
-Create = Callable[..., nn.Module]
+_MODULES = (hgnet, hrnet, lcnet, mobilenet, resnet)
+CREATE: dict[str, Callable[..., nn.Module]] = {
+    name: create for module in _MODULES for name, create in module.CREATE.items()
+}
 
-_OURS = (hgnet, hrnet, lcnet, mobilenet, resnet)
 
-
-def architecture(entry: Entry) -> Create:
+def architecture(entry: Entry) -> Callable[..., nn.Module]:
     """timm's function of the entry's architecture, or ours where timm lacks it."""
     # Not by timm's registry, in which two of its own names are taken over.
-    name = entry.architecture
-    return next(vars(place)[name] for place in (*_OURS, timm.models) if hasattr(place, name))
+    return CREATE.get(entry.architecture) or getattr(timm.models, entry.architecture)
 
 
 def is_plain(entry: Entry) -> bool:
     """Whether timm alone knows the architecture."""
-    return not architecture(entry).__module__.startswith("zoo.")
+    return entry.architecture not in CREATE

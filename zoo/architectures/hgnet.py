@@ -7,6 +7,7 @@ PaddleClas ppcls/arch/backbone/legendary_models/pp_hgnet_v2.py (Apache-2.0).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,49 +37,17 @@ class PaddleHighPerfGpuNet(HighPerfGpuNet):
         stem.__class__ = PaddleStem
 
 
-def _create(size: str, pretrained: bool, **kwargs: Any) -> HighPerfGpuNet:
+def _create(name: str, pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
+    size = name.split("_")[1]
+    indices = kwargs.pop("out_indices", (0, 1, 2, 3))
     return build_model_with_cfg(
         PaddleHighPerfGpuNet,
-        f"hgnetv2_{size}_ssld",
+        name,
         pretrained,
         model_cfg=model_cfgs[f"hgnetv2_{size}"],
-        feature_cfg=dict(
-            flatten_sequential=True, out_indices=kwargs.pop("out_indices", (0, 1, 2, 3))
-        ),
-        **kwargs,
+        feature_cfg=dict(flatten_sequential=True, out_indices=indices),
+        **{"use_lab": size in ("b0", "b1", "b2", "b3"), **kwargs},  # learnable affine layers
     )
 
 
-def hgnetv2_b0_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B0, with learnable affine layers."""
-    return _create("b0", pretrained, **{"use_lab": True, **kwargs})
-
-
-def hgnetv2_b1_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B1, with learnable affine layers."""
-    return _create("b1", pretrained, **{"use_lab": True, **kwargs})
-
-
-def hgnetv2_b2_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B2, with learnable affine layers."""
-    return _create("b2", pretrained, **{"use_lab": True, **kwargs})
-
-
-def hgnetv2_b3_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B3, with learnable affine layers."""
-    return _create("b3", pretrained, **{"use_lab": True, **kwargs})
-
-
-def hgnetv2_b4_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B4."""
-    return _create("b4", pretrained, **kwargs)
-
-
-def hgnetv2_b5_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B5."""
-    return _create("b5", pretrained, **kwargs)
-
-
-def hgnetv2_b6_ssld(pretrained: bool = False, **kwargs: Any) -> HighPerfGpuNet:
-    """PP-HGNetV2-B6."""
-    return _create("b6", pretrained, **kwargs)
+CREATE = {name: partial(_create, name) for name in (f"hgnetv2_b{i}_ssld" for i in range(7))}

@@ -45,7 +45,7 @@ class SEHighResolutionNetFeatures(HighResolutionNetFeatures):
         _squeeze_and_excite(self)
 
 
-def se_hrnet_w64_ssld(
+def _se_hrnet_w64(
     pretrained: bool = False, *, features_only: bool = False, **kwargs: Any
 ) -> nn.Module:
     """SE-HRNet-W64; without the bias of the head's convolutions, which Paddle does not have."""
@@ -57,10 +57,13 @@ def se_hrnet_w64_ssld(
         model_cfg=cfg_cls["hrnet_w64"],
         # the head's tensors have no place in the feature pyramid
         pretrained_strict=not features_only,
-        kwargs_filter=("num_classes", "global_pool") if features_only else None,  # type: ignore[arg-type]
+        **({"kwargs_filter": ("num_classes", "global_pool")} if features_only else {}),
         **kwargs,
     )
     if features_only:
         model.pretrained_cfg = pretrained_cfg_for_features(model.pretrained_cfg)
         model.default_cfg = model.pretrained_cfg
     return model
+
+
+CREATE = {"se_hrnet_w64_ssld": _se_hrnet_w64}

@@ -60,7 +60,7 @@ SMALL: tuple[_Block, ...] = (
 )
 
 
-def mobilenetv2_100_ssld(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _mobilenet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 whose first block too has an expansion convolution (32 to 32)."""
     stages = [
         ["ir_r1_k3_s1_e1_c16"],
@@ -82,29 +82,15 @@ def mobilenetv2_100_ssld(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _create_effnet("mobilenetv2_100_ssld", pretrained, **settings)
 
 
-def mobilenetv3_large_100_ssld(pretrained: bool = False, **kwargs: Any) -> MobileNetV3:
-    """MobileNetV3-large."""
-    return _mobilenet_v3("mobilenetv3_large_100_ssld", LARGE, 960, 1.0, pretrained, **kwargs)
-
-
-def mobilenetv3_small_100_ssld(pretrained: bool = False, **kwargs: Any) -> MobileNetV3:
-    """MobileNetV3-small."""
-    return _mobilenet_v3("mobilenetv3_small_100_ssld", SMALL, 576, 1.0, pretrained, **kwargs)
-
-
-def mobilenetv3_small_035_ssld(pretrained: bool = False, **kwargs: Any) -> MobileNetV3:
-    """MobileNetV3-small of 0.35 times the width."""
-    return _mobilenet_v3("mobilenetv3_small_035_ssld", SMALL, 576, 0.35, pretrained, **kwargs)
-
-
 def _mobilenet_v3(
     name: str,
     blocks: tuple[_Block, ...],
     last: int,
     width: float,
-    pretrained: bool,
+    pretrained: bool = False,
     **kwargs: Any,
 ) -> MobileNetV3:
+    """MobileNetV3 of `width` times the channels."""
     settings = dict(
         block_args=decode_arch_def(_stages(blocks, last, width)),
         num_features=1280,
@@ -138,3 +124,16 @@ def _stages(blocks: tuple[_Block, ...], last: int, width: float) -> list[list[st
         stages[-1].append(block)
         before, channels_in = channels, int(make_divisible(channels * width))
     return [*stages, [f"cn_r1_k1_s1_c{last}"]]
+
+
+CREATE = {
+    "mobilenetv2_100_ssld": _mobilenet_v2,
+    **{
+        name: partial(_mobilenet_v3, name, *settings)
+        for name, *settings in (
+            ("mobilenetv3_large_100_ssld", LARGE, 960, 1.0),
+            ("mobilenetv3_small_100_ssld", SMALL, 576, 1.0),
+            ("mobilenetv3_small_035_ssld", SMALL, 576, 0.35),
+        )
+    },
+}

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1904.01169.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from timm.models._builder import build_model_with_cfg
@@ -43,31 +44,29 @@ class PaddleBottle2neck(Bottle2neck):
             self.pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
-def resnet34d_ssld(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet34-D with a convolution in the first shortcut."""
+def _resnet34d(pretrained: bool = False, **kwargs: Any) -> ResNet:
     settings = dict(block=BasicBlock, layers=(3, 4, 6, 3), **_D)
     return build_model_with_cfg(
         ResNetWithFirstShortcut, "resnet34d_ssld", pretrained, **{**settings, **kwargs}
     )
 
 
-def res2net50d_ssld(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Res2Net50-D, 26w x 4s."""
-    return _res2net("res2net50d_ssld", (3, 4, 6, 3), pretrained, **kwargs)
-
-
-def res2net101d_ssld(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Res2Net101-D, 26w x 4s."""
-    return _res2net("res2net101d_ssld", (3, 4, 23, 3), pretrained, **kwargs)
-
-
-def res2net200d_ssld(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Res2Net200-D, 26w x 4s; 12 and 48 blocks in the middle, not 24 and 36 as in timm."""
-    return _res2net("res2net200d_ssld", (3, 12, 48, 3), pretrained, **kwargs)
-
-
-def _res2net(name: str, layers: tuple[int, ...], pretrained: bool, **kwargs: Any) -> ResNet:
+def _res2net(name: str, layers: tuple[int, ...], pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Res2Net-D, 26w x 4s."""
     settings = dict(
         block=PaddleBottle2neck, layers=layers, base_width=26, block_args=dict(scale=4), **_D
     )
     return build_model_with_cfg(ResNet, name, pretrained, **{**settings, **kwargs})
+
+
+CREATE = {
+    "resnet34d_ssld": _resnet34d,
+    **{
+        name: partial(_res2net, name, layers)
+        for name, layers in (
+            ("res2net50d_ssld", (3, 4, 6, 3)),
+            ("res2net101d_ssld", (3, 4, 23, 3)),
+            ("res2net200d_ssld", (3, 12, 48, 3)),  # timm has 24 and 36 in the middle
+        )
+    },
+}

@@ -234,47 +234,28 @@ def _check_kind(network: Any) -> None:
 
 
 def _get(network: nn.Module, name: str) -> Any:
-    for part in name.split("."):
-        network = getattr(network, part, None)  # type: ignore[assignment]
-        if network is None:
-            return None
-    return network
+    """A module by its full name, None where there is none."""
+    return dict(network.named_modules()).get(name)
 
 
 def _code(module: nn.Module | None, eps: float, name: str) -> str:
-    """Python that makes the module, for stems, poolings and shortcuts."""
+    """Python that makes the module, for stems, poolings and shortcuts: mostly its repr."""
     kind = type(module)
     if module is None:
         return "None"
     if kind is nn.Sequential:
         inner = [f"        {_code(part, eps, name)},\n" for part in module.children()]
         return f"nn.Sequential(\n{''.join(inner)}    )"
-    if isinstance(module, nn.BatchNorm2d) and kind is nn.BatchNorm2d and module.eps == eps:
+    if kind is nn.BatchNorm2d and getattr(module, "eps", None) == eps:
         return f"norm({module.num_features})"
-    if isinstance(module, nn.Conv2d) and kind is nn.Conv2d and module.padding_mode == "zeros":
-        return _conv_code(module)
-    if kind in (nn.Identity, nn.ReLU):
-        return "nn.ReLU(inplace=True)" if kind is nn.ReLU else "nn.Identity()"
-    if isinstance(module, nn.MaxPool2d) and kind is nn.MaxPool2d and module.dilation == 1:
-        given = f"{module.kernel_size}, {module.stride}, {module.padding}"
-        return f"nn.MaxPool2d({given}, ceil_mode={module.ceil_mode})"
-    if isinstance(module, nn.AvgPool2d) and kind is nn.AvgPool2d:
-        given = f"{module.kernel_size}, {module.stride}, {module.padding}"
-        counts = f"count_include_pad={module.count_include_pad}"
-        return f"nn.AvgPool2d({given}, ceil_mode={module.ceil_mode}, {counts})"
+    if kind is nn.ReLU:
+        return "nn.ReLU(inplace=True)"
+    if kind is nn.AvgPool2d:  # whose repr does not say all
+        counts = f"ceil_mode={module.ceil_mode}, count_include_pad={module.count_include_pad}"
+        return f"nn.{module!r}".removesuffix(")") + f", {counts})"
+    if kind in (nn.Conv2d, nn.MaxPool2d, nn.Identity):
+        return f"nn.{module!r}"
     raise _inexpressible(f"{name}, a {kind.__name__}")
-
-
-def _conv_code(conv: nn.Conv2d) -> str:
-    kernel, stride, padding, dilation = (
-        value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
-        for value in (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    )
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": conv.groups}
-    usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given = "".join(f", {key}={value}" for key, value in options.items() if value != usual[key])
-    bias = "" if conv.bias is not None else ", bias=False"
-    return f"nn.Conv2d({conv.in_channels}, {conv.out_channels}, {kernel}{given}{bias})"
 
 
 def _inexpressible(what: str) -> InputError:

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from zoo.errors import InputError
 from zoo.release import sha256_of
 
@@ -25,16 +27,14 @@ def hashes(path: Path, sha256: str | None) -> tuple[str, str]:
     name = Path(os.readlink(path)).name if path.is_symlink() else ""
     if sha256 is None and COMMIT.fullmatch(name):
         return name, git_hash(path)
-    found = sha256_of(path)
-    wanted = name if re.fullmatch("[0-9a-f]{64}", name) else found
-    return sha256 or wanted, found
+    actual = sha256_of(path)
+    wanted = name if re.fullmatch("[0-9a-f]{64}", name) else actual
+    return sha256 or wanted, actual
 
 
 def refuse_outside(path: Path) -> None:
     """Links of the client's cache that lead out of it are never followed, neither to read nor to
     remove: an old one may be there since before hubs' headers were looked at."""
-    from huggingface_hub import constants
-
     cache = Path(constants.HF_HUB_CACHE).resolve()
     if cache not in path.resolve().parents or not path.is_file():
         raise InputError(

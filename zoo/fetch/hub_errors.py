@@ -5,6 +5,10 @@ from __future__ import annotations
 from json import JSONDecodeError
 from pickle import UnpicklingError
 
+import httpx2
+from huggingface_hub import errors
+from safetensors import SafetensorError
+
 from zoo.errors import InputError, one_line
 
 DETAIL_CHARACTERS = 300
@@ -21,22 +25,16 @@ ADVICE = {
 }
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What a command that talks to a hub can fail with, by the network, the hub, the disk, or what
-    came from there."""
-    from httpx2 import HTTPError, InvalidURL
-    from huggingface_hub.errors import XetDownloadError
-    from safetensors import SafetensorError
-
-    of_network = (HTTPError, InvalidURL, XetDownloadError, OSError)
-    return *of_network, SafetensorError, UnpicklingError, ValueError, RuntimeError, *NO_HUB
+FAILURES = (
+    *(httpx2.HTTPError, httpx2.InvalidURL, errors.XetDownloadError, OSError),
+    *(SafetensorError, UnpicklingError, ValueError, RuntimeError, *NO_HUB),
+)
+"""What a command that talks to a hub can fail with, by the network, the hub, the disk, or what
+came from there."""
 
 
 def sentence(error: Exception, repo: str, endpoint: str) -> str:
     """What was wrong, where, and what to do."""
-    import httpx2
-    from huggingface_hub import errors
-
     while isinstance(error, WRAPPERS) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     where = f"{repo} on {endpoint}"

@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import httpx2
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import _http
 
 from zoo.errors import InputError
 
@@ -205,9 +207,6 @@ def watched(whose: str, endpoint: str | None = None, limit: int | None = None) -
     Raises:
         InputError: a transfer stands still (SECONDS), an answer has no end, or a header is a path.
     """
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils import _http
-
     quiet = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SECONDS)  # torch.hub, which timm asks for some, sets none
     watch, before = Watch(whose, limit), _http._GLOBAL_CLIENT_FACTORY

@@ -89,8 +89,8 @@ def recognise(paddle: Mapping[str, Tensor], but: str = "") -> str | None:
 
 def classes_in(paddle: Mapping[str, Tensor]) -> int:
     """Width of the classifier (Paddle's linear weights are [in, out]); 1000 where there is none."""
-    found = [paddle[n] for n in _CLASSIFIERS if n in paddle and paddle[n].ndim == 2]
-    return int(found[0].shape[-1]) if found else 1000
+    classifiers = [paddle[n] for n in _CLASSIFIERS if n in paddle and paddle[n].ndim == 2]
+    return int(classifiers[0].shape[-1]) if classifiers else 1000
 
 
 def check(weights: Mapping[str, Tensor], entry: Entry, where: str) -> None:

@@ -26,9 +26,14 @@ from zoo.paddle.rename import (
 _BN_EPS = 1e-5  # paddle.nn.BatchNorm's default
 
 
+def _blocks(model: nn.Module) -> list[str]:
+    stages = model.get_submodule("blocks")
+    return blocks_of(model, *(f"blocks.{i}" for i, _ in enumerate(stages.children())))
+
+
 def mobilenet_v1(paddle: Weights, model: nn.Module) -> Weights:
     """PaddleClas ppcls/arch/backbone/legendary_models/mobilenet_v1.py; ReLU, not ReLU6."""
-    at = blocks_of(model.blocks, "blocks")  # type: ignore[arg-type]
+    at = _blocks(model)
     weights = renamed(
         paddle,
         {
@@ -88,7 +93,7 @@ def mobilenet_v3(paddle: Weights, model: nn.Module) -> Weights:
 
     Its hard sigmoid rises by 0.2, timm's by 1/6: the layer before it is multiplied by 1.2.
     """
-    at = blocks_of(model.blocks, "blocks")  # type: ignore[arg-type]
+    at = _blocks(model)
     modules: dict[str, Target] = {
         **_inverted_residual(r"blocks\.(\d+)\.", lambda m: at[int(m[1])], "conv", "bn"),
         r"conv\.conv": "conv_stem",
@@ -114,7 +119,7 @@ def lcnet(paddle: Weights, model: nn.Module) -> Weights:
 
     timm has a bias before the classifier, which Paddle has not: zero.
     """
-    names = blocks_of(model.blocks, "blocks")  # type: ignore[arg-type]
+    names = _blocks(model)
     # Paddle's fifth group is two stages of timm's.
     first = {"2": 0, "3": 1, "4": 3, "5": 5, "6": 11}
     block = r"blocks([2-6])\.(\d)"
@@ -175,7 +180,7 @@ def ghostnet(paddle: Weights, model: nn.Module) -> Weights:
     6x - 3. timm squeezes to a rounded number of channels: the ones that Paddle lacks are zero.
     Paddle's last convolution has a batch norm, timm's a bias: folded. Its dropout is the usual one.
     """
-    at = blocks_of(model.blocks, "blocks")  # type: ignore[arg-type]
+    at = _blocks(model)
     block = r"_ghostbottleneck_(\d+)"
     modules = {
         r"conv1\._conv": "conv_stem",

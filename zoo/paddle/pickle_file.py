@@ -48,26 +48,28 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a .pdparams file") from error
     try:
-        found = _ArraysOnly(content).load()
+        weights = _ArraysOnly(content).load()
     except _Refused as error:
         raise InputError(f"{path} is refused: {printable(str(error))}") from error
     except Exception as error:  # a damaged pickle can fail in any way
-        said = f"{type(error).__name__}: {_short(error)}"
-        raise InputError(f"{path} is no readable .pdparams file ({said}); fetch it anew") from error
-    if not isinstance(found, dict) or not found:
+        reason = f"{type(error).__name__}: {_short(error)}"
+        raise InputError(
+            f"{path} is no readable .pdparams file ({reason}); fetch it anew"
+        ) from error
+    if not isinstance(weights, dict) or not weights:
         raise InputError(f"{path} holds no {{name: tensor}}; give a .pdparams file of weights")
-    found.pop(_NAMES, None)
+    weights.pop(_NAMES, None)
     done: dict[int, Tensor] = {}  # one array under many names is one tensor
     tensors = {}
-    for name, value in _flat(path, found, "", _LEVELS):
+    for name, value in _flat(path, weights, "", _LEVELS):
         if id(value) not in done:
             done[id(value)] = _tensor(path, name, value)
         tensors[name] = done[id(value)]
     return unwrapped(tensors, str(path))
 
 
-def _flat(path: Path, found: dict[str, Any], prefix: str, levels: int) -> Iterator[tuple[str, Any]]:
-    for name, value in found.items():
+def _flat(path: Path, tree: dict[str, Any], prefix: str, levels: int) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
         if not isinstance(value, dict):
             yield f"{prefix}{name}", value
         elif levels:
@@ -164,14 +166,11 @@ def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
 
 def _ordered(pairs: Any = ()) -> dict[str, Any]:
     """Stands for `OrderedDict`, which Python 2 gives a list of pairs."""
-    if not isinstance(pairs, list | tuple):
+    lists = (list, tuple)
+    are_pairs = isinstance(pairs, lists) and all(isinstance(x, lists) for x in pairs)
+    if not are_pairs or any(len(pair) != 2 for pair in pairs):
         raise _Refused("it makes a dictionary of something else than pairs")
-    found = {}
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise _Refused("it makes a dictionary of something else than pairs")
-        found[_key(pair[0])] = pair[1]
-    return found
+    return {_key(key): value for key, value in pairs}
 
 
 def _key(key: Any) -> str:
@@ -199,7 +198,10 @@ _OPERATIONS = (
 ).split()
 
 
-class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
+_InPython: Any = vars(pickle)["_Unpickler"]  # the reader whose operations can be replaced
+
+
+class _ArraysOnly(_InPython):
     """Knows these names and operations and no others."""
 
     stack: list[Any]
@@ -244,11 +246,11 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
         self._fill(items)
 
     def _fill(self, items: list[Any]) -> None:
-        found = self.stack[-1]
-        if type(found) is not dict or len(items) % 2:
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
             raise _Refused("it gives items to something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            found[_key(key)] = value
+            target[_key(key)] = value
 
     def refuse(self) -> None:
         raise _Refused("it uses an operation that weights do not need")
@@ -256,11 +258,10 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 def _handlers() -> dict[int, Any]:
     """What is done at each operation of a pickle, by its byte."""
-    usual = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
     codes = [getattr(pickle, name)[0] for name in _OPERATIONS]
     return {
         **dict.fromkeys(range(256), _ArraysOnly.refuse),
-        **{code: usual[code] for code in codes},
+        **{code: _InPython.dispatch[code] for code in codes},
         pickle.BUILD[0]: _ArraysOnly.load_build,
         pickle.SETITEM[0]: _ArraysOnly.load_setitem,
         pickle.SETITEMS[0]: _ArraysOnly.load_setitems,

@@ -54,13 +54,9 @@ def _new_name(name: str, module: str, modules: Mapping[str, Target]) -> str:
     raise DoesNotFit(f"there is no place for {name!r}")
 
 
-def blocks_of(stages: nn.Module, name: str) -> list[str]:
+def blocks_of(model: nn.Module, *names: str) -> list[str]:
     """Full names of the blocks of all stages, in order: Paddle counts them through."""
-    return [
-        f"{name}.{i}.{j}"
-        for i, stage in enumerate(stages.children())
-        for j, _ in enumerate(stage.children())
-    ]
+    return [f"{x}.{j}" for x in names for j, _ in enumerate(model.get_submodule(x).children())]
 
 
 def transpose(weights: Weights, *modules: str) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from zoo.paddle.rename import (
     KEPT_BY_DROPOUT,
     Weights,
+    blocks_of,
     linear_to_conv,
     renamed,
     scale,
@@ -21,7 +22,7 @@ def resnet_vd(paddle: Weights, model: nn.Module) -> Weights:
 
     Blocks are counted through all stages. timm's stem is one Sequential of three convolutions.
     """
-    at = [f"layer{i + 1}.{j}" for i, n in enumerate(_depths(model)) for j in range(n)]
+    at = blocks_of(model, *(f"layer{i}" for i in (1, 2, 3, 4)))
     weights = renamed(
         paddle,
         {
@@ -172,7 +173,3 @@ def hgnet_v2(paddle: Weights, model: nn.Module) -> Weights:
     )
     transpose(weights, "head.fc")
     return weights
-
-
-def _depths(model: nn.Module) -> list[int]:
-    return [len(list(model.get_submodule(f"layer{i}").children())) for i in (1, 2, 3, 4)]

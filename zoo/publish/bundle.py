@@ -10,18 +10,18 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import secrets
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
-from zoo.errors import InputError
-from zoo.release import MANIFEST, naming, same_release, staging, verify
+from zoo.errors import InputError, one_line
+from zoo.release import MANIFEST, naming, same_release, staging, sums_of, verify
 
 CHUNK_BYTES = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,20 +46,17 @@ def bundle(folders: Mapping[str, Path], tar: Path) -> None:
             raise InputError(
                 f"{name!r} cannot name a release in a bundle; use letters, digits, '.', '_', '-'"
             )
-        for file in [MANIFEST, *verify(folder)["files"]]:
-            sources[f"{name}/{file}"] = folder / file
-    part = tar.with_name(f".{tar.name}.{secrets.token_hex(4)}.part")
+        sources |= {f"{name}/{file}": folder / file for file in sums_of(folder)}
     try:
-        tar.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as stream:
-            _write(sources, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(tar)
+        with staging(tar) as folder:
+            part = folder / tar.name
+            with part.open("xb") as stream:
+                _write(sources, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(tar)
     except OSError as error:
-        raise InputError(f"cannot write {tar}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise InputError(f"cannot write {tar}: {one_line(error)}") from error
 
 
 def unbundle(tar: Path, out: Path) -> list[str]:
@@ -86,7 +83,7 @@ def unbundle(tar: Path, out: Path) -> list[str]:
             f"{tar} is damaged or not an uncompressed tar ({error}); copy the bundle anew"
         ) from error
     except OSError as error:
-        raise InputError(f"cannot extract {tar} to {out}: {error.strerror or error}") from error
+        raise InputError(f"cannot extract {tar} to {out}: {one_line(error)}") from error
 
 
 @contextmanager
@@ -97,17 +94,9 @@ def _mapped(tar: Path) -> Iterator[Any]:
         yield mapped
 
 
-class _Counted:
-    """A stream that moves a progress bar on as it is read."""
-
-    def __init__(self, stream: IO[bytes], progress: tqdm) -> None:
-        self.stream = stream
-        self.progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.progress.update(len(data))
-        return data
+def _counted(stream: IO[bytes], progress: tqdm) -> IO[bytes]:
+    """The stream, which moves the bar on as it is read."""
+    return cast(IO[bytes], CallbackIOWrapper(progress.update, stream, "read"))
 
 
 def _progress(what: str, sizes: Iterable[int]) -> tqdm:
@@ -124,7 +113,7 @@ def _write(sources: Mapping[str, Path], stream: IO[bytes]) -> None:
             member = tarfile.TarInfo(name)  # its owner 0, time 0 and mode 644 are the same anywhere
             member.size = sizes[name]
             with sources[name].open("rb") as source:
-                archive.addfile(member, _Counted(source, progress))
+                archive.addfile(member, _counted(source, progress))
 
 
 def _checked(archive: tarfile.TarFile, tar: Path) -> dict[str, tarfile.TarInfo]:
@@ -186,7 +175,7 @@ def _extract(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], p
             source = archive.extractfile(member)
             assert source is not None, name
             with source, path.open("xb") as target:
-                shutil.copyfileobj(_Counted(source, progress), target, CHUNK_BYTES)
+                shutil.copyfileobj(_counted(source, progress), target, CHUNK_BYTES)
             if path.stat().st_size != member.size:
                 raise tarfile.ReadError(f"{name} is cut off")
 

@@ -10,22 +10,24 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from markupsafe import Markup
+
 LIMIT = 2_000
 """Characters of one text on a card; all of it is in ssld.json."""
 
 
-def prose(text: object, limit: int = LIMIT) -> str:
+def prose(text: object, limit: int = LIMIT) -> Markup:
     """Any text as plain words of a Markdown paragraph, heading or table cell."""
     cleaned = clean(text, limit)
     # A word joiner: some renderers make links of bare addresses after entities were decoded.
     cleaned = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", cleaned, flags=re.IGNORECASE)
     escaped = re.sub(r"[^\w\s.,:;?!%/()'\"\u2060-]|(?<!\w)_|_(?!\w)", _entity, cleaned)
-    return re.sub(r"^(?:-|\d+(?=[.)]))", _entity, escaped)  # or it would begin a list
+    return Markup(re.sub(r"^(?:-|\d+(?=[.)]))", _entity, escaped))  # or it would begin a list
 
 
-def code(text: object, limit: int = 256) -> str:
+def code(text: object, limit: int = 256) -> Markup:
     """Any text as a code span, also in a table."""
-    return f"`{clean(text, limit).replace('`', chr(39)).replace('|', '¦') or '?'}`"
+    return Markup(f"`{clean(text, limit).replace('`', chr(39)).replace('|', '¦') or '?'}`")
 
 
 def clean(text: object, limit: int) -> str:
@@ -40,11 +42,11 @@ def _entity(match: re.Match[str]) -> str:
     return "".join(f"&#{ord(c)};" for c in match.group())
 
 
-def block(language: str, text: str) -> str:
+def block(text: str, language: str) -> Markup:
     """A fenced block that its own text cannot close."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
 def slug(text: object) -> str:

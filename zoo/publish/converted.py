@@ -14,11 +14,11 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from zoo.catalog import Entry, catalog, find
-from zoo.errors import InputError
 from zoo.licences import combine
 from zoo.paddle.convert import classes_in, convert, entry_of
 from zoo.paddle.pickle_file import read_pdparams
-from zoo.release import save_weights, seal, sha256_of, staging
+from zoo.publish.card import write_card
+from zoo.release import new_release, save_weights, seal, sha256_of
 from zoo.weights import weights_file
 
 
@@ -60,28 +60,16 @@ def _write(
     provenance: dict[str, Any],
     published: Sequence[Entry],
 ) -> dict[str, Any]:
-    from zoo.publish.card import write_card
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not empty; give another folder, or empty it first")
     facts = _facts(entry, weights, provenance, published)
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with staging(out.absolute()) as folder:
-            with torch.device("meta"):
-                model = timm.create_model(entry.name, num_classes=classes)
-            license = facts["license"]["license"]
-            kind = {"pretrained_cfg": {"license": license, "num_classes": classes}}
-            save_config_for_hf(model, str(folder / "config.json"), model_config=kind)
-            save_weights(weights, folder / "model.safetensors")
-            write_card(folder, facts)
-            seal(folder, facts)
-            if out.exists():
-                out.rmdir()
-            folder.rename(out)
-    except OSError as error:
-        said = error.strerror or error
-        raise InputError(f"{out} cannot be written ({said}); free space or change it") from error
+    with new_release(out, str(out)) as folder:
+        with torch.device("meta"):
+            model = timm.create_model(entry.name, num_classes=classes)
+        license = facts["license"]["license"]
+        kind = {"pretrained_cfg": {"license": license, "num_classes": classes}}
+        save_config_for_hf(model, str(folder / "config.json"), model_config=kind)
+        save_weights(weights, folder / "model.safetensors")
+        write_card(folder, facts)
+        seal(folder, facts)
     return facts
 
 

@@ -10,42 +10,47 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from difflib import unified_diff
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+
 from zoo.errors import InputError, printable
+from zoo.fetch import watch
 from zoo.fetch.hub_cache import COMMIT, forget, git_hash, hashes, refuse_outside
-from zoo.fetch.hub_errors import failures, sentence
-from zoo.release import MANIFEST, naming, read_manifest, same_release, sha256_of, staging, verify
+from zoo.fetch.hub_errors import FAILURES, sentence
+from zoo.publish.changes import DIFF_BYTES, Change, Say, compared, difference, tell
+from zoo.release import (
+    MANIFEST,
+    naming,
+    new_release,
+    read_manifest,
+    refuse_full,
+    same_release,
+    sums_of,
+)
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    from zoo.fetch.watch import Watch
-
-    Tree = Mapping[str, RepoFile]
-
-Say = Callable[[str], object]
+Tree = Mapping[str, RepoFile]
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
-DIFF_BYTES = 1 << 16
 SCAN_BYTES = 1 << 24
-SIGNS = {"added": "+", "changed": "~", "removed": "-"}
-
-
-@dataclass(frozen=True)
-class Change:
-    """One file that publishing changes on the hub; `diff` only in a dry run, of small texts."""
-
-    kind: Literal["added", "changed", "removed"]
-    name: str
-    bytes: int
-    diff: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,6 @@ def split_repo(text: str) -> tuple[str, str | None]:
     Raises:
         InputError: it is anything else, a path or an address for instance.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     repo, at, revision = text.partition("@")
     try:
         validate_repo_id(repo)
@@ -104,9 +106,7 @@ def publish(
     repo, revision = split_repo(repo)
     if revision:
         raise InputError(f"a release goes to the main branch of {repo}; leave out @{revision}")
-    manifest = verify(folder)
-    sums = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    sums[MANIFEST] = sha256_of(folder / MANIFEST)
+    sums = sums_of(folder)
     hub = _Hub(token, say)
     hub.refuse_token_in(folder, sums)
     with hub.one_sentence(repo):
@@ -116,13 +116,16 @@ def publish(
             say(f"created {hub.shown}/{repo}")
             head = hub.head(repo, private)
         remote = hub.tree(repo, head) if head else {}
-        changes = _changes(folder, sums, remote)
+        changes = compared(folder, sums, _same(folder, sums, remote))
         if changes and head:
             changes += hub.stale(repo, head, remote, sums)
+        tell(say, changes, f"{hub.shown}/{repo}", dry_run)
         if dry_run and head:
-            changes = [_with_diff(hub, change, folder, repo, head, remote) for change in changes]
-        _tell(say, changes, f"{hub.shown}/{repo}", dry_run)
-        if changes and not dry_run:
+            for name in (x.name for x in changes if x.kind == "changed"):
+                if remote[name].size <= DIFF_BYTES:
+                    old = hub.fetch(repo, head, name)
+                    say(difference(old, folder / name, name, f"{repo}@{head[:12]}"))
+        elif changes and not dry_run:
             head = hub.commit(folder, repo, changes, head)
             _read_back(hub.tree(repo, head), folder, sums, f"{repo}@{head}")
             say(f"{repo}@{head} holds this release, every sha256 compared")
@@ -139,7 +142,7 @@ def pull(repo_at_revision: str, out: Path, *, token: str | None = None, say: Say
     repo, revision = split_repo(repo_at_revision)
     out = out.resolve()
     if not (out / MANIFEST).is_file():
-        _refuse_full(out)  # before anything is downloaded
+        refuse_full(out)  # before anything is downloaded
     hub = _Hub(token, say)
     with hub.one_sentence(repo_at_revision):
         commit = hub.resolve(repo, revision or "main")
@@ -149,84 +152,42 @@ def pull(repo_at_revision: str, out: Path, *, token: str | None = None, say: Say
         if out.exists() and same_release(out, manifest):
             say(f"{out} is up to date with {repo}@{commit}")
             return out
-        _refuse_full(out)
-        cached = {MANIFEST: manifest}
-        for name, entry in files.items():
-            cached[name] = hub.fetch(repo, commit, name, entry)
-        with staging(out) as part:
-            for name, source in cached.items():
+        refuse_full(out)
+        cached = {name: hub.fetch(repo, commit, name, entry) for name, entry in files.items()}
+        with new_release(out, f"{repo}@{commit}") as part:  # verifies the copies, and their sizes
+            for name, source in {MANIFEST: manifest, **cached}.items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, part / name)
-            with naming(part, f"{repo}@{commit}"):
-                verify(part)  # the copies, and their sizes
-            part.rename(out)
     say(f"{out} holds {repo}@{commit}, every sha256 verified")
     return out
 
 
-def _refuse_full(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and holds something else; give a new or an empty folder")
+def _same(folder: Path, sums: Mapping[str, str], remote: Tree) -> dict[str, bool]:
+    """Whether the hub's files have our content: large ones have a sha256, small ones git's hash."""
 
+    def same(name: str) -> bool:
+        entry, file = remote[name], folder / name
+        if entry.lfs is not None:
+            return entry.lfs.sha256 == sums[name]
+        return entry.size == file.stat().st_size and entry.blob_id == git_hash(file)
 
-def _changes(folder: Path, sums: Mapping[str, str], remote: Tree) -> list[Change]:
-    changes = []
-    for name, sha256 in sorted(sums.items()):
-        kind = "changed" if name in remote else "added"
-        if kind == "added" or not _same(folder / name, sha256, remote[name]):
-            changes.append(Change(kind, name, (folder / name).stat().st_size))
-    return changes
-
-
-def _same(file: Path, sha256: str, remote: RepoFile) -> bool:
-    """Whether the hub has this content: it knows large files by sha256, small ones by git hash."""
-    if remote.lfs is not None:
-        return remote.lfs.sha256 == sha256
-    return remote.size == file.stat().st_size and remote.blob_id == git_hash(file)
+    return {name: same(name) for name in sums if name in remote}
 
 
 def _read_back(remote: Tree, folder: Path, sums: Mapping[str, str], shown: str) -> None:
+    same = _same(folder, sums, remote)
     for name, sha256 in sums.items():
-        if name not in remote or not _same(folder / name, sha256, remote[name]):
+        if not same.get(name):
             raise InputError(
                 f"{shown} does not have the {name} of {folder} with sha256 {sha256}: the file was "
                 "changed meanwhile, or the hub ignores it (.gitignore); publish again"
             )
 
 
-def _with_diff(
-    hub: _Hub, change: Change, folder: Path, repo: str, head: str, remote: Tree
-) -> Change:
-    """The same with what is different, if both are small texts."""
-    if change.kind != "changed" or max(change.bytes, remote[change.name].size) > DIFF_BYTES:
-        return change
-    new = folder / change.name
-    try:
-        after = new.read_text(encoding="utf-8").splitlines()
-        before = hub.fetch(repo, head, change.name).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        return change
-    names = (f"{repo}@{head[:12]}/{change.name}", f"new/{change.name}")
-    return replace(change, diff="\n".join(unified_diff(before, after, *names, lineterm="")))
-
-
-def _tell(say: Say, changes: list[Change], url: str, dry_run: bool) -> None:
-    if not changes:
-        say(f"{url} already holds this release; nothing to do")
-    else:
-        say(f"{url} {'would get' if dry_run else 'gets'} {len(changes)} changes:")
-    for change in changes:
-        say(f"  {SIGNS[change.kind]} {change.name} ({change.bytes:,} bytes {change.kind})")
-    for change in filter(lambda change: change.diff, changes):
-        say(change.diff)
-
-
 class _Hub:
     """The client, bound to where `HF_ENDPOINT` points now, and a token that no message shows."""
 
     def __init__(self, token: str | None, say: Say) -> None:
-        from huggingface_hub import HfApi, constants, get_token
-
         endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         parts = urlsplit(endpoint)
         # an address may carry a password
@@ -237,8 +198,8 @@ class _Hub:
                 "or not at all"
             )
         self.endpoint, self.say, self.token = endpoint, say, token or get_token()
-        self.watch: Watch
-        self.api: HfApi = HfApi(endpoint=endpoint, token=self.token or False, library_name="ssld")
+        self.watch: watch.Watch
+        self.api = HfApi(endpoint=endpoint, token=self.token or False, library_name="ssld")
 
     def refuse_token_in(self, folder: Path, names: Iterable[str]) -> None:
         """Of weights only the beginning is read, which holds their description."""
@@ -249,8 +210,6 @@ class _Hub:
 
     def head(self, repo: str, private: bool) -> str | None:
         """The commit of the main branch; None if there is no such repository."""
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
         try:
             info = self.api.model_info(repo)
         except RepositoryNotFoundError as error:
@@ -261,16 +220,14 @@ class _Hub:
             raise InputError(f"{repo} exists and is public; make it private on its page first")
         return self._commit(info.sha, repo) if info.sha is not None else None
 
-    def _commit(self, said: object, revision: str) -> str:
-        if not isinstance(said, str) or not COMMIT.fullmatch(said):
+    def _commit(self, sha: object, revision: str) -> str:
+        if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
             raise InputError(
-                f"{self.shown} is no hub ({revision} is {str(said)[:80]!r}); check HF_ENDPOINT"
+                f"{self.shown} is no hub ({revision} is {str(sha)[:80]!r}); check HF_ENDPOINT"
             )
-        return said
+        return sha
 
     def tree(self, repo: str, commit: str) -> dict[str, RepoFile]:
-        from huggingface_hub.hf_api import RepoFile
-
         entries = self.api.list_repo_tree(repo, recursive=True, revision=commit)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
@@ -288,8 +245,6 @@ class _Hub:
 
     def commit(self, folder: Path, repo: str, changes: list[Change], head: str | None) -> str:
         """One commit on top of `head`; if someone else was faster, the hub refuses."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
         operations = [
             CommitOperationDelete(change.name, is_folder=False)
             if change.kind == "removed"
@@ -314,8 +269,6 @@ class _Hub:
         Args:
             entry: the sha256 and the bytes that it must have.
         """
-        from huggingface_hub.errors import RemoteEntryNotFoundError
-
         sha256 = entry["sha256"] if entry else None
         limit, self.watch.limit = self.watch.limit, entry["bytes"] if entry else self.watch.limit
         try:
@@ -327,13 +280,14 @@ class _Hub:
             ) from None
         finally:
             self.watch.limit = limit
-        wanted, found = hashes(path, sha256)
-        if wanted != found:
+        wanted, actual = hashes(path, sha256)
+        if wanted != actual:
             forget(path)
-            kind = "sha256" if len(found) == 64 else "git hash"
+            kind = "sha256" if len(actual) == 64 else "git hash"
             raise InputError(
-                f"{name} of {repo}@{commit} is damaged: its {kind} is {found} instead of {wanted}; "
-                "the copy in the client's cache was removed: repeat, and else publish it again"
+                f"{name} of {repo}@{commit} is damaged: its {kind} is {actual} instead of "
+                f"{wanted}; the copy in the client's cache was removed: repeat, and else "
+                "publish it again"
             )
         return path
 
@@ -341,14 +295,12 @@ class _Hub:
     def one_sentence(self, repo: str) -> Iterator[None]:
         """Whatever the client or the disk raises becomes an InputError, without the token; the
         connections inside are watched (`zoo/fetch/watch.py`)."""
-        from zoo.fetch import watch
-
         try:
             with watch.watched(self.shown, self.endpoint, watch.ANSWER_BYTES) as self.watch:
                 yield
         except InputError as error:
             raise InputError(self._scrub(str(error))) from None
-        except failures() as error:
+        except FAILURES as error:
             # without its cause, whose text may quote the request
             raise InputError(self._scrub(sentence(error, repo, self.shown))) from None
 

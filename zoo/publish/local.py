@@ -5,62 +5,44 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Callable
-from difflib import unified_diff
 from pathlib import Path
 
 from zoo.errors import InputError
-from zoo.release import MANIFEST, copy, names_in, read_manifest, sha256_of, staging, verify
+from zoo.publish.changes import Change, Say, compared, difference, tell
+from zoo.release import MANIFEST, copy, names_in, read_manifest, sha256_of, staging, sums_of, verify
 
 RETIRED = ".old"
 """Ending of what was replaced, until it is deleted."""
 
 
-def place(
-    folder: Path, to: Path, *, dry_run: bool = False, say: Callable[[str], object] = print
-) -> list[str]:
+def place(folder: Path, to: Path, *, dry_run: bool = False, say: Say = print) -> list[Change]:
     """Put a copy of a release at `to`, where nothing or an earlier release is.
 
     Returns:
-        What changes, a line each: `+ name`, `~ name` or `- name`; nothing if it is there already.
+        What changes; nothing if it is there already.
 
     Raises:
         InputError: the folder is no release, or `to` holds something else.
     """
-    new = {**verify(folder)["files"], MANIFEST: {"sha256": sha256_of(folder / MANIFEST)}}
+    sums = sums_of(folder)
     if not dry_run:
         _bring_back(to.absolute())
-    old: dict[str, dict[str, str]] = {}
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        old = _release_at(to)
-    changes = [f"+ {name}" for name in new if name not in old]
-    changes += [f"~ {n}" for n in new if n in old and new[n]["sha256"] != old[n]["sha256"]]
-    changes += [f"- {name}" for name in old if name not in new]
-    for line in changes:
-        say(f"  {line}")
-        if dry_run and line.startswith("~"):
-            say(_difference(to / line[2:], folder / line[2:], line[2:]))
-    if not changes:
-        say(f"{to} already holds this release; nothing to do")
-    elif dry_run:
-        say(f"{to} would get these {len(changes)} changes")
-    else:
+    old = _release_at(to) if to.exists() and (not to.is_dir() or any(to.iterdir())) else {}
+    changes = compared(folder, sums, {name: old[name] == sums.get(name) for name in old})
+    gone = sorted(old.keys() - sums.keys())
+    changes += [Change("removed", name, (to / name).stat().st_size) for name in gone]
+    tell(say, changes, str(to), dry_run)
+    if dry_run:
+        for change in changes:
+            if change.kind == "changed":
+                say(difference(to / change.name, folder / change.name, change.name, str(to)))
+    elif changes:
         _replace(folder, to)
-        say(f"{to}: {len(new)} files, every sha256 compared")
+        say(f"{to}: {len(sums)} files, every sha256 compared")
     return changes
 
 
-def _difference(old: Path, new: Path, name: str) -> str:
-    """What is different, of texts."""
-    try:
-        texts = [file.read_text(encoding="utf-8").splitlines() for file in (old, new)]
-    except UnicodeDecodeError:
-        return f"    {old.stat().st_size:,} bytes, {new.stat().st_size:,} bytes"
-    shown = (f"{old.parent}/{name}", f"new/{name}")
-    return "\n".join(unified_diff(texts[0], texts[1], *shown, lineterm=""))
-
-
-def _release_at(to: Path) -> dict[str, dict[str, str]]:
+def _release_at(to: Path) -> dict[str, str]:
     """sha256 of what is there now, whatever its ssld.json says."""
     if not (to / MANIFEST).is_file():
         raise InputError(f"{to} is not empty and no release; give another folder")
@@ -70,7 +52,7 @@ def _release_at(to: Path) -> dict[str, dict[str, str]]:
             f"{to} holds {name}, which is not of the release there; move it away or give another "
             "folder"
         )
-    return {name: {"sha256": sha256_of(to / name)} for name in listed if (to / name).is_file()}
+    return {name: sha256_of(to / name) for name in listed if (to / name).is_file()}
 
 
 def _bring_back(to: Path) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,38 @@ class Annotations:
     remarks: tuple[str, ...] = ()
     """What the report should say of the reading."""
 
+    def where(self, j: int) -> str:
+        """Box j, for messages."""
+        return f"{self.places(j)} of image {self.names[self.image[j]]!r}"
+
+
+@dataclass
+class Rows:
+    """Boxes as a reader finds them, one after the other."""
+
+    image: list[int] = field(default_factory=list)
+    """Number of the image that each is in."""
+    labels: list[Any] = field(default_factory=list)
+    """Names or numbers of classes, as the files have them."""
+    numbers: list[Sequence[float]] = field(default_factory=list)
+    """Four of each box, whatever they mean."""
+    crowd: list[bool] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    """File and place in it."""
+
+    def add(
+        self, image: int, label: Any, numbers: Sequence[float], where: str, crowd: bool = False
+    ) -> None:
+        self.image.append(image)
+        self.labels.append(label)
+        self.numbers.append(numbers)
+        self.crowd.append(crowd)
+        self.where.append(where)
+
+    def table(self) -> np.ndarray:
+        """float64 [m, 4]."""
+        return np.array(self.numbers, np.float64).reshape(-1, 4)
+
 
 def require_finite(
     values: np.ndarray, fields: Sequence[str], where: Callable[[int], str], what: str = "a number"
@@ -107,14 +140,14 @@ def images_by_stem(folder: Path) -> dict[str, list[str]]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder}: the folder of images cannot be listed ({error})") from error
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         stem, ending = os.path.splitext(name)
         if not name.startswith(".") and ending.lower() in EXTENSIONS:
             if not writable(name):
                 raise InputError(f"{folder}: the name {shown(name)} is not UTF-8; rename the file")
-            found[stem].append(name)
-    return dict(found)
+            by_stem[stem].append(name)
+    return dict(by_stem)
 
 
 def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:

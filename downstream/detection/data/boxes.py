@@ -21,7 +21,6 @@ Both training and evaluation see the same boxes. (COCO's own evaluation neither 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -31,18 +30,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from downstream.dense.preflight import BoxReport, ClassCount
 from downstream.dense.texts import shown
 from downstream.detection.data.annotations import Annotations
-from downstream.detection.data.cleaning import Cleaned, clean, notice, where
+from downstream.detection.data.cleaning import clean, notice
 from downstream.detection.data.coco import read_coco
 from downstream.detection.data.conventions import refuse_other_conventions
 from downstream.detection.data.frames import decide_frames, read_headers
+from downstream.detection.data.preflight import BoxReport, ClassCount
 from downstream.detection.data.voc import find_voc, read_voc
 from downstream.detection.data.yolo import read_yolo
 from downstream.detection.data.yolo_layouts import is_yolo
-from ssld.common.errors import InputError
-from ssld.data.storage import Address, absolute, is_remote, read_all
+from ssld.common.errors import InputError, did_you_mean
+from ssld.data.storage import is_remote, read_all
 
 
 @dataclass(frozen=True)
@@ -77,33 +76,53 @@ class BoxSource:
     """
 
     def __init__(self, annotations: Annotations, class_names: Sequence[str] | None = None) -> None:
-        found = annotations
-        self.path = found.path
-        self.folder = found.folder
-        self.class_names, mapped = _map_classes(found, class_names)
-        own = dict(zip(found.class_names, found.category_ids, strict=True))
+        self.path = annotations.path
+        self.folder = annotations.folder
+        self.class_names, mapped = _map_classes(annotations, class_names)
+        own = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
         self.category_ids = [own.get(name, -1 - k) for k, name in enumerate(self.class_names)]
         """Ids in the files, by class number; below 0 (and distinct) for a class that they lack."""
-        self.image_ids = found.image_ids
+        self.image_ids = annotations.image_ids
         """COCO's, or numbers from 1 on."""
-        self.flip_pairs = list(found.flip_pairs)
+        self.flip_pairs = list(annotations.flip_pairs)
         """Keypoints that change places when the image is flipped."""
-        self._names = pa.array(found.names, pa.large_string())
-        headers = read_headers(found.folder, found.names)
-        frames = decide_frames(found.path, found.names, headers, found.stated)
-        refuse_other_conventions(found, frames)
-        self._sizes = frames.sizes
-        cleaned = clean(found, frames)
-        kept = cleaned.kept
-        self._offsets = np.searchsorted(found.image[kept], np.arange(len(found.names) + 1))
-        self._xyxy = cleaned.xyxy
-        self._labels = mapped[found.labels[kept]]
-        self._crowd = found.crowd[kept]
+        self._names = pa.array(annotations.names, pa.large_string())
+        headers = read_headers(self.folder, annotations.names)
+        frames = decide_frames(self.path, annotations.names, headers, annotations.stated)
+        refuse_other_conventions(annotations, frames)
+        self.sizes = frames.sizes
+        """int64 [n, 2]: height and width of the upright images; 0 for an unreadable one of unstated
+        size."""
+        cleaned = clean(annotations, frames)
+        self.image = annotations.image[cleaned.kept]
+        """int64 [m]: number of the image that each box is in, ascending."""
+        self.xyxy = cleaned.xyxy
+        """float32 [m, 4]."""
+        self.counted = ~annotations.crowd[cleaned.kept]
+        """bool [m]: is no crowd."""
+        self._offsets = np.searchsorted(self.image, np.arange(len(self) + 1))
+        self._labels = mapped[annotations.labels[cleaned.kept]]
         self._areas = cleaned.areas
         self._keypoints = cleaned.keypoints
-        self.report = self._report(found, cleaned, headers.unreadable, frames.lines)
+        noticed = notice(annotations, cleaned.kept, headers.unreadable)
+        self.report = BoxReport(
+            path=self.path,
+            format=annotations.format,
+            folder=self.folder,
+            images=len(self),
+            boxes=len(self._labels),
+            crowd=int((~self.counted).sum()),
+            without_boxes=int((np.diff(self._offsets) == 0).sum()),
+            classes=self._count_classes(),
+            fixed=cleaned.fixed,
+            dropped=cleaned.dropped,
+            noticed=noticed,
+            remarks=[*annotations.remarks, *frames.lines],
+            files_sha256=_hash_files(annotations.files),
+            boxes_sha256=self._hash(),
+        )
         """What was understood, mended and left out."""
-        if self.report.boxes == self.report.crowd:
+        if not self.counted.any():
             raise InputError(
                 f"{self.path}: none of the {len(self)} images has a box to learn from"
                 f"{' (all are crowd or difficult)' if self.report.boxes else ''}; check the "
@@ -119,12 +138,6 @@ class BoxSource:
     def location(self, i: int) -> str:
         return os.path.join(self.folder, self.sample_id(i))
 
-    def address(self, i: int) -> Address:
-        return Address(absolute(self.location(i)))
-
-    def label(self, i: int) -> None:
-        return None
-
     def size(self, i: int) -> None:
         return None
 
@@ -133,67 +146,26 @@ class BoxSource:
 
     def image_size(self, i: int) -> tuple[int, int]:
         """Height and width of the upright image; 0, 0 for an unreadable one of unstated size."""
-        return int(self._sizes[i, 0]), int(self._sizes[i, 1])
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """int64 [n, 2]: `image_size` of all."""
-        return self._sizes
-
-    @property
-    def all_boxes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of all images: xyxy float32 [m, 4], and the number of each one's image, int64 [m]."""
-        return self._xyxy, np.repeat(np.arange(len(self)), np.diff(self._offsets))
-
-    @property
-    def counted(self) -> np.ndarray:
-        """bool [m]: is no crowd."""
-        return ~self._crowd
+        return int(self.sizes[i, 0]), int(self.sizes[i, 1])
 
     def boxes(self, i: int) -> Boxes:
         part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
         keypoints = None if self._keypoints is None else self._keypoints[part]
-        return Boxes(
-            self._xyxy[part], self._labels[part], self._crowd[part], self._areas[part], keypoints
-        )
+        crowd = ~self.counted[part]
+        return Boxes(self.xyxy[part], self._labels[part], crowd, self._areas[part], keypoints)
 
-    def _report(
-        self,
-        found: Annotations,
-        cleaned: Cleaned,
-        unreadable: dict[int, str],
-        lines: list[str],
-    ) -> BoxReport:
-        counted = np.flatnonzero(~self._crowd)
-        images = np.repeat(np.arange(len(self)), np.diff(self._offsets))
-        pairs = np.unique(np.stack([images[counted], self._labels[counted]], axis=1), axis=0)
-        count = len(self.class_names)
-        boxes = np.bincount(self._labels[counted], minlength=count)
-        in_images = np.bincount(pairs[:, 1], minlength=count)
-        classes = [
+    def _count_classes(self) -> list[ClassCount]:
+        labels, images = self._labels[self.counted], self.image[self.counted]
+        once = np.unique(np.stack([images, labels], axis=1), axis=0)[:, 1]
+        boxes, in_images = (np.bincount(x, minlength=len(self.class_names)) for x in (labels, once))
+        return [
             ClassCount(name, self.category_ids[k], int(boxes[k]), int(in_images[k]))
             for k, name in enumerate(self.class_names)
         ]
-        return BoxReport(
-            path=self.path,
-            format=found.format,
-            folder=self.folder,
-            images=len(self),
-            boxes=len(self._labels),
-            crowd=int(self._crowd.sum()),
-            without_boxes=int((np.diff(self._offsets) == 0).sum()),
-            classes=classes,
-            fixed=cleaned.fixed,
-            dropped=cleaned.dropped,
-            noticed=notice(found, cleaned.kept, unreadable),
-            remarks=[*found.remarks, *lines],
-            files_sha256=_hash_files(found.files),
-            boxes_sha256=self._hash(),
-        )
 
     def _hash(self) -> str:
         digest = hashlib.sha256("\0".join([*self.class_names, *self._names.to_pylist()]).encode())
-        arrays = [self._sizes, self._offsets, self._xyxy, self._labels, self._crowd, self._areas]
+        arrays = [self.sizes, self._offsets, self.xyxy, self._labels, ~self.counted, self._areas]
         for array in arrays if self._keypoints is None else [*arrays, self._keypoints]:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -245,40 +217,41 @@ def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource
     return BoxSource(_in_order(annotations), class_names)
 
 
-def _in_order(found: Annotations) -> Annotations:
+def _in_order(annotations: Annotations) -> Annotations:
     """Boxes by image, otherwise in the files' order."""
-    order = np.argsort(found.image, kind="stable")
+    order = np.argsort(annotations.image, kind="stable")
     if (order == np.arange(len(order))).all():
-        return found
-    places = found.places
+        return annotations
+    places = annotations.places
     return dataclasses.replace(
-        found,
-        image=found.image[order],
-        labels=found.labels[order],
-        xyxy=found.xyxy[order],
-        crowd=found.crowd[order],
+        annotations,
+        image=annotations.image[order],
+        labels=annotations.labels[order],
+        xyxy=annotations.xyxy[order],
+        crowd=annotations.crowd[order],
         places=lambda j: places(int(order[j])),
-        areas=None if found.areas is None else found.areas[order],
-        keypoints=None if found.keypoints is None else found.keypoints[order],
+        areas=None if annotations.areas is None else annotations.areas[order],
+        keypoints=None if annotations.keypoints is None else annotations.keypoints[order],
     )
 
 
-def _map_classes(found: Annotations, wanted: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+def _map_classes(
+    annotations: Annotations, wanted: Sequence[str] | None
+) -> tuple[list[str], np.ndarray]:
     """Names by class number, and the files' class -> class number, -1 for one that has no boxes."""
     if wanted is None:
-        return list(found.class_names), np.arange(len(found.class_names))
+        return list(annotations.class_names), np.arange(len(annotations.class_names))
     numbers = {name: k for k, name in enumerate(wanted)}
-    mapped = np.array([numbers.get(name, -1) for name in found.class_names], np.int64)
-    unknown = [k for k in np.flatnonzero(mapped < 0) if (found.labels == k).any()]
+    mapped = np.array([numbers.get(name, -1) for name in annotations.class_names], np.int64)
+    unknown = [k for k in np.flatnonzero(mapped < 0) if (annotations.labels == k).any()]
     if unknown:
-        name = found.class_names[unknown[0]]
-        near = difflib.get_close_matches(name, wanted, n=1)
+        name = annotations.class_names[unknown[0]]
         others = f" (and {len(unknown) - 1} more classes)" if len(unknown) > 1 else ""
-        first = int(np.flatnonzero(found.labels == unknown[0])[0])
+        first = int(np.flatnonzero(annotations.labels == unknown[0])[0])
         raise InputError(
-            f"{found.path}: {where(found, first)} is of class {name!r}{others}, which is not one "
-            f"of the {len(wanted)} classes of the network or the training set"
-            f"{f' (did you mean {near[0]!r}?)' if near else ''}; give sets with the same classes"
+            f"{annotations.path}: {annotations.where(first)} is of class {name!r}{others}, which "
+            f"is not one of the {len(wanted)} classes of the network or the training set; give "
+            f"sets with the same classes{did_you_mean(name, wanted)}"
         )
     return list(wanted), mapped
 

@@ -11,7 +11,6 @@ An annotation without `bbox` has the box around its outline (`segmentation`).
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -21,14 +20,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from downstream.dense.texts import (
-    decode_text,
-    one_line,
-    require_name,
-    require_unique,
-    shown,
-    writable,
-)
+from downstream.dense.coco_json import Entries, column, file_names, ids, indices, read_lists
+from downstream.dense.texts import require_name, require_unique, shown
 from downstream.detection.data.annotations import (
     LARGEST,
     UNSTATED,
@@ -45,9 +38,6 @@ PREFIXES = ("instances_", "person_keypoints_")
 """Of the official files: instances_train2017.json describes train2017/."""
 OUTLINE = "outline"
 """Key of what is kept of an outline: the box around it, None where there is none."""
-INT64 = 2**63
-
-Entries = list[dict[str, Any]]
 
 
 def read_coco(path: str, folder: str | None = None) -> Annotations:
@@ -57,27 +47,28 @@ def read_coco(path: str, folder: str | None = None) -> Annotations:
         InputError: not COCO, values of another type, ids that nothing has or that occur twice,
             missing images, boxes that are not four finite numbers.
     """
-    images, annotations, categories = _load(path)
-    names, image_ids = _names(path, images), _ids(path, "images", images)
-    category_ids = _ids(path, "categories", categories)
+    images, annotations, categories = read_lists(path, _without_outline)
+    names, image_ids = file_names(f"{path}: images", images), ids(f"{path}: images", images)
+    require_unique(names, lambda i: f"{path}: images[{i}].file_name")
+    category_ids = ids(f"{path}: categories", categories)
     categories = [categories[k] for k in np.argsort(category_ids)]
     category_ids = sorted(category_ids)
     class_names = [
         require_name(value, f"{path}: the name of category {category_ids[i]}")
-        for i, value in enumerate(_column(path, "categories", categories, "name"))
+        for i, value in enumerate(column(f"{path}: categories", categories, "name"))
     ]
     require_unique(class_names, lambda i: f"{path}: the name of category {category_ids[i]}")
 
     def place(j: int) -> str:
         return f"annotations[{j}] (id {shown(annotations[j].get('id'))})"
 
-    image = _numbers(path, annotations, "image_id", image_ids, place, "image")
+    image = indices(path, annotations, "image_id", image_ids, place)
 
     def where(j: int) -> str:
         return f"{path}: {place(j)} of image {shown(names[image[j]])}"
 
-    labels = _numbers(path, annotations, "category_id", category_ids, place, "category")
-    bbox = _boxes(path, annotations, where)
+    labels = indices(path, annotations, "category_id", category_ids, place)
+    bbox = _boxes(annotations, where)
     keypoints, pairs = _keypoints(path, annotations, categories, where)
     return Annotations(
         path=path,
@@ -88,8 +79,8 @@ def read_coco(path: str, folder: str | None = None) -> Annotations:
         image_ids=image_ids,
         class_names=class_names,
         category_ids=category_ids,
-        image=image,
-        labels=labels,
+        image=np.array(image, np.int64),
+        labels=np.array(labels, np.int64),
         xyxy=np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1),
         crowd=_crowd(annotations, where),
         places=place,
@@ -105,36 +96,9 @@ def _remarks(annotations: Entries) -> tuple[str, ...]:
     outlines = sum(OUTLINE in entry for entry in annotations)
     given = [entry["id"] for entry in annotations if type(entry.get("id")) in (int, str)]
     again = len(given) - len(set(given))
-    said = [f"boxes without bbox, taken around their outlines: {outlines}"] * bool(outlines)
-    said += [f"annotations whose id occurred before, kept: {again}"] * bool(again)
-    return tuple(said)
-
-
-def _load(path: str) -> tuple[Entries, Entries, Entries]:
-    try:
-        content = _parsed(path)
-    except (OSError, ValueError, RecursionError) as error:
-        said = one_line(str(error))
-        raise InputError(f"{path}: cannot be read as json ({said})") from error
-    keys = ("images", "annotations", "categories")
-    for key in keys:
-        value = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-            raise InputError(
-                f"{path}: has no list of objects {key!r}; COCO's format has {', '.join(keys)}"
-            )
-    if not content["images"]:
-        raise InputError(f"{path}: the list 'images' is empty; give a file that has images")
-    return content["images"], content["annotations"], content["categories"]
-
-
-def _parsed(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file, object_hook=_without_outline)
-    except UnicodeDecodeError:
-        text, _ = decode_text(Path(path).read_bytes())
-        return json.loads(text, object_hook=_without_outline)
+    remarks = [f"boxes without bbox, taken around their outlines: {outlines}"] * bool(outlines)
+    remarks += [f"annotations whose id occurred before, kept: {again}"] * bool(again)
+    return tuple(remarks)
 
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
@@ -146,72 +110,11 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _column(path: str, part: str, entries: Entries, key: str) -> list[Any]:
-    try:
-        return [entry[key] for entry in entries]
-    except KeyError:
-        i = next(i for i, entry in enumerate(entries) if key not in entry)
-        raise InputError(f"{path}: {part}[{i}] has no {key!r}; COCO's format needs it") from None
-
-
-def _ids(path: str, part: str, entries: Entries) -> list[int]:
-    values = _column(path, part, entries, "id")
-    for i, value in enumerate(values):
-        if type(value) is not int or not -INT64 <= value < INT64:
-            raise InputError(
-                f"{path}: {part}[{i}].id is {shown(value)}; give an integer of 64 bits at most"
-            )
-    require_unique(values, lambda i: f"{path}: {part}[{i}].id")
-    return values
-
-
-def _names(path: str, images: Entries) -> list[str]:
-    names = []
-    for i, value in enumerate(_column(path, "images", images, "file_name")):
-        if not isinstance(value, str) or not value.strip() or os.path.isabs(value):
-            raise InputError(
-                f"{path}: images[{i}].file_name is {shown(value)}; give a name relative to the "
-                "images' folder"
-            )
-        if not writable(value):
-            raise InputError(f"{path}: images[{i}].file_name is {shown(value)}, which no file has")
-        names.append(Path(value).as_posix())
-    require_unique(names, lambda i: f"{path}: images[{i}].file_name")
-    return names
-
-
-def _numbers(
-    path: str,
-    annotations: Entries,
-    key: str,
-    ids: Sequence[int],
-    place: Callable[[int], str],
-    what: str,
-) -> np.ndarray:
-    """Ids of images or categories -> their indices, int64 [m]."""
-    index = {value: i for i, value in enumerate(ids)}
-    values = _column(path, "annotations", annotations, key)
-    try:
-        if not set(map(type, values)) <= {int}:  # True and 1.0 are equal to 1
-            raise TypeError
-        return np.array([index[value] for value in values], np.int64)
-    except (KeyError, TypeError):
-        bad = [j for j, value in enumerate(values) if type(value) is not int or value not in index]
-        known = ", ".join(str(value) for value in sorted(ids)[:5]) + (
-            ", ..." if len(ids) > 5 else ""
-        )
-        more = f" (and {len(bad) - 1} more are like it)" if len(bad) > 1 else ""
-        raise InputError(
-            f"{path}: {place(bad[0])} has {key} {shown(values[bad[0]])}, but no {what} in this "
-            f"file has that id{more}; the ids are {known}"
-        ) from None
-
-
-def _boxes(path: str, annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
+def _boxes(annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
     """`bbox` of all, or around their outlines, float64 [m, 4]."""
     values = [_box(entry) for entry in annotations]
-    sound = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
-    if not sound or not set(map(type, chain.from_iterable(values))) <= {int, float}:
+    four = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
+    if not four or not set(map(type, chain.from_iterable(values))) <= {int, float}:
         _refuse_box(annotations, values, where)
     try:
         boxes = np.array(values, np.float64).reshape(-1, 4)
@@ -230,11 +133,7 @@ def _box(entry: dict[str, Any]) -> Any:
 
 
 def _refuse_box(annotations: Entries, values: list[Any], where: Callable[[int], str]) -> None:
-    """A look at each of a million, where one is wrong.
-
-    Raises:
-        InputError: naming it.
-    """
+    """Raise InputError naming the one of a million that is wrong."""
     for j, value in enumerate(values):
         numbers = isinstance(value, list) and {type(x) for x in value} <= {int, float}
         if numbers and len(value) == 4:
@@ -291,15 +190,14 @@ def _keypoints(
         row = entry.get("keypoints")
         if row is None or row == []:
             continue
-        numbers = isinstance(row, list) and all(_number(x) and abs(x) < LARGEST for x in row)
         if not isinstance(row, list) or len(row) != 3 * count:
             what = f"{len(row)} entries" if isinstance(row, list) else shown(row)
             raise InputError(
                 f"{where(j)}: keypoints has {what}; give x, y, visibility of each of {count}"
             )
-        if not numbers:
-            i = next(i for i, x in enumerate(row) if not (_number(x) and abs(x) < LARGEST))
-            raise InputError(f"{where(j)}: keypoints[{i}] is {shown(row[i])}; give a number")
+        for i, x in enumerate(row):
+            if not (_number(x) and abs(x) < LARGEST):
+                raise InputError(f"{where(j)}: keypoints[{i}] is {shown(x)}; give a number")
         values[j] = row
     points = values.reshape(-1, count, 3)
     points[..., :2] += 0.5  # from a pixel's number to its centre
@@ -308,7 +206,7 @@ def _keypoints(
 
 def _keypoint_names(path: str, categories: Entries) -> list[str]:
     """Of all categories that have any."""
-    found: list[list[str]] = []
+    lists: list[list[str]] = []
     for entry in categories:
         names = entry.get("keypoints")
         if not names:
@@ -316,13 +214,13 @@ def _keypoint_names(path: str, categories: Entries) -> list[str]:
         where = f"{path}: keypoints of category {entry['id']}"
         if not isinstance(names, list):
             raise InputError(f"{where} is {shown(names)}; give the list of their names")
-        found.append([require_name(x, f"{where}: entry {i}") for i, x in enumerate(names)])
-    if any(other != found[0] for other in found):
+        lists.append([require_name(x, f"{where}: entry {i}") for i, x in enumerate(names)])
+    if any(other != lists[0] for other in lists):
         raise InputError(
             f"{path}: two categories have other 'keypoints'; give them the same list, or one file "
             "each"
         )
-    return found[0] if found else []
+    return lists[0] if lists else []
 
 
 def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:
@@ -331,17 +229,14 @@ def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:
     Raises:
         InputError: none has; naming the first that the best one lacks.
     """
-    candidates = [folder] if folder else _candidates(Path(path))
-    candidates = [candidate for candidate in candidates if os.path.isdir(candidate)]
+    candidates = [x for x in ([folder] if folder else _candidates(Path(path))) if os.path.isdir(x)]
     if not candidates:
         raise InputError(f"{folder}: no such folder of images; check what follows ::")
-    best, fewest = "", list(range(len(names) + 1))
-    for candidate in candidates:
-        missing = missing_from(candidate, names)
-        if not missing:
-            return candidate
-        if len(missing) < len(fewest):
-            best, fewest = candidate, missing
+    missing = {candidate: missing_from(candidate, names) for candidate in candidates}
+    best = min(candidates, key=lambda candidate: len(missing[candidate]))  # the first of equals
+    fewest = missing[best]
+    if not fewest:
+        return best
     others = f" and {len(fewest) - 1} more of {len(names)}" if len(fewest) > 1 else ""
     raise InputError(
         f"{path}: images[{fewest[0]}].file_name {shown(names[fewest[0]])}{others} is no file in "

@@ -19,74 +19,75 @@ SIZES = "x, y, width, height"
 CENTRES = "centre x, centre y, width, height"
 OWN = {"COCO": SIZES, "VOC": CORNERS, "YOLO": CENTRES}
 """What the four numbers of each format are."""
-MANY, SOME = 10, 0.05
+MANY_BOXES, SUSPECT_SHARE = 10, 0.05
 """Boxes far outside from which on this share of all is enough; below, it takes more than half."""
-ALL = 0.99
+FITTING_SHARE = 0.99
+"""Of the boxes, which lie in their images in the reading that was meant."""
 SLACK = 0.05
 """Of a side, or 2 px: what a box may reach over the edge by a hasty hand."""
 
 
-def refuse_other_conventions(found: Annotations, frames: Frames) -> None:
+def refuse_other_conventions(boxes: Annotations, frames: Frames) -> None:
     """
     Raises:
         InputError: the boxes are of another convention, or of other images.
     """
-    sizes, turns = frames.sizes[found.image], frames.turns[found.image]
+    sizes, turns = frames.sizes[boxes.image], frames.turns[boxes.image]
     stored = np.where((turns >= 5)[:, None], sizes[:, ::-1], sizes)  # as they were annotated
     known = (stored > 0).all(1)
     edges = stored[known][:, ::-1].astype(np.float64)  # width, height
     if not len(edges):
         return
-    numbers = _written(found)[known]
-    if not found.shares and abs(numbers).max() <= 1 and edges.min() > 2:
+    numbers = _written(boxes)[known]
+    if not boxes.shares and abs(numbers).max() <= 1 and edges.min() > 2:
         raise InputError(
-            f"{found.path}: no box has a number above 1, so they are shares of the image's size; "
-            f"{found.format}'s are px: multiply them by width and height"
+            f"{boxes.path}: no box has a number above 1, so they are shares of the image's size; "
+            f"{boxes.format}'s are px: multiply them by width and height"
         )
-    scale = np.tile(edges, 2) if found.shares else 1.0
+    scale = np.tile(edges, 2) if boxes.shares else 1.0
     outside = {
         name: ~_fit(_read(numbers, name) * scale, edges) for name in (CORNERS, SIZES, CENTRES)
     }
-    del outside[OWN[found.format]]
-    xyxy = _read(numbers, OWN[found.format]) * scale
+    del outside[OWN[boxes.format]]
+    xyxy = _read(numbers, OWN[boxes.format]) * scale
     far = ~_fit(xyxy, edges, np.maximum(2, SLACK * edges))
-    if far.mean() > (SOME if far.sum() >= MANY else 0.5):
-        _refuse_other_reading(found, far, outside)
+    if far.mean() > (SUSPECT_SHARE if far.sum() >= MANY_BOXES else 0.5):
+        _refuse_other_reading(boxes, far, outside)
     partly = ((xyxy[:, :2] < edges) & (xyxy[:, 2:] > xyxy[:, :2]) & (xyxy[:, 2:] > 0)).all(1)
-    _refuse_far(found, far & partly)
+    _refuse_far(boxes, far & partly)
 
 
 def _refuse_other_reading(
-    found: Annotations, far: np.ndarray, outside: dict[str, np.ndarray]
+    boxes: Annotations, far: np.ndarray, outside: dict[str, np.ndarray]
 ) -> None:
     for name, wrong in outside.items():
-        if 1 - wrong.mean() > ALL:
+        if 1 - wrong.mean() > FITTING_SHARE:
             raise InputError(
-                f"{found.path}: {far.sum()} of {len(far)} boxes reach over the image's edge or "
-                f"have no size if their numbers are {OWN[found.format]}, and "
-                f"{wrong.sum() or 'none'} if they are {name}; {found.format}'s are the former: "
+                f"{boxes.path}: {far.sum()} of {len(far)} boxes reach over the image's edge or "
+                f"have no size if their numbers are {OWN[boxes.format]}, and "
+                f"{wrong.sum() or 'none'} if they are {name}; {boxes.format}'s are the former: "
                 "convert it"
             )
 
 
-def _refuse_far(found: Annotations, far: np.ndarray) -> None:
+def _refuse_far(boxes: Annotations, far: np.ndarray) -> None:
     if 2 * far.sum() > len(far):
-        unit = ", as shares of the image's size" if found.shares else " in px"
+        unit = ", as shares of the image's size" if boxes.shares else " in px"
         raise InputError(
-            f"{found.path}: {far.sum()} of {len(far)} boxes reach over the image's edge by more "
-            f"than {SLACK:.0%} of its side; {found.format}'s are {OWN[found.format]}{unit}, "
+            f"{boxes.path}: {far.sum()} of {len(far)} boxes reach over the image's edge by more "
+            f"than {SLACK:.0%} of its side; {boxes.format}'s are {OWN[boxes.format]}{unit}, "
             "and the images must be those that were annotated"
         )
 
 
-def _written(found: Annotations) -> np.ndarray:
+def _written(boxes: Annotations) -> np.ndarray:
     """The numbers in the files, float64 [m, 4]."""
-    low, high = found.xyxy[:, :2], found.xyxy[:, 2:]
-    if found.format == "COCO":
+    low, high = boxes.xyxy[:, :2], boxes.xyxy[:, 2:]
+    if boxes.format == "COCO":
         return np.concatenate([low, high - low], axis=1)
-    if found.format == "YOLO":
+    if boxes.format == "YOLO":
         return np.concatenate([(low + high) / 2, high - low], axis=1)
-    return found.xyxy + (1.0, 1.0, 0.0, 0.0)  # VOC counts px from 1
+    return boxes.xyxy + (1.0, 1.0, 0.0, 0.0)  # VOC counts px from 1
 
 
 def _read(numbers: np.ndarray, what: str) -> np.ndarray:
@@ -103,4 +104,4 @@ def _fit(xyxy: np.ndarray, edges: np.ndarray, slack: float | np.ndarray = 1.0) -
     """bool [m]: has a size, and lies within its image, give or take `slack` px."""
     sized = xyxy[:, 2:] > xyxy[:, :2]
     within = (xyxy[:, :2] >= -slack) & (xyxy[:, 2:] <= edges + slack)
-    return np.logical_and.reduce(sized & within, axis=1)
+    return np.all(sized & within, axis=1)

@@ -104,6 +104,7 @@ def flip(sample: Sample, pairs: list[tuple[int, int]]) -> Sample:
         for a, b in pairs:
             order[a], order[b] = b, a
         mirrored = points.as_subclass(Tensor)[:, order].clone()
+        # Continuous px: a mirror at the middle, where torchvision's has W - 1 - x.
         mirrored[..., 0] = sample.size[1] - mirrored[..., 0]
         points, visibility = _points(mirrored, sample.size), visibility[:, order]
     flipped = _apply(sample, tv.horizontal_flip)
@@ -177,14 +178,15 @@ def mix(first: Sample, second: Sample, ratio: float) -> Sample:
         boxes.append(part.boxes.as_subclass(Tensor))
         if part.keypoints is not None:
             points.append(part.keypoints.as_subclass(Tensor))
-    with_points = first.visibility is not None and second.visibility is not None
+    visible = [x for x in (first.visibility, second.visibility) if x is not None]
+    with_points = len(visible) == 2
     return Sample(
         Image(blend.round().to(torch.uint8)),
         _boxes(torch.cat(boxes), size),
         torch.cat([first.labels, second.labels]),
         torch.cat([first.weights * ratio, second.weights * (1 - ratio)]),
         _points(torch.cat(points), size) if with_points else None,
-        torch.cat([first.visibility, second.visibility]) if with_points else None,  # type: ignore[list-item]
+        torch.cat(visible) if with_points else None,
     )
 
 
@@ -267,11 +269,13 @@ def _apply(sample: Sample, transform: Callable[[Any], Any]) -> Sample:
 
 
 def _boxes(values: Tensor, size: tuple[int, int]) -> BoundingBoxes:
-    return BoundingBoxes(values, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+    make: Any = BoundingBoxes  # whose `__new__` takes more than Tensor's `__init__` says
+    return make(values, format="XYXY", canvas_size=size)
 
 
 def _points(values: Tensor, size: tuple[int, int]) -> KeyPoints:
-    return KeyPoints(values, canvas_size=size)  # type: ignore[call-overload]
+    make: Any = KeyPoints
+    return make(values, canvas_size=size)
 
 
 def _at_zero(sample: Sample) -> Sample:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from downstream.dense.preflight import EXAMPLES, Finding
+from downstream.dense.preflight import EXAMPLES, findings
 from downstream.detection.data.augment_config import BoxAugmentConfig
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.geometry import CROP_SCALE, LEAST_SIDE_PX
@@ -22,9 +22,10 @@ def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:
     """
     gone = total = 0
     largest = max(augment.sizes)
+    zoom = 1 / CROP_SCALE[0] if augment.crop else 1.0  # the most by which a crop enlarges
     for source in sources:
         counted = source.counted
-        always = counted & (_sides(source, augment, largest) * _zoom(augment) < LEAST_SIDE_PX)
+        always = counted & (_sides(source, augment, largest) * zoom < LEAST_SIDE_PX)
         smallest = _sides(source, augment, min(augment.sizes)) / augment.expand
         sometimes = counted & (smallest < LEAST_SIDE_PX) & ~always
         where = f"under {LEAST_SIDE_PX:g} px"
@@ -32,27 +33,18 @@ def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:
         _note(source, f"boxes {where} in the smallest training views, dropped there", sometimes)
         gone, total = gone + int(always.sum()), total + int(counted.sum())
     if gone == total:
+        limited = augment.resize == "shorter" and augment.longest is not None
+        longest = f" and augment.longest {augment.longest} px" if limited else ""
         raise InputError(
             f"data.train: all {total} boxes are under {LEAST_SIDE_PX:g} px in every training view, "
             f"so nothing would be learned; set a larger augment.sizes (now up to {largest} px"
-            f"{_longest(augment)}), or cut the images into tiles"
+            f"{longest}), or cut the images into tiles"
         )
-
-
-def _longest(augment: BoxAugmentConfig) -> str:
-    limited = augment.resize == "shorter" and augment.longest is not None
-    return f" and augment.longest {augment.longest} px" if limited else ""
-
-
-def _zoom(augment: BoxAugmentConfig) -> float:
-    """The most by which a crop enlarges."""
-    return 1 / CROP_SCALE[0] if augment.crop else 1.0
 
 
 def _sides(source: BoxSource, augment: BoxAugmentConfig, side: int) -> np.ndarray:
     """The shorter side of each box in px of a view of a whole image, float64 [m]; see
-    `box_views.view_size`."""
-    xyxy, image = source.all_boxes
+    `transforms.view_size`."""
     sizes = np.maximum(source.sizes[:, ::-1], 1).astype(np.float64)  # width, height
     if augment.resize == "square":
         scale = side / sizes
@@ -61,25 +53,21 @@ def _sides(source: BoxSource, augment: BoxAugmentConfig, side: int) -> np.ndarra
         if augment.longest is not None:
             one = np.minimum(one, augment.longest / sizes.max(1))
         scale = np.repeat(one[:, None], 2, axis=1)
-    return ((xyxy[:, 2:] - xyxy[:, :2]) * scale[image]).min(1, initial=np.inf)
+    return ((source.xyxy[:, 2:] - source.xyxy[:, :2]) * scale[source.image]).min(1, initial=np.inf)
 
 
 def note_many(sources: Sequence[BoxSource], most: int, what: str) -> None:
     """Note images with more than `most` boxes, of which the rest is never found."""
     for source in sources:
-        _, image = source.all_boxes
-        counts = np.bincount(image[source.counted], minlength=len(source))
+        counts = np.bincount(source.image[source.counted], minlength=len(source))
         over = np.flatnonzero(counts > most)
-        if len(over):
-            beyond = int((counts[over] - most).sum())
-            places = tuple(f"{source.sample_id(i)!r}: {counts[i]}" for i in over[:EXAMPLES])
-            source.report.noticed.append(
-                Finding(
-                    f"images with more boxes than the {most} that {what}, {beyond} boxes beyond",
-                    len(over),
-                    places,
-                )
+        beyond = int((counts[over] - most).sum())
+        source.report.noticed.extend(
+            findings(
+                f"images with more boxes than the {most} that {what}, {beyond} boxes beyond",
+                [f"{source.sample_id(i)!r}: {counts[i]}" for i in over.tolist()],
             )
+        )
 
 
 def note_other_ids(sources: Sequence[BoxSource]) -> None:
@@ -88,20 +76,24 @@ def note_other_ids(sources: Sequence[BoxSource]) -> None:
     for source in sources[1:]:
         again = [i for i, number in enumerate(source.image_ids) if number in seen]
         seen.update(source.image_ids)
-        if again:
-            places = tuple(repr(source.sample_id(i)) for i in again[:EXAMPLES])
-            what = "image ids of other held-out sources, numbered anew in predictions.json"
-            source.report.noticed.append(Finding(what, len(again), places))
+        source.report.noticed.extend(
+            findings(
+                "image ids of other held-out sources, numbered anew in predictions.json",
+                [repr(source.sample_id(i)) for i in again],
+            )
+        )
         pairs = zip(first.category_ids, source.category_ids, source.class_names, strict=True)
-        other = [name for a, b, name in pairs if a != b and b >= 0]
-        if other:
-            what = f"classes with another id than in {first.path}, whose ids predictions.json has"
-            source.report.noticed.append(Finding(what, len(other), tuple(other[:EXAMPLES])))
+        source.report.noticed.extend(
+            findings(
+                f"classes with another id than in {first.path}, whose ids predictions.json has",
+                [name for a, b, name in pairs if a != b and b >= 0],
+            )
+        )
 
 
 def _note(source: BoxSource, what: str, mask: np.ndarray) -> None:
+    """Of boxes, bool [m]; an image is named once."""
     rows = np.flatnonzero(mask)
-    if len(rows):
-        _, image = source.all_boxes
-        places = dict.fromkeys(repr(source.sample_id(int(image[j]))) for j in rows[: 4 * EXAMPLES])
-        source.report.noticed.append(Finding(what, len(rows), tuple(places)[:EXAMPLES]))
+    images = source.image[rows[: 4 * EXAMPLES]].tolist()
+    places = dict.fromkeys(repr(source.sample_id(i)) for i in images)
+    source.report.noticed.extend(findings(what, list(places), len(rows)))

@@ -125,13 +125,13 @@ def load(source: BoxSource, index: int) -> geometry.Sample:
         raise Unreadable(
             f"has {pixels.shape[1]} x {pixels.shape[0]} px, its boxes are for {width} x {height}"
         )
-    found = source.boxes(index)
-    chosen = ~found.crowd
+    boxes = source.boxes(index)
+    chosen = ~boxes.crowd
     return geometry.make_sample(
         torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1),
-        torch.from_numpy(found.xyxy[chosen]),
-        torch.from_numpy(found.labels[chosen]),
-        None if found.keypoints is None else torch.from_numpy(found.keypoints[chosen]),
+        torch.from_numpy(boxes.xyxy[chosen]),
+        torch.from_numpy(boxes.labels[chosen]),
+        None if boxes.keypoints is None else torch.from_numpy(boxes.keypoints[chosen]),
     )
 
 

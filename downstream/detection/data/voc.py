@@ -26,10 +26,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from downstream.dense.texts import decode_text, name_lines, read_text, require_unique, shown
+from downstream.dense.texts import (
+    decode_text,
+    name_lines,
+    read_text,
+    require_flag,
+    require_unique,
+    shown,
+)
 from downstream.detection.data.annotations import (
     UNSTATED,
     Annotations,
+    Rows,
     images_by_stem,
     require_finite,
 )
@@ -40,7 +48,6 @@ CLASSES = "classes.txt"
 LISTS = ("Annotations", "annotations")
 PICTURES = ("JPEGImages", "images", "Images", "jpegimages")
 DECLARATION = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']{1,40})["']""")
-TRUE, FALSE = ("1", "true", "yes", "y"), ("0", "false", "no", "n", "")
 
 
 @dataclass(frozen=True)
@@ -86,19 +93,18 @@ def read_voc(path: str, where: Folders, split: str | None) -> Annotations:
         left_out = sum(map(len, images.values())) - len({file.stem for file in files} & set(images))
     if not files:
         raise InputError(f"{path}: no xml file in {where.xml}")
-    rows, stated, names, guessed = _Rows(), [], [], []
+    rows, stated, names, guessed = Rows(), [], [], []
     for number, file in enumerate(files):
         tree, guess = _parse(file)
         names.append(_image_of(file, tree, images.get(file.stem, []), where.images))
         _add_objects(file, tree, number, rows)
         stated.append(_size(tree))
         guessed += [f"{file.name} as {guess}"] * bool(guess)
-    rows.names = names
+    corners = rows.table()
+    require_finite(corners, CORNERS, lambda j: f"{rows.where[j]} of image {names[rows.image[j]]!r}")
     class_names = _class_names(root / CLASSES, rows)
     index = {name: i for i, name in enumerate(class_names)}
-    sources = [
-        file for file in (root / CLASSES, root / f"ImageSets/Main/{split}.txt") if file.is_file()
-    ]
+    lists = (root / CLASSES, root / f"ImageSets/Main/{split}.txt")
     return Annotations(
         path=path,
         format="VOC",
@@ -110,46 +116,23 @@ def read_voc(path: str, where: Folders, split: str | None) -> Annotations:
         category_ids=list(range(len(class_names))),
         image=np.array(rows.image, np.int64),
         labels=np.array([index[name] for name in rows.labels], np.int64),
-        xyxy=rows.corners() - (1.0, 1.0, 0.0, 0.0),
-        crowd=np.array(rows.difficult, bool),
-        places=rows.place,
-        files=[str(file) for file in sources + files],
+        xyxy=corners - (1.0, 1.0, 0.0, 0.0),
+        crowd=np.array(rows.crowd, bool),
+        places=rows.where.__getitem__,
+        files=[str(file) for file in lists if file.is_file()] + list(map(str, files)),
         remarks=_remarks(left_out, guessed),
     )
 
 
 def _remarks(left_out: int, guessed: Sequence[str]) -> tuple[str, ...]:
-    said = [f"images without an xml file, left out: {left_out}"] * bool(left_out)
+    remarks = [f"images without an xml file, left out: {left_out}"] * bool(left_out)
     if guessed:
         more = ", ..." if len(guessed) > 3 else ""
-        said.append(
+        remarks.append(
             f"xml files not in the encoding that they state: {len(guessed)}, read otherwise "
             f"({', '.join(guessed[:3])}{more}); look at the names of the classes"
         )
-    return tuple(said)
-
-
-class _Rows:
-    """Objects as they are read."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.image: list[int] = []
-        self.labels: list[str] = []
-        self.boxes: list[list[float]] = []
-        self.difficult: list[bool] = []
-        self.where: list[str] = []
-
-    def place(self, j: int) -> str:
-        return self.where[j]
-
-    def corners(self) -> np.ndarray:
-        """float64 [m, 4] as written."""
-        values = np.array(self.boxes, np.float64).reshape(-1, 4)
-        require_finite(
-            values, CORNERS, lambda j: f"{self.where[j]} of image {self.names[self.image[j]]!r}"
-        )
-        return values
+    return tuple(remarks)
 
 
 def _split(where: Folders, split: str) -> list[str]:
@@ -215,24 +198,15 @@ def _image_of(file: Path, tree: ElementTree.Element, found: list[str], folder: P
     return named
 
 
-def _add_objects(file: Path, tree: ElementTree.Element, number: int, rows: _Rows) -> None:
+def _add_objects(file: Path, tree: ElementTree.Element, number: int, rows: Rows) -> None:
     for i, entry in enumerate(tree.iter("object")):
         where = f"{file}: object {i + 1}"
         name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
         if not name or box is None:
             raise InputError(f"{where} has no {'bndbox' if name else 'name'}; add it")
-        rows.boxes.append([_number(box, corner, where) for corner in CORNERS])
-        rows.labels.append(name)
-        rows.difficult.append(_truth(entry.findtext("difficult"), f"{where}: difficult"))
-        rows.image.append(number)
-        rows.where.append(where)
-
-
-def _truth(text: str | None, where: str) -> bool:
-    word = (text or "").strip().lower()
-    if word not in (*TRUE, *FALSE):
-        raise InputError(f"{where} is {shown(text)}; give 0 or 1")
-    return word in TRUE
+        corners = [_number(box, corner, where) for corner in CORNERS]
+        difficult = require_flag(entry.findtext("difficult"), f"{where}: difficult")
+        rows.add(number, name, corners, where, difficult)
 
 
 def _size(tree: ElementTree.Element) -> tuple[int, int]:
@@ -251,7 +225,7 @@ def _number(box: ElementTree.Element, corner: str, where: str) -> float:
         raise InputError(f"{where}: {corner} is {shown(text)}; give a number of px") from None
 
 
-def _class_names(file: Path, rows: _Rows) -> list[str]:
+def _class_names(file: Path, rows: Rows) -> list[str]:
     """The lines of `file`, or the sorted names in use where it does not exist.
 
     Raises:
@@ -261,9 +235,7 @@ def _class_names(file: Path, rows: _Rows) -> list[str]:
         return sorted(set(rows.labels))
     names = name_lines(file)
     known = set(names)
-    for j, name in enumerate(rows.labels):
+    for where, name in zip(rows.where, rows.labels, strict=True):
         if name not in known:
-            raise InputError(
-                f"{rows.place(j)}: name is {name!r}, which {file} does not have; add it"
-            )
+            raise InputError(f"{where}: name is {name!r}, which {file} does not have; add it")
     return names

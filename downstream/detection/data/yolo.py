@@ -12,14 +12,15 @@ negative, as there; a label file without an image is an error.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from downstream.dense.texts import read_text, shown
-from downstream.detection.data.annotations import UNSTATED, Annotations, require_finite
+from downstream.detection.data.annotations import UNSTATED, Annotations, Rows, require_finite
 from downstream.detection.data.outlines import around
-from downstream.detection.data.yolo_layouts import find_layout
+from downstream.detection.data.yolo_layouts import Layout, find_layout
 from ssld.common.errors import InputError
 
 FIELDS = ("x", "y", "width", "height")
@@ -38,16 +39,16 @@ def read_yolo(path: str, root: Path, split: str | None) -> Annotations:
         InputError: no names, a label file without image, a line that is not a class and 4 shares.
     """
     layout = find_layout(path, root, split)
-    class_names = layout.class_names
     folder = os.path.commonpath([os.path.dirname(image) for image in layout.images])
     names = [os.path.relpath(image, folder) for image in layout.images]
-    lines = _Lines(layout.keypoints, len(class_names))
+    rows = Rows()
+    outlines = 0
     for number, label in enumerate(layout.labels):
         if label is not None:
-            lines.read(Path(label), number)
-    table = np.array(lines.rows, np.float64).reshape(-1, 5)
-    boxes = table[:, 1:]
-    _check_shares(boxes, lines.where, [names[i] for i in lines.image])
+            outlines += _read_labels(Path(label), number, layout, rows)
+    shares = rows.table()
+    _check_shares(shares, lambda j: f"{rows.where[j]} of image {names[rows.image[j]]!r}")
+    centres, halves = shares[:, :2], shares[:, 2:] / 2
     return Annotations(
         path=path,
         format="YOLO",
@@ -55,98 +56,79 @@ def read_yolo(path: str, root: Path, split: str | None) -> Annotations:
         names=names,
         stated=np.full((len(names), 2), UNSTATED, np.int64),
         image_ids=list(range(1, len(names) + 1)),
-        class_names=class_names,
-        category_ids=list(range(len(class_names))),
-        image=np.array(lines.image, np.int64),
-        labels=table[:, 0].astype(np.int64),
-        xyxy=np.concatenate(
-            [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1
-        ),
-        crowd=np.zeros(len(table), bool),
-        places=lines.where.__getitem__,
-        files=[*layout.files, *(label for label in layout.labels if label is not None)],
+        class_names=layout.class_names,
+        category_ids=list(range(len(layout.class_names))),
+        image=np.array(rows.image, np.int64),
+        labels=np.array(rows.labels, np.int64),
+        xyxy=np.concatenate([centres - halves, centres + halves], axis=1),
+        crowd=np.array(rows.crowd, bool),
+        places=rows.where.__getitem__,
+        files=[*layout.files, *filter(None, layout.labels)],
         shares=True,
-        remarks=(*layout.remarks, *_remarks(layout.labels, lines)),
+        remarks=_remarks(layout, outlines),
     )
 
 
-def _remarks(labels: list[str | None], lines: _Lines) -> list[str]:
-    unlabeled = labels.count(None)
-    said = [
-        f"images without a label file, taken as without boxes: {unlabeled} of {len(labels)}"
-    ] * bool(unlabeled)
-    said += [f"boxes taken around outlines: {lines.outlines}"] * bool(lines.outlines)
-    said += ["keypoints are not read"] * bool(lines.keypoints)
-    return said
+def _remarks(layout: Layout, outlines: int) -> tuple[str, ...]:
+    missing, images = layout.labels.count(None), len(layout.labels)
+    remarks = [
+        f"images without a label file, taken as without boxes: {missing} of {images}"
+    ] * bool(missing)
+    remarks += [f"boxes taken around outlines: {outlines}"] * bool(outlines)
+    remarks += ["keypoints are not read"] * bool(layout.keypoints)
+    return tuple(remarks)
 
 
-class _Lines:
-    """Boxes as they are read.
+def _read_labels(file: Path, image: int, layout: Layout, rows: Rows) -> int:
+    """Add a file's boxes to `rows`; returns how many are taken around outlines.
 
-    Args:
-        keypoints: numbers behind each box.
-        classes: how many there are.
+    Raises:
+        InputError: a line is none, or of no class.
     """
-
-    def __init__(self, keypoints: int, classes: int) -> None:
-        self.keypoints, self.classes = keypoints, classes
-        self.rows: list[list[float]] = []
-        """class, x, y, width, height."""
-        self.image: list[int] = []
-        self.where: list[str] = []
-        self.outlines = 0
-
-    def read(self, file: Path, image: int) -> None:
-        """Append a file's boxes.
-
-        Raises:
-            InputError: a line is none, or of no class.
-        """
-        for number, line in enumerate(read_text(file).splitlines(), start=1):
-            parts = line.split()
-            if not parts:
-                continue
-            where = f"{file}: line {number}"
-            try:
-                row = [float(part) for part in parts]
-            except ValueError:
-                row = []
-            row = self._box(row, line, where)
-            if row[0] not in range(self.classes):
-                raise InputError(
-                    f"{where}: class is {parts[0][:40]}; the {self.classes} classes have the "
-                    f"numbers 0 to {self.classes - 1}"
-                )
-            self.rows.append(row)
-            self.image.append(image)
-            self.where.append(where)
-
-    def _box(self, row: list[float], line: str, where: str) -> list[float]:
-        """class, x, y, width, height of a line's numbers."""
-        if len(row) == 5:
-            return row
-        if self.keypoints and len(row) == 5 + self.keypoints:
-            return row[:5]
-        if len(row) >= 7 and len(row) % 2 and not self.keypoints:
-            x1, y1, x2, y2 = around(np.array(row[1:]))
-            self.outlines += 1
-            return [row[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
-        hint = "; a sixth is a score, which annotations do not have" if len(row) == 6 else ""
-        raise InputError(
-            f"{where} is {shown(line.strip()[:60])}; give class x y width height, five numbers, or "
-            f"a class and the x y of three points or more{hint}"
-        )
+    outlines, classes = 0, len(layout.class_names)
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        parts = line.split()
+        if not parts:
+            continue
+        where = f"{file}: line {number}"
+        try:
+            values = [float(part) for part in parts]
+        except ValueError:
+            values = []
+        box = _box(values, layout.keypoints)
+        if box is None:
+            hint = "; a sixth is a score, which annotations do not have" * (len(values) == 6)
+            raise InputError(
+                f"{where} is {shown(line.strip()[:60])}; give class x y width height, five "
+                f"numbers, or a class and the x y of three points or more{hint}"
+            )
+        if values[0] not in range(classes):
+            raise InputError(
+                f"{where}: class is {parts[0][:40]}; the {classes} classes have the numbers 0 to "
+                f"{classes - 1}"
+            )
+        outlines += len(values) != 5 and not layout.keypoints
+        rows.add(image, int(values[0]), box, where)
+    return outlines
 
 
-def _check_shares(boxes: np.ndarray, where: list[str], names: list[str]) -> None:
-    def place(j: int) -> str:
-        return f"{where[j]} of image {names[j]!r}"
+def _box(values: list[float], keypoints: int) -> list[float] | None:
+    """x, y, width, height of a line's numbers, the first of which is the class; None where they
+    are no box. Of an outline it is the box around it."""
+    if len(values) == 5 or (keypoints and len(values) == 5 + keypoints):
+        return values[1:5]
+    if len(values) >= 7 and len(values) % 2 and not keypoints:
+        x1, y1, x2, y2 = around(np.array(values[1:]))
+        return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+    return None
 
-    require_finite(boxes, FIELDS, place, "a share of the image's size")
+
+def _check_shares(boxes: np.ndarray, where: Callable[[int], str]) -> None:
+    require_finite(boxes, FIELDS, where, "a share of the image's size")
     over = np.argwhere(boxes > PX)
     if len(over):
         row, column = (int(i) for i in over[0])
         raise InputError(
-            f"{place(row)}: {FIELDS[column]} is {boxes[row, column]:g}; give shares of the image's "
+            f"{where(row)}: {FIELDS[column]} is {boxes[row, column]:g}; give shares of the image's "
             "size between 0 and 1, not px"
         )

@@ -21,22 +21,29 @@ from ssld.common.errors import InputError
 from ssld.data.folder import FolderSource
 
 YAML = (".yaml", ".yml")
+MAX_DEPTH = 30
+"""Folders in folders that nobody has but who links one to itself."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layout:
     """Images of a split, their labels and the classes."""
 
-    images: list[str]
+    images: list[str] = field(default_factory=list)
     """Paths, sorted within each folder and in the order of each list."""
-    labels: list[str | None]
+    labels: list[str | None] = field(default_factory=list)
     """Path of each one's label file, None where there is none."""
-    class_names: list[str]
-    files: list[str]
+    files: list[str] = field(default_factory=list)
     """With the names and the lists, for their hash."""
+    class_names: list[str] = field(default_factory=list)
     keypoints: int = 0
     """Numbers behind each box that are its keypoints."""
-    remarks: list[str] = field(default_factory=list)
+
+    def add(self, other: Layout) -> None:
+        """Images, labels and files of another one."""
+        self.images += other.images
+        self.labels += other.labels
+        self.files += other.files
 
 
 def is_yolo(root: Path, split: str | None) -> bool:
@@ -60,18 +67,16 @@ def find_layout(path: str, root: Path, split: str | None) -> Layout:
     table = root if root.is_file() else root / TABLE
     content = read_yaml(table) if table.is_file() else {}
     if root.is_file():
-        pairs = _of_table(table, content, split)
-        names, source = names_of(table, content), table
-        folder = root.parent
+        layout, folder = _of_table(table, content, split), root.parent
+        layout.class_names, source = names_of(table, content), table
     else:
-        pairs, folder = _of_folder(path, root, split, table, content)
-        names, source = class_names(root, folder)
-    if not pairs.images:
+        layout, folder = _of_folder(path, root, split, table, content)
+        layout.class_names, source = class_names(root, folder)
+    if not layout.images:
         raise InputError(f"{path}: no image in {folder}")
-    keypoints = _keypoints(table, content)
-    return Layout(
-        pairs.images, pairs.labels, names, [str(source), *pairs.files], keypoints, pairs.remarks
-    )
+    layout.files.insert(0, str(source))
+    layout.keypoints = _keypoints(table, content)
+    return layout
 
 
 def _keypoints(table: Path, content: dict) -> int:
@@ -85,35 +90,21 @@ def _keypoints(table: Path, content: dict) -> int:
     return int(shape[0]) * int(shape[1])
 
 
-@dataclass
-class _Pairs:
-    images: list[str] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-    def add(self, other: _Pairs) -> None:
-        self.images += other.images
-        self.labels += other.labels
-        self.files += other.files
-        self.remarks += other.remarks
-
-
-def _of_table(table: Path, content: dict, split: str | None) -> _Pairs:
+def _of_table(table: Path, content: dict, split: str | None) -> Layout:
     known = [name for name in SPLITS if content.get(name)]
     if split is None and len(known) != 1:
         raise InputError(f"{table}: which split? {_choice(str(table), known)}")
-    found = _Pairs()
+    layout = Layout()
     for place in split_places(table, content, split or known[0]):
-        found.add(_of_list(place) if place.is_file() else _of_images(place, _labels_of(place)))
-    require_unique(found.images, lambda i: f"{table}: image {i + 1} of {split}")
-    _refuse_shared(found)
-    return found
+        layout.add(_of_list(place) if place.is_file() else _of_images(place, _labels_of(place)))
+    require_unique(layout.images, lambda i: f"{table}: image {i + 1} of {split}")
+    _refuse_shared(layout)
+    return layout
 
 
 def _of_folder(
     path: str, root: Path, split: str | None, table: Path, content: dict
-) -> tuple[_Pairs, Path]:
+) -> tuple[Layout, Path]:
     """Pairs, and the folder of labels."""
     if split is None:
         _require_one_split(root, content)
@@ -126,9 +117,9 @@ def _of_folder(
         if images.is_dir() and labels.is_dir():
             return _of_pair(path, images, labels), labels
     if (root / f"{split}.txt").is_file():
-        found = _of_list(root / f"{split}.txt")
-        _refuse_shared(found)
-        return found, root / "labels"
+        layout = _of_list(root / f"{split}.txt")
+        _refuse_shared(layout)
+        return layout, root / "labels"
     if content.get(split):
         return _of_table(table, content, split), root / "labels"
     return _of_pair(path, *pairs[0]), pairs[0][1]
@@ -154,18 +145,18 @@ def _choice(root: str, splits: Sequence[str]) -> str:
     return f"give {' or '.join(f'{root}::{split}' for split in splits)}"
 
 
-def _of_pair(path: str, images: Path, labels: Path) -> _Pairs:
+def _of_pair(path: str, images: Path, labels: Path) -> Layout:
     for folder in (images, labels):
         if not folder.is_dir():
             raise InputError(
                 f"{path}: there is no folder {folder}; a split is given as FOLDER::SPLIT"
             )
-    found = _of_images(images, labels)
-    _refuse_shared(found)
-    return found
+    layout = _of_images(images, labels)
+    _refuse_shared(layout)
+    return layout
 
 
-def _of_images(images: Path, labels: Path) -> _Pairs:
+def _of_images(images: Path, labels: Path) -> Layout:
     """All images below a folder, and label files in the same places below another.
 
     Raises:
@@ -181,7 +172,7 @@ def _of_images(images: Path, labels: Path) -> _Pairs:
                 f"{file}: its image {stem!r} (with any extension) is not in {images}; "
                 "complete the images"
             )
-    return _Pairs(
+    return Layout(
         [os.path.join(images, name) for name in names],
         [texts.get(os.path.splitext(name)[0]) for name in names],
     )
@@ -189,23 +180,21 @@ def _of_images(images: Path, labels: Path) -> _Pairs:
 
 def _texts(folder: Path) -> dict[str, str]:
     """Label files below a folder by path without extension, sorted; hidden ones are none."""
-    found = {}
+    texts = {}
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(place, folder)
-        if len(Path(inside).parts) > DEEP:
-            raise InputError(f"{place}: is nested deeper than {DEEP} folders: a link to itself?")
+        if len(Path(inside).parts) > MAX_DEPTH:
+            raise InputError(
+                f"{place}: is nested deeper than {MAX_DEPTH} folders: a link to itself?"
+            )
         for name in files:
             stem, ending = os.path.splitext(name)
             if ending == ".txt" and not name.startswith("."):
                 if inside == "." and stem in ("classes", "train", "val", "test"):
                     continue
-                found[os.path.normpath(os.path.join(inside, stem))] = os.path.join(place, name)
-    return dict(sorted(found.items()))
-
-
-DEEP = 30
-"""Folders in folders that nobody has but who links one to itself."""
+                texts[os.path.normpath(os.path.join(inside, stem))] = os.path.join(place, name)
+    return dict(sorted(texts.items()))
 
 
 def _labels_of(images: Path) -> Path:
@@ -220,13 +209,13 @@ def _labels_of(images: Path) -> Path:
     return inner if inner.is_dir() else images
 
 
-def _of_list(file: Path) -> _Pairs:
+def _of_list(file: Path) -> Layout:
     """The images that a list names, a path on a line, relative to the list's folder.
 
     Raises:
         InputError: one of them is missing, or is named twice.
     """
-    found = _Pairs(files=[str(file)])
+    layout = Layout(files=[str(file)])
     seen: dict[str, int] = {}
     for number, line in enumerate(read_text(file).splitlines(), 1):
         name = line.strip().replace("\\", "/")
@@ -235,10 +224,10 @@ def _of_list(file: Path) -> _Pairs:
         image = _listed(file, number, name)
         if seen.setdefault(image, number) != number:
             raise InputError(f"{file}: line {number}: {name!r} is on line {seen[image]}, too")
-        found.images.append(image)
+        layout.images.append(image)
         label = _label_of(image)
-        found.labels.append(label if os.path.isfile(label) else None)
-    return found
+        layout.labels.append(label if os.path.isfile(label) else None)
+    return layout
 
 
 def _listed(file: Path, number: int, name: str) -> str:
@@ -262,10 +251,10 @@ def _label_of(image: str) -> str:
     return moved if mark and os.path.isfile(moved) else f"{stem}.txt"
 
 
-def _refuse_shared(found: _Pairs) -> None:
+def _refuse_shared(layout: Layout) -> None:
     """Two images of one name and two endings have one label file: whose boxes are they?"""
     owner: dict[str, str] = {}
-    for image, label in zip(found.images, found.labels, strict=True):
+    for image, label in zip(layout.images, layout.labels, strict=True):
         if label is not None and owner.setdefault(label, image) != image:
             raise InputError(
                 f"{label}: is the label file of {owner[label]} and of {image}; rename or remove one"

@@ -51,8 +51,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(file), yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = one_line(str(error))
-        raise InputError(f"{file}: cannot be read as YAML ({said})") from error
+        reason = one_line(str(error))
+        raise InputError(f"{file}: cannot be read as YAML ({reason})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: is no mapping; give names, and train and val")
     return content

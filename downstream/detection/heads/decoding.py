@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from downstream.backbone.backbone import Backbone
+from ssld.common.errors import InputError
+
 Detections = dict[str, Tensor]
 """Of one image: "boxes" float32 [k, 4] xyxy px, "scores" float32 [k] and "labels" int64 [k] from 0,
 best first."""
@@ -12,6 +15,15 @@ best first."""
 MAX_DETECTIONS = 100
 """Per image: what COCO's evaluation looks at (cocoeval.py, `maxDets`), and what TTFNet and YOLOv3
 of PaddleDetection keep (`max_per_img`, `keep_top_k`)."""
+
+
+def require_strides(backbone: Backbone, wanted: tuple[int, ...]) -> None:
+    """Raise InputError unless the backbone's maps have these strides."""
+    if tuple(backbone.strides) != wanted:
+        raise InputError(
+            f"the detector needs maps of strides {wanted} but the backbone has "
+            f"{tuple(backbone.strides)}; open it with those"
+        )
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -29,8 +41,8 @@ def detections(
         boxes: [b, k, 4] xyxy px.
         scores, labels: [b, k].
     """
-    found = []
+    kept = []
     for xyxy, score, label in zip(boxes, scores, labels, strict=True):
         keep = (score > score_threshold) & (xyxy[:, 2:] > xyxy[:, :2]).all(1)
-        found.append({"boxes": xyxy[keep], "scores": score[keep], "labels": label[keep]})
-    return found
+        kept.append({"boxes": xyxy[keep], "scores": score[keep], "labels": label[keep]})
+    return kept

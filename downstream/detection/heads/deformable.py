@@ -60,7 +60,7 @@ class DeformableConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.motion = nn.Conv2d(in_channels, 3 * points, kernel_size, stride, padding, dilation)
         nn.init.zeros_(self.motion.weight)
-        nn.init.zeros_(self.motion.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.motion.get_parameter("bias"))
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> DeformableConv:
@@ -97,6 +97,7 @@ class DeformableConv(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         points = self.motion.out_channels // 3
+        # [b, 2 k k, h, w] as (y, x) of each point, and [b, k k, h, w]
         distances, factors = self.motion(x).split((2 * points, points), dim=1)
         if not torch.jit.is_tracing():  # type: ignore[attr-defined]
             # torchvision reads memory that is not its own at a place that is NaN. The factor is NaN
@@ -163,7 +164,7 @@ def deform_last_stage(backbone: nn.Module, stride: int) -> list[str]:
 def _plain_convs(backbone: nn.Module, stride: int) -> list[str]:
     """Names of the plain 3x3 convolutions whose output is `stride` times smaller than the image:
     found by running the network, as architectures name their stages in many ways."""
-    found: list[str] = []
+    plain: list[str] = []
     side = math.ceil(getattr(backbone, "input_size", 4 * stride) / stride) * stride
     handles = []
     for name, module in backbone.named_modules():
@@ -171,7 +172,7 @@ def _plain_convs(backbone: nn.Module, stride: int) -> list[str]:
 
             def note(_: nn.Module, __: object, out: Tensor, name: str = name) -> None:
                 if out.shape[-1] * stride == side:
-                    found.append(name)
+                    plain.append(name)
 
             handles.append(module.register_forward_hook(note))
     training = backbone.training
@@ -182,4 +183,4 @@ def _plain_convs(backbone: nn.Module, stride: int) -> list[str]:
         backbone.train(training)
         for handle in handles:
             handle.remove()
-    return found
+    return plain

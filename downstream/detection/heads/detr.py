@@ -34,6 +34,7 @@ from transformers.models.detr.modeling_detr import (
     DetrSinePositionEmbedding,
 )
 
+from downstream.backbone.backbone import Backbone
 from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections, clip, detections
 from downstream.detection.heads.over_processes import mean_count, rescale
 
@@ -59,7 +60,7 @@ class DETR(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         *,
         num_queries: int = 100,
@@ -84,8 +85,7 @@ class DETR(nn.Module):
         config._attn_implementation = "sdpa"
         self.score_threshold, self.num_queries = score_threshold, num_queries
         self.backbone = backbone
-        channels: Any = backbone.channels
-        self.input_projection = nn.Conv2d(channels[-1], width, kernel_size=1)
+        self.input_projection = nn.Conv2d(backbone.channels[-1], width, kernel_size=1)
         self.position_embedding = DetrSinePositionEmbedding(width // 2, normalize=True)
         self.query_position_embeddings = nn.Embedding(num_queries, width)
         self.encoder = DetrEncoder(config)
@@ -123,6 +123,8 @@ class DETR(nn.Module):
         ).last_hidden_state
         queries = self.query_position_embeddings.weight.expand(len(images), -1, -1)
         state, states = torch.zeros_like(queries), []
+        # Layer by layer instead of `self.decoder(...)`: the reference feeds each layer the state
+        # before the norm, which is for the loss only.
         for layer in self.decoder.layers:
             state = layer(
                 state,
@@ -132,7 +134,7 @@ class DETR(nn.Module):
                 memory,
                 encoder_attention_mask=cells[:, None, None],
             )
-            states.append(self.decoder.layernorm(state))
+            states.append(self.decoder.layernorm(state))  # [b, queries, width]
         return torch.stack(states)
 
     def _losses(self, logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -152,6 +154,7 @@ class DETR(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Targets, count: Tensor
     ) -> dict[str, Tensor]:
         outputs = {"logits": logits, "pred_boxes": boxes}
+        # Each layer is matched anew, one query to a box: per image (queries, boxes).
         pairs = self.criterion.matcher(outputs, targets)
         classes = self.criterion.loss_labels(outputs, targets, pairs, count)
         corners = self.criterion.loss_boxes(outputs, targets, pairs, count)
@@ -180,6 +183,7 @@ class DETR(nn.Module):
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)  # [b, queries]
         scores, best = scores.topk(min(MAX_DETECTIONS, scores.shape[1]))
         corners = box_convert(boxes, "cxcywh", "xyxy") * _whwh(sizes).to(boxes)[:, None]
+        # [b, queries, 4] in the order of the scores
         corners = corners.gather(1, best.unsqueeze(2).expand(-1, -1, 4))
         kept = clip(corners, sizes), scores, labels.gather(1, best)
         return detections(*kept, self.score_threshold)

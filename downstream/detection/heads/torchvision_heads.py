@@ -33,12 +33,14 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
-from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections
+from downstream.backbone.backbone import Backbone
+from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections, require_strides
 from downstream.detection.heads.over_processes import rescale
 from ssld.common.errors import InputError
 
@@ -103,10 +105,11 @@ class FasterRCNN(TorchvisionFasterRCNN):
     """
 
     stride = 32
+    roi_heads: RoIHeads
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         *,
         anchor_sizes: Sequence[float] = COCO_ANCHORS,
@@ -116,7 +119,7 @@ class FasterRCNN(TorchvisionFasterRCNN):
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
     ) -> None:
-        _check_strides(backbone, (4, 8, 16, 32))
+        require_strides(backbone, (4, 8, 16, 32))
         _check_anchors(anchor_sizes)
         pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
         pool.scales = [1 / stride for stride in (4, 8, 16, 32)]
@@ -136,15 +139,15 @@ class FasterRCNN(TorchvisionFasterRCNN):
         )
         del self.transform
         self.backbone = backbone
-        self.pyramid = FeaturePyramidNetwork(_widths(backbone), channels, LastLevelMaxPool())
+        self.pyramid = FeaturePyramidNetwork(list(backbone.channels), channels, LastLevelMaxPool())
 
     @property
     def score_threshold(self) -> float:
-        return self.roi_heads.score_thresh  # type: ignore[return-value]
+        return self.roi_heads.score_thresh
 
     @score_threshold.setter
     def score_threshold(self, threshold: float) -> None:
-        self.roi_heads.score_thresh = threshold  # type: ignore[assignment]
+        self.roi_heads.score_thresh = threshold
 
     def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
         """See `downstream/detection/networks.py`; the losses are classification and boxes of the
@@ -198,7 +201,7 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         *,
         anchor_sizes: Sequence[float] = COCO_ANCHORS,
@@ -206,8 +209,9 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
     ) -> None:
-        _check_strides(backbone, (8, 16, 32))
+        require_strides(backbone, (8, 16, 32))
         _check_anchors(anchor_sizes)
+        # Three sizes a level, a third of an octave apart, times three ratios: nine anchors a cell.
         octaves = [[int(size * 2 ** (i / 3)) for i in range(3)] for size in anchor_sizes]
         super().__init__(
             _Channels(channels),
@@ -265,14 +269,14 @@ class FCOS(TorchvisionFCOS, _Thresholded):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         *,
         channels: int = 256,
         score_threshold: float = 0.2,
         nms_iou: float = 0.6,
     ) -> None:
-        _check_strides(backbone, (8, 16, 32))
+        require_strides(backbone, (8, 16, 32))
         if channels % 32 or channels < 64:
             raise InputError(f"channels of FCOS is {channels}: give 64, 96, ... 256")
         strides = (8, 16, 32, 64, 128)
@@ -316,24 +320,14 @@ class _Float32Predictor(FastRCNNPredictor):
         return scores.float(), deltas.float()
 
 
-def _check_strides(backbone: nn.Module, wanted: tuple[int, ...]) -> None:
-    has = tuple(getattr(backbone, "strides", ()))
-    if has != wanted:
-        raise InputError(f"the backbone has maps of strides {has}: open it with strides {wanted}")
-
-
 def _check_anchors(sizes: Sequence[float]) -> None:
     if len(sizes) != 5 or min(sizes) <= 0:
         raise InputError(f"anchor_sizes is {list(sizes)}: give five sides in px, one per level")
 
 
-def _widths(backbone: Any) -> list[int]:
-    return list(backbone.channels)
-
-
-def _pyramid_to_p7(backbone: nn.Module, channels: int) -> FeaturePyramidNetwork:
+def _pyramid_to_p7(backbone: Backbone, channels: int) -> FeaturePyramidNetwork:
     extra = LastLevelP6P7(channels, channels)  # both equal: P6 comes from P5
-    return FeaturePyramidNetwork(_widths(backbone), channels, extra)
+    return FeaturePyramidNetwork(list(backbone.channels), channels, extra)
 
 
 def _list(images: Tensor, sizes: Tensor) -> ImageList:
@@ -363,6 +357,7 @@ def _decode(
     sizes: Tensor,
 ) -> list[Detections]:
     """torchvision's decoding, which wants everything by level."""
+    # [b, anchors of all levels, ...] -> a list of levels, each of cells x per_cell anchors.
     per_cell = network.anchor_generator.num_anchors_per_location()[0]
     counts = [n * per_cell for n in cells]
     levels = {name: list(x.split(counts, dim=1)) for name, x in outputs.items()}

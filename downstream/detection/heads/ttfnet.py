@@ -20,18 +20,23 @@ anew. What differs, and why:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
-from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections, clip, detections
+from downstream.backbone.backbone import Backbone
+from downstream.detection.heads.decoding import (
+    MAX_DETECTIONS,
+    Detections,
+    clip,
+    detections,
+    require_strides,
+)
 from downstream.detection.heads.deformable import DeformableConv
 from downstream.detection.heads.over_processes import rescale
 from downstream.detection.heads.ttfnet_targets import TTFNetTargets, ttfnet_targets
-from ssld.common.errors import InputError
 
 STRIDES = (4, 8, 16, 32)
 PLANES = (256, 128, 64)
@@ -65,18 +70,13 @@ class TTFNet(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, num_classes: int, *, score_threshold: float = 0.01
+        self, backbone: Backbone, num_classes: int, *, score_threshold: float = 0.01
     ) -> None:
         super().__init__()
-        strides: Sequence[int] = backbone.strides  # type: ignore[assignment]
-        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
-        if tuple(strides) != STRIDES:
-            raise InputError(
-                f"TTFNet needs maps of strides {STRIDES} but the backbone has {tuple(strides)}; "
-                "open it with those"
-            )
+        channels = backbone.channels
+        require_strides(backbone, STRIDES)
         self.backbone, self.num_classes = backbone, num_classes
-        self.score_threshold, self.stride = score_threshold, strides[-1]
+        self.score_threshold, self.stride = score_threshold, STRIDES[-1]
         inputs = (channels[-1], *PLANES[:-1])
         self.upsample = nn.ModuleList(map(_upsample, inputs, PLANES))
         self.shortcut = nn.ModuleList(map(_shortcut, channels[-2::-1], PLANES, SHORTCUTS))
@@ -121,7 +121,7 @@ class TTFNet(nn.Module):
         for upsample, shortcut, skip in zip(
             self.upsample, self.shortcut, shallow[::-1], strict=True
         ):
-            x = upsample(x) + shortcut(skip)
+            x = upsample(x) + shortcut(skip)  # stride 16, 8, 4
         return self.heatmap(x).float(), self.distances(x).float().relu() * DISTANCE_UNIT_PX
 
     def decode(
@@ -139,14 +139,16 @@ class TTFNet(nn.Module):
             int64 [b, 100]; best first, all 0 behind the last peak; fewer than 100 where classes x
             cells are fewer.
         """
-        scores = heatmap.sigmoid()
+        scores = heatmap.sigmoid()  # [b, classes, h, w]
+        # Max pooling in the place of suppression: a cell stays if it is the highest of its 3 x 3.
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1))
         h, w = heatmap.shape[-2:]
+        # One ranking over classes and cells together: place = class * h * w + cell.
         scores, places = peaks.flatten(1).topk(min(MAX_DETECTIONS, self.num_classes * h * w))
         labels, cells = places // (h * w), places % (h * w)
-        reach = distances.flatten(2).gather(2, cells.unsqueeze(1).expand(-1, 4, -1))
+        reach = distances.flatten(2).gather(2, cells.unsqueeze(1).expand(-1, 4, -1))  # [b, 4, k]
         boxes = clip(_boxes(cells, reach.transpose(1, 2), w), sizes)
-        real = scores > 0
+        real = scores > 0  # behind the last peak everything is 0
         return boxes * real.unsqueeze(2), scores, labels * real
 
 
@@ -163,6 +165,7 @@ def heatmap_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
     """
     peaks = heatmap == 1
     at_peaks = logits[peaks]
+    # 1 - sigmoid(x) = sigmoid(-x), and -log sigmoid(x) = softplus(-x): no clamp is needed.
     positive = (-at_peaks).sigmoid().square() * F.softplus(-at_peaks)
     background = (1 - heatmap).square().square()  # 0 at the peaks
     negative = background * logits.sigmoid().square() * F.softplus(logits)
@@ -177,7 +180,7 @@ def box_loss(distances: Tensor, targets: TTFNetTargets) -> Tensor:
         distances: float32 [b, 4, h, w] px to left, top, right and bottom.
     """
     *_, h, w = distances.shape
-    reach = distances.permute(0, 2, 3, 1).reshape(-1, 4)[targets.cells]
+    reach = distances.permute(0, 2, 3, 1).reshape(-1, 4)[targets.cells]  # [p, 4]
     losses = generalized_box_iou_loss(_boxes(targets.cells % (h * w), reach, w), targets.boxes)
     return (losses * targets.weights).sum() / (targets.weights.sum() + EPSILON)
 
@@ -205,7 +208,7 @@ def _shortcut(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
     for i in range(count):
         conv = nn.Conv2d(out_channels if i else in_channels, out_channels, 3, padding=1)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(conv.get_parameter("bias"))
         layers += [nn.ReLU(inplace=True), conv] if i else [conv]
     return nn.Sequential(*layers)
 
@@ -222,9 +225,9 @@ def _head(in_channels: int, channels: int, outputs: int, *, last_std: float) -> 
 
 def _normal(conv: nn.Conv2d, std: float) -> nn.Conv2d:
     nn.init.normal_(conv.weight, std=std)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 
 def _fill_bias(head: nn.Sequential, value: float) -> None:
-    nn.init.constant_(head[-1].bias, value)  # type: ignore[arg-type]
+    nn.init.constant_(head.get_parameter(f"{len(head) - 1}.bias"), value)

@@ -59,20 +59,22 @@ def ttfnet_targets(
     counts = torch.tensor([len(t["boxes"]) for t in targets], device=boxes.device)
     images = torch.arange(len(targets), device=boxes.device).repeat_interleave(counts)
 
+    # Large boxes first, so that where Gaussians meet the highest number is the smallest box's.
     areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     order = areas.argsort(descending=True, stable=True)
     boxes, labels, images, areas = boxes[order], labels[order], images[order], areas[order]
 
-    box, x, y, gauss = _gaussians(boxes / stride, size)
+    # All maps of the batch lie in one vector: what every box writes is one scatter, not a loop.
+    box, x, y, gauss = _gaussians(boxes / stride, size)  # [m] each, m cells under n boxes
     cells = (images[box] * h + y) * w + x
     heatmap = boxes.new_zeros(len(targets) * num_classes * h * w)
     planes = images[box] * num_classes + labels[box]
-    heatmap.scatter_reduce_(0, (planes * h + y) * w + x, gauss, "amax")
+    heatmap.scatter_reduce_(0, (planes * h + y) * w + x, gauss, "amax")  # not the sum
 
     owners = torch.full((len(targets) * h * w,), -1, device=boxes.device)
     owners.scatter_reduce_(0, cells, box, "amax")  # the last in order is the smallest
     sums = boxes.new_zeros(len(boxes)).index_add_(0, box, gauss)
-    owned = owners[cells] == box
+    owned = owners[cells] == box  # the sums are those of whole Gaussians, before any is cut
     box, gauss = box[owned], gauss[owned]
     return TTFNetTargets(
         heatmap=heatmap.view(len(targets), num_classes, h, w),
@@ -95,7 +97,9 @@ def _gaussians(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Te
     last = torch.minimum(centres + radii, limit.long())
     widths, heights = (last - first + 1).unbind(1)
 
-    counts = widths * heights
+    # Each box's window of cells, row by row, one box after the other: the place in the window is
+    # the place in the list less the cells of all boxes before.
+    counts = widths * heights  # [n]
     box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(counts)
     place = torch.arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
     cell = first[box] + torch.stack([place % widths[box], place // widths[box]], dim=1)

@@ -9,14 +9,18 @@ backbone's last stage made deformable (`dcn_v2_stages: [5]`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou
 
-from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections, clip
+from downstream.backbone.backbone import Backbone
+from downstream.detection.heads.decoding import (
+    MAX_DETECTIONS,
+    Detections,
+    clip,
+    require_strides,
+)
 from downstream.detection.heads.deformable import deform_last_stage
 from downstream.detection.heads.yolov3_targets import (
     ANCHORS_PER_CELL,
@@ -25,7 +29,6 @@ from downstream.detection.heads.yolov3_targets import (
     grid,
     yolov3_targets,
 )
-from ssld.common.errors import InputError
 
 IGNORE_IOU = 0.7
 """A prediction without an object that overlaps one more than this is not told that it is wrong
@@ -56,7 +59,7 @@ class YOLOv3(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         *,
         dcn: bool = False,
@@ -65,16 +68,11 @@ class YOLOv3(nn.Module):
         nms_threshold: float = 0.45,
     ) -> None:
         super().__init__()
-        strides: Sequence[int] = backbone.strides  # type: ignore[assignment]
-        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
-        if tuple(strides) != STRIDES:
-            raise InputError(
-                f"YOLOv3 needs maps of strides {STRIDES} but the backbone has {tuple(strides)}; "
-                "open it with those"
-            )
+        channels = backbone.channels
+        require_strides(backbone, STRIDES)
         if dcn:
-            deform_last_stage(backbone, strides[-1])
-        self.backbone, self.num_classes, self.stride = backbone, num_classes, strides[-1]
+            deform_last_stage(backbone, STRIDES[-1])
+        self.backbone, self.num_classes, self.stride = backbone, num_classes, STRIDES[-1]
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         widths = [width, width // 2, width // 4]
         inputs = [c + w for c, w in zip(channels[::-1], [0, *widths[1:]], strict=True)]
@@ -117,9 +115,10 @@ class YOLOv3(nn.Module):
             if route is not None:
                 up = F.interpolate(self.route[i - 1](route), scale_factor=2.0, mode="nearest")
                 x = torch.cat([up, x], dim=1)
-            route, tip = self.block[i](x)
+            route, tip = self.block[i](x)  # from stride 32 to 8: the route goes on to the finer map
             out = self.output[i](tip).float()
             b, _, h, w = out.shape
+            # [b, anchors * (5 + classes), h, w] -> [b, anchors * h * w, 5 + classes]
             out = out.view(b, ANCHORS_PER_CELL, 5 + self.num_classes, h, w)
             outputs.append(out.permute(0, 1, 3, 4, 2).reshape(b, -1, 5 + self.num_classes))
             maps.append((h, w))
@@ -136,6 +135,7 @@ class YOLOv3(nn.Module):
     def select(self, boxes: Tensor, scores: Tensor) -> Detections:
         """The at most 100 best of one image's boxes [n, 4] with scores [n, classes] that no better
         one of their class overlaps: of the 1000 best of each class, those above the threshold."""
+        # Best of each class [k, classes], then of all that are above the threshold one list.
         best, places = scores.topk(min(CANDIDATES_PER_CLASS, len(scores)), dim=0)
         rank, labels = (best > self.score_threshold).nonzero(as_tuple=True)
         boxes, scores = boxes[places[rank, labels]], best[rank, labels]
@@ -161,10 +161,11 @@ def yolov3_losses(
     """
     b, n, channels = outputs.shape
     wanted = yolov3_targets(targets, channels - 5, maps)
-    flat = outputs.view(b * n, channels)
+    flat = outputs.view(b * n, channels)  # place = image * n + prediction
     own = flat[wanted.places]
     place = (wanted.scales * wanted.weights).unsqueeze(1)
     objectness = flat.new_zeros(b * n).index_fill(0, wanted.places, 1)
+    # What finds an object well enough without being its own prediction is neither right nor wrong.
     counts = _unlike_objects(outputs.detach(), maps, targets).view(-1).to(flat)
     counts[wanted.places] = wanted.weights
     losses = {

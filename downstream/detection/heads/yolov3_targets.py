@@ -72,7 +72,7 @@ def decode_boxes(outputs: Tensor, where: Grid) -> Tensor:
     """Outputs tx, ty, tw, th [b, n, 4] -> boxes xyxy px [b, n, 4] (paper, section 2.1): the centre
     is sigmoid(tx, ty) cells from its cell's corner, the sides exp(tw, th) times the anchor's."""
     centres = where.corners + outputs[..., :2].sigmoid() * where.strides
-    halves = outputs[..., 2:4].exp() * where.anchors / 2
+    halves = outputs[..., 2:4].exp() * where.anchors / 2  # [b, n, 2]
     return torch.cat([centres - halves, centres + halves], dim=-1)
 
 
@@ -103,7 +103,7 @@ def yolov3_targets(
         x[real] for x in (boxes, sides, labels, images, weights)
     )
 
-    anchors = boxes.new_tensor(ANCHORS).view(-1, 2)
+    anchors = boxes.new_tensor(ANCHORS).view(-1, 2)  # [9, 2], level * 3 + anchor
     best = _overlap(sides, anchors).argmax(1)
     cells = (
         (boxes[:, :2] + boxes[:, 2:])
@@ -113,11 +113,14 @@ def yolov3_targets(
     places, corners = _places(best, cells, sizes)
     places = images * sum(ANCHORS_PER_CELL * h * w for h, w in sizes) + places
 
+    # Several objects at one place: the last one's box counts, as a loop that overwrites would have
+    # it (on a GPU plain index assignment does not say which one stays), and the classes of all.
     order = torch.arange(len(boxes), device=boxes.device)
     taken, owners = places.unique(return_inverse=True)
     last = owners.new_zeros(len(taken)).scatter_reduce_(0, owners, order, "amax")
     classes = boxes.new_zeros(len(taken), num_classes)
     classes[owners, labels] = 1
+    # Of the padded picture in px, from the finest map.
     area = STRIDES[0] ** 2 * sizes[0][0] * sizes[0][1]
     return YOLOv3Targets(
         places=taken,
@@ -141,5 +144,6 @@ def _places(best: Tensor, cells: Tensor, sizes: Sequence[Size]) -> tuple[Tensor,
     h, w = torch.tensor(sizes, device=best.device)[level].unbind(1)
     counts = [ANCHORS_PER_CELL * h * w for h, w in sizes]
     starts = torch.tensor([0, counts[0], counts[0] + counts[1]], device=best.device)
+    # A centre on the right or lower edge lies in the last cell.
     corners = torch.minimum(cells.long().clamp(min=0), torch.stack([w, h], dim=1) - 1)
     return starts[level] + (anchor * h + corners[:, 1]) * w + corners[:, 0], corners

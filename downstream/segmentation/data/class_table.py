@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from downstream.dense.texts import decode_text, one_line, require_name, shown
+from downstream.dense.texts import one_line, read_text, require_flag, require_name, shown
 from downstream.segmentation.data.class_lists import (
     LABELMAP,
     NAMES,
@@ -110,11 +110,11 @@ class ClassTable:
         missing = [name for name in names if name not in by_name]
         extra = [name for name in by_name if name not in set(names)]
         if missing or extra:
-            said = [f"lacks {', '.join(missing)}"] * bool(missing)
-            said += [f"has {', '.join(extra)} besides"] * bool(extra)
+            differences = [f"lacks {', '.join(missing)}"] * bool(missing)
+            differences += [f"has {', '.join(extra)} besides"] * bool(extra)
             raise InputError(
                 f"{self.where}: the classes (field name) are not the {len(names)} that are asked "
-                f"for, it {' and '.join(said)}; use sets with the same classes"
+                f"for, it {' and '.join(differences)}; use sets with the same classes"
             )
         rows = [by_name[name] for name in names] + [row for row in self.rows if row.ignore]
         return replace(self, rows=tuple(rows), assumed=None)
@@ -135,12 +135,12 @@ def find_table(folder: Path) -> Path | None:
     Raises:
         InputError: there are several.
     """
-    found = [folder / name for name in FILES if (folder / name).is_file()]
-    if len(found) > 1:
+    tables = [folder / name for name in FILES if (folder / name).is_file()]
+    if len(tables) > 1:
         raise InputError(
-            f"{folder}: has {' and '.join(path.name for path in found)}; keep one class table"
+            f"{folder}: has {' and '.join(path.name for path in tables)}; keep one class table"
         )
-    return found[0] if found else None
+    return tables[0] if tables else None
 
 
 def read_table(path: Path) -> ClassTable:
@@ -149,11 +149,7 @@ def read_table(path: Path) -> ClassTable:
     Raises:
         InputError: it cannot be read, or is no such table; names the row and the field.
     """
-    try:
-        text, _ = decode_text(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: the class table cannot be read ({error})") from error
-    entries, ignored = _entries(path, text)
+    entries, ignored = _entries(path, read_text(path))
     rows = tuple(_row(entry, i, path) for i, entry in enumerate(entries))
     named = any(row.id == IGNORE for row in rows) or any(row.ignore for row in rows)
     labelmap = path.name == LABELMAP
@@ -181,8 +177,8 @@ def _tree(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
         is_json = path.suffix == ".json"
         tree = json.loads(text) if is_json else yaml.load(text, yaml.BaseLoader)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        said = one_line(str(error))
-        raise InputError(f"{path}: not {path.suffix[1:].upper()} ({said}); mend it") from error
+        reason = one_line(str(error))
+        raise InputError(f"{path}: not {path.suffix[1:].upper()} ({reason}); mend it") from error
     entries = tree.get("classes") if isinstance(tree, dict) else tree
     if not isinstance(entries, list):
         raise InputError(
@@ -224,7 +220,7 @@ def _row(entry: Any, i: int, path: Path) -> Row:
             f"{where}: is {shown(entry)}; give a name, or a row of id, name and colour"
         )
     known = {"id", "name", "colour", "color", "ignore"}
-    ignore = _truth(entry.get("ignore", False), f"{where}: ignore")
+    ignore = require_flag(entry.get("ignore", False), f"{where}: ignore")
     missing = [field for field in ("id", "name") if field not in entry]
     if missing and not (ignore and missing == ["name"]):
         others = ", ".join(one_line(str(key), 40) for key in list(entry)[:5] if key not in known)
@@ -240,14 +236,6 @@ def _row(entry: Any, i: int, path: Path) -> Row:
         None if colour is None else read_colour(colour, f"{where}: colour"),
         ignore,
     )
-
-
-def _truth(value: Any, where: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    word = str(value).strip().lower() if isinstance(value, (bool, int, str)) else ""
-    if word not in words:
-        raise InputError(f"{where} is {shown(value)}; give true or false")
-    return words[word]
 
 
 def _number(value: Any, where: str) -> int:

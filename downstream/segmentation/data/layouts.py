@@ -64,8 +64,8 @@ def voc(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
     lists = root / "ImageSets" / "Segmentation"
     path = lists / f"{split}.txt"
     if split is None or not path.is_file():
-        found = sorted(x.stem for x in lists.glob("*.txt"))
-        choice = _choice(root, found) if found else f"there is no list in {lists}"
+        splits = sorted(x.stem for x in lists.glob("*.txt"))
+        choice = _choice(root, splits) if splits else f"there is no list in {lists}"
         problem = "which split" if split is None else f"no split {split!r}"
         raise InputError(f"{root}: {problem}? {choice}")
     stems = _listed(path)
@@ -100,14 +100,14 @@ def _listed(path: Path) -> dict[int, str]:
 
 def _folder(folder: Path, split: str | None) -> Path:
     """The folder of a split, which may be left out where there are none."""
-    found = sorted(x.name for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
+    splits = sorted(x.name for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
     if split is not None:
         if not (folder / split).is_dir():
-            raise InputError(f"{folder}: no split {split!r}; {_choice(folder.parent, found)}")
+            raise InputError(f"{folder}: no split {split!r}; {_choice(folder.parent, splits)}")
         return folder / split
     images = (x.suffix.lower() in EXTENSIONS for x in folder.iterdir())
-    if found and not any(images):
-        raise InputError(f"{folder}: which split? {_choice(folder.parent, found)}")
+    if splits and not any(images):
+        raise InputError(f"{folder}: which split? {_choice(folder.parent, splits)}")
     return folder
 
 

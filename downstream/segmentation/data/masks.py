@@ -7,10 +7,9 @@ resized to fit, for nothing tells which of the ways was meant.
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +23,16 @@ from downstream.segmentation.data.pixels import (
     IdMap,
     colours_of,
     grey_of,
+    hex_colour,
     ids_of,
     ignoring,
     open_png,
     pack,
+    wrong_size,
 )
 from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable, image_size
-from ssld.data.storage import Address, is_remote
-
-if TYPE_CHECKING:
-    from downstream.segmentation.data.preflight import MaskReport
+from ssld.data.storage import is_remote
 
 HEADER = 2**18
 """Bytes of an image within which its size and orientation stand, nearly always."""
@@ -92,11 +90,6 @@ class TableLabels:
         return what, f"{what} has no class in {self.table.where}: {advice}"
 
 
-def hex_colour(value: int) -> str:
-    """A packed colour as #rrggbb."""
-    return f"#{value & 255:02x}{value >> 8 & 255:02x}{value >> 16:02x}"
-
-
 class MaskSource:
     """Images that have a mask; satisfies `ssld.data.source.Source`, so it pickles cheaply.
 
@@ -130,12 +123,6 @@ class MaskSource:
 
     def location(self, i: int) -> str:
         return self._images.location(int(self._rows[i]))
-
-    def address(self, i: int) -> Address:
-        return self._images.address(int(self._rows[i]))
-
-    def label(self, i: int) -> None:
-        return None
 
     def size(self, i: int) -> int | None:
         return self._images.size(int(self._rows[i]))
@@ -196,26 +183,9 @@ class MaskSource:
         unknown = numbers == UNKNOWN
         if unknown.any():
             row, column = np.argwhere(unknown)[0].tolist()
-            _, said = self.labels.unknown(int(ids[row, column]), ids.dtype == np.uint32)
-            raise Unreadable(f"{where}: pixel [{row}, {column}]: {said}")
+            _, reason = self.labels.unknown(int(ids[row, column]), ids.dtype == np.uint32)
+            raise Unreadable(f"{where}: pixel [{row}, {column}]: {reason}")
         return numbers
-
-    @functools.cached_property
-    def report(self) -> MaskReport:
-        """What `mask_preflight.inspect` finds in all masks, looked at the first time it is asked
-        for."""
-        from downstream.segmentation.data.preflight import inspect
-
-        return inspect(self)
-
-
-def wrong_size(mask: tuple[int, ...], image: tuple[int, ...]) -> str:
-    """What is wrong with a mask [h, w] that does not fit its upright image [h, w]."""
-    hint = "turn it with the image" if mask == tuple(image)[::-1] else "save it at the image's size"
-    return (
-        f"size is {mask[0]} x {mask[1]} px (height x width), that of the upright image is "
-        f"{image[0]} x {image[1]}: {hint}"
-    )
 
 
 def open_masks(path: str, class_names: list[str] | None = None) -> MaskSource:
@@ -226,7 +196,7 @@ def open_masks(path: str, class_names: list[str] | None = None) -> MaskSource:
     - `DIR::SPLIT` of VOC: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/SPLIT.txt`,
     - `FILE.json` or `FILE.json::IMAGES` of COCO panoptic (`panoptic.py`).
 
-    Each folder is listed once. Images without a mask are left out and counted in `report`.
+    Each folder is listed once. Images without a mask are left out and counted.
 
     Args:
         class_names: the network's classes, in its order; the masks must have the same ones.

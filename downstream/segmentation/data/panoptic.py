@@ -11,22 +11,16 @@ The PNGs lie in a folder named as the JSON is, beside it, as COCO's zips unpack.
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from downstream.dense.texts import (
-    decode_text,
-    one_line,
-    require_name,
-    require_unique,
-    shown,
-    writable,
-)
+from downstream.dense.coco_json import Entries, column, file_names, ids, indices, read_lists
+from downstream.dense.texts import one_line, require_name, shown
 from downstream.segmentation.data.class_table import ClassTable, Row, read_colour
 from downstream.segmentation.data.layouts import Pairs
 from downstream.segmentation.data.pixels import IdMap, colours_of, ignoring
@@ -74,109 +68,70 @@ def read_panoptic(
         InputError: no panoptic JSON, a category or image id that it does not define, a file that
             is missing; names the file, the place in it and the field.
     """
-    tree = _load(path)
-    table, category = _categories(path, tree)
-    if class_names is not None:
-        table = table.ordered(class_names)
-    number = {name: i for i, name in enumerate(table.names)}
-    source = FolderSource(str(_image_folder(path, images, tree)))
-    masks = FolderSource(str(_mask_folder(path)))
-    image_of = {source.sample_id(i): i for i in range(len(source))}
-    mask_names = {masks.sample_id(i) for i in range(len(masks))}
-    rows, files, segments = [], [], []
-    annotated = _annotated(path, tree)
-    for k, name in enumerate(annotated):
-        where = f"{path}: annotations[{k}]"
-        file = _name(path, tree, "annotations", k, "file_name")
-        for known, wanted, folder in ((image_of, name, source), (mask_names, file, masks)):
-            if wanted not in known:
-                raise InputError(
-                    f"{where}.file_name: {one_line(wanted[:200])} is not in {folder.path}; add it"
-                )
-        rows.append(image_of[name])
-        files.append(file)
-        segments.append(_segments(where, tree["annotations"][k], category, number))
-    every = [_name(path, tree, "images", i, "file_name") for i in range(len(tree["images"]))]
-    left = sorted(set(every) - set(annotated))
-    return Pairs(source, rows, files, masks.path, left, [str(path)]), PanopticLabels(
-        table, segments
-    )
-
-
-def _annotated(path: Path, tree: dict[str, Any]) -> list[str]:
-    """The image's file name of each annotation."""
-    if not tree["annotations"]:
+    described, annotations, categories = read_lists(str(path))
+    if not annotations:
         raise InputError(f"{path}: annotations is empty, so nothing is labelled; check the file")
-    ids = [_id(path, tree, "images", i, "id") for i in range(len(tree["images"]))]
-    require_unique(ids, lambda i: f"{path}: images[{i}].id")
-    images = {number: _name(path, tree, "images", i, "file_name") for i, number in enumerate(ids)}
-    names: dict[str, int] = {}
-    for k in range(len(tree["annotations"])):
-        where = f"{path}: annotations[{k}].image_id"
-        image = _id(path, tree, "annotations", k, "image_id")
-        if image not in images:
-            raise InputError(f"{where} is {shown(image)}, which no image has; mend it")
-        if images[image] in names:
-            raise InputError(
-                f"{where}: {one_line(images[image][:200])} has "
-                f"annotations[{names[images[image]]}], too; keep one"
-            )
-        names[images[image]] = k
-    return list(names)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(decode_text(path.read_bytes())[0])
-    except (OSError, ValueError, RecursionError) as error:
-        said = one_line(str(error))
-        raise InputError(f"{path}: cannot be read as JSON ({said})") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise InputError(f"{path}: has no list {key!r}; give a COCO panoptic JSON")
-    first = tree["annotations"][0] if tree["annotations"] else None
-    if isinstance(first, dict) and "segments_info" not in first:
+    if "segments_info" not in annotations[0]:
         raise InputError(
             f"{path}: annotations[0] has no segments_info, so this is no panoptic JSON; give "
             "COCO's panoptic_*.json"
         )
-    return tree
+    table, category = _categories(path, categories)
+    if class_names is not None:
+        table = table.ordered(class_names)
+    number = {name: i for i, name in enumerate(table.names)}
+    every = file_names(f"{path}: images", described)
+    annotated = _annotated(path, described, annotations, every)
+    files = file_names(f"{path}: annotations", annotations)
+    source = FolderSource(str(_image_folder(path, images, every[0])))
+    masks = FolderSource(str(_mask_folder(path)))
+    image_of = {source.sample_id(i): i for i in range(len(source))}
+    mask_names = {masks.sample_id(i) for i in range(len(masks))}
+    for k, pair in enumerate(zip(annotated, files, strict=True)):
+        for name, known, folder in zip(pair, (image_of, mask_names), (source, masks), strict=True):
+            if name not in known:
+                raise InputError(
+                    f"{path}: annotations[{k}].file_name: {one_line(name[:200])} is not in "
+                    f"{folder.path}; add it"
+                )
+    segments = [
+        _segments(f"{path}: annotations[{k}]", annotation, category, number)
+        for k, annotation in enumerate(annotations)
+    ]
+    without = sorted(set(every) - set(annotated))
+    rows = [image_of[name] for name in annotated]
+    pairs = Pairs(source, rows, files, masks.path, without, [str(path)])
+    return pairs, PanopticLabels(table, segments)
 
 
-def _field(path: Path, tree: dict[str, Any], key: str, i: int, field: str) -> Any:
-    entry = tree[key][i]
-    if not isinstance(entry, dict) or field not in entry:
-        raise InputError(f"{path}: {key}[{i}] has no field {field!r}; add it")
-    return entry[field]
+def _annotated(
+    path: Path, images: Entries, annotations: Entries, names: Sequence[str]
+) -> list[str]:
+    """The image's file name of each annotation; an image has one at most."""
+    known = ids(f"{path}: images", images, text=True)
+    numbers = indices(str(path), annotations, "image_id", known, lambda k: f"annotations[{k}]")
+    first: dict[str, int] = {}
+    for k, i in enumerate(numbers):
+        if first.setdefault(names[i], k) != k:
+            raise InputError(
+                f"{path}: annotations[{k}].image_id: {one_line(names[i][:200])} has "
+                f"annotations[{first[names[i]]}], too; keep one"
+            )
+    return list(first)
 
 
-def _name(path: Path, tree: dict[str, Any], key: str, i: int, field: str) -> str:
-    value = _field(path, tree, key, i, field)
-    if not isinstance(value, str):
-        raise InputError(f"{path}: {key}[{i}].{field} is {shown(value)}; give the name of a file")
-    return value
-
-
-def _id(path: Path, tree: dict[str, Any], key: str, i: int, field: str) -> int | str:
-    value = _field(path, tree, key, i, field)
-    if type(value) not in (int, str):  # 1.0 and True would be equal to 1
-        raise InputError(f"{path}: {key}[{i}].{field} is {shown(value)}; give a whole number")
-    return value
-
-
-def _categories(path: Path, tree: dict[str, Any]) -> tuple[ClassTable, dict[Any, str]]:
+def _categories(path: Path, categories: Entries) -> tuple[ClassTable, dict[int, str]]:
     """The class table, and the name of each category id."""
+    place = f"{path}: categories"
+    names = column(place, categories, "name")
     rows = []
-    for i, entry in enumerate(tree["categories"]):
-        where = f"{path}: categories[{i}]"
-        name = require_name(_field(path, tree, "categories", i, "name"), f"{where}.name")
-        identity = _field(path, tree, "categories", i, "id")
+    for i, identity in enumerate(column(place, categories, "id")):
         if type(identity) is not int:
-            raise InputError(f"{where}.id is {shown(identity)}; give a whole number")
-        colour = entry.get("color")
+            raise InputError(f"{place}[{i}].id is {shown(identity)}; give a whole number")
+        colour = categories[i].get("color")
         if colour is not None:
-            colour = read_colour(colour, f"{where}.color")
-        rows.append(Row(identity, name, colour))
+            colour = read_colour(colour, f"{place}[{i}].color")
+        rows.append(Row(identity, require_name(names[i], f"{place}[{i}].name"), colour))
     # Display colours repeat in some sets, and mean nothing here: segments are told by ids.
     if len({row.colour for row in rows}) < len(rows):
         rows = [Row(row.id, row.name) for row in rows]
@@ -184,10 +139,10 @@ def _categories(path: Path, tree: dict[str, Any]) -> tuple[ClassTable, dict[Any,
 
 
 def _segments(
-    where: str, annotation: dict[str, Any], category: dict[Any, str], number: dict[str, int]
+    where: str, annotation: dict[str, Any], category: dict[int, str], number: dict[str, int]
 ) -> list[tuple[int, int]]:
     """Segment id and class number of an annotation's segments."""
-    found: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     segments = annotation.get("segments_info", [])
     if not isinstance(segments, list):
         raise InputError(f"{where}.segments_info is {shown(segments)}; give a list of segments")
@@ -202,12 +157,12 @@ def _segments(
                 f"{place}.category_id is {shown(kind)}, which no category has; add it to "
                 "categories, or mend it"
             )
-        if type(identity) is not int or not 0 < identity < 2**24 or identity in found:
+        if type(identity) is not int or not 0 < identity < 2**24 or identity in numbers:
             raise InputError(
                 f"{place}.id is {shown(identity)}; give a new number from 1 to 16777215"
             )
-        found[identity] = number[category[kind]]
-    return list(found.items())
+        numbers[identity] = number[category[kind]]
+    return list(numbers.items())
 
 
 def _mask_folder(path: Path) -> Path:
@@ -217,14 +172,11 @@ def _mask_folder(path: Path) -> Path:
     return folder
 
 
-def _image_folder(path: Path, images: str | None, tree: dict[str, Any]) -> Path:
+def _image_folder(path: Path, images: str | None, first: str) -> Path:
     if images is not None:
         if not Path(images).is_dir():
             raise InputError(f"{path}::{images}: {images} is no folder; check the path")
         return Path(images)
-    first = _name(path, tree, "images", 0, "file_name") if tree["images"] else ""
-    if not writable(first):
-        raise InputError(f"{path}: images[0].file_name is {shown(first)}, which no file has")
     name = path.stem.removeprefix("panoptic_")
     here = path.parent
     places = [here / name, here.parent / name, here / "images", here.parent / "images", here]

@@ -76,6 +76,20 @@ def pack(colour: tuple[int, int, int]) -> int:
     return colour[0] + 256 * colour[1] + 256**2 * colour[2]
 
 
+def hex_colour(value: int) -> str:
+    """A packed colour as #rrggbb."""
+    return f"#{value & 255:02x}{value >> 8 & 255:02x}{value >> 16:02x}"
+
+
+def wrong_size(mask: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """What is wrong with a mask [h, w] that does not fit its upright image [h, w]."""
+    hint = "turn it with the image" if mask == tuple(image)[::-1] else "save it at the image's size"
+    return (
+        f"size is {mask[0]} x {mask[1]} px (height x width), that of the upright image is "
+        f"{image[0]} x {image[1]}: {hint}"
+    )
+
+
 class IdMap:
     """Ids -> class numbers.
 
@@ -98,6 +112,7 @@ class IdMap:
             return np.take(self._bytes, ids)
         if not len(self._ids):
             return np.full(ids.shape, UNKNOWN, np.uint8)
+        # Ids of 16 and 24 bits by binary search: a table of all has 16 million entries.
         place = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
         return np.where(self._ids[place] == ids, self._numbers[place], np.uint8(UNKNOWN))
 

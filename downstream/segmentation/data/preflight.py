@@ -7,10 +7,11 @@ for decoding PNG leaves Python's lock; 3000 masks take seconds.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,17 +23,16 @@ from tqdm import tqdm
 from downstream.dense.texts import one_line, shown
 from downstream.segmentation.data.class_lists import NAMES
 from downstream.segmentation.data.class_table import FILES, IGNORE
-from downstream.segmentation.data.masks import MaskSource, wrong_size
-from downstream.segmentation.data.pixels import UNKNOWN
+from downstream.segmentation.data.masks import MaskSource
+from downstream.segmentation.data.pixels import UNKNOWN, wrong_size
 from ssld.common.errors import InputError
 from ssld.common.streams import is_terminal
 from ssld.common.text_table import text_table
-from ssld.data.decode import Unreadable, image_size
-from ssld.data.decode import orientation_of as orientation
+from ssld.data.decode import Unreadable, image_size, orientation_of
 
-MANY = 0.001
+SUSPECT_SHARE = 0.001
 """Share of all pixels from which on what is ignored by default may be a class that lacks."""
-KEPT = 20
+NAMED_PLACES = 20
 """Places that are kept of each kind of finding; all are counted."""
 
 
@@ -42,11 +42,11 @@ class Finding:
 
     count: int = 0
     places: list[str] = field(default_factory=list)
-    """The first `KEPT`, with the reason."""
+    """The first `NAMED_PLACES`, with the reason."""
 
     def add(self, place: str) -> None:
         self.count += 1
-        if len(self.places) < KEPT:
+        if len(self.places) < NAMED_PLACES:
             self.places.append(place)
 
 
@@ -185,14 +185,15 @@ def _shown(name: str, finding: Finding, shown: int = 3) -> list[str]:
     return [f"{finding.count} {name}:", *(f"  {x}" for x in finding.places[:shown]), *more]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Look:
     """What one pair shows."""
 
+    digest: bytes = hashlib.sha256().digest()
+    """sha256 of the mask's file; of nothing where that cannot be read."""
     counts: np.ndarray | None = None
     """Pixels of each value of a mask that was handed out, int64 [256]."""
     shape: tuple[int, int] | None = None
-    digest: bytes = b""
     turned: bool = False
     unknown: tuple[tuple[str, str], ...] = ()
     """Id or colour, and where."""
@@ -220,8 +221,7 @@ def inspect(source: MaskSource) -> MaskReport:
     report.table, report.silent, report.assumed = table.where, table.silent, _is_guess(source)
     for name in source.unlabelled:
         report.without_mask.add(name)
-    files = [Path(file) for file in source.files]
-    report.hashes = {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    report.hashes = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in source.files}
     report.hashes |= {"list": _list_hash(source), "masks": digest.hexdigest()}
     return report
 
@@ -252,7 +252,7 @@ def require_classes(report: MaskReport, training: Sequence[MaskReport]) -> None:
             f"... on each line, or {FILES[0]}"
         )
     share = report.ignored_pixels / max(1, report.ignored_pixels + report.labelled_pixels)
-    if report.silent and absent and share > MANY:
+    if report.silent and absent and share > SUSPECT_SHARE:
         others = f" (and {len(absent) - 1} more classes)" if len(absent) > 1 else ""
         raise InputError(
             f"{report.path}: no pixel is of class {shown(absent[0].name)}, id {absent[0].id}"
@@ -269,59 +269,44 @@ def require_classes(report: MaskReport, training: Sequence[MaskReport]) -> None:
         )
 
 
-def _looks(source: MaskSource):
+def _looks(source: MaskSource) -> Iterator[_Look]:
     """A look at each pair, in order."""
     threads = max(1, min(16, len(os.sched_getaffinity(0))))
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(
-            total=len(source),
-            desc="masks",
-            unit="img",
-            disable=not is_terminal(sys.stderr),
-            leave=False,
-        ) as bar,
-    ):
-        for look in pool.map(lambda i: _look(source, i), range(len(source))):
-            bar.update()
-            yield look
+    quiet = not is_terminal(sys.stderr)
+    with ThreadPoolExecutor(threads) as pool:
+        looks = pool.map(lambda i: _look(source, i), range(len(source)))
+        yield from tqdm(
+            looks, total=len(source), desc="masks", unit="img", disable=quiet, leave=False
+        )
 
 
 def _look(source: MaskSource, i: int) -> _Look:
-    where = f"mask {source.mask_location(i)}"
-    data = b""
+    look, where = _Look(), f"mask {source.mask_location(i)}"
     try:
         data = source.read_mask(i)
+        look.digest = hashlib.sha256(data).digest()
         ids, id_map = source.decode_mask(i, data)
-    except (OSError, Unreadable) as error:
-        return _Look(digest=_digest(data), unreadable=f"{where}: {error}")
-    try:
+        where = source.location(i)
         header = source.header(i)
-        size, turned = image_size(header), orientation(header) != 1
+        size, turned = image_size(header), orientation_of(header) != 1
     except (OSError, Unreadable) as error:
-        return _Look(digest=_digest(data), unreadable=f"{source.location(i)}: {error}")
+        look.unreadable = f"{where}: {error}"
+        return look
+    look.turned = turned
+    where = f"mask {source.mask_location(i)}"
     if ids.shape != size:
-        wrong = f"{where}: {wrong_size(ids.shape, size)}"
-        return _Look(digest=_digest(data), turned=turned, wrong_size=wrong)
+        look.wrong_size = f"{where}: {wrong_size(ids.shape, size)}"
+        return look
     numbers = id_map(ids)
-    counts = np.bincount(numbers.ravel(), minlength=256)
-    unknown = _unknown(source, i, ids, numbers) if counts[UNKNOWN] else ()
-    return _Look(counts, size, _digest(data), turned, unknown)
-
-
-def _unknown(
-    source: MaskSource, i: int, ids: np.ndarray, numbers: np.ndarray
-) -> tuple[tuple[str, str], ...]:
-    values, pixels = np.unique(ids[numbers == UNKNOWN], return_counts=True)
-    found = []
-    for value, count in zip(values.tolist(), pixels.tolist(), strict=True):
-        what, said = source.labels.unknown(value, ids.dtype == np.uint32)
-        found.append((what, f"mask {source.mask_location(i)}: {count} px: {said}"))
-    return tuple(dict(reversed(found)).items())
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+    look.counts, look.shape = np.bincount(numbers.ravel(), minlength=256), size
+    unknown = {}
+    if look.counts[UNKNOWN]:
+        values, pixels = np.unique(ids[numbers == UNKNOWN], return_counts=True)
+        for value, count in zip(values.tolist(), pixels.tolist(), strict=True):
+            what, why = source.labels.unknown(value, ids.dtype == np.uint32)
+            unknown.setdefault(what, f"{where}: {count} px: {why}")  # the first of several segments
+    look.unknown = tuple(unknown.items())
+    return look
 
 
 def _add(report: MaskReport, look: _Look) -> None:
@@ -333,12 +318,8 @@ def _add(report: MaskReport, look: _Look) -> None:
     for what, place in look.unknown:
         report.unknown.setdefault(what, Finding()).add(place)
     if look.shape is not None:
-        report.smallest = min(report.smallest or look.shape, look.shape, key=_area)
-        report.largest = max(report.largest or look.shape, look.shape, key=_area)
-
-
-def _area(shape: tuple[int, int]) -> int:
-    return shape[0] * shape[1]
+        report.smallest = min(report.smallest or look.shape, look.shape, key=math.prod)
+        report.largest = max(report.largest or look.shape, look.shape, key=math.prod)
 
 
 def _list_hash(source: MaskSource) -> str:

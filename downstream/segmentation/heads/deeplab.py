@@ -9,6 +9,7 @@ convolutions that paper and PaddleSeg have after the concatenation it has one be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP, SeparableConv2d
@@ -96,6 +97,6 @@ def set_multi_grid(backbone: nn.Module) -> bool:
     if unit == 1:
         return False
     for block, factor in zip(blocks, MULTI_GRID, strict=False):
-        convolution: nn.Conv2d = block.conv2  # type: ignore[assignment]
+        convolution = cast(nn.Conv2d, block.conv2)
         convolution.dilation = convolution.padding = (unit * factor, unit * factor)
     return True

@@ -1,4 +1,4 @@
-"""Which protected images share descriptors with a picture: a shortlist without a trained network.
+"""Which reference images share descriptors with a picture: a shortlist without a trained network.
 
 Hamming embedding: Jegou, Douze and Schmid 2008, "Hamming embedding and weak geometric consistency
 for large scale image search" (ECCV), section 3: descriptors are filed under visual words, each with
@@ -9,7 +9,7 @@ many shares its vote among them (2009, "On the burstiness of visual elements", C
 Words are pairs of words, one for each half of the descriptor (Babenko and Lempitsky 2012, "The
 inverted multi-index", CVPR), so that a million of them cost two small matrix products.
 
-Why not VLAD (Jegou et al. 2010), one vector per image: with 3,459 protected photographs the right
+Why not VLAD (Jegou et al. 2010), one vector per image: with 3,459 reference photographs the right
 one was among the first 10 for 95.1 % of hard edits (128 centres, 512 dimensions; 98.9 % with all
 16,384), and for 99.9 % here, in 1.1 ms; benchmarks/curation.py has both.
 
@@ -47,12 +47,12 @@ def evenly(total: int, count: int) -> np.ndarray:
     return np.arange(total) if total <= count else np.arange(count) * total // count
 
 
-class Votes:
-    """Descriptors of all protected images and of their mirrored selves, by word.
+class HammingEmbedding:
+    """Descriptors of all reference images and of their mirrored selves, by word.
 
     Args:
         arrays: what `index` made, in memory or mapped.
-        images: number of protected images.
+        images: number of reference images.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], images: int) -> None:
@@ -61,8 +61,8 @@ class Votes:
         self._starts = np.asarray(arrays["starts"])
         self._owners, self._bits = arrays["owners"], arrays["bits"]
 
-    def of(self, descriptors: np.ndarray) -> np.ndarray:
-        """Votes of one picture's descriptors, uint8 [n, 128], for each protected image.
+    def votes(self, descriptors: np.ndarray) -> np.ndarray:
+        """Votes of one picture's descriptors, uint8 [n, 128], for each reference image.
 
         Returns:
             float64 [images], the larger of those for the image and for its mirrored self; as a
@@ -71,6 +71,8 @@ class Votes:
         if not len(descriptors) or not len(self._owners):
             return np.zeros(self.images)
         word, bits = _file(descriptors, self._centres)
+        # Every descriptor meets all that are filed under its word, `count` [n] from `first` [n] on:
+        # m meetings, in one array. `filed` [m]: whom; `voter` [m]: who of the picture's.
         first, count = self._starts[word], self._starts[word + 1] - self._starts[word]
         skipped = np.cumsum(count) - count
         filed = np.arange(count.sum()) + np.repeat(first - skipped, count)
@@ -78,15 +80,15 @@ class Votes:
         near = distance <= MAX_BITS
         voter = np.repeat(np.arange(len(word)), count)[near]
         weight = _WEIGHTS[distance[near]]
-        crowd = np.bincount(voter, weight, minlength=len(word))
+        crowd = np.bincount(voter, weight, minlength=len(word))  # [n]: all that one has given
         share = 1 / np.sqrt(np.maximum(crowd, 1))
-        owner = self._owners[filed[near]]
+        owner = self._owners[filed[near]]  # twice the image's number, plus 1 for the mirrored
         votes = np.bincount(owner, weight * share[voter], minlength=2 * self.images)
         return votes.reshape(self.images, 2).max(axis=1) / share.sum()
 
 
 def index(descriptors: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """File the protected images' descriptors.
+    """File the reference images' descriptors.
 
     Args:
         descriptors: uint8 [n, 128], image after image.
@@ -104,19 +106,12 @@ def index(descriptors: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
             chunk = descriptors[start : start + CHUNK]
             filed = _file(mirrored_descriptors(chunk) if mirrored else chunk, centres)
             pieces.append((*filed, owner[start : start + CHUNK] + np.int32(mirrored)))
-    words = centres.shape[1] ** 2
     if not pieces:
-        return _arrays(centres, np.zeros(words + 1, int), owner, np.zeros(0, np.uint64))
+        pieces = [(np.zeros(0, np.int64), np.zeros(0, np.uint64), owner)]
     word, bits, owners = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    order = np.lexsort((owners, word))
-    starts = np.searchsorted(word[order], np.arange(words + 1))
-    return _arrays(centres, starts, owners[order], bits[order])
-
-
-def _arrays(
-    centres: np.ndarray, starts: np.ndarray, owners: np.ndarray, bits: np.ndarray
-) -> dict[str, np.ndarray]:
-    return {"centres": centres, "starts": starts, "owners": owners, "bits": bits}
+    order = np.lexsort((owners, word))  # word after word
+    starts = np.searchsorted(word[order], np.arange(centres.shape[1] ** 2 + 1))
+    return {"centres": centres, "starts": starts, "owners": owners[order], "bits": bits[order]}
 
 
 def _fit(descriptors: np.ndarray) -> np.ndarray:
@@ -136,9 +131,10 @@ def _k_means(sample: np.ndarray, count: int) -> np.ndarray:
         return np.zeros((count, sample.shape[1]), np.float32)
     centres = np.ascontiguousarray(sample[np.arange(count) * len(sample) // count])
     for _ in range(ROUNDS):
-        member = _nearest(sample, centres)
+        member = _nearest(sample, centres)  # [n]
         order = np.argsort(member, kind="stable")
         filled, first = np.unique(member[order], return_index=True)
+        # Sums of whole numbers in float64 are exact in any order; a centre without members stays.
         sums = np.add.reduceat(sample[order], first, axis=0, dtype=np.float64)
         sizes = np.diff(np.append(first, len(sample)))
         centres[filled] = np.rint(sums / sizes[:, None])
@@ -147,7 +143,7 @@ def _k_means(sample: np.ndarray, count: int) -> np.ndarray:
 
 def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Number of the nearest of centres [k, d] for each of vectors [n, d]; the first, if several."""
-    squares = (centres**2).sum(axis=1)
+    squares = (centres**2).sum(axis=1)  # |v - c|^2 without |v|^2, the same for all centres
     steps = range(0, len(vectors), CHUNK // 10)
     pieces = [vectors[i : i + CHUNK // 10] @ (-2 * centres.T) + squares for i in steps]
     return np.concatenate([piece.argmin(axis=1) for piece in pieces])
@@ -160,6 +156,7 @@ def _file(descriptors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.
         _nearest(half, part)
         for half, part in zip((vectors[:, :64], vectors[:, 64:]), centres, strict=True)
     )
+    # [n, 128]: where in its word a descriptor lies; its bits are the sides of 64 planes
     rest = vectors - np.concatenate([centres[0][first], centres[1][second]], axis=1)
     signs = np.packbits(rest @ _directions() > 0, axis=1)
     return first * centres.shape[1] + second, signs.view(np.uint64)[:, 0]

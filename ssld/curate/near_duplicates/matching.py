@@ -52,7 +52,7 @@ not count as difference; a window with less than structure in both pictures does
 MIN_WINDOWS = 64
 """Fewer windows that count say nothing."""
 STRUCTURELESS = 20
-"""Protected images with fewer descriptors cannot be verified; their cosine decides."""
+"""Reference images with fewer descriptors cannot be verified; their cosine decides."""
 STRUCTURELESS_COSINE = 0.9
 """Of 60 photographs blurred until nothing was left to match, half of the edits have more, 4 of 300
 other blurred photographs and no ordinary one of 3,000."""
@@ -91,13 +91,13 @@ NO_MATCH = Match(0, False, None, None)
 
 def compare(query: Features, others: Sequence[Features]) -> list[Match]:
     """The query against each of the others; every answer is that of the pair alone."""
-    found = [NO_MATCH] * len(others)
+    best = [NO_MATCH] * len(others)
     for mirrored in (False, True):
         for i, pairs in enumerate(matches(query, others, mirrored)):
-            if len(pairs) > max(MIN_INLIERS - 1, found[i].inliers):  # else it cannot be better
+            if len(pairs) > max(MIN_INLIERS - 1, best[i].inliers):  # else it cannot be better
                 match, _ = _fit(query, others[i], pairs, mirrored)
-                found[i] = match if match.inliers > found[i].inliers else found[i]
-    return found
+                best[i] = match if match.inliers > best[i].inliers else best[i]
+    return best
 
 
 def inlier_points(query: Features, other: Features) -> tuple[np.ndarray, np.ndarray, Match]:
@@ -128,7 +128,7 @@ def verdicts(
         inliers: int [n].
         ncc: float [n], nan where there is none.
         cosine: float [n].
-        structureless: bool [n]: the protected image has fewer than `STRUCTURELESS` descriptors.
+        structureless: bool [n]: the reference image has fewer than `STRUCTURELESS` descriptors.
         policy: `copy`: the same photograph. `similar_view`: also another photograph of the same
             thing, as far as enough of its points moved together; not promised: of two frames of
             a film the next one is found, most later ones are not.
@@ -156,6 +156,7 @@ def matches(query: Features, others: Sequence[Features], mirrored: bool) -> list
     if not sum(counts) or not len(query.points):
         return [none] * len(others)
     descriptors = mirrored_descriptors(query.descriptors) if mirrored else query.descriptors
+    # All images side by side, [n, sum of counts]: one large matrix product, several small searches.
     squares = _squared_distances(descriptors, np.concatenate([o.descriptors for o in others]))
     starts = np.cumsum([0, *counts])
     return [
@@ -178,9 +179,9 @@ def _squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _mutual(squares: np.ndarray) -> np.ndarray:
     """The accepted pairs of one image: squared distances [n, m] -> int [k, 2]."""
     rows = np.arange(len(squares))
-    nearest = squares.argmin(axis=1)
+    nearest = squares.argmin(axis=1)  # [n]
     best = squares[rows, nearest]
-    squares[rows, nearest] = np.inf
+    squares[rows, nearest] = np.inf  # for a moment, since sorting for two would take far longer
     second = squares.min(axis=1)
     squares[rows, nearest] = best
     passed = np.flatnonzero(best < RATIO**2 * second)  # few, where nothing is in common
@@ -244,12 +245,14 @@ def correlation(
         -1 to 1, rounded; None where too little overlaps or has structure.
     """
     picture = query.thumbnail[:, ::-1] if mirrored else query.thumbnail
+    # px of the query's thumbnail -> of its frame -> of the other's frame -> of its thumbnail
     to_frame, from_frame = _thumbnail_to_frame(query), _thumbnail_to_frame(other)
     warp = (np.linalg.inv(from_frame) @ np.vstack([affine, [0, 0, 1]]) @ to_frame)[:2]
-    enlarged = float(np.sqrt(np.linalg.det(warp[:, :2])))
+    enlarged = float(np.sqrt(np.linalg.det(warp[:, :2])))  # the sharper one is made as coarse
     picture, still = _blurred(picture, 1 / enlarged), _blurred(other.thumbnail, enlarged)
     size = still.shape[1], still.shape[0]
     moved = cv2.warpAffine(picture, warp, size, flags=cv2.INTER_LINEAR)
+    # bool [h, w]: px that lie wholly within both; at an edge they are mixed with black
     covered = cv2.warpAffine(np.full_like(picture, 255), warp, size, flags=cv2.INTER_LINEAR) == 255
     left, right = _standardised(moved, covered), _standardised(still, covered)
     if left is None or right is None:
@@ -284,6 +287,7 @@ def _agreement(left: np.ndarray, right: np.ndarray, covered: np.ndarray) -> np.n
         summed = cv2.boxFilter(values, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
         return summed[covered] / members
 
+    # Means, variances and covariance of all windows at once, from box sums; [px that are covered].
     members = 1.0
     members = windowed(covered.astype(np.float64))
     mean_left, mean_right = windowed(left), windowed(right)

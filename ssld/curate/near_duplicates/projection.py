@@ -1,98 +1,80 @@
-"""How long it will take, said before it begins, from a few images of the gallery itself."""
+"""How long it will take, said before it begins, from a few images of the pool itself."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from ssld.curate.context import Work
 from ssld.curate.near_duplicates.matching import compare
+from ssld.curate.near_duplicates.shortlist import VIEWS
 from ssld.curate.near_duplicates.sift import Features, features
+from ssld.curate.select.score import Scorer
 from ssld.curate.sets.images import ImageSet
 from ssld.curate.sets.index import measure
 from ssld.data.decode import Unreadable
 from ssld.data.sources import read_address
-
-if TYPE_CHECKING:  # torch takes longer to import than a small gallery to curate without a teacher
-    from ssld.curate.select.score import Scorer
+from ssld.data.transforms import SquashView
 
 SAMPLE = 24
 """Images that are tried."""
+COMPARED = 8
+"""Of those, images that are compared."""
 CANDIDATES = 15
-"""Protected images that one is compared with, about."""
+"""Reference images that one is compared with, about."""
 
 
-def project(work: Work, sets: dict[str, ImageSet], scorer: Scorer | None) -> dict[str, float]:
-    """Hours of each stage, printed and logged; `duplicates` for all of the gallery, of which
-    `select` usually needs a part. Starting workers takes some seconds more."""
-    gallery, protected = sets["gallery"], sets["protected"]
-    data = _sample(gallery)
-    if not data or not work.main:
-        return {}
-    found: list[Features] = []
-    per_image = {
-        "index": _seconds(lambda: [measure(x) for x in data]) / len(data),
-        "features": _seconds(lambda: found.extend(map(features, data))) / len(data),
-    }
-    candidates = (found * CANDIDATES)[:CANDIDATES]
-    compared = [compare(each, candidates) for each in found[:1]]  # warm
-    seconds = _seconds(lambda: compared.extend(compare(each, candidates) for each in found[:8]))
-    per_image["compare"] = seconds / len(found[:8])
-    cores = work.processes.world * max(1, min(work.config.workers, os.cpu_count() or 1))
-    everything = sum(map(len, sets.values()))
-    hours = {
-        "index": everything * per_image["index"] / cores / 3600,
-        "duplicates": (
-            len(gallery) * (per_image["features"] + per_image["compare"])
-            + len(protected) * per_image["features"]
-        )
-        / cores
-        / 3600,
+def project(work: Work, sets: dict[str, ImageSet], scorer: Scorer | None) -> None:
+    """Print and log hours of each stage; `duplicates` for all of the pool, of which `select`
+    usually needs a part. Starting workers takes some seconds more."""
+    pool, reference = sets["gallery"], sets["protected"]
+    sample = _sample(pool) if work.main else {}
+    if not sample:
+        return
+    data, images = list(sample), list(sample.values())
+    candidates = (images * CANDIDATES)[:CANDIDATES]
+    compare(images[0], candidates)  # warm
+    index = _seconds_each(measure, data)
+    sift = _seconds_each(features, data)
+    matching = _seconds_each(lambda x: compare(x, candidates), images[:COMPARED])
+    cores = work.processes.world_size * max(1, min(work.config.workers, os.cpu_count() or 1))
+    seconds = {
+        "index": sum(map(len, sets.values())) * index / cores,
+        "duplicates": (len(pool) * (sift + matching) + len(reference) * sift) / cores,
     }
     if scorer:
-        hours["score"] = _score_hours(work, scorer, data, len(gallery), len(protected))
+        view = SquashView(scorer.network.input_size)
+        batch = torch.stack([view(x) for x in data])
+        scorer(batch)  # warm
+        score = _seconds_each(scorer, [batch]) / len(data)
+        seconds["score"] = (len(pool) + VIEWS * len(reference)) * score / work.processes.world_size
+    hours = {name: x / 3600 for name, x in seconds.items()}
     work.log(stage="projected", hours={name: round(x, 6) for name, x in hours.items()})
-    said = ", ".join(f"{name} {_span(x)}" for name, x in hours.items())
-    work.say(f"projected for {len(gallery):,} images: {said} (duplicates: if all are looked at)")
-    return hours
+    spans = ", ".join(
+        f"{name} {x:.1f} h" if x >= 1 else f"{name} {x * 60:.1f} min" for name, x in hours.items()
+    )
+    work.say(f"projected for {len(pool):,} images: {spans} (duplicates: if all are looked at)")
 
 
-def _score_hours(
-    work: Work, scorer: Scorer, data: list[bytes], gallery: int, protected: int
-) -> float:
-    import torch
-
-    from ssld.curate.near_duplicates.shortlist import VIEWS
-    from ssld.data.transforms import SquashView
-
-    view = SquashView(scorer.network.input_size)
-    images = torch.stack([view(x) for x in data])
-    scorer(images)  # warm
-    seconds = _seconds(lambda: scorer(images)) / len(data)
-    return (gallery + VIEWS * protected) * seconds / work.processes.world / 3600
+def _sample(pool: ImageSet) -> dict[bytes, Features]:
+    """Encoded images, evenly spread; those that cannot be read are left out."""
+    sample = {}
+    for row in np.unique(np.arange(SAMPLE) * len(pool) // SAMPLE).tolist():
+        with contextlib.suppress(OSError, Unreadable):
+            data = read_address(pool.address(row))
+            sample[data] = features(data)
+    return sample
 
 
-def _sample(gallery: ImageSet) -> list[bytes]:
-    found = []
-    for row in np.unique(np.arange(SAMPLE) * len(gallery) // SAMPLE).tolist():
-        try:
-            data = read_address(gallery.address(row))
-            features(data)
-            found.append(data)
-        except (OSError, Unreadable):
-            continue
-    return found
-
-
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds_each(job: Callable[[Any], object], items: list[Any]) -> float:
+    """Of `job`, per item."""
     begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
-
-
-def _span(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+    for item in items:
+        job(item)
+    return (time.perf_counter() - begun) / len(items)

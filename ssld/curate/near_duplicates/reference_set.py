@@ -1,8 +1,8 @@
-"""The protected set as workers use it: one folder of arrays, mapped into memory.
+"""The reference set as workers use it: one folder of arrays, mapped into memory.
 
-Gallery images stream by. The main process asks `shortlist` for a whole chunk at once (one search
-on its GPU), workers `examine` batches; both are functions of one gallery image and the protected
-set, whatever else is in the chunk.
+Images of the pool stream by. The main process asks `shortlist` for a whole chunk at once (one
+search on its GPU), workers `examine` batches; both are functions of one image of the pool and the
+reference set, whatever else is in the chunk.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ from pathlib import Path
 
 import numpy as np
 
-from ssld.curate.near_duplicates.hamming_embedding import Votes, index
-from ssld.curate.near_duplicates.matching import DECIMALS, STRUCTURELESS, Match, compare
+from ssld.curate.near_duplicates.hamming_embedding import HammingEmbedding, index
+from ssld.curate.near_duplicates.matching import DECIMALS, STRUCTURELESS, compare
 from ssld.curate.near_duplicates.shortlist import Shortlist, Whitening, best, search
 from ssld.curate.near_duplicates.sift import THUMBNAIL_PX, Features
 
-AT_ONCE = 8192
+WHITENED_AT_ONCE = 8192
 """Vectors that are whitened together, for the sake of memory."""
-BY_TEACHER = 10
-"""Protected images looked at per gallery image for the sake of the teacher's embedding."""
-BY_VOTES = 5
+TEACHER_CANDIDATES = 10
+"""Reference images looked at per image of the pool for the sake of the teacher's embedding."""
+VOTE_CANDIDATES = 5
 """The same for votes of descriptors, beside a teacher."""
-BY_VOTES_ALONE = 10
+VOTE_CANDIDATES_ALONE = 10
 """And without."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A gallery image examined against a protected one."""
+    """An image of the pool examined against one of the reference set."""
 
     image: int
     """Place in the batch."""
-    protected: int
+    number: int
+    """Of the reference image."""
     cosine: float
-    """Of whitened teacher embeddings, the best over the protected image's views, also for pairs
-    that votes found. Without a teacher the share of votes (`votes.Votes.of`), 0 to about 1."""
+    """Of whitened teacher embeddings, the best over the reference image's views, also for pairs
+    that votes found. Without a teacher the share of votes (`HammingEmbedding.votes`), 0 to about 1.
+    """
     inliers: int
     mirrored: bool
     affine: tuple[float, ...] | None
@@ -45,8 +47,8 @@ class Pair:
     """The last four as in `matching.Match`."""
 
 
-class ProtectedSet:
-    """Everything about the protected images, opened memory-mapped.
+class ReferenceSet:
+    """Everything about the reference images, opened memory-mapped.
 
     Args:
         folder: one that `build` wrote.
@@ -61,7 +63,7 @@ class ProtectedSet:
         self._teacher, self._by_teacher = self._open_teacher()
         names = ("centres", "starts", "owners", "bits")
         arrays = {name: self._open(f"votes_{name}") for name in names}
-        self._votes = Votes(arrays, len(self._starts) - 1)
+        self._embedding = HammingEmbedding(arrays, len(self._starts) - 1)
         self.structureless: np.ndarray = np.diff(self._starts) < STRUCTURELESS
         """bool [n]: too few descriptors to verify anything."""
 
@@ -82,11 +84,11 @@ class ProtectedSet:
     @staticmethod
     def build(
         folder: Path, features: Iterable[Features], embeddings: np.ndarray | None
-    ) -> ProtectedSet:
+    ) -> ReferenceSet:
         """Write the folder, the same bytes for the same input.
 
         Args:
-            features: of each protected image.
+            features: of each reference image.
             embeddings: float [n, v, d], the teacher's of each image's `shortlist.views`; None
                 without a teacher, which leaves the votes of descriptors alone.
         """
@@ -98,10 +100,10 @@ class ProtectedSet:
             arrays |= _teacher(embeddings)
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-        return ProtectedSet(folder)
+        return ReferenceSet(folder)
 
     def features(self, number: int) -> Features:
-        """Of one protected image."""
+        """Of one reference image."""
         rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
         height, width = self._thumbnail_sizes[number]
         thumbnail = np.array(self._thumbnails[number, :height, :width])
@@ -122,12 +124,12 @@ class ProtectedSet:
         return self._by_teacher.apply(embeddings)
 
     def shortlist(self, embeddings: np.ndarray) -> Shortlist:
-        """The teacher's candidates of a chunk of gallery images, as `whiten` takes them."""
+        """The teacher's candidates of a chunk of images of the pool, as `whiten` takes them."""
         vectors = self.whiten(embeddings)
         assert self._teacher is not None
         count, per_image, width = self._teacher.shape
         flat = self._teacher.reshape(count * per_image, width)
-        return Shortlist(vectors, search(vectors, flat, per_image, BY_TEACHER))
+        return Shortlist(vectors, search(vectors, flat, per_image, TEACHER_CANDIDATES))
 
     def examine(self, images: Sequence[Features | None], shortlist: Shortlist | None) -> list[Pair]:
         """Every shortlisted pair of a batch, compared.
@@ -140,20 +142,22 @@ class ProtectedSet:
         for i, image in enumerate(images):
             if image is None:
                 continue
-            votes = self._votes.of(image.descriptors)
+            votes = self._embedding.votes(image.descriptors)
             if shortlist is None:
-                numbers = np.sort(best(votes, BY_VOTES_ALONE))
+                numbers = np.sort(best(votes, VOTE_CANDIDATES_ALONE))
                 cosines = votes[numbers]
             else:
-                numbers = np.union1d(best(votes, BY_VOTES), shortlist.numbers[i])
+                numbers = np.union1d(best(votes, VOTE_CANDIDATES), shortlist.numbers[i])
                 cosines = self._cosines(shortlist.vectors[i], numbers)
-            found = compare(image, [self.features(int(number)) for number in numbers])
-            for number, cosine, match in zip(numbers, cosines, found, strict=True):
-                pairs.append(_pair(i, int(number), cosine, match))
+            matched = compare(image, [self.features(int(number)) for number in numbers])
+            for number, cosine, match in zip(numbers, cosines, matched, strict=True):
+                # Rounded vectors can be a little longer than 1.
+                rounded = round(min(float(cosine), 1.0), DECIMALS)
+                pairs.append(Pair(i, int(number), rounded, **vars(match)))
         return pairs
 
     def _cosines(self, vector: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Of a whitened embedding [d] with the best view of each of the protected images."""
+        """Of a whitened embedding [d] with the best view of each of the reference images, [n]."""
         assert self._teacher is not None
         return (self._teacher[numbers] @ vector).max(axis=1, initial=-1)
 
@@ -179,15 +183,10 @@ def _teacher(embeddings: np.ndarray) -> dict[str, np.ndarray]:
     """Whitened vectors [n, v, k] of embeddings [n, v, d], with what whitened them."""
     flat = embeddings.reshape(-1, embeddings.shape[-1])
     whitening = Whitening.fit(flat)
-    steps = range(0, len(flat), AT_ONCE)
-    whitened = np.concatenate([whitening.apply(flat[i : i + AT_ONCE]) for i in steps])
+    steps = range(0, len(flat), WHITENED_AT_ONCE)
+    whitened = np.concatenate([whitening.apply(flat[i : i + WHITENED_AT_ONCE]) for i in steps])
     return {
         "teacher": whitened.reshape(*embeddings.shape[:2], -1),
         "teacher_mean": whitening.mean,
         "teacher_directions": whitening.directions,
     }
-
-
-def _pair(image: int, protected: int, cosine: float, match: Match) -> Pair:
-    rounded = round(min(float(cosine), 1.0), DECIMALS)  # rounded vectors can be a little long
-    return Pair(image, protected, rounded, match.inliers, match.mirrored, match.affine, match.ncc)

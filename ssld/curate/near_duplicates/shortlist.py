@@ -1,4 +1,4 @@
-"""Vectors whose cosine says which protected images are worth a close look, and the search.
+"""Vectors whose cosine says which reference images are worth a close look, and the search.
 
 Whitening: Jegou and Chum 2012, "Negative evidences and co-occurrences in image retrieval: the
 benefit of PCA and whitening" (ECCV), section 2.
@@ -31,12 +31,12 @@ MAX_GPU_DEPTH = 2048
 TINY = 1e-12
 """Keeps zero over zero zero."""
 VIEWS = 12
-"""Per protected image. Without them 99.87 instead of 100 % of edited copies were among the first 10
+"""Per reference image. Without them 99.87 instead of 100 % of edited copies were among the first 10
 of 596, without the one on a canvas 99.94."""
 
 
 def views(pixels: np.ndarray, size: int) -> np.ndarray:
-    """What an edited copy of a protected image may look like to a classifier.
+    """What an edited copy of a reference image may look like to a classifier.
 
     Args:
         pixels: uint8 [h, w, 3].
@@ -86,7 +86,7 @@ def _on_canvas(whole: np.ndarray, share: float) -> np.ndarray:
 
 
 class Whitening:
-    """Makes directions in which protected images differ little count like those with much.
+    """Makes directions in which reference images differ little count like those with much.
 
     Args:
         mean: float64 [d].
@@ -98,7 +98,7 @@ class Whitening:
 
     @staticmethod
     def fit(vectors: np.ndarray, dimensions: int = DIMENSIONS) -> Whitening:
-        """Of vectors [n, d] of the protected set alone: no gallery image has a say."""
+        """Of vectors [n, d] of the reference set alone: no image of the pool has a say."""
         sample = vectors[evenly(len(vectors), FIT_ROWS)].astype(np.float64)
         mean = sample.mean(axis=0)
         variances, axes = _principal_axes(sample - mean, dimensions)
@@ -119,25 +119,25 @@ class Whitening:
 def _principal_axes(centred: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Variances [k], largest first, and axes [d, k] of rows [n, d], 1 <= k <= count."""
     n, d = centred.shape
-    small = centred.T @ centred if d <= n else centred @ centred.T
+    small = centred.T @ centred if d <= n else centred @ centred.T  # [min(n, d), min(n, d)]
     variances, axes = np.linalg.eigh(small / n)
     keep = np.argsort(-variances, kind="stable")[:count]
     positive = variances[keep] > 1e-10 * variances.max()
     keep = keep[positive] if positive.any() else keep[:1]
     variances, axes = variances[keep], axes[:, keep]
-    if d > n:
+    if d > n:  # eigenvectors of the small matrix, turned into those of the large one
         axes = centred.T @ axes / np.sqrt(np.maximum(n * variances, TINY))
     return variances, axes
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """For each of b gallery images the protected images to look at; picklable, `[a:b]` slices."""
+    """For each of b images of the pool the reference images to look at; picklable."""
 
     vectors: np.ndarray
     """float32 [b, d]: whitened."""
     numbers: np.ndarray
-    """int64 [b, k]: protected images, best first."""
+    """int64 [b, k]: reference images, best first."""
 
     def __getitem__(self, rows: slice | np.ndarray) -> Shortlist:
         return Shortlist(self.vectors[rows], self.numbers[rows])
@@ -197,6 +197,7 @@ def _gpu():
 
 
 def _distinct(scores: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
+    """The best `count` different numbers in `images` [depth]."""
     order = np.lexsort((images, -scores))
     _, first = np.unique(images[order], return_index=True)
     return images[order][np.sort(first)][:count]

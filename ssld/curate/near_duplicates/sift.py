@@ -63,12 +63,12 @@ def features(data: bytes) -> Features:
 def features_of(pixels: np.ndarray) -> Features:
     """Features of decoded pixels, uint8 [h, w, 3]."""
     grey = _within(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), FRAME_PX)
-    keypoints, found = _sift().detectAndCompute(grey, None)  # type: ignore[call-overload]
+    keypoints, raw = _sift().detectAndCompute(grey, None)  # type: ignore[call-overload]
     points, descriptors = np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8)
     if keypoints:
         chosen = _spread(keypoints)[:DESCRIPTORS]
         points = np.array([keypoints[i].pt for i in chosen], np.float32)
-        descriptors = root_sift(found[chosen])
+        descriptors = root_sift(raw[chosen])
     thumbnail = _within(grey, THUMBNAIL_PX, enlarge=False)
     return Features(points, descriptors, thumbnail, (grey.shape[1], grey.shape[0]))
 
@@ -98,6 +98,7 @@ def _spread(keypoints: Sequence[cv2.KeyPoint]) -> np.ndarray:
     x, y = np.array([keypoint.pt for keypoint in keypoints]).T
     size, angle = np.array([(keypoint.size, keypoint.angle) for keypoint in keypoints]).T
     cell = (y // CELL_PX) * FRAME_PX + x // CELL_PX
+    # rank 1 for the strongest of each cell, 2 for the next: int [n]
     by_cell = np.lexsort((angle, size, y, x, -response, cell))
     _, first, members = np.unique(cell[by_cell], return_index=True, return_counts=True)
     rank = np.empty(len(response))

@@ -85,14 +85,14 @@ function overlay(pair) {
 }
 
 function facts(pair) {
-  const said = [];
-  if (pair.exact) said.push(`the same ${pair.exact}`);
-  if (pair.inliers || !pair.exact) said.push(many(pair.inliers, "inlier"));
-  if (!pair.exact) said.push(pair.ncc === null ? "no NCC" : `NCC ${pair.ncc.toFixed(2)}`);
-  if (pair.cosine !== null) said.push(`cosine ${pair.cosine.toFixed(2)}`);
-  if (pair.mirrored) said.push("mirrored");
-  if (pair.by_cosine) said.push("not decided by inliers");
-  return said.join(", ");
+  const words = [];
+  if (pair.exact) words.push(`the same ${pair.exact}`);
+  if (pair.inliers || !pair.exact) words.push(many(pair.inliers, "inlier"));
+  if (!pair.exact) words.push(pair.ncc === null ? "no NCC" : `NCC ${pair.ncc.toFixed(2)}`);
+  if (pair.cosine !== null) words.push(`cosine ${pair.cosine.toFixed(2)}`);
+  if (pair.mirrored) words.push("mirrored");
+  if (pair.by_cosine) words.push("not decided by inliers");
+  return words.join(", ");
 }
 
 function card(pair, roles, ...tools) {
@@ -102,7 +102,7 @@ function card(pair, roles, ...tools) {
   const verdict = element("span", { class: `pill ${pair.verdict}` }, pair.verdict);
   const words = element("div", { class: "words" }, element("p", {}, verdict, ` ${facts(pair)}`));
   if (pair.overridden) {
-    words.append(element("p", { class: "said" }, "decided by overrides.jsonl"));
+    words.append(element("p", { class: "decision" }, "decided by overrides.jsonl"));
   }
   pair.names.forEach((name, i) => {
     const line = element("p", { class: "name" }, element("b", {}, roles[i]), ` ${name}`);
@@ -201,10 +201,10 @@ function recounted() {
 function showCount() {
   const { images, more, selected, fewer } = recounted();
   const counts = `${images.toLocaleString("en")} gallery ${images === 1 ? "image is a near-duplicate" : "images are near-duplicates"}`;
-  let said = `At these thresholds ${counts} (now ${data.recount.now.toLocaleString("en")})`;
-  if (more) said += `; ${many(more, "image")} more, ${selected.toLocaleString("en")} of them selected`;
-  if (fewer) said += `; ${many(fewer, "image")} fewer`;
-  document.getElementById("count").textContent = `${said}.`;
+  let text = `At these thresholds ${counts} (now ${data.recount.now.toLocaleString("en")})`;
+  if (more) text += `; ${many(more, "image")} more, ${selected.toLocaleString("en")} of them selected`;
+  if (fewer) text += `; ${many(fewer, "image")} fewer`;
+  document.getElementById("count").textContent = `${text}.`;
 }
 
 function slider(name, text, low, high, shown) {
@@ -255,9 +255,9 @@ const FILTERS = {
 const view = { filter: "all pairs", first: 0 };
 
 function tools(pair) {
-  const said = judged(pair);
+  const given = judged(pair);
   const choice = (word, verdict) => {
-    const attributes = { class: verdict, "aria-pressed": String(said === verdict) };
+    const attributes = { class: verdict, "aria-pressed": String(given === verdict) };
     const work = () => {
       judge(pair, verdict);
       showPairs();
@@ -268,7 +268,7 @@ function tools(pair) {
   made.append(choice("Approve", pair.verdict), choice("Reject", OTHER[pair.verdict]));
   const then = verdictAt(pair, limits);
   if (then === pair.verdict) return [made];
-  return [element("p", { class: "said" }, `at these thresholds: ${then}`), made];
+  return [element("p", { class: "decision" }, `at these thresholds: ${then}`), made];
 }
 
 function showPairs() {

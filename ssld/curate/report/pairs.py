@@ -30,7 +30,7 @@ MOST_INLIERS = 60
 NO_NCC = -1
 """In hundredths, below any threshold."""
 
-SAID = ("inliers", "mirrored", "exact", "verdict", "overridden", "fixed", "by_cosine")
+AS_STORED = ("inliers", "mirrored", "exact", "verdict", "overridden", "fixed", "by_cosine")
 """Of a pair, as they are."""
 
 Row = dict[str, Any]
@@ -104,10 +104,10 @@ def least_certain(pairs: pa.Table, evidence: Evidence) -> list[Row]:
     halves.append(others[: SHOWN - sum(map(len, halves))])
     overridden = order[evidence.overridden[order]][:SHOWN_OVERRIDDEN]
     shown = order[np.isin(order, np.concatenate([*halves, overridden]))]
-    found = pairs.take(pa.array(shown))
+    rows = pairs.take(pa.array(shown))
     for name in ("fixed", "by_cosine"):
-        found = found.append_column(name, pa.array(getattr(evidence, name)[shown]))
-    return found.to_pylist()
+        rows = rows.append_column(name, pa.array(getattr(evidence, name)[shown]))
+    return rows.to_pylist()
 
 
 def recount(pairs: pa.Table, evidence: Evidence, selected: set[str]) -> Row:
@@ -132,8 +132,8 @@ def recount(pairs: pa.Table, evidence: Evidence, selected: set[str]) -> Row:
             points.setdefault(gallery[i], []).append((int(inliers[i]), max(NO_NCC, int(ncc[i]))))
     alike: Counter[tuple] = Counter()
     chosen: Counter[tuple] = Counter()
-    for location, found in points.items():
-        best = tuple(_unbeaten(found))
+    for location, of_image in points.items():
+        best = tuple(_unbeaten(of_image))
         alike[best] += 1
         chosen[best] += location in selected
     return {
@@ -152,11 +152,11 @@ def recount(pairs: pa.Table, evidence: Evidence, selected: set[str]) -> Row:
 
 
 def _unbeaten(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+    best: list[tuple[int, int]] = []
     for inliers, ncc in sorted(points, reverse=True):
-        if not found or ncc > found[-1][1]:
-            found.append((inliers, ncc))
-    return found
+        if not best or ncc > best[-1][1]:
+            best.append((inliers, ncc))
+    return best
 
 
 class Album:
@@ -171,7 +171,7 @@ class Album:
         """A row of pairs or inside as `page.js` draws it: pictures by number, lines between
         matched points as [x, y, x, y], and the map of the left picture onto the right one."""
         (picture, query), (_, other) = map(self._pictures.of_frame, (row[left], row[right]))
-        drawn = {key: row.get(key) for key in SAID}
+        drawn = {key: row.get(key) for key in AS_STORED}
         drawn |= {"names": [row[left], row[right]], "lines": []}
         drawn["pictures"] = [self._number(row[left]), self._number(row[right])]
         drawn["cosine"], drawn["ncc"] = _rounded(row["cosine"]), _rounded(row["ncc"])
@@ -210,19 +210,31 @@ def _of_picture(
     return [round(x, 5) for x in (a, b, c, d, e, f)]
 
 
+def overview(curation: Curation) -> Row:
+    """What the page says of the pairs in words."""
+    if curation.pairs is None:
+        return {}
+    return {
+        "found": len(curation.pairs),
+        "compared": f"{curation.compared:,}",
+        "shown": SHOWN,
+        "overrides": str(curation.out / "overrides.jsonl"),
+    }
+
+
 def data(curation: Curation, pictures: Pictures) -> Row:
     """Everything that `page.js` needs."""
-    album, found = Album(pictures), {"pairs": [], "recount": None}
+    album, shown = Album(pictures), {"pairs": [], "recount": None}
     if curation.pairs is not None:
         rule = Rule(curation.setting("duplicates", "policy", "copy"))
         evidence = Evidence(curation.pairs, curation.manifest.get("structureless", []), rule)
-        shown = least_certain(curation.pairs, evidence)
-        found["pairs"] = [album.draw(row, "gallery", "protected") for row in shown]
-        found["recount"] = recount(curation.pairs, evidence, _selected(curation))
+        pairs = least_certain(curation.pairs, evidence)
+        shown["pairs"] = [album.draw(row, "gallery", "protected") for row in pairs]
+        shown["recount"] = recount(curation.pairs, evidence, _selected(curation))
     inside = curation.rows("inside", INSIDE.names, pc.field("verdict") == "duplicate")
     inside.sort(key=lambda row: (row["inliers"], row["gallery"], row["kept"]))
-    found["inside"] = [album.draw(row, "gallery", "kept") for row in inside[:SHOWN_INSIDE]]
-    return found | {"pictures": album.stored, "overrides": previous_overrides(curation)}
+    shown["inside"] = [album.draw(row, "gallery", "kept") for row in inside[:SHOWN_INSIDE]]
+    return shown | {"pictures": album.stored, "overrides": previous_overrides(curation)}
 
 
 def _selected(curation: Curation) -> set[str]:
@@ -234,11 +246,11 @@ def _selected(curation: Curation) -> set[str]:
 
 def previous_overrides(curation: Curation) -> list[Row]:
     """The lines of overrides.jsonl that are whole: an exported file must not lose them."""
-    path, keys, found = curation.out / "overrides.jsonl", ("gallery", "protected", "verdict"), []
+    path, overrides = curation.out / "overrides.jsonl", []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line.decode("utf-8"))
-            found.append({key: str(row[key]) for key in keys})
+            overrides.append({key: str(row[key]) for key in ("gallery", "protected", "verdict")})
         except (ValueError, TypeError, LookupError, RecursionError):
             continue  # the next `ssld curate` refuses it by its line
-    return found
+    return overrides

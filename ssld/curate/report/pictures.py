@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
-import numpy as np
-from PIL import Image
 
 from ssld.curate.near_duplicates.sift import FRAME_PX, Features, features
 from ssld.data.decode import Unreadable, decode, image_size
+from ssld.report.page import pixels_uri
 
 THUMB_PX = 112
 """Longer side of a picture in a table."""
@@ -49,14 +45,12 @@ class Pictures:
         self._read = read
         self.of_frame = lru_cache(512)(self._of_frame)
 
-    def thumb(self, location: str) -> str:
-        """An element of a page."""
+    def thumbnail(self, location: str) -> Picture:
+        """A picture for a table."""
         try:
-            picture = _small(self._read(location), THUMB_PX)
+            return _small(self._read(location), THUMB_PX)
         except GONE as error:
-            return f'<span class="gone">{html.escape(_why(error))}</span>'
-        name = html.escape(location)
-        return f'<img class="thumb" alt="{name}" title="{name}" src="{picture.uri}">'
+            return Picture("", THUMB_PX, THUMB_PX, _why(error))
 
     def _of_frame(self, location: str) -> tuple[Picture, Features | None]:
         """A picture whose px are those of the frame in which its features lie."""
@@ -69,21 +63,16 @@ class Pictures:
 
 
 def _why(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"cannot be read now: {' '.join(said.split()) or type(error).__name__}"
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot be read now: {' '.join(why.split()) or type(error).__name__}"
 
 
 def _small(data: bytes, longer_px: int) -> Picture:
-    found = max(image_size(data))
-    pixels = decode(data, reduce=next((r for r in (8, 4, 2) if found >= longer_px * r), 1))
+    longer = max(image_size(data))
+    pixels = decode(data, reduce=next((r for r in (8, 4, 2) if longer >= longer_px * r), 1))
     height, width = pixels.shape[:2]
     scale = longer_px / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return Picture(_jpeg(cv2.resize(pixels, size, interpolation=method)), *size)
-
-
-def _jpeg(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small = cv2.resize(pixels, size, interpolation=method)
+    return Picture(pixels_uri(small, "JPEG", quality=QUALITY), *size)

@@ -1,19 +1,19 @@
-"""Sections of a curation's report that count: by set, by protected image, by class."""
+"""What `page.html` counts: by stage, by set, by protected image, by class. Each value is empty
+where its section has nothing to show."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import yaml
 
-from ssld.curate.report.pictures import Pictures
-from ssld.curate.report.tables import Curation, rows
-from ssld.curate.tables import REASONS
-from ssld.report import page
+from ssld.curate.report.tables import Curation
+from ssld.curate.tables import REASONS, rows
+from ssld.report import page, plots
 
 MOST_HITS = 20
 """Protected images in the table."""
@@ -25,179 +25,190 @@ SAMPLED = 9
 MOST_UNREADABLE = 200
 OF_CLASSES = ("protected", "labeled", "excluded_key", "copy", "inside")
 """Reasons that say something about a class; the others are what selecting means."""
+SHADES = dict(zip(OF_CLASSES, plots.COLOURS[1:], strict=False))
+Rows = list[list[str]]
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Of cells that are HTML; scrolls in a box of its own."""
-    body = "".join(f"<tr><th>{x[0]}</th><td>{'</td><td>'.join(x[1:])}</td></tr>" for x in lines)
-    top = "".join(f"<th>{escape(x)}</th>" for x in head)
-    return f'<div class="scroll" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
+def count(number: int, noun: str) -> str:
+    """As text."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def leakage(curation: Curation) -> str:
+def stages(curation: Curation) -> Sequence[page.Bar]:
+    """Bars: how many images of the gallery each stage left."""
+    left = curation.files.get("gallery", 0)
+    if not left:
+        return []
+    blue, green = plots.COLOURS[0], plots.COLOURS[2]
+    bars = [(["in the gallery", "", f"{left:,}"], [(left, blue)])]
+    dropped = {"unreadable": curation.unreadable.get("gallery", 0)}
+    if curation.has("dropped"):
+        dropped |= curation.dropped_for
+    elif curation.pairs is not None:
+        dropped["protected"] = curation.near_duplicates
+    for reason, images in dropped.items():
+        if images:
+            left -= images
+            name = REASONS.get(reason, reason)
+            bars.append(([name, f"-{images:,}", f"{left:,}"], [(left, blue)]))
+        if reason == "unreadable" and curation.scored:
+            scored = curation.scored
+            bars.append((["scored by the teacher", "", f"{scored:,}"], [(scored, blue)]))
+    if curation.has("selected"):
+        kept = sum(curation.selected.values())
+        bars.append((["selected", "", f"{kept:,}"], [(kept, green)]))
+    return bars
+
+
+def leakage(curation: Curation) -> dict[str, Any]:
     """Each set against each other one."""
-    found = {(x["a"], x["b"]): x for x in curation.manifest.get("leakage") or []}
-    if not found:
-        return ""
-    names = list(dict.fromkeys(name for pair in found for name in pair))
+    known = {(x["a"], x["b"]): x for x in curation.manifest.get("leakage") or []}
+    names = list(dict.fromkeys(name for pair in known for name in pair))
 
     def cell(a: str, b: str) -> str:
-        row = found.get((a, b)) or found.get((b, a))
+        row = known.get((a, b)) or known.get((b, a))
         if row is None:
-            return "&nbsp;" if a == b else "not compared"
+            return "" if a == b else "not compared"
         near = "not looked for" if row["near"] is None else f"{row['near']:,}"
         return f"{row['exact']:,} exact, near: {near}"
 
-    lines = [[escape(a), *(cell(a, b) for b in names)] for a in names]
-    note = "Exact: the same bytes or pixels. Near: edits of the same picture."
-    return f'<p class="note">{note}</p>{_table(["", *names], lines)}'
+    table = [[a, *(cell(a, b) for b in names)] for a in names]
+    return {"head": ["", *names], "rows": table} if table else {}
 
 
-def by_protected(curation: Curation, pictures: Pictures) -> str:
+def by_protected(curation: Curation) -> dict[str, Any]:
     """Protected images by how many gallery images were found to be near-duplicates of them."""
     if curation.pairs is None:
-        return ""
-    found = curation.pairs.filter(pc.field("verdict") == "duplicate")
-    counts = Counter(found["protected"].to_pylist())
-    if not counts:
-        return "<p>No gallery image is a near-duplicate of a protected one.</p>"
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_HITS]
-    hits: dict[str, list[str]] = {location: [] for location, _ in most}
-    pairs = zip(found["protected"].to_pylist(), found["gallery"].to_pylist(), strict=True)
-    for protected, gallery in sorted(pairs):
-        if len(hits.get(protected, [""] * EXAMPLES)) < EXAMPLES:
-            hits[protected].append(gallery)
-    lines = [
-        [
-            escape(location),
-            pictures.thumb(location),
-            f"{count:,}",
-            f'<div class="thumbs">{"".join(map(pictures.thumb, hits[location]))}</div>',
-        ]
-        for location, count in most
-    ]
-    of = f"{len(counts):,} of {curation.files.get('protected', 0):,} protected images have some."
-    return f'<p class="note">{of}</p>' + _table(["protected", "", "found", "for example"], lines)
+        return {}
+    duplicates = curation.pairs.filter(pc.field("verdict") == "duplicate")
+    hits: dict[str, list[str]] = {}
+    for pair in duplicates.select(["protected", "gallery"]).to_pylist():
+        hits.setdefault(pair["protected"], []).append(pair["gallery"])
+    most = sorted(hits.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_HITS]
+    protected = curation.files.get("protected", 0)
+    return {
+        "note": f"{len(hits):,} of {protected:,} protected images have some.",
+        "rows": [(name, f"{len(images):,}", sorted(images)[:EXAMPLES]) for name, images in most],
+    }
 
 
-def by_class(curation: Curation) -> str:
+def by_class(curation: Curation) -> dict[str, Any]:
     """Classes from which most was taken out, by reason."""
-    found: dict[int, dict[str, int]] = {}
-    for (reason, number), count in curation.dropped.items():
+    dropped: dict[int, dict[str, int]] = {}
+    for (reason, number), images in curation.dropped.items():
         if number is not None and reason in OF_CLASSES:
-            found.setdefault(number, {})[reason] = count
-    if not found:
-        return ""
-    order = sorted(found, key=lambda number: (-sum(found[number].values()), number))
-    shades: dict[str, str] = dict(zip(OF_CLASSES, page.COLOURS[1:], strict=False))
-    lines = [
-        (
-            [curation.class_name(number), f"{sum(found[number].values()):,}"],
-            [(found[number].get(reason, 0), shade) for reason, shade in shades.items()],
-        )
-        for number in order[:MOST_CLASSES]
-    ]
-    used = [reason for reason in OF_CLASSES if any(reason in x for x in found.values())]
-    legend = "".join(
-        f'<span><i style="background:{shades[reason]}"></i>{escape(REASONS[reason])}</span>'
-        for reason in used
-    )
-    which = f"the {MOST_CLASSES} most affected of " if len(found) > MOST_CLASSES else ""
-    note = f"By the class that the teacher sees; {which}{len(found):,} classes."
-    said = f'<p class="note">{note}</p><p class="legend">{legend}</p>'
-    return said + page.bars(lines, ["class", "images"])
+            dropped.setdefault(number, {})[reason] = images
+    if not dropped:
+        return {}
+    order = sorted(dropped, key=lambda number: (-sum(dropped[number].values()), number))
+    which = f"the {MOST_CLASSES} most affected of " if len(dropped) > MOST_CLASSES else ""
+    used = set().union(*dropped.values())
+    return {
+        "note": f"By the class that the teacher sees; {which}{len(dropped):,} classes.",
+        "legend": [(REASONS[reason], shade) for reason, shade in SHADES.items() if reason in used],
+        "rows": [
+            (
+                [curation.class_name(number), f"{sum(dropped[number].values()):,}"],
+                [(dropped[number].get(reason, 0), shade) for reason, shade in SHADES.items()],
+            )
+            for number in order[:MOST_CLASSES]
+        ],
+    }
 
 
-def achieved(curation: Curation) -> str:
+def achieved(curation: Curation) -> dict[str, Any]:
     """How many images each class got, beside k."""
     known = curation.manifest.get("achieved_k") if curation.has("selected") else None
     counts = curation.selected if known is None else dict(enumerate(known))
     if not counts:
-        return ""
+        return {}
     k = curation.setting("select", "k", None)
     ordered = np.sort(list(counts.values()))[::-1]
-    figure = page.new_figure()
-    plot = page.axes(figure, "classes, the fullest first")
-    plot.stairs(ordered, fill=True, color=page.COLOURS[0])
+    figure = plots.new_figure()
+    plot = plots.axes(figure, "classes, the fullest first")
+    plot.stairs(ordered, fill=True, color=plots.COLOURS[0])
     plot.set_xlim(0, len(ordered))
     plot.locator_params(integer=True)
     plot.set_ylim(0, 1.08 * max(k or 0, int(ordered[0]), 1))
     if k is not None:
         plot.axhline(k, color="#1b1f24", lw=1, ls="--")
-    drawn = page.drawn("images per class" + (f"; dashed: k = {k:,}" if k else ""), figure)
-    return f"{_shortness(curation, counts, k)}<div class='row'>{drawn}</div>"
+    caption = "images per class" + (f"; dashed: k = {k:,}" if k else "")
+    return {"note": _short_of(curation, counts, k), "figure": page.plot(caption, figure)}
 
 
-def _shortness(curation: Curation, counts: dict[int, int], k: int | None) -> str:
+def _short_of(curation: Curation, counts: dict[int, int], k: int | None) -> str:
     if k is None:
         return ""
-    short = sorted((count, number) for number, count in counts.items() if count < k)
+    short = sorted((images, number) for number, images in counts.items() if images < k)
     if not short:
-        return f"<p>All {len(counts):,} classes have {k:,} images.</p>"
-    empty = sum(not count for count, _ in short)
-    named = ", ".join(f"{curation.class_name(n)} ({count:,})" for count, n in short[:MOST_CLASSES])
+        return f"All {len(counts):,} classes have {k:,} images."
+    empty = sum(not images for images, _ in short)
+    names = ", ".join(
+        f"{curation.class_name(n)} ({images:,})" for images, n in short[:MOST_CLASSES]
+    )
     more = f" and {len(short) - MOST_CLASSES:,} more" if len(short) > MOST_CLASSES else ""
     return (
-        f"<p>{len(counts) - len(short):,} of {len(counts):,} classes have {k:,} images. "
-        f"{len(short):,} are short, {empty:,} of them empty: {escape(named)}{more}.</p>"
+        f"{len(counts) - len(short):,} of {len(counts):,} classes have {k:,} images. "
+        f"{len(short):,} are short, {empty:,} of them empty: {names}{more}."
     )
 
 
-def samples(curation: Curation, pictures: Pictures) -> str:
-    """The best, the median and the last image of some classes."""
+def samples(curation: Curation) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Some classes with their images: the best, the median and the last one of each."""
     classes = list(curation.selected)
     if not classes:
-        return ""
+        return []
     places = np.linspace(0, len(classes) - 1, min(SAMPLED, len(classes))).round().astype(int)
     chosen = [classes[place] for place in places]
-    ranks = {number: (1, (n + 1) // 2, n) for number, n in curation.selected.items()}
-    wanted = pc.field("class").isin(chosen) & pc.field("rank").isin(
-        sorted({rank for number in chosen for rank in ranks[number]})
-    )
-    found = curation.rows("selected", ["class", "rank", "score", "location"], wanted)
-    images = {(row["class"], row["rank"]): row for row in found}
-    cards = []
-    for number in chosen:
-        shown = [images[number, r] for r in dict.fromkeys(ranks[number]) if (number, r) in images]
-        figures = "".join(
-            f"<figure>{pictures.thumb(row['location'])}<figcaption>rank {row['rank']:,}, "
-            f"{row['score']:.1%}</figcaption></figure>"
-            for row in shown
+    ranks = {n: list(dict.fromkeys((1, (k + 1) // 2, k))) for n, k in curation.selected.items()}
+    every_rank = sorted({rank for number in chosen for rank in ranks[number]})
+    wanted = pc.field("class").isin(chosen) & pc.field("rank").isin(every_rank)
+    images = {
+        (row["class"], row["rank"]): row
+        for row in curation.rows("selected", ["class", "rank", "score", "location"], wanted)
+    }
+    return [
+        (
+            curation.class_name(number),
+            f"{curation.selected[number]:,}",
+            [images[number, rank] for rank in ranks[number] if (number, rank) in images],
         )
-        name = escape(curation.class_name(number))
-        cards.append(f"<div><b>{name}</b>{curation.selected[number]:,} images<br>{figures}</div>")
-    note = "The surest, the middle and the last image of some classes, with the teacher's score."
-    return f'<p class="note">{note}</p><div class="samples">{"".join(cards)}</div>'
+        for number in chosen
+    ]
 
 
-def unreadable(curation: Curation) -> str:
+def inside(curation: Curation) -> str:
+    """How many images another one of the selection was left in for."""
+    images = curation.dropped_for["inside"]
+    return count(images, "image") if images and curation.has("inside") else ""
+
+
+def unreadable(curation: Curation) -> dict[str, Any]:
     """Files that cannot be read, and why."""
-    if not curation.unreadable:
-        return ""
     columns = ["set", "location", "reason"]
-    found = rows(curation.out / "index", columns, pc.field("reason").is_valid())
-    assert found is not None
-    reasons = Counter(zip(found["set"].to_pylist(), found["reason"].to_pylist(), strict=True))
+    table = rows(curation.out / "index", columns, pc.field("reason").is_valid())
+    if not table:
+        return {}
+    files = [(row["location"], row["set"], row["reason"]) for row in table.to_pylist()]
+    reasons = Counter((where, why) for _, where, why in files)
     most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:MOST_CLASSES]
-    lines = [[f"{count:,}", escape(where), escape(why)] for (where, why), count in most]
-    counts = _table(["files", "set", "reason"], lines)
-    shown: list[dict[str, Any]] = found.slice(0, MOST_UNREADABLE).to_pylist()
-    lines = [[escape(row["location"]), escape(row["set"]), escape(row["reason"])] for row in shown]
-    first = f"The first {len(shown)} of {len(found):,}:" if len(found) > len(shown) else "All:"
-    listed = _table(["file", "set", "reason"], lines)
-    return f'{counts}<p class="note">{first}</p>{listed}'
+    shown = files[:MOST_UNREADABLE]
+    return {
+        "reasons": [(f"{images:,}", *place) for place, images in most],
+        "which": f"The first {len(shown)} of {len(files):,}:"
+        if len(files) > len(shown)
+        else "All:",
+        "rows": shown,
+    }
 
 
-def hours(curation: Curation) -> str:
+def hours(curation: Curation) -> Rows:
     """What was foreseen beside what it took."""
     projected, measured = _logged(curation)
     projected = curation.manifest.get("projected") or projected
     measured = curation.manifest.get("measured") or measured
-    stages = list(dict.fromkeys([*projected, *measured]))
-    if not stages:
-        return ""
-    lines = [[escape(x), _duration(projected.get(x)), _duration(measured.get(x))] for x in stages]
-    return _table(["stage", "projected before the work began", "measured"], lines)
+    stages = dict.fromkeys([*projected, *measured])
+    return [[x, _duration(projected.get(x)), _duration(measured.get(x))] for x in stages]
 
 
 def _logged(curation: Curation) -> tuple[dict[str, float], dict[str, float]]:
@@ -213,7 +224,7 @@ def _logged(curation: Curation) -> tuple[dict[str, float], dict[str, float]]:
         elif "seconds" in line:
             seconds[stage] = seconds.get(stage, 0.0) + line["seconds"]
             processes.setdefault(stage, set()).add(line.get("process", 0))
-    measured = {stage: sum_ / len(processes[stage]) / 3600 for stage, sum_ in seconds.items()}
+    measured = {stage: total / len(processes[stage]) / 3600 for stage, total in seconds.items()}
     return projected, measured
 
 
@@ -223,3 +234,13 @@ def _duration(hours: float | None) -> str:
     if hours < 1 / 60:
         return f"{3600 * hours:.2g} s"
     return f"{60 * hours:.2g} min" if hours < 1 else f"{hours:,.1f} h"
+
+
+def settings(curation: Curation) -> dict[str, Any]:
+    """Settings as YAML, and versions."""
+    known = {key: curation.manifest.get(key) or {} for key in ("settings", "versions")}
+    if not any(known.values()):
+        return {}
+    shown = yaml.safe_dump(known["settings"], sort_keys=False, allow_unicode=True)
+    versions = sorted((name, str(value)) for name, value in known["versions"].items())
+    return {"settings": shown if known["settings"] else "", "versions": versions}

@@ -12,38 +12,24 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from ssld.common.written_files import read_object
 from ssld.curate.near_duplicates.matching import MIN_INLIERS
-from ssld.curate.tables import REASONS
+from ssld.curate.tables import REASONS, opened, rows
 
 Where = pc.Expression | None
 AGAIN = "move it away, and the next `ssld curate` writes it anew"
 
 
-def opened(path: Path) -> ds.Dataset | None:
-    """A table that is a file or a folder of parts; None where there is none."""
-    files = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
-    files = [str(file) for file in files if file.is_file()]
-    return ds.dataset(files, format="parquet") if files else None
-
-
-def rows(path: Path, columns: list[str], where: Where = None) -> pa.Table | None:
-    """Those rows of a table for which `where` holds, in the table's order; None without a table."""
-    table = opened(path)
-    return None if table is None else table.to_table(columns=columns, filter=where)
-
-
 def counted(path: Path, columns: list[str], where: Where = None) -> Counter[tuple]:
     """How many rows have which values in `columns`."""
-    found: Counter[tuple] = Counter()
+    counts: Counter[tuple] = Counter()
     table = opened(path)
     for batch in table.to_batches(columns=columns, filter=where) if table else ():
         groups = pa.table(batch).group_by(columns).aggregate([([], "count_all")]).to_pydict()
         for *values, count in zip(*(groups[name] for name in (*columns, "count_all")), strict=True):
-            found[tuple(values)] += count
-    return found
+            counts[tuple(values)] += count
+    return counts
 
 
 class Curation:
@@ -57,11 +43,11 @@ class Curation:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl, but for one that a kill cut off."""
-        path, found = self.out / "log.jsonl", []
+        path, lines = self.out / "log.jsonl", []
         for line in path.read_bytes().splitlines() if path.is_file() else []:
             with contextlib.suppress(ValueError, RecursionError):
-                found.append(json.loads(line.decode("utf-8")))
-        return [line for line in found if isinstance(line, dict) and "stage" in line]
+                lines.append(json.loads(line.decode("utf-8")))
+        return [line for line in lines if isinstance(line, dict) and "stage" in line]
 
     def has(self, name: str) -> bool:
         """Whether selected, dropped, pairs or inside is written."""
@@ -103,16 +89,16 @@ class Curation:
     @cached_property
     def dropped_for(self) -> dict[str, int]:
         """{reason: images}, in the order in which reasons are looked for."""
-        found = {reason: 0 for reason in REASONS}
+        images = {reason: 0 for reason in REASONS}
         for (reason, _), count in self.dropped.items():
-            found[reason] = found.get(reason, 0) + count
-        return found
+            images[reason] = images.get(reason, 0) + count
+        return images
 
     @cached_property
     def selected(self) -> dict[int, int]:
         """{class: images}"""
-        found = counted(self.out / "selected.parquet", ["class"])
-        return {key[0]: count for key, count in sorted(found.items())}
+        images = counted(self.out / "selected.parquet", ["class"])
+        return {key[0]: count for key, count in sorted(images.items())}
 
     @cached_property
     def compared(self) -> int:
@@ -135,5 +121,5 @@ class Curation:
             return self.dropped_for["protected"]
         if self.pairs is None:
             return 0
-        found = self.pairs.filter(pc.field("verdict") == "duplicate")
-        return len(found["gallery"].unique())
+        duplicates = self.pairs.filter(pc.field("verdict") == "duplicate")
+        return len(duplicates["gallery"].unique())

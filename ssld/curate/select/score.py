@@ -1,4 +1,4 @@
-"""Stage `score`: what the teacher says about every gallery image, one forward pass each.
+"""Stage `score`: what the teacher says about every image of the pool, one forward pass each.
 
 The whole frame is squashed into the teacher's square: its penultimate features then find copies
 that a centre crop would have cut away, and the same pass gives the score (SSLD section 3.3.4).
@@ -6,7 +6,6 @@ that a centre crop would have cut away, and the same pass gives the score (SSLD 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +16,19 @@ from torch import Tensor
 
 from ssld.common.errors import InputError
 from ssld.curate import tables
-from ssld.curate.context import Part, Work
+from ssld.curate.context import Part, Work, batches, key
 from ssld.curate.near_duplicates.shortlist import VIEWS, views
-from ssld.curate.select.scores import Scores
-from ssld.curate.sets.images import ImageSet, Shard, batched, key
+from ssld.curate.select.scores import TeacherScores
+from ssld.curate.sets.images import ImageSet
 from ssld.curate.sets.index import Index
+from ssld.data.batching import eval_batches
 from ssld.data.decode import decode
 from ssld.data.eval_view import eval_view
 from ssld.data.labels import known_index, misfit, table_of, unknown_labels
-from ssld.data.loading import Batch, View, batches_of
+from ssld.data.loading import Batch, View, ViewBatches
 from ssld.data.transforms import SquashView
-from ssld.data.unreadable import Unreadables, eval_batches
+from ssld.data.unreadable import Unreadables
+from ssld.data.workers import load
 from ssld.distill.verify_teacher import VERIFY_IMAGES, judge
 from ssld.health.evaluate import accuracy
 from ssld.models.classifier import Classifier
@@ -63,25 +64,23 @@ class Scorer:
     def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities float32 [b, classes] and penultimate features float16 [b, d] of uint8
         [b, size, size, 3]."""
-        model, device = self.network.model, self.work.processes.device
+        device = self.work.processes.device
         with autocast(device, self.precision):
-            x = self.network.preprocess(images.to(device, non_blocking=True))
-            x = model.forward_features(x)  # type: ignore[operator]
-            embedding = model.forward_head(x, pre_logits=True)  # type: ignore[operator]
-            logits = model.forward_head(x)  # type: ignore[operator]
+            logits, embedding = self.network(images.to(device, non_blocking=True), True)
         probabilities = (logits.double().softmax(-1) / STEP).round() * STEP
         return probabilities.float().cpu().numpy(), embedding.half().cpu().numpy()
 
-    def batches(self, images: ImageSet, view: View, pieces: list[np.ndarray]) -> Iterator[Batch]:
-        """Views of `pieces`, int64 [b, 2]: row of the set and number of the view."""
+    def views(self, images: ImageSet, view: View, pieces: list[np.ndarray]) -> Iterator[Batch]:
+        """Batches of `pieces`, int64 [b, 2]: row of the set and number of the view."""
 
         def rows() -> Iterator[np.ndarray]:
             for piece in pieces:
-                places = [(*images.place(int(row)), int(number)) for row, number in piece]
-                yield np.array(places, np.int64)
+                places = [(*images.place(int(row)), int(number), 0) for row, number in piece]
+                yield np.array(places, np.int64)  # as `ssld.data.batching` wants them, [b, 4]
 
         pin = self.work.processes.device.type == "cuda"
-        return batches_of(images.sources, view, rows, workers=self.work.config.workers, pin=pin)
+        make = ViewBatches(images.sources, view)
+        return load(make, rows, workers=self.work.config.workers, pin=pin)
 
 
 def _check_classes(network: Classifier, labeled: ImageSet | None) -> None:
@@ -91,23 +90,21 @@ def _check_classes(network: Classifier, labeled: ImageSet | None) -> None:
             raise InputError(f"{problem}: take a teacher of these classes, or leave `labeled` out")
 
 
-def score(work: Work, scorer: Scorer, index: Index) -> Scores:
+def score(work: Work, scorer: Scorer, index: Index) -> TeacherScores:
     """Score what is not scored yet."""
-    images, scores = index.images, Scores(work.out, index, scorer.key)
-    missing = [s for s in work.mine(images.shards) if not scores.path(s).is_file()]
-    parts = [Part(scores.path(shard), len(shard.rows)) for shard in missing]
-    pieces = [rows for shard in missing for rows in batched(shard.rows, work.config.batch_size)]
-    first_view = [np.stack([list(rows), [0] * len(rows)], axis=1) for rows in pieces]
-    batches = scorer.batches(images, SquashView(scorer.network.input_size), first_view)
-    found = (
-        (len(rows), _table(images, list(rows), batch, *scorer(batch.images)))
-        for rows, batch in zip(pieces, batches, strict=True)
-    )
-    work.write("score gallery", parts, tables.SCORES, found)
-    work.processes.wait()
+    images, scores = index.images, TeacherScores(work.out, index, scorer.key)
+    view, size = SquashView(scorer.network.input_size), work.config.batch_size
+
+    def scored(parts: list[Part[range]]) -> Iterator[pa.Table]:
+        pieces = batches(parts, size)
+        first_view = [np.stack([rows, [0] * len(rows)], axis=1) for rows in pieces]
+        for rows, batch in zip(pieces, scorer.views(images, view, first_view), strict=True):
+            yield _table(images, list(rows), batch, *scorer(batch.images))
+
+    write = tables.writer(tables.SCORES)
+    work.fill("score gallery", scores.parts(), scored, write, batch_size=size)
     if work.main:
-        for path in set(scores.folder.glob("*.parquet")) - set(map(scores.path, images.shards)):
-            path.unlink()
+        scores.forget_others()
     return scores
 
 
@@ -155,22 +152,20 @@ def verify(work: Work, scorer: Scorer, labeled: ImageSet | None) -> None:
     if problem:
         return work.say(f"teacher: not verified, {problem}")
     batches = eval_batches(
-        sources,
-        eval_view(network),
+        ViewBatches(sources, eval_view(network), known_index(sources, network)),
         batch_size=work.config.batch_size,
         workers=work.config.workers,
         device=work.processes.device,
         unreadables=Unreadables(sources, 1.0),
-        label_index=known_index(sources, network),
         limit=VERIFY_IMAGES,
         description="verify teacher",
     )
     hits, count = accuracy(network, batches, scorer.precision).counted("top1")
-    said = judge(hits, count, scorer.num_classes, work.config.teacher.verify)
-    work.say(f"teacher: {said}")
+    verdict = judge(hits, count, scorer.num_classes, work.config.teacher.verify)
+    work.say(f"teacher: {verdict}")
 
 
-class ProtectedView:
+class ReferenceView:
     """View number `view` of an image, of those that `shortlist.views` makes."""
 
     def __init__(self, size: int) -> None:
@@ -183,41 +178,28 @@ class ProtectedView:
         return torch.from_numpy(self._last[1][view])
 
 
-def embed_protected(work: Work, scorer: Scorer, index: Index) -> list[Path]:
-    """Penultimate features of the views of every protected image, one file a shard.
+def embed_reference_set(work: Work, scorer: Scorer, index: Index) -> list[Path]:
+    """Penultimate features of the views of every image of the reference set, one file a shard.
 
     Returns:
         .npy files in the order of the shards, float16 [images, views, d].
     """
-    images, size = index.images, scorer.network.input_size
-    folder = work.out / "work" / "views"
-    paths = [
-        folder / f"{shard.number:06d}-{key(scorer.key, index.keys[shard.number], VIEWS)}.npy"
-        for shard in images.shards
-    ]
-    todo = work.mine(list(zip(images.shards, paths, strict=True)))
-    todo = [(shard, path) for shard, path in todo if not path.is_file()]
-    with work.bar("embed protected", sum(len(shard.rows) for shard, _ in todo)) as bar:
-        for shard, path in todo:
-            begun = time.monotonic()
-            _embed_shard(scorer, images, shard, path, ProtectedView(size))
-            bar.update(len(shard.rows))
-            work.log(
-                stage="score protected",
-                part=str(path.relative_to(work.out)),
-                images=len(shard.rows),
-                seconds=round(time.monotonic() - begun, 3),
-            )
-    work.processes.wait()
-    return paths
+    images, size = index.images, work.config.batch_size
+    view, folder = ReferenceView(scorer.network.input_size), work.out / "work" / "views"
+    parts = []
+    for shard in images.shards:
+        name = f"{shard.number:06d}-{key(scorer.key, index.keys[shard.number], VIEWS)}.npy"
+        rows = np.array([(row, number) for row in shard.rows for number in range(VIEWS)])
+        parts.append(Part(folder / name, rows, per_image=VIEWS))
 
+    def embedded(parts: list[Part[np.ndarray]]) -> Iterator[np.ndarray]:
+        for batch in scorer.views(images, view, batches(parts, size)):
+            yield scorer(batch.images)[1]  # [b, d]
 
-def _embed_shard(
-    scorer: Scorer, images: ImageSet, shard: Shard, path: Path, view: ProtectedView
-) -> None:
-    pairs = np.array([(row, number) for row in shard.rows for number in range(VIEWS)])
-    size = scorer.work.config.batch_size
-    pieces = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    found = [scorer(batch.images)[1] for batch in scorer.batches(images, view, pieces)]
-    embeddings = np.concatenate(found).reshape(len(shard.rows), VIEWS, -1)
-    tables.write_whole(path, lambda file: np.save(file, embeddings))
+    def write(path: Path, pieces: list[np.ndarray]) -> None:
+        rows = np.concatenate(pieces)
+        embeddings = rows.reshape(len(rows) // VIEWS, VIEWS, -1)
+        tables.write_whole(path, lambda file: np.save(file, embeddings))
+
+    work.fill("score protected", parts, embedded, write, batch_size=size)
+    return [part.path for part in parts]

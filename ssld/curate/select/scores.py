@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ssld.curate.sets.images import Shard, key
+from ssld.curate.context import key
+from ssld.curate.sets.images import Shard, ShardTable
 from ssld.curate.sets.index import Index
+from ssld.curate.tables import TOP
 
 
-class Scores:
-    """The finished scores of the gallery, shard by shard."""
+class TeacherScores(ShardTable):
+    """The teacher scores of the pool, shard by shard."""
 
     def __init__(self, out: Path, index: Index, scorer_key: str) -> None:
-        self.index = index
-        self.folder = out / "scores"
-        self.keys = [key(scorer_key, each) for each in index.keys]
-
-    def path(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.number:06d}-{self.keys[shard.number]}.parquet"
-
-    def read(self, columns: list[str]) -> Iterator[tuple[Shard, pa.Table]]:
-        """Each shard's rows."""
-        for shard in self.index.images.shards:
-            yield shard, pq.read_table(self.path(shard), columns=columns)
+        keys = [key(scorer_key, each) for each in index.keys]
+        super().__init__(index.images, out / "scores", "", keys)
 
     def embeddings(self, shard: Shard) -> np.ndarray:
         """float16 [rows of the shard, d]; NaN where a file cannot be read."""
-        column = pq.read_table(self.path(shard), columns=["embedding"])["embedding"]
-        whole = column.combine_chunks()
+        whole = self.table(shard, ["embedding"])["embedding"].combine_chunks()
         readable = whole.is_valid().to_numpy(zero_copy_only=False)
         values = whole.drop_null().flatten().to_numpy().reshape(max(1, readable.sum()), -1)
-        found = np.full((len(whole), values.shape[1]), np.nan, np.float16)
-        found[readable] = values[: readable.sum()]
-        return found
+        embeddings = np.full((len(whole), values.shape[1]), np.nan, np.float16)
+        embeddings[readable] = values[: readable.sum()]
+        return embeddings
+
+
+def top_classes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Classes int32 [n, TOP] and their probabilities float32 [n, TOP], the surest first; -1 and 0
+    where there are fewer, or the image cannot be read."""
+
+    def column(name: str, kind: type, absent: float) -> np.ndarray:
+        lists = table[name].combine_chunks()
+        values = np.full((len(lists), TOP), absent, kind)
+        valid = lists.is_valid().to_numpy(zero_copy_only=False)
+        values[valid] = lists.drop_null().flatten().to_numpy().reshape(-1, TOP)
+        return values
+
+    return column("classes", np.int32, -1), column("probabilities", np.float32, 0)

@@ -1,50 +1,55 @@
 """Stage `select`: the k best of each predicted class that leak nothing (SSLD section 3.3.4).
 
-What can be known without looking at pictures goes first; `selection.py` then decides which of the
-others are looked at, in the order of their scores.
+What can be known without looking at pictures is decided first; `greedy.py` then decides which of
+the others are looked at, in the order of their scores.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from ssld.common.errors import InputError
 from ssld.curate import tables
+from ssld.curate.config import CurateConfig
 from ssld.curate.context import Work
 from ssld.curate.near_duplicates.search import Examination
-from ssld.curate.near_duplicates.within_selection import Inside
+from ssld.curate.near_duplicates.within_selection import WithinSelection
 from ssld.curate.select.greedy import Selection
 from ssld.curate.select.greedy import select as select_greedily
-from ssld.curate.select.scores import Scores
+from ssld.curate.select.scores import TeacherScores, top_classes
 from ssld.curate.select.topk import Entries, TopK
-from ssld.curate.sets import exact as overlap
+from ssld.curate.sets import exact
 from ssld.curate.sets.images import Shard
 from ssld.curate.sets.index import Index
 from ssld.data.sources import key as key_of
+from ssld.data.sources import open_source
 
-KEPT = "kept"
+KEPT, COMPETES = "kept", "beyond_k"
+"""Decisions: the one that is in no `tables.REASONS`, and the one of what may still be kept."""
+SCORED = ["classes", "probabilities"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Outcome:
-    """What became of each gallery image."""
+    """What became of each image of the pool."""
 
-    fate: np.ndarray
+    decision: np.ndarray
     """object [n]: a key of tables.REASONS, or kept."""
     other: dict[int, str]
     """Row -> location of the image because of which it went, or why it cannot be read."""
     selection: Selection
-    inside: Inside
-    num_classes: int
+    within: WithinSelection
 
 
 def select(
     work: Work,
     examination: Examination,
-    scores: Scores,
+    scores: TeacherScores,
     labeled: Index | None,
     num_classes: int,
     excluded: set[str],
@@ -54,135 +59,140 @@ def select(
     Args:
         excluded: keys of select.exclude_keys.
     """
-    gallery = examination.gallery
-    ties = gallery.ties()
-    fate, other = _without_looking(examination, labeled, excluded)
-    _drop_unsure(fate, scores, work.config.select.min_score)
+    pool, settings = examination.pool, work.config.select
+    tie_breakers = pool.tie_breakers()
+    decision, other = _without_looking(examination, labeled, excluded)
+    for shard, table in scores.read(SCORED) if settings.min_score > 0 else ():
+        here, surest = decision[shard.first : shard.last], top_classes(table)[1][:, 0]
+        here[(here == COMPETES) & (surest < settings.min_score)] = "min_score"  # a view
 
     def best(depth: int) -> tuple[Entries, np.ndarray]:
         top = TopK(depth, num_classes)
-        for shard, table in scores.read(["classes", "probabilities"]):
-            top.add(*_entries(shard, table, fate, ties, work))
+        for shard, table in scores.read(SCORED):
+            top.add(*_entries(shard, table, decision, tie_breakers, work.config))
         return top.result()
 
-    inside = Inside(work, examination, scores)
-    chosen = select_greedily(best, work.config.select.k, examination.examine, inside.copies)
-    fate[chosen.leaked] = "protected"
+    within = WithinSelection(work, examination, scores)
+    chosen = select_greedily(best, settings.k, examination.examine, within.near_duplicates)
+    decision[chosen.contaminated] = "protected"
     removed, by = chosen.removed.T
-    fate[removed] = "inside"
-    names = overlap.locations(gallery, np.unique(by))
+    decision[removed] = "inside"
+    names = pool.locations(np.unique(by))
     other |= {row: names[kept] for row, kept in zip(removed.tolist(), by.tolist(), strict=True)}
-    fate[chosen.row] = KEPT
-    return Outcome(fate, other, chosen, inside, num_classes)
+    decision[chosen.row] = KEPT
+    return Outcome(decision, other, chosen, within)
+
+
+def excluded_keys(config: CurateConfig) -> set[str]:
+    """Keys of all images of the sources, and lines of the text files, of select.exclude_keys.
+
+    Raises:
+        InputError: one cannot be opened.
+    """
+    keys: set[str] = set()
+    for path in config.select.exclude_keys:
+        if path.endswith(".txt"):
+            try:
+                lines = Path(path).read_text(encoding="utf-8").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"select.exclude_keys {path}: cannot be read ({error})") from error
+            keys |= {line.strip() for line in lines if line.strip()}
+        else:
+            source = open_source(path)
+            keys |= {key_of(source.sample_id(i)) for i in range(len(source))}
+    return keys
 
 
 def _without_looking(
     examination: Examination, labeled: Index | None, excluded: set[str]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Fates by reading and hashes alone; the first reason of REASONS that holds counts."""
-    gallery, other = examination.gallery, {}
-    fate = np.full(len(gallery.images), "beyond_k", object)
-    copies = overlap.copies(gallery)
-    fate[list(copies)] = "copy"
-    names = overlap.locations(gallery, np.unique(list(copies.values())).astype(np.int64))
-    other |= {row: names[first] for row, first in copies.items()}
-    fate[overlap.with_keys(gallery, excluded, key_of)] = "excluded_key"
+    """Decisions by reading and hashes alone; the first reason of REASONS that holds counts, so it
+    is written last."""
+    pool, other = examination.pool, {}
+    decision = np.full(len(pool.images), COMPETES, object)
+
+    def drop(twins: dict[int, int], index: Index, reason: str) -> None:
+        """Because of a twin in `index`, row -> row."""
+        names = index.locations(np.unique(list(twins.values())).astype(np.int64))
+        decision[list(twins)] = reason
+        other.update({row: names[twin] for row, twin in twins.items()})
+
+    drop(exact.copies(pool), pool, "copy")
+    decision[exact.with_keys(pool, excluded, key_of)] = "excluded_key"
     if labeled:
-        twins = overlap.same(gallery, labeled)
-        names = overlap.locations(
-            labeled, np.unique([row for row, _ in twins.values()]).astype(int)
-        )
-        fate[list(twins)] = "labeled"
-        other |= {row: names[twin] for row, (twin, _) in twins.items()}
-    fate[[row for row in examination.unseen if examination.leaked[row]]] = "protected"
-    for shard, table in gallery.read(["reason"]):
-        for i, reason in enumerate(table["reason"].to_pylist()):
-            if reason is not None:
-                fate[shard.first + i] = "unreadable"
-                other[shard.first + i] = reason
-    return fate, other
-
-
-def _drop_unsure(fate: np.ndarray, scores: Scores, least: float) -> None:
-    for shard, table in scores.read(["probabilities"]) if least > 0 else ():
-        here = fate[shard.first : shard.last]
-        surest = _top(table, "probabilities", np.float32)[:, 0]
-        here[(here == "beyond_k") & (surest < least)] = "min_score"
+        twins = exact.duplicates(pool, labeled)
+        drop({row: twin for row, (twin, _) in twins.items()}, labeled, "labeled")
+    decision[[row for row in examination.unseen if examination.contaminated[row]]] = "protected"
+    reasons = pool.column("reason").to_pylist()
+    unreadable = {row: reason for row, reason in enumerate(reasons) if reason is not None}
+    decision[list(unreadable)] = "unreadable"
+    return decision, other | unreadable
 
 
 def _entries(
-    shard: Shard, table: pa.Table, fate: np.ndarray, ties: np.ndarray, work: Work
+    shard: Shard,
+    table: pa.Table,
+    decision: np.ndarray,
+    tie_breakers: np.ndarray,
+    config: CurateConfig,
 ) -> tuple[np.ndarray, ...]:
-    """Rows, classes, scores and ties of what competes."""
-    settings = work.config.select
-    places = settings.assign_top_p
-    classes = _top(table, "classes", np.int32)[:, :places]
-    probabilities = _top(table, "probabilities", np.float32)[:, :places]
-    free = fate[shard.first : shard.last] == "beyond_k"
-    competes = free[:, None] & (classes >= 0) & (probabilities >= settings.min_score)
+    """Rows, classes, scores and tie-breakers of what competes: an image in each of its places."""
+    places = config.select.assign_top_p
+    classes, probabilities = (values[:, :places] for values in top_classes(table))  # [n, places]
+    free = decision[shard.first : shard.last] == COMPETES
+    competes = free[:, None] & (classes >= 0) & (probabilities >= config.select.min_score)
     row = np.broadcast_to(np.arange(shard.first, shard.last)[:, None], classes.shape)[competes]
-    return row, classes[competes], probabilities[competes], ties[row]
+    return row, classes[competes], probabilities[competes], tie_breakers[row]
 
 
-def _top(table: pa.Table, name: str, kind: type) -> np.ndarray:
-    """[n, TOP] of a column of lists; what is unreadable has class -1 and probability 0."""
-    column = table[name].combine_chunks()
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    found = np.full((len(column), tables.TOP), -1 if name == "classes" else 0, kind)
-    found[valid] = column.drop_null().flatten().to_numpy().reshape(-1, tables.TOP)
-    return found
-
-
-def selected_tables(gallery: Index, outcome: Outcome) -> Iterator[pa.Table]:
-    """Rows of SELECTED by class and rank."""
-    chosen = outcome.selection
-    columns = ["sample_id", "path", "offset", "size", "location", "sha256"]
-    parts = [gallery.table(gallery.images.shards[0], columns).slice(0, 0)]
-    order = np.argsort(chosen.row)
-    rows = chosen.row[order]
-    for shard, here in gallery.images.by_shard(rows):
-        parts.append(gallery.table(shard, columns).take(pa.array(here - shard.first)))
-    table = pa.concat_tables(parts)
-    for name, values in (
-        ("class", chosen.cls[order]),
-        ("rank", chosen.rank[order]),
-        ("score", chosen.score[order]),
-    ):
-        table = table.append_column(name, pa.array(values))
-    yield table.take(pa.array(np.argsort(order))).select(tables.SELECTED.names)
-
-
-def dropped_tables(
-    gallery: Index, scores: Scores, outcome: Outcome, because: dict[str, str]
-) -> Iterator[pa.Table]:
-    """Rows of DROPPED in the order of the gallery.
+def write_selection(
+    work: Work, pool: Index, scores: TeacherScores, outcome: Outcome, closest: dict[str, str]
+) -> None:
+    """Write inside.parquet, selected.parquet and dropped.parquet.
 
     Args:
-        because: location of a gallery image -> that of the protected image it is closest to.
+        closest: location of an image of the pool -> that of the reference image it is closest to.
     """
-    classes = scores.read(["classes", "probabilities"])
-    for (shard, table), (_, scored) in zip(gallery.read(["location"]), classes, strict=True):
-        fate = outcome.fate[shard.first : shard.last]
-        gone = np.flatnonzero(fate != KEPT)
+    tables.write_table(work.out / "inside.parquet", [outcome.within.table()], tables.INSIDE)
+    selected = _selected(pool, outcome.selection)
+    tables.write_table(work.out / "selected.parquet", [selected], tables.SELECTED)
+    dropped = _dropped(pool, scores, outcome, closest)
+    tables.write_table(work.out / "dropped.parquet", dropped, tables.DROPPED)
+
+
+def _selected(pool: Index, chosen: Selection) -> pa.Table:
+    """Rows of SELECTED by class and rank."""
+    order = np.argsort(chosen.row)
+    columns = ["sample_id", "path", "offset", "size", "location", "sha256"]
+    table = pool.at(chosen.row[order], columns).take(pa.array(np.argsort(order)))
+    for name, values in (("class", chosen.cls), ("rank", chosen.rank), ("score", chosen.score)):
+        table = table.append_column(name, pa.array(values))
+    return table.select(tables.SELECTED.names)
+
+
+def _dropped(
+    pool: Index, scores: TeacherScores, outcome: Outcome, closest: dict[str, str]
+) -> Iterator[pa.Table]:
+    """Rows of DROPPED in the order of the pool."""
+    shards = zip(pool.read(["location"]), scores.read(SCORED), strict=True)
+    for (shard, table), (_, scored) in shards:
+        decision = outcome.decision[shard.first : shard.last]
+        gone = np.flatnonzero(decision != KEPT)
         paths = table["location"].take(pa.array(gone)).to_pylist()
-        reasons = fate[gone].tolist()
-        cls, score = (
-            _top(scored, "classes", np.int32)[gone, 0],
-            _top(scored, "probabilities", np.float32)[gone, 0],
-        )
-        unscored = cls < 0
+        leaked = decision[gone] == "protected"
+        classes, probabilities = (values[gone, 0] for values in top_classes(scored))
         columns = {
             "path": paths,
             "protected": [
-                because.get(path) if reason == "protected" else None
-                for path, reason in zip(paths, reasons, strict=True)
+                closest.get(path) if leaks else None
+                for path, leaks in zip(paths, leaked, strict=True)
             ],
-            "reason": reasons,
+            "reason": decision[gone].tolist(),
             "other": [
-                outcome.other.get(shard.first + i) if r != "protected" else None
-                for i, r in zip(gone.tolist(), reasons, strict=True)
+                None if leaks else outcome.other.get(shard.first + i)
+                for i, leaks in zip(gone.tolist(), leaked, strict=True)
             ],
-            "class": pa.array(cls, mask=unscored),
-            "score": pa.array(score, mask=unscored),
+            "class": pa.array(classes, mask=classes < 0),
+            "score": pa.array(probabilities, mask=classes < 0),
         }
         yield pa.table(columns).cast(tables.DROPPED)

@@ -1,4 +1,5 @@
-"""The images of a set (gallery, protected, labeled) by one running number, in shards of work."""
+"""The images of a set (the pool, the reference set, labeled ones) by one running number, in shards
+of work, and tables that have a file for each shard."""
 
 from __future__ import annotations
 
@@ -9,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ssld.common.errors import InputError
+from ssld.curate.context import Part
 from ssld.data.source import Source
 from ssld.data.sources import open_source
 from ssld.data.storage import Address, is_remote
-
-Pieced = TypeVar("Pieced", range, list, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ImageSet:
     """The sources of one setting, one after the other.
 
     Args:
-        name: gallery, protected or labeled.
+        name: the setting: gallery, protected or labeled.
         paths: its sources.
         shard_size: images per shard, at most.
 
@@ -51,18 +52,15 @@ class ImageSet:
         self.name = name
         self.sources = [_open(name, path) for path in paths]
         self._ends = np.cumsum([0, *map(len, self.sources)])
-        self.shards = self._cut(shard_size)
+        cuts = [
+            (number, first, min(first + shard_size, end))
+            for number, (begin, end) in enumerate(zip(self._ends, self._ends[1:], strict=False))
+            for first in range(begin, end, shard_size)
+        ]
+        self.shards = [Shard(i, *map(int, cut)) for i, cut in enumerate(cuts)]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
-
-    def _cut(self, size: int) -> list[Shard]:
-        cuts = [
-            (number, first, min(first + size, int(self._ends[number + 1])))
-            for number in range(len(self.sources))
-            for first in range(int(self._ends[number]), int(self._ends[number + 1]), size)
-        ]
-        return [Shard(i, *cut) for i, cut in enumerate(cuts)]
 
     def by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
         """Rising `rows`, int64, shard by shard; shards without any are left out."""
@@ -134,11 +132,46 @@ def _stamp(path: str) -> str:
     return f"{status.st_size}/{status.st_mtime_ns}"
 
 
-def key(*things: object) -> str:
-    """Short digest of what a piece of work depends on; another one means other work."""
-    return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
+class ShardTable:
+    """A table about a set that has a Parquet file for each of its shards.
 
+    Args:
+        prefix: of the names of its files.
+        keys: for each shard a digest of all that its rows depend on: part of the file's name, so
+            that a file that is there is right.
+    """
 
-def batched(things: Pieced, size: int) -> list[Pieced]:
-    """Pieces of at most `size`."""
-    return [things[i : i + size] for i in range(0, len(things), size)]
+    def __init__(self, images: ImageSet, folder: Path, prefix: str, keys: list[str]) -> None:
+        self.images, self.folder, self.prefix, self.keys = images, folder, prefix, keys
+
+    def path(self, shard: Shard) -> Path:
+        return self.folder / f"{self.prefix}{shard.number:06d}-{self.keys[shard.number]}.parquet"
+
+    def parts(self) -> list[Part[range]]:
+        """The work of writing it."""
+        return [Part(self.path(shard), shard.rows) for shard in self.images.shards]
+
+    def table(self, shard: Shard, columns: list[str]) -> pa.Table:
+        """The rows of one shard."""
+        return pq.read_table(self.path(shard), columns=columns)
+
+    def read(self, columns: list[str]) -> Iterator[tuple[Shard, pa.Table]]:
+        """Each shard's rows."""
+        for shard in self.images.shards:
+            yield shard, self.table(shard, columns)
+
+    def at(self, rows: np.ndarray, columns: list[str]) -> pa.Table:
+        """Rising `rows`, int64 [n], of the whole table."""
+        parts = [
+            self.table(shard, columns).take(pa.array(here - shard.first))
+            for shard, here in self.images.by_shard(rows)
+        ]
+        first = self.images.shards[0]
+        return pa.concat_tables(parts) if parts else self.table(first, columns).slice(0, 0)
+
+    def forget_others(self) -> None:
+        """Delete parts of what the set was before, so that the folder is the table."""
+        wanted = {self.path(shard) for shard in self.images.shards}
+        for path in self.folder.glob(f"{self.prefix}*.parquet"):
+            if path not in wanted:
+                path.unlink()

@@ -19,7 +19,7 @@ from downstream.ab.grid import ABConfig
 from ssld.__main__ import main
 from ssld.ablate import pool
 from ssld.distill.task import Classification
-from ssld.engine.loop import Trainer
+from ssld.engine.trainer import Trainer
 
 CLOCK = ("seconds", "train_seconds", "images_per_second")
 
@@ -29,8 +29,8 @@ class Killed(BaseException):
 
 
 class Here:
-    """In place of `subprocess.Popen`: the cell runs in this process, before this returns. How
-    processes are really started is tested in `tests/ablate/test_cells.py`."""
+    """In place of `subprocess.Popen`: the trial runs in this process, before this returns. How
+    processes are really started is tested in `tests/ablate/test_trials.py`."""
 
     def __init__(self, words: list[str], *, stdout: IO[bytes], **_: Any) -> None:
         assert words[: words.index("recipe")][-3:] == [sys.executable, "-m", "ssld"]
@@ -100,7 +100,7 @@ def test_the_whole_command_killed_and_gone_on_with(file, tmp_path, monkeypatch, 
 
     def die(trainer: Trainer, *arguments: Any) -> None:
         if trainer.step == 2 and "tuned" in str(trainer.run.folder.path):
-            trainer.run.folder.leave()  # the kernel frees the locks of the dead
+            trainer.run.folder.unlock()  # the kernel frees the locks of the dead
             raise Killed
         step(trainer, *arguments)
 
@@ -112,7 +112,7 @@ def test_the_whole_command_killed_and_gone_on_with(file, tmp_path, monkeypatch, 
     capsys.readouterr()
     assert ab(file, killed) == 0
     said = capsys.readouterr().out
-    assert "8 cells, 2 of them done before" in said and "resumed from" in said
+    assert "8 trials, 2 of them done before" in said and "resumed from" in said
     assert timeless(json.loads((killed / "ab.json").read_text())) == timeless(found)
     monkeypatch.delattr(pool.subprocess, "Popen")  # nothing is started
     assert ab(file, killed) == 0
@@ -120,7 +120,7 @@ def test_the_whole_command_killed_and_gone_on_with(file, tmp_path, monkeypatch, 
     assert "was made with other settings" in capsys.readouterr().err
 
 
-def test_cells_that_fail_are_left_out(file, tmp_path, capsys, monkeypatch):
+def test_trials_that_fail_are_left_out(file, tmp_path, capsys, monkeypatch):
     started = Here.__init__
 
     def fail(self: Here, words: list[str], **more: Any) -> None:
@@ -131,22 +131,22 @@ def test_cells_that_fail_are_left_out(file, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert ab(file, out) == 1
     said = capsys.readouterr()
-    assert "4 of 8 cells failed" in said.err and "One seed has no interval" in said.out
+    assert "4 of 8 trials failed" in said.err and "One seed has no interval" in said.out
     found = json.loads((out / "ab.json").read_text())
     assert [one["seeds"] for one in found["differences_b_less_a"].values()] == [[0]] * 3
 
 
-def cells(file: Path, **more: Any) -> dict[str, dict[str, Any]]:
+def trials(file: Path, **more: Any) -> dict[str, dict[str, Any]]:
     changes = {"backbones": ["resnet50d", "random:runs/a"], "seeds": 2, "out": "o", **more}
     config = ABConfig(task="transfer", file=str(file), **changes)
     ablation, note = ab_grid.build(config)
     assert yaml.safe_load(note)["grid"]["seed"] == [0, 1]
     assert ablation.stages == ["transfer"]
-    return {cell.name: cell.recipe["transfer"] for cell in ablation.cells}
+    return {trial.name: trial.recipe["transfer"] for trial in ablation.trials}
 
 
-def test_every_cell_differs_in_what_is_compared_alone(file, colours):
-    found = cells(file, overrides=["epochs=2", "data.val=[x]"])
+def test_every_trial_differs_in_what_is_compared_alone(file, colours):
+    found = trials(file, overrides=["epochs=2", "data.val=[x]"])
     assert len(found) == 8
     places = []
     for recipe in found.values():
@@ -165,12 +165,12 @@ def test_every_cell_differs_in_what_is_compared_alone(file, colours):
 
 
 def test_settings_may_be_in_a_section_and_name_another_backbone(file, colours, tmp_path):
-    alone = cells(file)
+    alone = trials(file)
     more = {"seed": 7, "backbone": {"name": "vit", "lr": "tuned", "args": {"pad_type": "same"}}}
     other = tmp_path / "G.yaml"
     tree = {"out": "runs/x", "transfer": {**settings(colours), **more}}
     other.write_text(yaml.safe_dump(tree))
-    found = cells(other)
+    found = trials(other)
     for recipe in found.values():
         assert recipe["backbone"].pop("args") == {"pad_type": "same"}
     assert found == alone

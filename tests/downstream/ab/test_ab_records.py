@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downstream.ab import command as ab
+from downstream.ab import analysis as ab
+from downstream.ab import plot
 from downstream.ab import records as ab_records
 from downstream.ab import report as ab_report
 from downstream.ab.grid import ABConfig
@@ -78,7 +79,7 @@ def test_detection_is_the_average_precision_of_each_draw(tmp_path):
     run = write_run(tmp_path / "run", "ap", [0.0], ids=np.array(["a", "b"]), **truth)
     with pytest.raises(InputError, match="make ap 0.5545, but the exported network has 0.0000"):
         read_result(run, "detection")  # precision 1 to recall 1/3, 2/3 to recall 2/3
-    _, statistic = ab_records.MEASURES["detection"].statistic(run)
+    statistic = ab_records.MEASURES["detection"].statistic(truth)
     assert statistic(np.array([[1, 1]])) == pytest.approx([1.0])  # all of both found
     assert statistic(np.array([[0, 0]])) == pytest.approx([51 / 101])  # half, and all right
 
@@ -135,7 +136,7 @@ def test_three_comparisons():
     assert found.tuned.difference.verdict == "B better"
     assert found.best.rates == ("same", "tuned") and found.best.images == 400
     assert found.best.difference.mean == pytest.approx(0.10)
-    reached = found.best.reached
+    reached = found.best.time_to_score
     assert reached is not None and reached.a is not None and reached.b is not None
     assert (reached.score, reached.a.step) == (pytest.approx(0.51), 40)
     assert reached.b.step == pytest.approx(40 * 0.51 / 0.61)
@@ -145,8 +146,8 @@ def test_three_comparisons():
 
 def test_a_score_that_is_not_reached():
     backwards = made({(side, rate): FULL[1 - side, rate] for side, rate in FULL})
-    assert backwards.tuned is not None and backwards.tuned.reached is not None
-    assert backwards.tuned.reached.b is None
+    assert backwards.tuned is not None and backwards.tuned.time_to_score is not None
+    assert backwards.tuned.time_to_score.b is None
     assert "| 61.00 | 40 | not reached | - | 8.0 | - |" in ab_report.markdown(backwards)
     assert ab.as_json(backwards)["differences_b_less_a"]["tuned"]["to_last_score_of_a"]["b"] is None
 
@@ -244,7 +245,7 @@ def test_wide_intervals_run_out_of_the_picture():
     two = made({place: values[:2] for place, values in FULL.items()})
     assert two.same is not None and two.same.difference.over_seeds is not None
     assert two.same.difference.over_seeds.high > 0.1
-    low, high = ab_report.forest(two).axes[0].get_xlim()
+    low, high = plot.forest(two).axes[0].get_xlim()
     seen = [
         abs(x) for one in (two.same, two.tuned, two.best) if one for x in one.difference.by_seed
     ]

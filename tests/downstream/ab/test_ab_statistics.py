@@ -76,7 +76,7 @@ def test_the_bootstrap_does_not_depend_on_how_much_is_drawn_at_a_time(monkeypatc
     hits = np.random.default_rng(1).random(40) < 0.5
     records = [(of_hits(hits), of_hits(~hits))]
     whole = ab.bootstrap(records, 40, seed=0, resamples=100)
-    monkeypatch.setattr(ab, "DRAWN", 40 * 7)
+    monkeypatch.setattr(ab, "INDICES_AT_A_TIME", 40 * 7)
     assert ab.bootstrap(records, 40, seed=0, resamples=100) == whole
 
 
@@ -153,7 +153,7 @@ CURVE = [Point(10, 1.0, 0.2), Point(20, 3.0, 0.4), Point(30, 4.0, 0.3), Point(40
     ],
 )
 def test_when_a_score_is_reached(score, expected):
-    found = ab.reach(CURVE, score)
+    found = ab.time_to_score(CURVE, score)
     if expected is None or found is None:
         assert found is expected
     else:
@@ -163,4 +163,4 @@ def test_when_a_score_is_reached(score, expected):
 def test_a_mean_curve_has_the_steps_of_all():
     other = [Point(20, 5.0, 0.6), Point(40, 8.0, 0.8), Point(50, 9.0, 0.9)]
     assert ab.mean_curve([CURVE, other]) == [Point(20, 4.0, 0.5), Point(40, 7.0, 0.7)]
-    assert ab.mean_curve([]) == [] and ab.reach([], 0.5) is None
+    assert ab.mean_curve([]) == [] and ab.time_to_score([], 0.5) is None

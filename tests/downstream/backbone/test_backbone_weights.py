@@ -241,7 +241,7 @@ def test_what_cannot_be_opened_is_one_sentence(teacher_file, tmp_path):
     (damaged / "run.json").write_text('{"steps": 3')
     cases = [
         ({}, "backbone.name is missing"),
-        ({"name": "resnet50dd"}, "backbone.name 'resnet50dd'.*did you mean resnet50d"),
+        ({"name": "resnet50dd"}, "backbone.name 'resnet50dd'.*did you mean 'resnet50d'"),
         ({"name": "runs/nowhere"}, "backbone.name runs/nowhere: no such folder"),
         ({"name": str(tmp_path)}, "no config.json"),
         ({"name": "test_resnet", "args": {"nonsense": 1}}, "check backbone.args"),

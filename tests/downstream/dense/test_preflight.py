@@ -23,7 +23,7 @@ BOXES = [
 def test_what_is_printed_and_written(tmp_path):
     path = annotated.coco(tmp_path / "set", BOXES)
     source = open_boxes(str(path))
-    lines = write_preflight(tmp_path, {"train": [source]})
+    lines = write_preflight(tmp_path, {"train": [source.report]})
     assert lines[0] == (
         f"train: {path} (COCO): 3 images (1 negatives, without boxes), 3 boxes "
         "(0 crowd or difficult, untrained), 3 classes"
@@ -55,8 +55,9 @@ def test_images_in_training_and_evaluation(tmp_path):
     other = tmp_path / "val.json"
     other.write_text(path.read_text())
     train, val = open_boxes(str(path)), open_boxes(str(other))
-    assert in_both([train], [val]) == [str(tmp_path / f"{i}.png") for i in range(3)]
-    lines = write_preflight(tmp_path, {"train": [train], "val": [val]})
+    shared = in_both([train], [val])
+    assert shared == [str(tmp_path / f"{i}.png") for i in range(3)]
+    lines = write_preflight(tmp_path, {"train": [train.report], "val": [val.report]}, shared)
     assert lines[-1].startswith("warning: 3 images are in train and in val")
     assert len(json.loads((tmp_path / "preflight.json").read_text())["in_train_and_val"]) == 3
 
@@ -64,4 +65,4 @@ def test_images_in_training_and_evaluation(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     source = open_boxes(str(annotated.coco(tmp_path, BOXES)))
     with pytest.raises(InputError):
-        write_preflight(tmp_path / "none", {"train": [source]})
+        write_preflight(tmp_path / "none", {"train": [source.report]})

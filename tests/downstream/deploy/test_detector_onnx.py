@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -14,8 +15,10 @@ from downstream.backbone.config import BackboneConfig
 from downstream.deploy import onnx_detector as exporting
 from downstream.deploy.onnx_detector import compare, export_onnx
 from downstream.deploy.onnx_tracing import tracing
-from downstream.detection.networks import DETECTORS, build
+from downstream.detection.model import build
+from downstream.detection.networks import DETECTORS
 from ssld.common.errors import InputError
+from zoo.export.checked import TRACING_OPSET, Run
 
 SIZE = (64, 96)
 SMALL = {
@@ -106,8 +109,8 @@ class Splitting(nn.Module):
 def test_a_split_is_traced_as_slices(tmp_path: Path) -> None:
     """Behind a Split, as of Res2Net, the exporter writes the proposals of Faster R-CNN wrongly."""
     x, path = torch.randn(1, 5, 3, 3), tmp_path / "s.onnx"
-    with tracing(exporting.OPSET):
-        torch.onnx.export(Splitting(), (x,), str(path), dynamo=False, opset_version=20)
+    with tracing():
+        torch.onnx.export(Splitting(), (x,), str(path), dynamo=False, opset_version=TRACING_OPSET)
     assert "Split" not in {node.op_type for node in onnx.load(str(path)).graph.node}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
@@ -119,20 +122,20 @@ def test_a_file_that_finds_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other box of it is a pixel off."""
-    session = exporting._session
+    write = exporting.write_onnx
 
-    def shifted(path: Path) -> exporting.Run:
-        run = session(path)
+    def shifted(*args: Any, **options: Any) -> tuple[str, Run]:
+        method, run = write(*args, **options)
 
-        def off(x: Tensor) -> dict[str, Tensor]:
-            found = run(x)
-            found["boxes"][::2] += 1
-            return found
+        def off(x: Tensor) -> list[Tensor]:
+            boxes, *others = run(x)
+            boxes[::2] += 1
+            return [boxes, *others]
 
-        return off
+        return method, off
 
     (tmp_path / "d.onnx").write_text("what was there")
-    monkeypatch.setattr(exporting, "_session", shifted)
+    monkeypatch.setattr(exporting, "write_onnx", shifted)
     with pytest.raises(InputError, match="FCOS test_resnet does not find what PyTorch finds"):
         export_onnx(make("fcos"), tmp_path / "d.onnx", SIZE)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("d.onnx", "what was there")]

@@ -18,7 +18,7 @@ from downstream.segmentation.heads.deeplab import DeepLabV3Plus
 from downstream.segmentation.heads.fcn import FCN
 from downstream.segmentation.heads.ocrnet import OCRNet
 from ssld.common.errors import InputError
-from zoo.export.onnx_classifier import TOLERANCE
+from zoo.export.classifier import TOLERANCE
 
 NETWORKS = {
     "fcn on several maps": lambda: FCN(open_backbone(random("lcnet_050")), 3),

@@ -238,13 +238,15 @@ def test_draws_are_sets_of_images(monkeypatch):
     assert values == pytest.approx(expected, abs=1e-9) and len(set(values)) > 4
     nothing = np.full((1, 9), 4)  # the image without objects
     assert np.isnan(bootstrap(matches, nothing)).all()
-    monkeypatch.setattr("downstream.detection.coco_protocol.DRAWN", 300)  # piece by piece
+    monkeypatch.setattr(
+        "downstream.detection.coco_protocol.CHUNK_DETECTIONS", 300
+    )  # piece by piece
     assert np.array_equal(bootstrap(matches, draws), values)
 
 
 def both(monkeypatch, parts: list[Detections], cut_short=(False, False)) -> list[bool]:
     """`reduce` of two processes."""
-    sent = [(short, dict(part._found)) for short, part in zip(cut_short, parts, strict=True)]
+    sent = [(short, dict(part._predicted)) for short, part in zip(cut_short, parts, strict=True)]
     monkeypatch.setattr(average_precision, "gather_object", lambda _: sent)
     two: Any = SimpleNamespace(num_processes=2)
     return [part.reduce(two, short) for short, part in zip(cut_short, parts, strict=True)]

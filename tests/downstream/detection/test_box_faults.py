@@ -32,7 +32,7 @@ def refused(path: object, match: str) -> None:
         ({"bbox": [1, 2, 3]}, r"of image '1.png': bbox is \[1, 2, 3\]"),
         ({"bbox": [1, 2, None, 3]}, "of image '1.png': bbox is"),
         ({"bbox": ...}, r"annotations\[1\] has no 'bbox'"),
-        ({"category_id": ...}, r"annotations\[1\] has no 'category_id'"),
+        ({"category_id": ...}, r"annotations\[1\] has no field 'category_id'"),
     ],
 )
 def test_coco_annotations(tmp_path, values, match):
@@ -51,7 +51,7 @@ def test_coco_annotations(tmp_path, values, match):
         ("images", {"width": 60, "height": 40}, "image '1.png' are 60 and 40, but its file has 40"),
         ("categories", {"id": 3}, r"categories\[1\].id is 3, as already"),
         ("categories", {"name": "cat"}, "the name of category 7 is 'cat', as already"),
-        ("categories", {"name": ...}, r"categories\[1\] has no 'name'"),
+        ("categories", {"name": ...}, r"categories\[1\] has no field 'name'"),
     ],
 )
 def test_coco_images_and_categories(tmp_path, part, values, match):
@@ -61,7 +61,7 @@ def test_coco_images_and_categories(tmp_path, part, values, match):
 def test_files_that_are_not_coco(tmp_path):
     path = annotated.coco(tmp_path, BOXES)
     for content, match in (
-        ("{", "cannot be read as json"),
+        ("{", "cannot be read as JSON"),
         ("[]", "has no list of objects 'images'"),
         (json.dumps({"images": [], "annotations": []}), "has no list of objects 'categories'"),
         (json.dumps({"images": [], "annotations": [], "categories": []}), "'images' is empty"),

@@ -10,7 +10,8 @@ import torch
 from overfit import PlainBackbone, pictures
 
 from downstream.backbone.config import BackboneConfig
-from downstream.detection.networks import DETECTORS, STRIDES, build, on_backbone, options
+from downstream.detection.model import build, on_backbone
+from downstream.detection.networks import DETECTORS, options
 from ssld.common.errors import InputError
 
 SMALL = {
@@ -31,7 +32,7 @@ def make(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_parameter_learns_and_what_is_found_has_one_form(name: str) -> None:
     network = make(name).train()
-    assert network.backbone.strides == STRIDES[name] and network.stride == 32
+    assert network.backbone.strides == DETECTORS[name].strides and network.stride == 32
     images, targets = pictures(96, count=2)
     targets[1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     sizes = torch.tensor([[96, 96], [64, 80]])
@@ -61,8 +62,8 @@ def test_dcn_is_what_tells_the_two_yolos_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "said"),
     [
-        ("retinanett", {}, "unknown detector 'retinanett', .* did you mean retinanet?"),
-        ("retinanet", {"anchor_size": [1]}, "no argument 'anchor_size', .*mean anchor_sizes?"),
+        ("retinanett", {}, "unknown detector 'retinanett', .* did you mean 'retinanet'?"),
+        ("retinanet", {"anchor_size": [1]}, "no argument 'anchor_size', .*mean 'anchor_sizes'?"),
         ("yolov3_dcn", {"dcn": False}, "yolov3_dcn has no argument 'dcn', it has width"),
     ],
 )
@@ -84,6 +85,6 @@ def test_no_class_is_refused() -> None:
 def test_the_table_costs_no_import_of_torch() -> None:
     code = (
         "import sys, downstream.detection.networks as n; "
-        "sys.exit('torch' in sys.modules or 'timm' in sys.modules or len(n.DETECTORS) != 7)"
+        "sys.exit('torch' in sys.modules or 'timm' in sys.modules or len(n.DETECTORS) < 7)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

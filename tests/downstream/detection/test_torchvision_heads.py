@@ -224,7 +224,7 @@ def test_the_first_batch_does_not_decide_the_scales_of_roi_align() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backbone_of_other_strides_is_refused(kind: str) -> None:
     network = {"faster_rcnn": heads.FasterRCNN, "retinanet": heads.RetinaNet, "fcos": heads.FCOS}
-    with pytest.raises(InputError, match=r"strides \(16, 32\): open it with"):
+    with pytest.raises(InputError, match=r"the backbone has \(16, 32\); open it with"):
         network[kind](PlainBackbone((16, 32)), 3)
 
 

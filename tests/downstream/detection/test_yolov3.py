@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from painted_shapes import TinyBackbone, iou, overfit, painted
+from overfit import iou
+from painted_shapes import TinyBackbone, overfit, painted
 from torch import Tensor, nn
 
 from downstream.detection.heads.yolov3 import YOLOv3, yolov3_losses

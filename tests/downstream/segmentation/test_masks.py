@@ -14,6 +14,7 @@ from mask_sets import COLOUR, TABLE, as_palette, folder, ids, numbers_of, pictur
 from PIL import Image
 
 from downstream.segmentation.data.masks import open_masks
+from downstream.segmentation.data.preflight import inspect
 from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable
 
@@ -83,9 +84,9 @@ def test_an_id_without_class_is_named_with_its_file_and_pixel(tmp_path):
     with pytest.raises(Unreadable, match=r"mask .*b\.png: pixel \[4, 7\]: id 77 has no class in"):
         source.mask(1)
     assert np.array_equal(source.mask(0), numbers_of(ids()))
-    assert {key: x.count for key, x in source.report.unknown.items()} == {"id 77": 2, "id 78": 2}
+    assert {key: x.count for key, x in inspect(source).unknown.items()} == {"id 77": 2, "id 78": 2}
     with pytest.raises(InputError, match=r"b\.png: 1 px: id 7[78] has no class.*classes\.json"):
-        source.report.check()
+        inspect(source).check()
 
 
 def test_a_colour_without_class_is_named(tmp_path):
@@ -96,7 +97,7 @@ def test_a_colour_without_class_is_named(tmp_path):
     source = open_masks(path)
     with pytest.raises(Unreadable, match=r"pixel \[1, 2\]: colour #010203 has no class"):
         source.mask(0)
-    assert list(source.report.unknown) == ["colour #010203"]
+    assert list(inspect(source).unknown) == ["colour #010203"]
     (tmp_path / "classes.json").write_text('["a", "b"]')
     with pytest.raises(Unreadable, match="does not give each class a colour"):
         open_masks(path).mask(0)
@@ -109,7 +110,7 @@ def test_a_mask_of_another_size_is_named_with_both_sizes(tmp_path):
     with pytest.raises(Unreadable, match=said):
         source.mask(1)
     with pytest.raises(InputError, match=said):
-        source.report.check()
+        inspect(source).check()
     with pytest.raises(Unreadable, match="that of the upright image is 7 x 9: save it at"):
         source.mask(0, (7, 9))
 
@@ -121,8 +122,8 @@ def test_a_mask_belongs_to_the_upright_image(tmp_path, orientation):
     picture(tmp_path / "images/train/a.jpg", shape, orientation)
     source = open_masks(path)
     assert np.array_equal(source.mask(0), numbers_of(ids()))
-    assert source.report.turned == 1 and source.report.wrong_size.count == 0
-    assert any("1 images are turned upright" in line for line in source.report.lines())
+    assert inspect(source).turned == 1 and inspect(source).wrong_size.count == 0
+    assert any("1 images are turned upright" in line for line in inspect(source).lines())
 
 
 def test_images_without_mask_are_left_out_and_counted(tmp_path):
@@ -130,9 +131,9 @@ def test_images_without_mask_are_left_out_and_counted(tmp_path):
     picture(tmp_path / "images/train/c.jpg")
     source = open_masks(path)
     assert [source.sample_id(i) for i in range(2)] == ["b.jpg", "x/a.jpg"] and len(source) == 2
-    assert source.report.without_mask.places == ["c.jpg"]
-    assert "1 images without a mask, left out:" in source.report.lines()
-    source.report.check()
+    assert inspect(source).without_mask.places == ["c.jpg"]
+    assert "1 images without a mask, left out:" in inspect(source).lines()
+    inspect(source).check()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "jpeg", "bits"])
@@ -150,7 +151,7 @@ def test_a_damaged_mask_is_unreadable_and_the_others_are_counted(tmp_path, damag
         file.write_bytes({"cut": data[:middle], "empty": b"", "text": b"no", "bits": bits}[damage])
     with pytest.raises(Unreadable, match=r"^mask .*a\.png: "):
         source.mask(0)
-    report = source.report
+    report = inspect(source)
     assert report.unreadable.count == 1 and "a.png" in report.unreadable.places[0]
     assert sum(c.pixels for c in report.classes) == (array != 2).sum()
     report.check()
@@ -162,14 +163,14 @@ def test_what_is_gone_since_the_start_is_unreadable(tmp_path):
     (tmp_path / "images/train/b.jpg").write_bytes(b"no")
     with pytest.raises(Unreadable, match=r"mask .*a\.png: "):
         source.mask(0)
-    assert source.report.unreadable.count == 2
+    assert inspect(source).unreadable.count == 2
     with pytest.raises(InputError, match="none of the 2 masks has a pixel of any class"):
-        source.report.check()
+        inspect(source).check()
 
 
 def test_the_report_counts_as_a_naive_loop_does(tmp_path):
     arrays = {"a": ids(0, (5, 7)), "b": ids(1, (8, 3), (0, 2)), "c": np.full((2, 2), 2, np.uint8)}
-    report = open_masks(folder(tmp_path, arrays)).report
+    report = inspect(open_masks(folder(tmp_path, arrays)))
     pixels, images, ignored = {3: 0, 0: 0, 1: 0}, {3: 0, 0: 0, 1: 0}, 0
     for array in arrays.values():
         for x in array.ravel().tolist():
@@ -191,15 +192,15 @@ def test_the_report_counts_as_a_naive_loop_does(tmp_path):
 
 def test_hashes_tell_a_change_of_masks_list_or_table(tmp_path):
     path = folder(tmp_path, {"a": ids(), "b": ids()})
-    before = open_masks(path).report.hashes
-    assert before == open_masks(path).report.hashes
+    before = inspect(open_masks(path)).hashes
+    assert before == inspect(open_masks(path)).hashes
     changed = ids()
     changed[0, 0] = (changed[0, 0] + 1) % 4
     save(tmp_path / "masks/train/b.png", changed)
-    after = open_masks(path).report.hashes
+    after = inspect(open_masks(path)).hashes
     assert after["masks"] != before["masks"] and after["list"] == before["list"]
     folder(tmp_path, {"c": ids()}, {**TABLE, "ignore": [2, 9]})
-    last = open_masks(path).report.hashes
+    last = inspect(open_masks(path)).hashes
     assert last["list"] != before["list"]
     table = str(tmp_path / "classes.json")
     assert last[table] != before[table]
@@ -207,9 +208,9 @@ def test_hashes_tell_a_change_of_masks_list_or_table(tmp_path):
 
 def test_a_set_without_any_labelled_pixel_is_refused(tmp_path):
     source = open_masks(folder(tmp_path, {"a": np.full((4, 4), 2, np.uint8)}))
-    assert "warning: no pixel of sky, road, car" in source.report.lines()
+    assert "warning: no pixel of sky, road, car" in inspect(source).lines()
     with pytest.raises(InputError, match="none of the 1 masks has a pixel of any class"):
-        source.report.check()
+        inspect(source).check()
 
 
 def test_classes_are_numbered_as_the_network_has_them(tmp_path):
@@ -230,5 +231,5 @@ def test_a_source_pickles_small_and_reads_its_images(tmp_path):
     again = pickle.loads(data)
     assert np.array_equal(again.mask(7), source.mask(7)) and again.read(7) == source.read(7)
     assert again.location(7) == str(tmp_path / "images/train/0007.jpg")
-    assert again.size(7) == len(source.read(7)) and again.label(7) is None
+    assert again.size(7) == len(source.read(7))
     assert len(data) < 20_000

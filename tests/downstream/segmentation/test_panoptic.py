@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from downstream.segmentation.data.masks import open_masks
+from downstream.segmentation.data.preflight import inspect
 from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable
 
@@ -90,7 +91,7 @@ def test_segments_of_things_and_stuff_become_their_category(tmp_path):
 
 
 def test_the_report_counts_and_names_images_without_annotation(tmp_path):
-    report = open_masks(build(tmp_path)).report
+    report = inspect(open_masks(build(tmp_path)))
     report.check()
     both = np.stack([expected(i, {1: 0, 17: 1, 200: 2}) for i in range(2)])
     assert [c.pixels for c in report.classes] == [int((both == k).sum()) for k in range(3)]
@@ -123,9 +124,9 @@ def test_a_segment_that_the_json_does_not_know_is_named(tmp_path):
     said = r"1\.png: pixel \[3, 4\]: segment id 66000 is not in the segments_info .*val\.json"
     with pytest.raises(Unreadable, match=said):
         source.mask(1)
-    assert source.report.unknown["a segment id"].count == 1
+    assert inspect(source).unknown["a segment id"].count == 1
     with pytest.raises(InputError, match=r"000000000001\.png: 1 px: segment id 66000"):
-        source.report.check()
+        inspect(source).check()
 
 
 def test_an_annotation_without_segments_is_all_unlabelled(tmp_path):
@@ -159,7 +160,7 @@ SEGMENT = ["annotations", 0, "segments_info", 1]
         ([*SEGMENT, "category_id"], None, r"segments_info\[1\] has no field 'category_id'"),
         ([*SEGMENT, "id"], 5, r"segments_info\[1\]\.id is 5; give a new number"),
         ([*SEGMENT, "id"], 2**24, r"segments_info\[1\]\.id is 16777216"),
-        (["annotations", 1, "image_id"], 7, r"annotations\[1\]\.image_id is 7, which no image"),
+        (["annotations", 1, "image_id"], 7, r"annotations\[1\] has image_id 7, but no image"),
         (["annotations", 1, "image_id"], 40, r"\.image_id: .*0\.jpg has annotations\[0\], too"),
         (
             ["annotations", 1, "file_name"],
@@ -175,7 +176,7 @@ SEGMENT = ["annotations", 0, "segments_info", 1]
         (["categories", 0, "name"], None, r"categories\[0\] has no field 'name'"),
         (["categories", 0, "id"], "1", r"categories\[0\]\.id is '1'; give a whole number"),
         (["categories", 1, "id"], 1, r"id 1 belongs to both 'person' .* and 'cat'"),
-        (["categories"], None, r"has no list 'categories'"),
+        (["categories"], None, r"has no list of objects 'categories'"),
         (["annotations"], [], r"annotations is empty, so nothing is labelled"),
         (["annotations", 0, "segments_info"], None, r"no segments_info, so this is no panoptic"),
     ],

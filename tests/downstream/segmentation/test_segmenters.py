@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from downstream.backbone.backbone import describe, open_backbone, rebuild
+from downstream.dense.model import backbone_for
 from downstream.segmentation.confusion import Confusion
 from downstream.segmentation.heads.deeplab import DeepLabV3Plus, set_multi_grid
 from downstream.segmentation.heads.fcn import FCN
@@ -19,7 +20,8 @@ from downstream.segmentation.heads.ocrnet import OCRNet
 from downstream.segmentation.heads.segmenter import Segmenter, concatenated
 from downstream.segmentation.inference import predict
 from downstream.segmentation.losses import pixel_loss
-from downstream.segmentation.networks import SEGMENTERS, backbone_for, build, on_backbone
+from downstream.segmentation.model import build, on_backbone
+from downstream.segmentation.networks import SEGMENTERS
 from ssld.common.errors import InputError
 
 CASES = {  # network, learning rate, steps, side of the pictures in px
@@ -231,7 +233,7 @@ def test_networks_ask_for_the_maps_they_want(name, arch):
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_a_network_is_built_again_from_its_description(name):
     config = random("resnet14t")  # bottleneck blocks
-    first = on_backbone(name, backbone_for(name, config), 3)
+    first = on_backbone(name, backbone_for(SEGMENTERS[name], config), 3)
     again = on_backbone(name, rebuild(describe(first.backbone)), 3)
     again.load_state_dict(first.state_dict())
     image = torch.randn(1, 3, 64, 64)

@@ -130,9 +130,9 @@ def test_what_learns_at_which_rate(colours, first, tmp_path, monkeypatch, lr, fa
         seen["network"] = network
         seen["groups"] = build_optimizer(network, run.config.optimizer).param_groups
         seen["facts"] = run.facts
-        run.folder.leave()
+        run.folder.unlock()
 
-    monkeypatch.setattr("ssld.engine.loop.train", note)
+    monkeypatch.setattr("downstream.transfer.transfer.train", note)
     changes = {"backbone": str(first), "backbone.pretrained": "true", "backbone.lr": lr}
     transfer(parsed(colours, tmp_path / "run", **changes))
     network = seen["network"]
@@ -150,7 +150,9 @@ def test_what_learns_at_which_rate(colours, first, tmp_path, monkeypatch, lr, fa
 
 def test_the_seed_decides_the_fresh_weights_alone(colours, first, tmp_path, monkeypatch):
     heads = []
-    monkeypatch.setattr("ssld.engine.loop.train", lambda run, _, network: heads.append(network))
+    monkeypatch.setattr(
+        "downstream.transfer.transfer.train", lambda run, _, network: heads.append(network)
+    )
     for seed in (0, 0, 1):
         out = tmp_path / str(len(heads))
         changes = {"backbone": str(first), "backbone.pretrained": "true", "seed": seed}

@@ -105,11 +105,11 @@ def known(request, tmp_path, monkeypatch) -> tuple[str, Path]:
     """The name of a data set, and a folder with its archives."""
     name: str = request.param
     data = transfer_data.DATASETS[name]
-    archives = data.archives()
+    archives = data.archives
     contents = MADE[name]()
     digests = [pack(tmp_path / x.name, y) for x, y in zip(archives, contents, strict=True)]
     pinned = [replace(x, digest=y) for x, y in zip(archives, digests, strict=True)]
-    entry = replace(data, archives=lambda: pinned)
+    entry = replace(data, archives=pinned)
     monkeypatch.setitem(transfer_data.DATASETS, name, entry)
     if name == "cifar100":  # its files have sums of their own
         for attribute, file in (("train_list", "train"), ("test_list", "test")):
@@ -163,7 +163,7 @@ def test_what_is_made_is_kept_and_needs_no_archive(known):
     name, root = known
     made = transfer_data.manifests(config(name, root).data)
     before = {path: path.stat().st_mtime_ns for path in made.values()}
-    for archive in transfer_data.DATASETS[name].archives():
+    for archive in transfer_data.DATASETS[name].archives:
         (root / archive.name).unlink()
     assert transfer_data.manifests(config(name, root).data) == made
     assert {path: path.stat().st_mtime_ns for path in made.values()} == before
@@ -174,7 +174,7 @@ def test_what_is_made_is_kept_and_needs_no_archive(known):
 
 def test_another_archive_is_refused_and_nothing_of_it_read(known):
     name, root = known
-    archive = transfer_data.DATASETS[name].archives()[-1]
+    archive = transfer_data.DATASETS[name].archives[-1]
     with (root / archive.name).open("ab") as file:
         file.write(b"x")
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_what_is_not_there(tmp_path, monkeypatch):
 
 def test_sums_are_pinned():
     for known in transfer_data.DATASETS.values():
-        for archive in known.archives():
+        for archive in known.archives:
             kind, _, value = archive.digest.partition(":")
             assert len(value) == {"sha256": 64, "md5": 32}[kind] and archive.url.startswith("http")
 

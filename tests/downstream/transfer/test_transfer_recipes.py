@@ -34,13 +34,13 @@ def test_a_header_says_command_hardware_time_and_expected_number(file):
 @pytest.mark.parametrize("file", GRIDS, ids=[file.stem for file in GRIDS])
 def test_the_search_is_the_references(file):
     ablation = grid.read(str(file), None, [])
-    assert len(ablation.cells) == 196 and ablation.stages == ["transfer"]
+    assert len(ablation.trials) == 196 and ablation.stages == ["transfer"]
     rates, decays, smoothing, mixup = ablation.axes
     assert [x.value for x in rates.values] == [0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001]
     assert [x.value for x in decays.values] == [1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6]
     assert [x.value for x in smoothing.values] == [0, 0.1]
     assert [x.value for x in mixup.values] == [0, 0.2]
-    last = ablation.cells[-1]
+    last = ablation.trials[-1]
     config = open_recipe(str(file), last.recipe, "out", []).config("transfer", {}, False)
     assert isinstance(config, TransferConfig) and config.data.dataset == file.stem
     assert config.data.protocol == "search" and config.checkpoint.best == "last"
@@ -52,10 +52,10 @@ def test_the_comparison_is_on_test_images():
     more = ["data.dataset=sun397", "schedule.lr=0.01"]
     config = ABConfig(task="transfer", file=str(FIXED), backbones=names, overrides=more)
     ablation, _ = ab_grid.build(config)
-    assert len(ablation.cells) == 12 and ablation.out == Path("runs/transfer-fixed")
-    for cell in ablation.cells:
+    assert len(ablation.trials) == 12 and ablation.out == Path("runs/transfer-fixed")
+    for trial in ablation.trials:
         found = parse(
-            "x", TransferConfig, [], settings=("F", {"out": "o", **cell.recipe["transfer"]})
+            "x", TransferConfig, [], settings=("F", {"out": "o", **trial.recipe["transfer"]})
         )
         assert found.data.protocol == "final" and found.data.dataset == "sun397"
         assert found.schedule.lr == 0.01 and found.probe.every_epochs > 0

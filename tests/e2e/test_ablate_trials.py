@@ -17,7 +17,7 @@ from ssld.ablate import pool
 
 class Forked:
     """In place of `subprocess.Popen`: `ssld recipe` from the fork server, in a fraction of it.
-    How processes are really started is tested in `tests/ablate/test_cells.py`."""
+    How processes are really started is tested in `tests/ablate/test_trials.py`."""
 
     def __init__(self, words: list[str], *, stdout: IO[bytes], **_: Any) -> None:
         assert words[: words.index("recipe")][-3:] == [sys.executable, "-m", "ssld"]
@@ -31,7 +31,7 @@ class Forked:
         return self.started.process.exitcode
 
 
-def test_cells_are_recipes(colours, teacher_file, tmp_path, monkeypatch, capsys):
+def test_trials_are_recipes(colours, teacher_file, tmp_path, monkeypatch, capsys):
     out, file = tmp_path / "out", tmp_path / "F.yaml"
     first = {"steps": 4, "batch_size": 8, "log_every_steps": 1, "augment.size": 32}
     first |= {"student.arch": "test_resnet", "teacher.checkpoint": str(teacher_file)}

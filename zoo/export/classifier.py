@@ -14,36 +14,25 @@ The preprocessing and the label names travel inside of the file (`facts`).
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
-import difflib
-import importlib
 import json
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 from torch.jit.frontend import FrontendError
-from torch.onnx.errors import OnnxExporterError, OnnxExporterWarning
 
-from zoo.errors import InputError, one_line
+from zoo.errors import InputError, did_you_mean
 from zoo.export import torchvision_resnet
+from zoo.export.checked import OTHER, facts, placed, quiet, refusing, require_packages, write_onnx
 
 TOLERANCE = 1e-4
 """Largest difference, in standard deviations of the logits. Another order of float32 sums makes
 1e-7 to 1e-5 (hundreds of layers); an operator translated wrongly (padding, rounding of sizes, an
 approximated activation) 1e-3 and more; and 1e-4 moves no probability by a visible digit."""
-
-OTHER = "nothing was written, use another format"
 
 Run = Callable[[Tensor], Tensor]
 """What an exported file computes: float32 [batch, channels, height, width] -> logits."""
@@ -96,68 +85,22 @@ def export(model: nn.Module, format: str, out: Path) -> Exported:
     header = facts(model)
     network = copy.deepcopy(model).cpu().float().eval()
     trials = _trials(network, _example(header).shape[1:])
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        exported = _write_checked(network, format, temporary / out.name, header, trials)
-        return _place(exported, out)
-    except (OSError, SafetensorError) as error:
-        said = one_line(error)
-        raise InputError(
-            f"{out} cannot be written ({said}); free space or give another path"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def facts(model: nn.Module) -> dict[str, str]:
-    """What a user of the file must know, as strings: architecture, num_classes, input_size, mean,
-    std (comma-separated), interpolation, crop_pct, crop_mode, and label_names (JSON) where known.
-
-    Raises:
-        InputError: the model does not say input_size, mean and std.
-    """
-    config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
-    missing = [key for key in ("input_size", "mean", "std") if not config.get(key)]
-    if missing:
-        raise InputError(
-            f"the network's pretrained_cfg has no {', '.join(missing)}: make it with "
-            "timm.create_model, or give a folder that `ssld` exported"
-        )
-    said = {
-        "architecture": config.get("architecture") or type(model).__name__.lower(),
-        "num_classes": getattr(model, "num_classes", None) or config.get("num_classes"),
-        **{key: config.get(key) for key in ("interpolation", "crop_pct", "crop_mode")},
-    }
-    said |= {key: ",".join(map(str, config[key])) for key in ("input_size", "mean", "std")}
-    if config.get("label_names"):
-        said["label_names"] = json.dumps(list(config["label_names"]), ensure_ascii=False)
-    return {key: str(value) for key, value in sorted(said.items()) if value is not None}
+    with placed(out) as path:
+        return _write_checked(network, format, path, header, trials)
 
 
 def _check_request(format: str, out: Path) -> None:
     if format not in FORMATS:
-        near = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(format, FORMATS, cutoff=0.4)
         raise InputError(f"unknown format {format!r}, the formats are {', '.join(FORMATS)}{hint}")
     if out.name in ("", ".."):
         raise InputError(f"{out} has no name of its own: give the path of a new file or folder")
     if format == "onnx":
-        _require("onnx", "onnxscript", "onnxruntime")
+        require_packages("onnx", "onnxscript", "onnxruntime")
     if format == "torchvision":
         torchvision_resnet.check_folder(out)
     elif out.is_dir():
         raise InputError(f"{out} is a folder, and {format} is a file: give {out / 'model'}.*")
-
-
-def _require(*packages: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            what = f"the format onnx needs {package}: pip install 'ssld[onnx]'"
-            raise InputError(what) from error
 
 
 # The comparison
@@ -168,7 +111,7 @@ def _trials(network: nn.Module, input_size: Sequence[int]) -> list[_Trial]:
     channels, height, width = input_size
     errors = (AssertionError, RuntimeError, ValueError)
     what = f"the network takes no images of {height} x {width}, mend its pretrained_cfg"
-    with _refusing(what, *errors):
+    with refusing(what, *errors):
         trials = [(x, _eager(network, x)) for x in _images(channels, height, width)]
     logits = torch.cat([logits for _, logits in trials])
     if not logits.isfinite().all() or not logits.std() > 0:
@@ -237,7 +180,7 @@ def _attempt(
             f"{relative:.1e} of the logits' standard deviation, over {TOLERANCE:.0e}: {OTHER}"
         )
     return Exported(
-        paths=(path, *sorted(path.parent.glob(f"{path.name}.*"))),
+        paths=tuple(path.parents[1] / part.name for part in sorted(path.parent.iterdir())),
         format=format,
         method=method,
         max_abs=max_abs,
@@ -261,39 +204,7 @@ def _compare(run: Run, trials: list[_Trial]) -> tuple[float, float]:
     return float(worst), float(worst / scale)
 
 
-def _place(exported: Exported, out: Path) -> Exported:
-    """Give the checked files their names; the one that names the others comes last."""
-    if out.is_dir():  # which cannot be renamed over
-        out.rename(exported.paths[0].with_name(f"{out.name}.replaced"))
-    for path in reversed(exported.paths):
-        os.replace(path, out.with_name(path.name))
-    placed = tuple(out.with_name(path.name) for path in exported.paths)
-    return dataclasses.replace(exported, paths=placed)
-
-
 # The formats: each writes `path` and returns how, and what the file computes
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what is no news: torch.jit is deprecated (who asks for it knows), a trace keeps to the
-    sizes it has seen (the comparison shows whether it does), deprecations within the exporter."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
-        for category in (TracerWarning, OnnxExporterWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", category)
-        yield
-
-
-@contextlib.contextmanager
-def _refusing(what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Make one sentence of these errors: `what`, and the first line of what was said."""
-    try:
-        yield
-    except errors as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        said = f"{type(error).__name__}: {said}"[:200]
-        raise InputError(f"{what} ({said})") from error
 
 
 def _example(header: dict[str, str]) -> Tensor:
@@ -304,55 +215,11 @@ def _example(header: dict[str, str]) -> Tensor:
 def _onnx(
     network: nn.Module, path: Path, header: dict[str, str], size: tuple[int, int] | None
 ) -> tuple[str, Run]:
-    """By torch.export ("dynamo"), torch's default; opset as torch chooses."""
-    import onnx
-
     axes = {0: "batch"} | ({2: "height", 3: "width"} if size is None else {})
-    errors = (OnnxExporterError, onnx.checker.ValidationError)
-    with _refusing(f"{header['architecture']} cannot be written as ONNX: {OTHER}", *errors):
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                network,
-                (_example(header),),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=(axes,),
-            )
-        assert program is not None
-        _tell(program.model, header)
-        program.save(path)  # takes a second file above 2 GB, which is protobuf's limit
-        onnx.checker.check_model(str(path), full_check=True)
-    return f"dynamo, opset {program.model.opset_imports['']}", _onnx_run(path)
-
-
-def _tell(model: Any, header: dict[str, str]) -> None:
-    """Put the facts into the file; take out the stack traces, which name this machine's files."""
-    model.metadata_props.update(header)
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-
-
-def _onnx_run(path: Path) -> Run:
-    import onnxruntime
-
-    # Its errors have no common class but Exception.
-    state = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
-    errors = tuple(kind for kind in state if isinstance(kind, type) and issubclass(kind, Exception))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what matters is raised
-
-    with _refusing(f"onnxruntime cannot load the file: {OTHER}", *errors):
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        with _refusing(f"onnxruntime cannot run the file: {OTHER}", *errors):
-            return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-    return run
+    method, run = write_onnx(
+        network, path, _example(header), header, outputs=["logits"], axes={"images": axes}
+    )
+    return method, lambda images: run(images)[0]
 
 
 class _OneSize(nn.Module):
@@ -375,7 +242,7 @@ def _torchscript(
 ) -> tuple[str, Run]:
     unfit = (RuntimeError, FrontendError, TypeError, ValueError, AttributeError)
     what = f"{header['architecture']} cannot be written as TorchScript: {OTHER}"
-    with _refusing(what, *unfit), _quiet(), torch.no_grad():
+    with refusing(what, *unfit), quiet(), torch.no_grad():
         module: Any
         try:
             method, module = "script", torch.jit.script(network)
@@ -389,7 +256,7 @@ def _torchscript(
         loaded = torch.jit.load(str(path))
 
     def run(images: Tensor) -> Tensor:
-        with _refusing(f"the TorchScript file fails: {OTHER}", RuntimeError, torch.jit.Error):
+        with refusing(f"the TorchScript file fails: {OTHER}", RuntimeError, torch.jit.Error):
             with torch.no_grad():
                 return loaded(images)
 

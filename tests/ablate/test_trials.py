@@ -1,4 +1,4 @@
-"""What happens to cells and to the command, and what a cell may use of a machine."""
+"""What happens to trials and to the command, and what a trial may use of a machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ssld.ablate import pool
 KILLS = 3
 
 
-def test_finished_cells_are_kept_when_the_grid_grows(bench, capsys):
+def test_finished_trials_are_kept_when_the_grid_grows(bench, capsys):
     assert bench.run() == 0
     before = without_clock(bench.table())
     assert len(bench.started()) == 4
@@ -83,17 +83,17 @@ def test_settings_that_are_refused_cost_nothing(bench):
     assert bench.run() == 2 and bench.run("--overwrite") == 0 and not kept.exists()
 
 
-def test_a_failing_cell_does_not_stop_the_others(bench, capsys):
+def test_a_failing_trial_does_not_stop_the_others(bench, capsys):
     bench.write(finetune={})
     name = "optimizer.weight_decay=1e-5,seed=1"
     bench.ask(name, "fails-finetune")
     assert bench.run() == 1
     said = capsys.readouterr()
     assert f"{name}: failed: data.labeled x: no such folder; name one" in said.out
-    assert "1 of 4 cells failed" in said.err and said.err.count("\n") == 1
+    assert "1 of 4 trials failed" in said.err and said.err.count("\n") == 1
     status = [(row["stage"], row["status"]) for row in bench.table() if row["status"] != "done"]
     assert status == [("finetune", "failed")]
-    assert "3 of 4 cells done" in said.out and "| 1/2 |" in said.out
+    assert "3 of 4 trials done" in said.out and "| 1/2 |" in said.out
     (bench.asked / f"{name}.fails-finetune").unlink()
     bench.starts()
     assert bench.run() == 0 and bench.started() == [name]
@@ -116,7 +116,7 @@ def test_a_recipe_that_ends_without_a_stage_has_failed(bench, capsys, monkeypatc
     assert "its recipe ended without distill" in capsys.readouterr().out
 
 
-def test_cells_that_are_stopped_from_outside_have_another_try(bench, capsys):
+def test_trials_that_are_stopped_from_outside_have_another_try(bench, capsys):
     killed, stopped = "optimizer.weight_decay=1e-5,seed=0", "optimizer.weight_decay=1e-4,seed=1"
     bench.ask(killed, "dies")
     bench.ask(stopped, "again")
@@ -151,7 +151,7 @@ def test_the_command_is_alone_and_may_be_killed_at_any_instant(bench, capsys):
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_tables(bench):
-    """The command or one of its cells, whoever it hits."""
+    """The command or one of its trials, whoever it hits."""
     bench.write({"seed": [0, 1, 2], "epochs": [1, 2]})
     whole, draw, kills = bench.out.with_name("whole"), random.Random(2), 0
     assert bench.run("--out", str(whole)) == 0
@@ -165,7 +165,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_tables(bench):
                 kills += _kill_one(process.pid, draw)
         process.communicate(timeout=SECONDS)
         code, starts = process.returncode, starts + len(bench.starts())
-        assert code in (0, 1, -signal.SIGKILL)  # 1: a cell was hit twice
+        assert code in (0, 1, -signal.SIGKILL)  # 1: a trial was hit twice
     assert kills == KILLS and starts <= 6 + KILLS  # what is done is not done again
     assert without_clock(bench.table()) == without_clock(bench.table(whole))
     assert lines_of(bench) == (whole / "table.md").read_text().splitlines()
@@ -183,7 +183,7 @@ def _kill_one(pid: int, draw: random.Random) -> bool:
 def test_a_signal_is_passed_on_and_waited_for(bench, capsys, number, monkeypatch):
     bench.write({"seed": [0, 1, 2]})
     bench.ask("seed=1", "waits")
-    ended = pool.run_cells
+    ended = pool.run_trials
 
     def signalled(*arguments: Any) -> Any:
         watch = arguments[-1]
@@ -196,17 +196,17 @@ def test_a_signal_is_passed_on_and_waited_for(bench, capsys, number, monkeypatch
         return ended(*arguments[:-1], seen)
 
     sent: list[None] = []
-    monkeypatch.setattr(pool, "run_cells", signalled)
+    monkeypatch.setattr(pool, "run_trials", signalled)
     assert bench.run() == 75
     said = capsys.readouterr()
     assert (bench.asked / "seed=1.checkpoint").exists()
-    assert "with 2 of 3 cells to go; the same command goes on" in said.err
+    assert "with 2 of 3 trials to go; the same command goes on" in said.err
     assert "failed" not in said.out and bench.started() == ["seed=0", "seed=1"]
     (bench.asked / "go on").touch()
     assert bench.run() == 0 and bench.started() == ["seed=1", "seed=2"]
 
 
-def test_cells_side_by_side_share_the_cores(bench, monkeypatch):
+def test_trials_side_by_side_share_the_cores(bench, monkeypatch):
     here = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the tests may have one of them only
     cores = sorted(os.sched_getaffinity(0))
@@ -218,7 +218,7 @@ def test_cells_side_by_side_share_the_cores(bench, monkeypatch):
         names = [f"optimizer.weight_decay={decay},seed={x}" for x in (seed, 1 - seed)]
         bench.ask(names[0], "meets", f"{names[1]}.begun")
     assert bench.run("--devices", "2") == 0
-    starts = sorted(bench.starts(), key=lambda start: start["cell"])
+    starts = sorted(bench.starts(), key=lambda start: start["trial"])
     assert len(starts) == 4 and {start["threads"] for start in starts} == {"3"}
     for a, b in (starts[:2], starts[2:]):
         assert {tuple(a["cores"]), tuple(b["cores"])} == set(shared)

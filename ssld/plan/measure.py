@@ -1,0 +1,137 @@
+"""The step and the loader of a run, measured: the teacher alone, the student alone, both, the
+loader alone, and all together, on all processes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ssld.data.loading import Batch
+from ssld.distill.config import DistillConfig
+from ssld.distill.distill import Distillation
+from ssld.distill.setup import ClassifierRun
+from ssld.distill.supervised import Supervision
+from ssld.distill.task import Classification
+from ssld.engine.progress import Progress
+from ssld.engine.trainer import Trainer
+from ssld.models.classifier import Classifier
+
+WARM_UP_STEPS = 3
+
+
+class HardLabels(Supervision):
+    """The student's supervised step on made-up labels: speed does not depend on what they are."""
+
+    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, float32 [b]."""
+        logits = student(batch.images).float()
+        labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
+        return {"cross_entropy": cross_entropy(logits, labels, reduction="none")}
+
+
+def quietly(config: DistillConfig, folder: str) -> DistillConfig:
+    """The same settings with their output in `folder`, and nothing to report or to go on from."""
+    return dataclasses.replace(
+        config, out=folder, trackers=[], resume=False, overwrite=False, allow_changes=[]
+    )
+
+
+class Bench:
+    """The step and the loader of a run, to be measured instead of trained.
+
+    Args:
+        task: of the run.
+        student: that it trains.
+    """
+
+    def __init__(self, run: ClassifierRun, task: Distillation, student: Classifier) -> None:
+        self.run, self.distillation, self.teacher = run, task, task.teacher
+        self.trainer = Trainer(run, task, student)
+        self.progress = Progress(run, self.trainer.clock, 0, self.trainer.unreadables)
+
+    def step(self, task: Classification, batches: Iterator[Batch]) -> Callable[[], None]:
+        """A training step that can be called again and again."""
+
+        def call() -> None:
+            self.trainer.task = task
+            self.trainer.train_step(batches, self.progress)
+            self.progress.kept.clear()
+
+        return call
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """Images per second over all processes, each part for about `seconds`.
+
+        Returns:
+            loader, teacher (forward), student (supervised step, images in memory), both
+            (distillation step, images in memory), together (distillation with the loader),
+            supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
+            split (percent of a step, as in metrics.jsonl).
+        """
+        run, clock, labels = self.run, self.progress.clock, HardLabels(self.teacher.num_classes)
+        rates: dict[str, Any] = {}
+        loader = self.distillation.train_batches(run, 0, 10**9)  # without end
+        rates["loader"] = _rate(run, lambda: next(loader), seconds)
+        memory = itertools.cycle([next(loader)])
+        rates["teacher"] = _rate(run, self._teach(next(memory)), seconds)
+        rates["student"] = _rate(run, self.step(labels, memory), seconds)
+        rates["both"] = _rate(run, self.step(self.distillation, memory), seconds)
+        rates["supervised_together"] = _rate(run, self.step(labels, loader), seconds)
+        clock.take()
+        started = time.monotonic()
+        rates["together"] = _rate(run, self.step(self.distillation, loader), seconds)
+        whole = time.monotonic() - started
+        rates["split"] = {k: round(100 * x / whole, 2) for k, x in clock.take().items()}
+        rates["ratio"] = rates["both"] / rates["student"]
+        rates["ratio_together"] = rates["together"] / rates["supervised_together"]
+        rates["peak_mib"] = peak_mib(run.accelerator.device)
+        return rates
+
+    def _teach(self, batch: Batch) -> Callable[[], None]:
+        images = batch.images.to(self.run.accelerator.device)
+
+        def call() -> None:
+            with torch.no_grad():
+                self.teacher(images)
+
+        return call
+
+
+def _rate(run: ClassifierRun, step: Callable[[], object], seconds: float) -> float:
+    """Images per second of `step`, which takes one batch of each process."""
+    device = run.accelerator.device
+    for _ in range(WARM_UP_STEPS):
+        step()
+    _synchronise(device)
+    start = time.perf_counter()
+    step()
+    _synchronise(device)
+    one = torch.tensor([time.perf_counter() - start], device=device)
+    slowest: Any = run.accelerator.reduce(one, "mean")
+    count = max(2, min(10_000, round(seconds / slowest.item())))  # the same on all processes
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    _synchronise(device)
+    each = run.config.batch_size // run.config.accumulate
+    return each * count / (time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory so far: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,138 @@
+"""Distil, finetune and fix in one command: `ssld recipe F.yaml [--a.b value ...]`.
+
+F.yaml has one section per stage, in the order in which they run, and `out`:
+
+    out: runs/resnet50d
+    distill: {epochs: 360, ...}     # or supervised, for a baseline; settings of that command
+    finetune: {}                    # optional; what is not said is as in the stage before
+    fix: {}                         # optional
+
+An override goes to the first stage, and from there on to the others; `--finetune.epochs 10` to one
+of these. Every stage has its own run folder under `out`, complete ones are skipped, incomplete ones
+go on. Also `accelerate launch -m ssld.recipe F.yaml ...`. The commands are modules of their own;
+nothing is trained here. One section `transfer`, `detection` or `segmentation` is a recipe, too: so
+`ssld ablate` has grids of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+
+from ssld.cli.commands import DOWNSTREAM, stage_of
+from ssld.common.attempt import attempt
+from ssld.common.errors import InputError, Interrupted
+from ssld.common.files import locked
+from ssld.common.settings import flat, plain, under
+from ssld.common.settings_file import read_settings
+from ssld.distill.config import FinetuneConfig
+from ssld.distill.parent_run import open_parent_run
+from ssld.engine.config import LoopConfig
+from ssld.engine.processes import open_processes
+from ssld.engine.run_folder import HARMLESS
+from ssld.recipe.classes import check_classes
+from ssld.recipe.config import RecipeConfig
+from ssld.recipe.recipe import Recipe, open_recipe
+from ssld.recipe.report import write_report
+from ssld.recipe.stage_folder import StagePlace
+
+
+def recipe(config: RecipeConfig) -> None:
+    """Run what is not complete, then write one report over all stages.
+
+    Raises:
+        InputError: a setting that is not allowed; a stage whose settings changed; another recipe at
+            work in the same folder.
+        Interrupted: see `ssld.engine.loop.train`; the same command goes on.
+    """
+    tree = read_settings(Path(config.file))
+    recipe = open_recipe(config.file, tree, config.out, config.overrides)
+    main = open_processes().is_main_process
+    problem = _on_main(next, check_classes(recipe.configs()), None)
+    if problem:
+        raise InputError(f"{recipe.file}, {problem}")
+    with locked(recipe.out) if main else contextlib.nullcontext():
+        try:
+            _run(recipe, config.overwrite, main)
+        except Interrupted as error:
+            message = str(error).replace("go on with --resume", "the same command goes on")
+            raise Interrupted(message) from error
+
+
+def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
+    before: tuple[dict[str, Any], bool] = ({}, False)
+    for stage in recipe.stages:
+        settings = recipe.config(stage, *before)
+        state = _on_main(_look, recipe, stage, settings, overwrite)
+        place = StagePlace(recipe.out, stage)
+        if main:
+            skipped = state == "complete"
+            words = "complete and unchanged, skipped" if skipped else f"{state} in {place.folder}"
+            print(f"{stage}: {words}", flush=True)
+        if state != "complete":
+            moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
+            try:
+                stage_of(stage)[1](replace(settings, resume=True, allow_changes=moved))
+            except InputError:
+                if main and not place.begun:  # refused: nothing of the old is lost
+                    place.put_back()
+                raise
+            AcceleratorState._reset_state()  # the next stage may have another precision
+        if main:
+            place.forget_asides()
+        if len(recipe.stages) > 1:
+            finished = open_parent_run(str(place.folder))
+            before = finished.settings, finished.taught
+    if main and recipe.stages[0] not in DOWNSTREAM:  # that stage's own report says it all
+        attempt("report.html over all stages", lambda: write_report(recipe.out, recipe.stages))
+        print(f"report over all stages: {recipe.out / 'report.html'}")
+
+
+def _on_main(look: Callable[..., Any], *args: Any) -> Any:
+    """The main process looks, all hear of it."""
+    heard: list[Any] = [None, None]  # what it sees, and what is wrong
+    if open_processes().is_main_process:
+        try:
+            heard[0] = look(*args)
+        except InputError as error:
+            heard[1] = str(error)
+    broadcast_object_list(heard)
+    if heard[1]:
+        raise InputError(heard[1])
+    return heard[0]
+
+
+def _look(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
+    """complete, going on, from the start, or anew; of what is not complete it is noted what it is
+    asked for."""
+    place = StagePlace(recipe.out, stage)
+    asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
+    if isinstance(config, FinetuneConfig):
+        asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
+        asked["start_sha256"] = open_parent_run(config.run).student_sha256()
+    if not place.begun:  # killed before the new one began
+        place.put_back()
+    state = "from the start"
+    if place.begun:
+        changed = place.changes(asked)
+        if changed and not overwrite:
+            raise InputError(
+                f"{place.folder} was made with other settings: {changed}; set them back, use "
+                "another `out`, or redo it and what follows with --overwrite"
+            )
+        if changed and place.put_back(asked):  # it is the one that was asked for before
+            changed = ""
+        if changed:
+            for follows in recipe.stages[recipe.stages.index(stage) :]:  # they are redone, too
+                StagePlace(recipe.out, follows).check_overwrite(plain(config))
+            place.put_aside()
+        state = "anew" if changed else "complete" if place.complete else "going on"
+    if state != "complete":
+        place.note(asked)
+    return state
