@@ -11,48 +11,13 @@ is written to `OUT/table.md` and every number comes from `ssld evaluate` on test
 
 from __future__ import annotations
 
-import argparse
 import json
-import random
-import statistics
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
+from measure import markdown, parser, spread, ssld
+from prepare import split_clothing
+
 STUDENT = "mobilenetv3_small_050"
-
-
-def unpack(tar: Path, out: Path, seed: int) -> None:
-    """Write teacher/ (all training labels), labeled/ (10 % per class), unlabeled/ (the rest,
-    no class folders) and val/ (test and validation)."""
-    with tarfile.open(tar) as archive:
-        files = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
-    index = json.loads(files["index.json"])
-    train: dict[str, list[dict]] = {}
-    for image in index["images"]:
-        name = index["names"][image["label"]]
-        if image["split"] == "train":
-            train.setdefault(name, []).append(image)
-        else:
-            write(out / "val" / name, image, files)
-    for name, images in train.items():
-        random.Random(f"{seed}/{name}").shuffle(images)
-        few = max(1, round(0.1 * len(images)))
-        for i, image in enumerate(images):
-            write(out / "teacher" / name, image, files)
-            write(out / "labeled" / name if i < few else out / "unlabeled", image, files)
-
-
-def write(folder: Path, image: dict, files: dict[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / Path(image["file"]).name).write_bytes(files[image["file"]])
-
-
-def ssld(*arguments: object) -> None:
-    words = [str(argument) for argument in arguments]
-    print("$ ssld", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "ssld", *words], check=True)
 
 
 def evaluate(model: Path, val: Path) -> dict:
@@ -62,16 +27,16 @@ def evaluate(model: Path, val: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--classifier", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/clothing"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=112)
-    given = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--photos", type=Path, required=True)
+    words.add_argument("--classifier", type=Path, required=True)
+    words.add_argument("--out", type=Path, default=Path("runs/clothing"))
+    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--steps", type=int, default=1000)
+    words.add_argument("--size", type=int, default=112)
+    given = words.parse_args()
     out, data = given.out, given.out / "data"
-    unpack(given.photos, data, seed=0)
+    split_clothing(given.photos, data, 0, 0.1)
     shared = ["--batch_size", 64, "--augment.size", given.size, "--data.workers", 2]
     shared += ["--data.val", data / "val", "--evaluate_every_epochs", 10, "--overwrite"]
     ssld(
@@ -92,24 +57,17 @@ def main() -> None:
             ssld(command, "--out", folder, "--seed", seed, "--data.labeled", data / "labeled",
                  *student, *extra)  # fmt: skip
             rows[name].append(evaluate(folder, data / "val"))
-    table = "\n".join(lines(rows))
+    head = ("network", "parameters (M)", "top-1, mean ± deviation", "each seed")
+    table = "\n".join(markdown(head, (_row(name, results) for name, results in rows.items())))
     (out / "table.md").write_text(table + "\n")
     (out / "results.json").write_text(json.dumps(rows, indent=2))
     print(table)
 
 
-def lines(rows: dict[str, list[dict]]) -> list[str]:
-    table = [
-        "| network | parameters (M) | top-1, mean ± deviation | each seed |",
-        "|---|---|---|---|",
-    ]
-    for name, results in rows.items():
-        top1 = [100 * r["top1"] for r in results]
-        spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
-        each = ", ".join(f"{x:.1f}" for x in top1)
-        size = results[0]["parameters"] / 1e6
-        table.append(f"| {name} | {size:.2f} | {statistics.mean(top1):.1f}{spread} % | {each} |")
-    return table
+def _row(name: str, results: list[dict]) -> list[str]:
+    top1 = [100 * result["top1"] for result in results]
+    size = f"{results[0]['parameters'] / 1e6:.2f}"
+    return [name, size, f"{spread(top1)} %", ", ".join(f"{x:.1f}" for x in top1)]
 
 
 if __name__ == "__main__":

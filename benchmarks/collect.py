@@ -12,7 +12,6 @@ tables: mean ± standard deviation (of a sample) over seeds, percent of the held
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -22,8 +21,8 @@ from typing import Any
 
 import evidence_figures
 from matplotlib.figure import Figure
+from measure import Rows, parser, places, plain, read, show, spread, values, write
 from scipy import stats
-from tables import Rows, places, plain, read, show, spread, values, write
 
 from ssld.report.plots import COLOURS
 
@@ -128,7 +127,7 @@ def _resolutions(rows: Rows) -> Iterator[list[str]]:
         cell = row["cell"].rpartition(",seed")[0]
         place = (row["ablation"], cell, row["moment"], row["size"])
         by_place.setdefault(place, []).append(100 * float(row["top1"]))
-    return ([*place, spread(found)] for place, found in by_place.items())
+    return ([*place, spread(result)] for place, result in by_place.items())
 
 
 def downstream_copy(runs: Path, out: Path) -> None:
@@ -219,11 +218,11 @@ def _row(row: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("evidence", "downstream"))
-    parser.add_argument("--runs", type=Path, help="where they ran; else OUT's CSVs are read")
-    parser.add_argument("--out", type=Path, help="by default docs/WHAT")
-    given = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("what", choices=("evidence", "downstream"))
+    words.add_argument("--runs", type=Path, help="where they ran; else OUT's CSVs are read")
+    words.add_argument("--out", type=Path, help="by default docs/WHAT")
+    given = words.parse_args()
     out = given.out or Path("docs") / given.what
     out.mkdir(parents=True, exist_ok=True)
     if given.what == "evidence":

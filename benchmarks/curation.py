@@ -1,6 +1,6 @@
 """Recall, false drops and cost of ways to find near-duplicates, on near_duplicates.py's benchmark.
 
-    OMP_NUM_THREADS=1 python benchmarks/curation.py --benchmark BENCHMARK --out docs/curation.csv \\
+    OMP_NUM_THREADS=1 python benchmarks/curation.py --benchmark BENCHMARK --out curation.csv \\
         --teacher.arch mobilenetv2_100 --teacher.args '{"pad_type": "same"}' \\
         --teacher.checkpoint mobilenetv2_100.imagenet1k.fp16.safetensors \\
         --teacher.mean 0.5 0.5 0.5 --teacher.std 0.5 0.5 0.5
@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import json
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from measure import markdown, parser, peak_kib
 
 from ssld.curate.near_duplicates.hamming_embedding import evenly
 from ssld.curate.near_duplicates.matching import mirrored_descriptors, verdicts
@@ -75,50 +75,35 @@ class Truth:
         return ~self.clean & ~np.char.startswith(self.edit, "stress")
 
 
-@functools.cache
-def model(given: tuple[tuple[str, str], ...]):
-    """The teacher, in eval mode."""
-    import torch
+Embed = Callable[[np.ndarray], np.ndarray]
+"""uint8 [n, size, size, 3] -> the teacher's penultimate features, float16 [n, d]."""
 
-    from ssld.models.classifier import open_network
 
-    settings = {name: json.loads(value) for name, value in given}
+def teacher(given: argparse.Namespace) -> Embed:
+    import torch  # here only: workers import this file, and their memory is measured
+
+    from ssld.models.opening import open_network
+
+    names = ("arch", "args", "checkpoint", "mean", "std")
+    settings = {name: getattr(given, f"teacher_{name}") for name in names}
+    network = open_network("teacher", **settings, input_size=given.size).eval()
     torch.set_num_threads(CORES)
-    return open_network("teacher", **settings).model.eval()
+
+    @torch.inference_mode()
+    def embed(pixels: np.ndarray) -> np.ndarray:
+        return network.features(torch.from_numpy(pixels)).half().numpy()
+
+    return embed
 
 
-def embed(pixels: np.ndarray, given: argparse.Namespace) -> np.ndarray:
-    """Penultimate features float16 [n, d] of uint8 [n, size, size, 3]."""
-    import torch
-
-    names = ("arch", "args", "checkpoint")
-    settings = tuple((name, json.dumps(getattr(given, f"teacher_{name}"))) for name in names)
-    teacher = model(settings)
-    mean, std = torch.tensor(given.teacher_mean), torch.tensor(given.teacher_std)
-    x = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        x = teacher.forward_features(x)  # type: ignore[operator]
-        found = teacher.forward_head(x, pre_logits=True)  # type: ignore[operator]
-    return found.half().numpy()
-
-
-def gallery_embeddings(paths: Sequence[Path], given: argparse.Namespace) -> np.ndarray:
+def gallery_embeddings(paths: Sequence[Path], size: int, embed: Embed) -> np.ndarray:
     """float16 [n, d] of whole frames, resized like `ssld curate score` does."""
-    from ssld.data.transforms import SquashView
+    from ssld.data.transforms import SquashView  # torch, as above
 
-    whole = SquashView(given.size)
+    whole = SquashView(size)
     pieces = (paths[i : i + BATCH] for i in range(0, len(paths), BATCH))
-    return np.concatenate(
-        [
-            embed(np.stack([whole(path.read_bytes()).numpy() for path in some]), given)
-            for some in pieces
-        ]
-    )
-
-
-def protected_embeddings(paths: Sequence[Path], given: argparse.Namespace) -> np.ndarray:
-    """float16 [n, v, d]"""
-    return np.stack([embed(views(decode(path.read_bytes()), given.size), given) for path in paths])
+    batches = (np.stack([whole(path.read_bytes()).numpy() for path in some]) for some in pieces)
+    return np.concatenate([embed(batch) for batch in batches])
 
 
 def phash(grey: np.ndarray) -> np.uint64:
@@ -199,36 +184,30 @@ def begin(folders: dict[str, Path], baselines: Baselines | None) -> None:
     _WORKER = Worker({name: ReferenceSet(folder) for name, folder in folders.items()}, baselines)
 
 
-def peak_mib() -> float:
-    """Largest resident memory so far. Not `ru_maxrss`, which a new process inherits."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-
-
 def examine(job: tuple[list[Path], Shortlist | None]) -> Found:
     """All methods on a batch."""
     paths, shortlist = job
-    found, clock = Found([], [], {}, {}, 0), time.process_time()
+    result, clock = Found([], [], {}, {}, 0), time.process_time()
     images = [features(path.read_bytes()) for path in paths]
-    found.seconds["features"] = time.process_time() - clock
+    result.seconds["features"] = time.process_time() - clock
     for name, protected in _WORKER.sets.items():
         clock = time.process_time()
-        found.pairs[name] = protected.examine(images, shortlist if name == TEACHER else None)
-        found.seconds[name] = time.process_time() - clock
-    found.peak_mib = peak_mib()
+        result.pairs[name] = protected.examine(images, shortlist if name == TEACHER else None)
+        result.seconds[name] = time.process_time() - clock
+    result.peak_mib = peak_kib() / 1024
     if _WORKER.baselines:
-        compare_baselines(paths, images, _WORKER.baselines, found)
-    return found
+        compare_baselines(paths, images, _WORKER.baselines, result)
+    return result
 
 
 def compare_baselines(
-    paths: Sequence[Path], images: Sequence[Features], baselines: Baselines, found: Found
+    paths: Sequence[Path], images: Sequence[Features], baselines: Baselines, result: Found
 ) -> None:
     for path, image in zip(paths, images, strict=True):
         grey = cv2.cvtColor(decode(path.read_bytes()), cv2.COLOR_RGB2GRAY)
-        found.bits.append(int(np.bitwise_count(baselines.hashes ^ phash(grey)).min()))
+        result.bits.append(int(np.bitwise_count(baselines.hashes ^ phash(grey)).min()))
         cosines = baselines.vectors @ vlad(image.descriptors, baselines.centres)
-        found.vlad.append(float(cosines.max()))
+        result.vlad.append(float(cosines.max()))
 
 
 def work(
@@ -245,16 +224,16 @@ def work(
     with context.Pool(CORES, initializer=begin, initargs=(folders, baselines)) as pool:
         pool.map(examine, [([], None)] * CORES)
         started = time.monotonic()
-        found = pool.map(examine, jobs, chunksize=1)
-        return found, len(numbers) / (time.monotonic() - started)
+        result = pool.map(examine, jobs, chunksize=1)
+        return result, len(numbers) / (time.monotonic() - started)
 
 
 def dropped_by_rule(
-    truth: Truth, found: Sequence[Found], name: str, structureless: np.ndarray
+    truth: Truth, result: Sequence[Found], name: str, structureless: np.ndarray
 ) -> np.ndarray:
     """bool [n]: gallery images that our rule drops."""
     dropped = np.zeros(len(truth.gallery), bool)
-    for number, batch in enumerate(found):
+    for number, batch in enumerate(result):
         pairs = batch.pairs[name]
         image, protected = (
             np.array([getattr(pair, key) for pair in pairs], int) for key in ("image", "number")
@@ -301,9 +280,9 @@ def recalls(truth: Truth, methods: dict[str, np.ndarray]) -> list[list[str]]:
     ]
 
 
-def costs(found: Sequence[Found], images: int, shortlist_ms: float) -> list[list[str]]:
+def costs(result: Sequence[Found], images: int, shortlist_ms: float) -> list[list[str]]:
     def ms(name: str) -> str:
-        return f"{1000 * sum(batch.seconds[name] for batch in found) / images:.1f}"
+        return f"{1000 * sum(batch.seconds[name] for batch in result) / images:.1f}"
 
     return [
         ["CPU per gallery image", "ms"],
@@ -314,17 +293,14 @@ def costs(found: Sequence[Found], images: int, shortlist_ms: float) -> list[list
     ]
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *rest = ("| " + " | ".join(line) + " |" for line in lines)
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
-
-
 def run(given: argparse.Namespace, folder: Path) -> list[list[list[str]]]:
     """The tables; the first line of each is its head."""
     truth = Truth.read(given.benchmark)
     images = [features(path.read_bytes()) for path in truth.protected]
-    of_protected = protected_embeddings(truth.protected, given)
-    of_gallery = gallery_embeddings(truth.gallery, given)
+    embed = teacher(given)
+    of_gallery = gallery_embeddings(truth.gallery, given.size, embed)  # [n, d]
+    whole_and_parts = (views(decode(p.read_bytes()), given.size) for p in truth.protected)
+    of_protected = np.stack([embed(pixels) for pixels in whole_and_parts])  # [n, views, d]
     folders = {TEACHER: folder / "teacher", ALONE: folder / "alone"}
     protected = ReferenceSet.build(folders[TEACHER], images, of_protected)
     ReferenceSet.build(folders[ALONE], images, None)
@@ -333,45 +309,45 @@ def run(given: argparse.Namespace, folder: Path) -> list[list[list[str]]]:
     shortlist_ms = 1000 * (time.process_time() - clock) / len(truth.gallery)
     everything = np.arange(len(truth.gallery))
     baselines = Baselines.of(truth.protected, images)
-    found, _ = work(truth, everything, shortlist, folders, baselines)
+    result, _ = work(truth, everything, shortlist, folders, baselines)
     cosine = nearest_cosine(of_gallery, of_protected[:, 0])
-    bits = np.concatenate([batch.bits for batch in found])
-    by_vlad = np.concatenate([batch.vlad for batch in found])
+    bits = np.concatenate([batch.bits for batch in result])
+    by_vlad = np.concatenate([batch.vlad for batch in result])
     methods = {
         f"pHash, {PHASH_BITS} bits": bits <= PHASH_BITS,
         "embedding": above_all_clean(truth, cosine),
         f"VLAD {VLAD_CENTRES} x 128": above_all_clean(truth, by_vlad),
-        TEACHER: dropped_by_rule(truth, found, TEACHER, protected.structureless),
-        ALONE: dropped_by_rule(truth, found, ALONE, protected.structureless),
+        TEACHER: dropped_by_rule(truth, result, TEACHER, protected.structureless),
+        ALONE: dropped_by_rule(truth, result, ALONE, protected.structureless),
     }
     whole = [[f"all of it on {CORES} cores", "images per second", "peak MiB of a worker"]]
     some = everything[:: max(1, len(everything) // TIMED_IMAGES)]
     for name, place in folders.items():
         timed, rate = work(truth, some, shortlist, {name: place})
         whole.append([name, f"{rate:.0f}", f"{max(batch.peak_mib for batch in timed):.0f}"])
-    return [recalls(truth, methods), costs(found, len(everything), shortlist_ms), whole]
+    return [recalls(truth, methods), costs(result, len(everything), shortlist_ms), whole]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--benchmark", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--teacher.arch", dest="teacher_arch", required=True)
-    parser.add_argument("--teacher.args", dest="teacher_args", type=json.loads, default={})
-    parser.add_argument("--teacher.checkpoint", dest="teacher_checkpoint", required=True)
+    words = parser(__doc__)
+    words.add_argument("--benchmark", type=Path, required=True)
+    words.add_argument("--out", type=Path, required=True)
+    words.add_argument("--size", type=int, default=224)
+    words.add_argument("--teacher.arch", dest="teacher_arch", required=True)
+    words.add_argument("--teacher.args", dest="teacher_args", type=json.loads, default={})
+    words.add_argument("--teacher.checkpoint", dest="teacher_checkpoint", required=True)
     for name in ("mean", "std"):
-        parser.add_argument(
+        words.add_argument(
             f"--teacher.{name}", dest=f"teacher_{name}", type=float, nargs=3, required=True
         )
-    given = parser.parse_args()
+    given = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tables = run(given, Path(folder))
     with given.out.open("w", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(
             line for lines in tables for line in lines
         )
-    print("\n\n".join(markdown(lines) for lines in tables))
+    print("\n\n".join("\n".join(markdown(lines[0], lines[1:])) for lines in tables))
 
 
 if __name__ == "__main__":

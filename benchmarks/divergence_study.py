@@ -12,7 +12,6 @@ Writes `divergences.csv` (every run) and `divergences.png` (agreement against le
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from packs import sheets
-from tables import plain, show, spread, write
+from measure import parser, plain, sheets, show, spread, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,14 +137,14 @@ def initial_gradients(targets: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--cifar", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--lrs", type=float, nargs="+", default=[0.1, 0.4, 1.6])
-    parser.add_argument("--losses", nargs="+", default=list(LOSSES))
-    given = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--cifar", type=Path, required=True)
+    words.add_argument("--out", type=Path, required=True)
+    words.add_argument("--steps", type=int, default=500)
+    words.add_argument("--seeds", type=int, default=2)
+    words.add_argument("--lrs", type=float, nargs="+", default=[0.1, 0.4, 1.6])
+    words.add_argument("--losses", nargs="+", default=list(LOSSES))
+    given = words.parse_args()
     torch.set_num_threads(1)  # such small convolutions gain nothing from a second
     x, y = images(given.cifar / "cifar100-train.npz")
     x_test, y_test = images(given.cifar / "cifar100-test.npz")

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables import Rows, places, plain, read, values
+from measure import Rows, places, plain, read, values
 
 from ssld.report.plots import COLOURS
 
@@ -145,8 +145,8 @@ def line(
     axes: Axes, points: dict[float, list[float]], colour: str, label: str = "", style: str = "solid"
 ) -> None:
     """Means with deviations; points without a run are left out."""
-    points = {x: found for x, found in points.items() if found}
-    means = [statistics.mean(found) for found in points.values()]
+    points = {x: result for x, result in points.items() if result}
+    means = [statistics.mean(result) for result in points.values()]
     errors = [statistics.stdev(f) if len(f) > 1 else 0.0 for f in points.values()]
     axes.errorbar(
         list(points), means, errors,
@@ -156,13 +156,13 @@ def line(
 
 def bars(axes: Axes, named: dict[str, tuple[list[float], str]]) -> None:
     """{label: (values, colour)}: mean as a bar, deviation as a whisker, every seed as a dot."""
-    named = {label: (found, colour) for label, (found, colour) in named.items() if found}
-    for i, (found, colour) in enumerate(named.values()):
-        mean = statistics.mean(found)
-        error = statistics.stdev(found) if len(found) > 1 else 0.0
+    named = {label: (result, colour) for label, (result, colour) in named.items() if result}
+    for i, (result, colour) in enumerate(named.values()):
+        mean = statistics.mean(result)
+        error = statistics.stdev(result) if len(result) > 1 else 0.0
         axes.bar(i, mean, 0.66, color=colour, alpha=0.85)
         axes.errorbar(i, mean, error, color="#1b1f24", capsize=4, lw=1.2)
-        axes.plot([i + 0.18] * len(found), found, "o", color="#1b1f24", ms=3)
+        axes.plot([i + 0.18] * len(result), result, "o", color="#1b1f24", ms=3)
         at = (i - 0.3, mean)
         axes.annotate(f"{mean:.1f}", at, (0, 4), textcoords="offset points", fontsize=9)
     axes.set_xticks(range(len(named)), list(named))

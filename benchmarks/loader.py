@@ -13,12 +13,10 @@ median over repeats of the quotient within a repeat, so that a load that drifts 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -27,14 +25,14 @@ import PIL
 import simplejpeg
 import torch
 import torchvision
+from measure import machine, parser, show
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from ssld.data.batching import train_batches
 from ssld.data.config import AugmentConfig
-from ssld.data.loading import ViewBatches
+from ssld.data.loading import ViewBatches, train_batches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView
@@ -126,46 +124,45 @@ def measure(folder: Path, workers: int, repeats: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
         for name, run in variants.items():
-            found = run()
+            result = run()
             if repeat:  # the first round warms file cache and imports
-                rates[name].append(found)
+                rates[name].append(result)
     return rates
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", help="folder of JPEGs; by default synthetic ones")
-    parser.add_argument("--count", type=int, default=640)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 500], help="shorter side, px")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1])
-    args = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--images", help="folder of JPEGs; by default synthetic ones")
+    words.add_argument("--count", type=int, default=640)
+    words.add_argument("--repeats", type=int, default=5)
+    words.add_argument("--sizes", type=int, nargs="+", default=[256, 500], help="shorter side, px")
+    words.add_argument("--workers", type=int, nargs="+", default=[1])
+    args = words.parse_args()
     torch.set_num_threads(1)
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f} at the start; torch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}, Pillow {PIL.__version__}, simplejpeg "
-        f"{simplejpeg.__version__}; {args.images or 'synthetic images'}\n"
+        f"{machine()}; torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow "
+        f"{PIL.__version__}, simplejpeg {simplejpeg.__version__}; "
+        f"{args.images or 'synthetic images'}\n"
     )
-    print("| shorter side | kB | workers | variant | img/s | range | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    head = ("shorter side", "kB", "workers", "variant", "img/s", "range", "ratio")
     with tempfile.TemporaryDirectory() as root:
-        for shorter in args.sizes:
-            folder = Path(root) / str(shorter)
-            kilobytes = write_images(args.images, args.count, shorter, folder)
-            for workers in args.workers:
-                report(shorter, kilobytes, workers, measure(folder, workers, args.repeats))
+        show(head, rows(args, Path(root)))
 
 
-def report(shorter: int, kilobytes: float, workers: int, rates: dict[str, list[float]]) -> None:
-    base = rates["torchvision"]
-    for name, found in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(found, base, strict=True))
-        print(
-            f"| {shorter} | {kilobytes:.0f} | {workers} | {name} | {statistics.median(found):.0f} "
-            f"| {min(found):.0f}-{max(found):.0f} | {ratio:.2f} |",
-            flush=True,
-        )
+def rows(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
+    """Cells of each size, number of workers and variant, as soon as they are measured."""
+    for shorter in args.sizes:
+        kilobytes = write_images(args.images, args.count, shorter, root / str(shorter))
+        for workers in args.workers:
+            rates = measure(root / str(shorter), workers, args.repeats)
+            for name, result in rates.items():
+                pairs = zip(result, rates["torchvision"], strict=True)
+                cells = [str(shorter), f"{kilobytes:.0f}", str(workers), name]
+                cells += [
+                    f"{statistics.median(result):.0f}",
+                    f"{min(result):.0f}-{max(result):.0f}",
+                ]
+                yield [*cells, f"{statistics.median(a / b for a, b in pairs):.2f}"]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ counted apart.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
 import io
@@ -32,6 +31,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from measure import parser
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 Edit = Callable[[Image.Image, random.Random], Image.Image]
@@ -256,14 +256,14 @@ def build(photos: Path, more: list[Path], out: Path, protected: int, clean: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--more", type=Path, nargs="*", default=[])
-    parser.add_argument("--protected", type=int, required=True)
-    parser.add_argument("--clean", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    build(**vars(parser.parse_args()))
+    words = parser(__doc__)
+    words.add_argument("--photos", type=Path, required=True)
+    words.add_argument("--more", type=Path, nargs="*", default=[])
+    words.add_argument("--protected", type=int, required=True)
+    words.add_argument("--clean", type=int, required=True)
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--out", type=Path, required=True)
+    build(**vars(words.parse_args()))
 
 
 if __name__ == "__main__":

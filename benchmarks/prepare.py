@@ -26,25 +26,22 @@ downstream (a pack that is not there is left out):
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from packs import CLASSIFIER, files_of, sheets, write
+from measure import CLASSIFIER, files_of, parser, sheets, ssld, write_file
 from PIL import Image
 
-from ssld.engine.export import export
-from ssld.models.classifier import open_network
+from ssld.engine.checkpoint import export
+from ssld.models.opening import open_network
 
 TEACHER_PER_CLASS, LABELED_PER_CLASS = 50, 10
 NOISE_PERCENT = (20, 40)
@@ -141,22 +138,30 @@ def unpack_cifar(packs: Path, out: Path, seed: int) -> None:
     names = [classes[label] for label in labels]
     parts = split(names, seed)
     for i in parts["teacher"]:
-        write(out / "teacher" / names[i] / f"train-{i:05d}.png", png(images[i]))
+        write_file(out / "teacher" / names[i] / f"train-{i:05d}.png", png(images[i]))
     for i in parts["unlabeled"]:
-        write(out / "unlabeled" / f"train-{i:05d}.png", png(images[i]))
+        write_file(out / "unlabeled" / f"train-{i:05d}.png", png(images[i]))
     few = parts["labeled"]
-    files = [write(out / "labeled" / names[i] / f"train-{i:05d}.png", png(images[i])) for i in few]
+    files = [
+        write_file(out / "labeled" / names[i] / f"train-{i:05d}.png", png(images[i])) for i in few
+    ]
     for percent in NOISE_PERCENT:
         noisy = with_noise([names[i] for i in few], percent, seed)
         for file, name in zip(files, noisy, strict=True):
             link(file, out / f"labeled-noise-{percent}" / name / file.name)
     images, labels, classes = sheets(packs / "cifar100-test.npz")
     for i, label in enumerate(labels):
-        write(out / "val" / classes[label] / f"test-{i:05d}.png", png(images[i]))
+        write_file(out / "val" / classes[label] / f"test-{i:05d}.png", png(images[i]))
 
 
 def unpack_clothing(packs: Path, out: Path, seed: int) -> None:
-    files = dict(files_of(packs / "clothing-small-160.tar"))
+    split_clothing(packs / "clothing-small-160.tar", out, seed, CLOTHING_LABELED)
+
+
+def split_clothing(pack: Path, out: Path, seed: int, share: float) -> None:
+    """Write teacher/ (all training labels), labeled/ (`share` of each class), unlabeled/ (the rest,
+    no class folders) and val/ (test and validation)."""
+    files = dict(files_of(pack))
     index = json.loads(files["index.json"])
     train: dict[str, list[str]] = {}
     for image in index["images"]:
@@ -164,25 +169,25 @@ def unpack_clothing(packs: Path, out: Path, seed: int) -> None:
         if image["split"] == "train":
             train.setdefault(name, []).append(file)
         else:
-            write(out / "val" / name / Path(file).name, files[file])
+            write_file(out / "val" / name / Path(file).name, files[file])
     for name, members in train.items():
         random.Random(f"{seed}/{name}").shuffle(members)
-        few = round(CLOTHING_LABELED * len(members))
+        few = max(1, round(share * len(members)))
         for i, member in enumerate(members):
             base = Path(member).name
-            file = write(out / "teacher" / name / base, files[member])
+            file = write_file(out / "teacher" / name / base, files[member])
             link(file, out / "labeled" / name / base if i < few else out / "unlabeled" / base)
 
 
 def unpack_bccd(packs: Path, out: Path, seed: int) -> None:
     for name, content in files_of(packs / "bccd.tar"):
-        write(out / name, content)
+        write_file(out / name, content)
 
 
 def unpack_camvid(packs: Path, out: Path, seed: int) -> None:
     """With a class table of names, colours and the ignored id."""
     for name, content in files_of(packs / "camvid.tar"):
-        write(out / name, content)
+        write_file(out / name, content)
     path = out / "classes.json"
     stated = json.loads(path.read_text(encoding="utf-8"))
     rows = [
@@ -231,20 +236,14 @@ def train(teacher: Teacher, packs: Path, out: Path) -> None:
     ssld(*words, "--evaluate_every_epochs", 1000, "--probe.every_epochs", 0)
 
 
-def ssld(*words: object) -> None:
-    arguments = [str(word) for word in words]
-    print("$ ssld", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "ssld", *arguments], check=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("evidence", "downstream"))
-    parser.add_argument("--packs", type=Path, required=True, help="folder of the packs")
-    parser.add_argument("--out", type=Path, help="by default runs/WHAT")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="teachers to train; by default all of them")
-    given = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("what", choices=("evidence", "downstream"))
+    words.add_argument("--packs", type=Path, required=True, help="folder of the packs")
+    words.add_argument("--out", type=Path, help="by default runs/WHAT")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--only", nargs="*", help="teachers to train; by default all of them")
+    given = words.parse_args()
     packs, out = given.packs, given.out or Path("runs") / given.what
     if given.what == "evidence":
         whole(unpack_cifar, packs, out / "cifar", given.seed)

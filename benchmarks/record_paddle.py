@@ -64,11 +64,11 @@ def enter_paddleclas() -> None:
 def build(name: str):
     """The class, untrained."""
     module = next(module for start, module in MODULES if name.startswith(start))
-    found = importlib.import_module(f"ppcls.arch.backbone.{module}")
+    result = importlib.import_module(f"ppcls.arch.backbone.{module}")
     if name == "SE_HRNet_W64_C":  # its own function raises KeyError
-        patterns = found.MODEL_STAGES_PATTERN["HRNet"]
-        return found.HRNet(width=64, stages_pattern=patterns, has_se=True)
-    return getattr(found, name)(pretrained=False)
+        patterns = result.MODEL_STAGES_PATTERN["HRNet"]
+        return result.HRNet(width=64, stages_pattern=patterns, has_se=True)
+    return getattr(result, name)(pretrained=False)
 
 
 def main() -> None:

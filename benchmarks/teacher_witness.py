@@ -12,7 +12,6 @@ docs/teacher-check.md.
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import json
@@ -22,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from packs import CLASSIFIER, sheets
+from measure import CLASSIFIER, parser, sheets, show
 from PIL import Image
 from safetensors.torch import load_file
-from tables import show
 
 from ssld.data.transforms import EvalView
 from ssld.health.teacher_check import (
@@ -81,12 +79,12 @@ def shown(image: Image.Image, form: str) -> torch.Tensor:
 @torch.inference_mode()
 def logits(model: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
     """float16 [len(ALL) + 1, n, classes], the last under `DIM`."""
-    found = []
+    results = []
     for (mean, std), swapped in [*((NORMALISATIONS[n], s) for n, s in ALL), (DIM, False)]:
         network = Classifier(model, input_size=224, mean=mean, std=std).eval()
         seen = images.flip(-1) if swapped else images
-        found.append(torch.cat([network(part) for part in seen.split(50)]).numpy())
-    return np.stack(found).clip(-6e4, 6e4).astype(np.float16)
+        results.append(torch.cat([network(part) for part in seen.split(50)]).numpy())
+    return np.stack(results).clip(-6e4, 6e4).astype(np.float16)
 
 
 def classifier(folder: Path) -> torch.nn.Module:
@@ -100,7 +98,7 @@ def measured(folder: Path, count: int, cache: Path) -> tuple[dict[str, np.ndarra
     """{"domain, form": probabilities [len(ALL) + 1, n, classes]}, labels of imagenet-sample; one
     file for each domain in `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
-    model, found, known = classifier(folder), {}, np.empty(0)
+    model, result, known = classifier(folder), {}, np.empty(0)
     for domain in (*TARS, "cifar100"):
         if domain == "cifar100":
             pixels = sheets(folder / "cifar100-test.npz")[0][:count]
@@ -114,11 +112,11 @@ def measured(folder: Path, count: int, cache: Path) -> tuple[dict[str, np.ndarra
                 np.save(file, logits(model, torch.stack([shown(x, form) for x in images])))
                 print(f"{file.stem}: {len(images)} images", flush=True)
             raw = torch.from_numpy(np.load(file)).float()
-            found[file.stem] = raw.softmax(-1).numpy()
-    for one, other in itertools.combinations([name for name in found if FORMS[0] in name], 2):
+            result[file.stem] = raw.softmax(-1).numpy()
+    for one, other in itertools.combinations([name for name in result if FORMS[0] in name], 2):
         name = f"{one.split(',')[0]} + {other.split(',')[0]}"
-        found[name] = np.concatenate([found[one][:, ::2], found[other][:, ::2]], axis=1)
-    return found, known
+        result[name] = np.concatenate([result[one][:, ::2], result[other][:, ::2]], axis=1)
+    return result, known
 
 
 def judged(
@@ -157,11 +155,11 @@ def word(check: TeacherCheck) -> str:
     return "found" if check.findings else "hint" if check.hints else "-"
 
 
-def without_labels(found: dict[str, np.ndarray]) -> None:
+def without_labels(result: dict[str, np.ndarray]) -> None:
     """What is said of each domain, right and with every fault."""
     rng = np.random.default_rng(0)
     rows = []
-    for name, p in found.items():
+    for name, p in result.items():
         unknown = np.full(p.shape[1], -1)
         right = judged(p, unknown)
         halves = [rng.permutation(p.shape[1])[: p.shape[1] // 2] for _ in range(HALVES)]
@@ -189,15 +187,15 @@ def with_labels(p: np.ndarray, labels: np.ndarray) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--cache", type=Path, default=Path("runs/teacher-witness"))
-    given = parser.parse_args()
-    found, labels = measured(given.folder, given.images, given.cache)
-    with_labels(found[f"imagenet-sample, {FORMS[0]}"], labels)
+    words = parser(__doc__)
+    words.add_argument("folder", type=Path)
+    words.add_argument("--images", type=int, default=100)
+    words.add_argument("--cache", type=Path, default=Path("runs/teacher-witness"))
+    given = words.parse_args()
+    result, labels = measured(given.folder, given.images, given.cache)
+    with_labels(result[f"imagenet-sample, {FORMS[0]}"], labels)
     print()
-    without_labels(found)
+    without_labels(result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from measure import machine, parser, show
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -38,24 +38,25 @@ from ssld.distill.distill import distillation, open_networks
 from ssld.distill.setup import open_data, start_run
 from ssld.engine.progress import Progress
 from ssld.engine.trainer import Trainer
-from ssld.models.classifier import Classifier, open_network
+from ssld.models.classifier import Classifier
 from ssld.models.config import StudentConfig, TeacherConfig
+from ssld.models.opening import open_network
 from ssld.models.teacher import autocast
 from ssld.plan.measure import peak_mib
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--teacher", default="resnet18")
-    parser.add_argument("--student", default="mobilenetv3_small_100")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=20, help="steps of one timed round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--channels_last", action="store_true")
-    parser.add_argument("--compile", action="store_true")
-    return parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--teacher", default="resnet18")
+    words.add_argument("--student", default="mobilenetv3_small_100")
+    words.add_argument("--batch", type=int, default=32)
+    words.add_argument("--size", type=int, default=96)
+    words.add_argument("--steps", type=int, default=20, help="steps of one timed round")
+    words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--precision", default="fp32")
+    words.add_argument("--channels_last", action="store_true")
+    words.add_argument("--compile", action="store_true")
+    return words.parse_args()
 
 
 def in_memory(given: argparse.Namespace, device: torch.device) -> Iterator[Batch]:
@@ -197,18 +198,12 @@ def main() -> None:
         f"{given.student} under {given.teacher}, batch {given.batch}, {given.size} px, "
         f"{given.precision}, compile {given.compile}, channels last {given.channels_last}"
     )
-    print(f"{_hardware(device)}; torch {torch.__version__}; {given.rounds} rounds, medians")
-    print("| what | img/s |\n|---|---|")
-    for name, value in median.items():
-        print(f"| {name} | {value:.1f} |")
-    print(f"| ssld : bare loop | {overhead:.3f} |\n| ssld : ceiling | {share:.3f} |")
-    print(f"| peak memory, MiB | {peak_mib(device):.0f} |")
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else machine(torch.get_num_threads())
+    print(f"{name}; torch {torch.__version__}; {given.rounds} rounds, medians")
+    rows = [[what, f"{value:.1f}"] for what, value in median.items()]
+    rows += [["ssld : bare loop", f"{overhead:.3f}"], ["ssld : ceiling", f"{share:.3f}"]]
+    show(["what", "img/s"], [*rows, ["peak memory, MiB", f"{peak_mib(device):.0f}"]])
 
 
 if __name__ == "__main__":

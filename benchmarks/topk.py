@@ -20,9 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
+from measure import parser, peak_kib, show
 
 from ssld.curate.select.topk import Entries, TopK
 
@@ -106,12 +106,11 @@ def measure(args: argparse.Namespace) -> None:
     digest = hashlib.sha256()
     for name in NAMES:
         digest.update(getattr(best, name).tobytes())
-    status = Path("/proc/self/status").read_text()  # unlike getrusage's, without the parent's peak
     numbers = {
         "cpu": clock.cpu,
         "wall": clock.wall,
         "rest": whole.cpu - clock.cpu,
-        "megabytes": int(status.split("VmHWM:")[1].split()[0]) / 1000,
+        "megabytes": peak_kib() / 1000,
         "images": len(best),
         "digest": digest.hexdigest(),
     }
@@ -128,32 +127,31 @@ def in_a_process(args: argparse.Namespace, method: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and memory of the top k per class.")
-    parser.add_argument("--rows", type=int, default=14_200_000)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--k", type=int, default=4000)
-    parser.add_argument("--classes_like", choices=["power", "even"], default="power")
-    parser.add_argument("--method", choices=METHODS, help="run this one, print JSON")
-    args = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--rows", type=int, default=14_200_000)
+    words.add_argument("--classes", type=int, default=1000)
+    words.add_argument("--k", type=int, default=4000)
+    words.add_argument("--classes_like", choices=["power", "even"], default="power")
+    words.add_argument("--method", choices=METHODS, help="run this one, print JSON")
+    args = words.parse_args()
     if args.method:
         return measure(args)
     print(
         f"{args.rows:,} rows, {args.classes} classes ({args.classes_like}), k = {args.k}; numpy "
         f"{np.__version__}, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start\n"
     )
-    print("| method | CPU seconds | wall | CPU of making rows | peak MB | images |")
-    print("|---|---|---|---|---|---|")
+    head = ("method", "CPU seconds", "wall", "CPU of making rows", "peak MB", "images")
+    show(head, rows(args))
+
+
+def rows(args: argparse.Namespace) -> Iterator[list[str]]:
     expected = None
     for name in METHODS:
-        measured = in_a_process(args, name)
-        expected = expected or measured["digest"]
-        differs = "" if measured["digest"] == expected else ", NOT THE SAME"
-        print(
-            "| {} | {cpu:.2f} | {wall:.2f} | {rest:.2f} | {megabytes:.0f} | {images:,}{} |".format(
-                name, differs, **measured
-            ),
-            flush=True,
-        )
+        x = in_a_process(args, name)
+        expected = expected or x["digest"]
+        differs = "" if x["digest"] == expected else ", NOT THE SAME"
+        seconds = [f"{x[key]:.2f}" for key in ("cpu", "wall", "rest")]
+        yield [name, *seconds, f"{x['megabytes']:.0f}", f"{x['images']:,}{differs}"]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ goes to the free place that is nearest to its point.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
+from measure import parser
 
 from zoo.catalog import catalog
 
@@ -71,16 +71,16 @@ class Place:
 
 def main() -> None:
     """Read the arguments, draw, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/zoo.png"))
-    out = parser.parse_args().out
+    words = parser(__doc__)
+    words.add_argument("--out", type=Path, default=Path("docs/zoo.png"))
+    out = words.parse_args().out
     draw(points()).savefig(out, dpi=DPI)
     print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
 
 
 def points() -> list[Point]:
     """What has a published accuracy, one point per architecture and resolution."""
-    found = []
+    results = []
     for entry in catalog().values():
         if entry.top1 is None or entry.tag not in ("", "fix"):
             continue
@@ -90,11 +90,11 @@ def points() -> list[Point]:
         label += f", {entry.input_size} px" if entry.tag else ""
         colour = next(colour for start, colour, _ in FAMILIES if entry.name.startswith(start))
         baseline = None if entry.tag else entry.baseline_top1
-        found.append(Point(label, colour, entry.macs_m, entry.top1, baseline))
-    return found
+        results.append(Point(label, colour, entry.macs_m, entry.top1, baseline))
+    return results
 
 
-def draw(found: Sequence[Point]) -> Figure:
+def draw(result: Sequence[Point]) -> Figure:
     """Accuracy against multiply-adds, a line from each baseline up to its weights."""
     figure = Figure(SIZE_INCHES, dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -111,7 +111,7 @@ def draw(found: Sequence[Point]) -> Figure:
     axes.tick_params(labelsize=8)
     axes.grid(color="#e6e8eb", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    for point in found:
+    for point in result:
         x, colour = point.macs_m, point.colour
         axes.plot(x, point.top1, "o", ms=5, color=colour, zorder=3)
         if point.baseline is not None:
@@ -119,7 +119,7 @@ def draw(found: Sequence[Point]) -> Figure:
             axes.plot(x, point.baseline, "o", ms=4, mfc="white", mec=colour, mew=1, zorder=3)
     _legend(axes)
     canvas.draw()  # settles the layout, so that pixels are final
-    _label(axes, canvas, found)
+    _label(axes, canvas, result)
     return figure
 
 
@@ -138,10 +138,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(handles=handles, loc="lower right", fontsize=8, frameon=False, labelspacing=0.35)
 
 
-def _label(axes: Axes, canvas: FigureCanvasAgg, found: Sequence[Point]) -> None:
+def _label(axes: Axes, canvas: FigureCanvasAgg, result: Sequence[Point]) -> None:
     """Write the labels where they hide nothing, in the order of placing that turns out best."""
     texts, sizes = [], []
-    for point in found:
+    for point in result:
         text = axes.text(0, 0, point.label, fontsize=7.5, color=point.colour, zorder=4)
         text.set(transform=None, va="center", ha="center")
         extent = text.get_window_extent(canvas.get_renderer())
@@ -150,7 +150,7 @@ def _label(axes: Axes, canvas: FigureCanvasAgg, found: Sequence[Point]) -> None:
     # Both ends of each point's stem in px: the weights, and the baseline or the weights again.
     ends = [
         axes.transData.transform([(p.macs_m, p.top1), (p.macs_m, p.baseline or p.top1)])
-        for p in found
+        for p in result
     ]
     legend = axes.get_legend()
     taken = [legend.get_window_extent()] if legend else []
@@ -202,7 +202,7 @@ def _arrange(
 def _places(i: int, ends: list[np.ndarray], size: np.ndarray, taken: list[Bbox]) -> list[Place]:
     """Places around a point, and below its baseline. Far ones cost more, and so do those to which
     another point is nearer, and those whose line would cross something."""
-    found = []
+    results = []
     high, low = ends[i]
     others = np.concatenate([end for j, end in enumerate(ends) if j != i])
     rest = [box for box in taken if not box.contains(*high)]
@@ -219,8 +219,8 @@ def _places(i: int, ends: list[np.ndarray], size: np.ndarray, taken: list[Bbox])
                 gaps = np.hypot(*(np.clip(others, box.min, box.max) - others).T)
                 cost += 60 * far + 60 * bool(gaps.min() < away + 6)
                 cost += 200 * (far and _crosses(high, end, rest))
-                found.append(Place(box, end if far else None, cost))
-    return found
+                results.append(Place(box, end if far else None, cost))
+    return results
 
 
 def _clash(a: Place, ends_a: np.ndarray, b: Place, ends_b: np.ndarray) -> bool:

@@ -9,7 +9,6 @@ needs `pip install 'ssld[onnx]'`). Half an hour for all on one core.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from tables import show
+from measure import parser, show
 
 import zoo
 from zoo.architectures import is_plain
@@ -40,9 +39,9 @@ def row(name: str) -> list[str]:
     model = timm.create_model(entry.name).eval()
     model.load_state_dict(convert(weights, name, name))
     with torch.inference_mode():
-        found = model(torch.from_numpy(reference.INPUT)).numpy()
+        result = model(torch.from_numpy(reference.INPUT)).numpy()
     expected = reference.logits(name)
-    off = float(np.abs(found - expected).max())
+    off = float(np.abs(result - expected).max())
     features = zoo.backbone(entry.name, pretrained=False).feature_info
     with tempfile.TemporaryDirectory() as folder:
         onnx = export(model, "onnx", Path(folder) / "a.onnx")
@@ -58,9 +57,9 @@ def row(name: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("classes", nargs="*", default=reference.CLASSES)
-    show(HEAD, map(row, parser.parse_args().classes))
+    words = parser(__doc__)
+    words.add_argument("classes", nargs="*", default=reference.CLASSES)
+    show(HEAD, map(row, words.parse_args().classes))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     import ssld
 
-    run = ssld.distill(out="runs/mine", teacher="resnet50d", student="resnet18d", data="photos",
-                       epochs=30)
+    run = ssld.distill(
+        out="runs/mine", teacher="resnet50d", student="resnet18d", data="photos", epochs=30
+    )
     run.student  # a timm model
     run.metrics  # its evaluation
     run.folder   # report.html, metrics.jsonl, checkpoints

@@ -1,4 +1,4 @@
-"""`python -m ssld.evaluate`, and the same under `accelerate launch` and `torchrun`; `ssld.evaluate(...)`."""
+"""`python -m ssld.evaluate` under any launcher, and `ssld.evaluate(...)`."""
 
 from ssld.cli.python import callable_module
 from ssld.cli.run import launch

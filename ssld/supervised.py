@@ -1,4 +1,4 @@
-"""`python -m ssld.supervised`, and the same under `accelerate launch` and `torchrun`; `ssld.supervised(...)`."""
+"""`python -m ssld.supervised` under any launcher, and `ssld.supervised(...)`."""
 
 from ssld.cli.python import callable_module
 from ssld.cli.run import launch

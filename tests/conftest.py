@@ -5,12 +5,44 @@ xdist's own process reads this file too and runs no test: torch is imported wher
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shared_bytecode  # noqa: F401  # before torch is imported
 from PIL import Image
+
+PROCESSES = {"multiprocessing", "sabotage", "subprocess"}
+"""A test that names one of these starts processes."""
+SLOW = {
+    *("test_cache", "test_gradient_layout", "test_loading", "test_memory_of_two", "test_terminals"),
+    *("test_ab", "test_best", "test_overwrite", "test_python", "test_recorded", "test_trials"),
+    *("test_detr", "test_downstream_recipes", "test_segmenters", "test_torchvision_heads"),
+    *("test_ttfnet", "test_yolov3", "test_backbone", "test_detector_onnx", "test_segmenter_onnx"),
+    *("test_convert", "test_export", "test_hub", "test_parity", "test_published_run"),
+    *("test_registration", "test_release_run", "test_zoo_command"),
+}
+"""Modules that take more than three seconds, or start processes in a function of their own."""
+
+
+def in_fast_module(item: pytest.Function) -> bool:
+    return item.path.stem not in SLOW and not {"e2e", "foreign"} & set(item.path.parts)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark the fast tests, and let them come last: they fill the time in which one of two workers
+    has no long module left."""
+    for item in items:
+        if in_fast_module(item) and not PROCESSES & set(item.function.__code__.co_names):
+            item.add_marker("fast")
+    items.sort(key=in_fast_module)
+
+
+def pytest_collection_finish() -> None:
+    """All that is imported by now stays: the garbage collector need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

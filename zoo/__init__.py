@@ -18,8 +18,7 @@ from zoo.errors import InputError
 from zoo.with_timm import register_with_timm
 
 if TYPE_CHECKING:
-    from zoo.pyramid import backbone
-    from zoo.weights import weights_file
+    from zoo.weights import backbone, weights_file
 
 __all__ = ["Entry", "InputError", "backbone", "catalog", "find", "weights_file"]
 
@@ -28,12 +27,8 @@ register_with_timm()
 
 def __getattr__(name: str) -> Any:
     """The two that import torch, when they are asked for."""
-    if name == "backbone":
-        from zoo.pyramid import backbone
+    if name in ("backbone", "weights_file"):
+        from zoo import weights
 
-        return backbone
-    if name == "weights_file":
-        from zoo.weights import weights_file
-
-        return weights_file
+        return getattr(weights, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

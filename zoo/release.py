@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MANIFEST = "ssld.json"
 FORMAT = 1
 NAME_CHARACTERS = 255
+HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NOT_OURS = ("tag", "origin_url", "paper_ids", "paper_name", "notes", "description")
 """Entries of timm's pretrained_cfg that speak of timm's own weights of the architecture; besides

@@ -17,11 +17,11 @@ from downstream.ab.records import Result, read_result
 from downstream.ab.report import markdown, write_report
 from downstream.backbone.config import BackboneConfig
 from downstream.backbone.weights import open_classifier
-from downstream.dense.packages import require_packages
+from downstream.dense.networks import require_packages
 from ssld.ablate import command, state
 from ssld.ablate.command import SweepState
 from ssld.ablate.grid import SEED, Ablation
-from ssld.common.attempt import attempt
+from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 
 

@@ -18,8 +18,10 @@ import numpy as np
 
 from downstream.ab.statistics import Point, Statistic
 from downstream.detection.coco_protocol import bootstrap as average_precision
+from downstream.detection.coco_protocol import how_often
 from ssld.common.errors import InputError
-from ssld.common.written_files import reading
+from ssld.common.files import reading
+from ssld.compare.seen_run import exported_metrics
 from ssld.engine.per_image import HELD_OUT
 from ssld.engine.run_folder import read_lines
 
@@ -71,22 +73,21 @@ def read_result(folder: Path, task: str) -> Result:
     """
     measure = MEASURES[task]
     with reading(folder, "remove it", OSError):
-        exported = json.loads((folder / "run.json").read_text(encoding="utf-8"))["exported"]
-        lines, step = read_lines(folder / "metrics.jsonl"), exported["step"]
-        evaluations = [line for line in lines if line["kind"] == "eval" and measure.key in line]
-        at_export = next((x for x in reversed(evaluations) if x["step"] == step), None)
-        if at_export is None:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        lines = read_lines(folder / "metrics.jsonl")
+        metrics = exported_metrics(facts, lines)
+        if measure.key not in metrics:
             raise InputError(
                 f"{folder}: no evaluation of the exported network has {measure.key!r}; are there "
                 "labeled held-out images?"
             )
-        score = at_export[measure.key]
+        score = metrics[measure.key]
         return Result(
             score,
             curve=_curve(lines, measure.key),
             record=_record(folder, measure, score),
-            probe=_probe(folder, at_export),
-            chosen=exported.get("metric", "last") != "last",
+            probe=_probe(folder, metrics),
+            chosen=facts["exported"].get("metric", "last") != "last",
             folder=folder,
         )
 
@@ -147,18 +148,8 @@ def _miou(arrays: Arrays) -> Statistic:
     return statistic
 
 
-def how_often(draws: np.ndarray, images: int) -> np.ndarray:
-    """Draws of images, int64 [r, n] -> how often each is in each, int64 [r, images]."""
-    rows = np.arange(len(draws))[:, None] * images
-    return np.bincount((draws + rows).ravel(), minlength=len(draws) * images).reshape(-1, images)
-
-
-def _average_precision(arrays: Arrays) -> Statistic:
-    return lambda draws: np.asarray(average_precision(arrays, draws), np.float64)
-
-
 MEASURES = {
     "transfer": Measure("top1", _top1),
     "segmentation": Measure("miou", _miou),
-    "detection": Measure("ap", _average_precision),
+    "detection": Measure("ap", lambda arrays: lambda draws: average_precision(arrays, draws)),
 }

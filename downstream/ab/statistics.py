@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 RESAMPLES = 2000
 """Enough for the 2.5 % and 97.5 % points (Efron & Tibshirani 1993, section 14.3: at least 1000)."""
 NO_SCORE = 1e-3
@@ -125,7 +125,7 @@ def flaw_of(scores: Sequence[float]) -> str | None:
     return None
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+def t_interval(values: Sequence[float], level: float = CONFIDENCE) -> Interval | None:
     """Mean plus and minus t * s / sqrt(n), with n - 1 degrees of freedom and s of a sample; None
     for fewer than two values, which say nothing about their spread."""
     n = len(values)
@@ -142,7 +142,7 @@ def bootstrap(
     *,
     seed: int,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
 ) -> Interval:
     """Percentile interval of the mean over seeds of B's statistic less A's, over draws of images.
 

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from downstream.backbone.config import PARTS, PRESETS, BackboneConfig
 from downstream.backbone.weights import architecture, create, is_distilled, open_classifier
 from ssld.common.errors import InputError, one_line
-from ssld.models.classifier import load_strictly
+from ssld.models.opening import load_strictly
 
 _PROBE_PX = 64
 

@@ -14,11 +14,11 @@ import huggingface_hub
 
 from downstream.backbone.config import BackboneConfig
 from ssld.common.errors import InputError
-from ssld.common.written_files import read_object, reading
-from ssld.models.classifier import Classifier, open_network
+from ssld.common.files import read_object, reading
+from ssld.models.classifier import Classifier
+from ssld.models.opening import open_network
 from zoo.catalog import catalog
-from zoo.fetch.hub_errors import FAILURES
-from zoo.fetch.watch import ANSWER_BYTES, watched
+from zoo.fetch import ANSWER_BYTES, FAILURES, watched
 from zoo.release import MANIFEST
 
 _LOADER = "timm.models._builder"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from downstream.dense.texts import decode_text, one_line, require_unique, shown, writable
+from downstream.dense.texts import decode_text, require_unique, short_line, shown, writable
 from ssld.common.errors import InputError
 
 LISTS = ("images", "annotations", "categories")
@@ -33,7 +33,7 @@ def read_lists(
         text, _ = decode_text(Path(path).read_bytes())
         content = json.loads(text, object_hook=object_hook)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(str(error))})") from error
+        raise InputError(f"{path}: cannot be read as JSON ({short_line(str(error))})") from error
     for key in LISTS:
         value = content.get(key) if isinstance(content, dict) else None
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):

@@ -1,17 +1,40 @@
-"""A network on a backbone together with how it wants to see images, and its backbone."""
+"""A detector or segmenter on a backbone, and the folder that holds a trained one: what it is in
+`config.json`, its weights in `model.safetensors`. A run folder has one in `model/`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
-from downstream.backbone.backbone import Backbone, open_backbone
+from downstream.backbone.backbone import Backbone, describe, open_backbone, rebuild
 from downstream.backbone.config import BackboneConfig
+from downstream.backbone.weights import create
 from downstream.dense.networks import NetworkEntry
 from ssld.common.errors import InputError
-from ssld.models.classifier import ImageModel
+from ssld.common.files import read_object, reading
+from ssld.common.recorded import check_recorded
+from ssld.common.settings_file import shortened
+from ssld.engine import checkpoint
+from ssld.engine.checkpoint import replace_export
+from ssld.models.classifier import ImageModel, as_images_lie
+from ssld.models.opening import load_strictly
+from zoo.described import NAME, checked_arguments
+from zoo.release import save_weights
+
+Built = TypeVar("Built", bound=nn.Module)
+FOLDER = "model"
+TASKS = ("detection", "segmentation")
+AGAIN = "export the model again, or take another copy of it"
+MAX_SIDE_PX = 8192
+"""Of what a network sees of an image; a view of so many squared takes 800 MB."""
 
 
 class DenseModel(ImageModel):
@@ -50,3 +73,135 @@ def backbone_for(entry: NetworkEntry, config: BackboneConfig) -> Backbone:
         if not entry.undilated:
             raise
         return open_backbone(config)
+
+
+def save(
+    network: DenseModel, folder: Path, step: int, *, task: str, head: dict[str, Any], view: dict
+) -> str:
+    """Write a network, replacing what was there in one step; returns the sha256 of its weights.
+
+    Args:
+        task: detection or segmentation.
+        head: the settings of the network on the backbone.
+        view: how images are made for it.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+    """
+    content = {
+        "task": task,
+        "head": head,
+        "backbone": describe(network.backbone),
+        "class_names": network.label_names,
+        "view": view,
+    }
+
+    def write(temporary: Path) -> None:
+        text = json.dumps(content, indent=2) + "\n"
+        (temporary / "config.json").write_text(text, encoding="utf-8")
+        weights = checkpoint.tensors(network.model)
+        save_weights(weights, temporary / "model.safetensors", {"step": str(step)})
+
+    return replace_export(folder, write)
+
+
+def read_description(path: str) -> tuple[Path, dict[str, Any]]:
+    """The exported folder of a run, or of a copy of it, and what its config.json says.
+
+    Raises:
+        InputError: it is no such folder, or damaged.
+    """
+    folder = Path(path) / FOLDER if (Path(path) / FOLDER).is_dir() else Path(path)
+    file = folder / "config.json"
+    try:
+        content = read_object(file, AGAIN)
+    except OSError as error:
+        raise InputError(
+            f"{path} holds no trained detector or segmenter ({error.filename}: {error.strerror}): "
+            "give the run folder of a downstream.detection or downstream.segmentation run that "
+            "has been evaluated, or a copy of its `model` folder"
+        ) from error
+    if "task" not in content:
+        raise InputError(f"{file} is of no detector or segmenter")
+    with reading(file, AGAIN):
+        _check(content)
+        _check_backbone(content["backbone"], file)
+    return folder, content
+
+
+def _check_backbone(backbone: dict[str, Any], file: Path) -> None:
+    """A stranger's file may name neither a hub nor a file that would be opened."""
+    if not NAME.fullmatch(backbone["architecture"]):
+        raise ValueError(f"backbone.architecture is {shortened(backbone['architecture'])}")
+    checked_arguments(file, dict(backbone["args"]))
+    if len([float(x) for name in ("mean", "std") for x in backbone[name]]) != 6:
+        raise ValueError("mean and std are not three numbers each")
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Raises what `reading` takes for damage where something is not as `save` writes it. `view` is
+    checked where the network is opened."""
+    head, names, view = content["head"], content["class_names"], content["view"]
+    if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
+        raise TypeError(f"class_names is {names!r}")
+    if not isinstance(head["name"], str) or not isinstance(head.get("args", {}), dict):
+        raise TypeError(f"head is {head!r}")
+    backbone = content["backbone"]
+    for side in (backbone["output_stride"], *backbone["wanted"], backbone["frozen_stages"]):
+        if type(side) is not int:
+            raise TypeError(f"the backbone is {backbone!r}")
+    if content["task"] not in TASKS:
+        raise ValueError(f"task is {content['task']!r}")
+    if not isinstance(view, dict):
+        raise TypeError(f"view is {view!r}")
+
+
+def reading_view(folder: Path) -> AbstractContextManager[None]:
+    """Whatever fails inside means that config.json is damaged."""
+    return reading(folder / "config.json", AGAIN)
+
+
+def require_sides(sides: Iterable[object]) -> None:
+    """Raise TypeError unless all are px that a network may see."""
+    for side in sides:
+        if type(side) is not int or side > MAX_SIDE_PX:
+            raise TypeError(f"view has a side of {shortened(side)} px")
+
+
+def load(folder: Path, content: dict[str, Any], build: Callable[[Backbone, int], Built]) -> Built:
+    """The network that a folder holds, in eval mode.
+
+    Args:
+        build: (backbone, number of classes) -> network with random weights.
+
+    Raises:
+        InputError: weights that cannot be read or do not fit.
+    """
+    file = folder / "model.safetensors"
+    try:
+        check_recorded(file)
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read ({error})") from error
+    with reading(folder / "config.json", AGAIN, RuntimeError):
+        _require_memory(content["backbone"], sum(x.nbytes for x in weights.values()))
+        model = build(rebuild(content["backbone"]), len(content["class_names"]))
+    load_strictly(model, weights, str(file))
+    as_images_lie(model)  # as in its run: other kernels round otherwise, near ties change places
+    return model.eval()
+
+
+def _require_memory(backbone: dict[str, Any], size: int) -> None:
+    """A stranger's arguments can ask for any width: so the backbone is built without memory first.
+
+    Args:
+        size: bytes of all weights.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            model = create(backbone["architecture"], backbone["args"])
+        except InputError:  # some need memory: building it in earnest says what is wrong
+            return
+    needed = sum(x.numel() for x in model.parameters())
+    if needed > size:  # of 4 bytes each, and a classifier that is not kept
+        raise ValueError(f"a backbone of {needed:,} parameters, but {size:,} bytes of weights")

@@ -6,15 +6,24 @@ This file imports neither torch nor a network, so that `--help` is fast.
 
 from __future__ import annotations
 
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from downstream.dense.packages import require_packages
 from ssld.common.errors import InputError, did_you_mean
 
 STRIDES = (4, 8, 16, 32)
+EXTRAS = {
+    "faster_coco_eval": "downstream",
+    "transformers": "downstream",
+    "segmentation_models_pytorch": "downstream",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+}
+"""The extra that installs a package, by the name that Python imports."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +65,29 @@ def find(known: Mapping[str, NetworkEntry], kind: str, name: str) -> NetworkEntr
         hint = did_you_mean(name, known)
         raise InputError(f"unknown {kind} {name!r}, there are {', '.join(known)}{hint}")
     return known[name]
+
+
+def require_packages(what: str, *modules: str) -> None:
+    """
+    Args:
+        what: needs them, for the message.
+        modules: of `EXTRAS`.
+
+    Raises:
+        InputError: one is not installed; with what to type.
+    """
+    missing = [name for name in modules if not _is_there(name)]
+    if missing:
+        names = " and ".join(name.replace("_", "-") for name in missing)
+        plural = "s" * (len(missing) > 1)
+        raise InputError(
+            f"{what} needs the package{plural} {names}, not installed here: "
+            f"pip install 'ssld[{EXTRAS[missing[0]]}]'"
+        )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from ssld.common.attempt import attempt
+from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.engine.start import Run
 from ssld.report import page

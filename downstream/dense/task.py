@@ -9,11 +9,11 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from downstream.dense import trained
 from downstream.dense.drawing import image_grid
+from downstream.dense.model import FOLDER
 from downstream.dense.report import write_picture
 from ssld.common.metrics import METRICS
-from ssld.data.batching import Maker
+from ssld.data.loading import Maker
 from ssld.engine.start import Run
 from ssld.engine.task import B, N, S, Task
 
@@ -108,7 +108,7 @@ class AnnotatedScore(Generic[C]):
 class AnnotatedTask(Task[Run, B, N, S]):
     """The part of a task that does not depend on what is to be found in images."""
 
-    exported = trained.FOLDER
+    exported = FOLDER
     metric: str
     """What decides where `checkpoint.best` says `last`."""
     make_train: Maker[B]

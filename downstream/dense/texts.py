@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ssld.common.errors import InputError
 from ssld.common.streams import printable
-from ssld.data.listing import is_text
+from ssld.data.storage import is_text
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -22,9 +22,9 @@ BOMS = (
 )
 GB = "gb18030"
 """Holds GB2312 and GBK, what Chinese Windows saves."""
-DOUBLE = re.compile(r"(gb|big5|euc|shift|sjis|cp9|hz|johab)", re.IGNORECASE)
+TWO_BYTE_ENCODINGS = re.compile(r"(gb|big5|euc|shift|sjis|cp9|hz|johab)", re.IGNORECASE)
 """Encodings of two bytes a character, whose text may happen to be UTF-8 of Latin letters."""
-KNOWN = re.compile(
+ENCODINGS = re.compile(
     r"(utf|gb|big5|cp|windows|iso|latin|ascii|us-ascii|euc|shift|sjis|koi8|mac|hz|johab|tis)[\w-]*",
     re.IGNORECASE,
 )
@@ -40,7 +40,7 @@ def shown(value: object) -> str:
     return printable(_short.repr(value))[:200]
 
 
-def one_line(text: str, most: int = 200) -> str:
+def short_line(text: str, most: int = 200) -> str:
     """A name for a line of text: white space is one space, what cannot be printed is escaped, and
     what is longer than `most` characters is cut."""
     line = printable(" ".join(text.split()))
@@ -60,9 +60,9 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, str]:
     if 0 in data[:2]:
         encoding = "utf-16-be" if data[0] == 0 else "utf-16-le"
         return data.decode(encoding, errors="replace"), encoding
-    known = declared if declared and KNOWN.fullmatch(declared) else None
+    known = declared if declared and ENCODINGS.fullmatch(declared) else None
     text = _decoded(data, "utf-8")
-    if text is not None and not (known and DOUBLE.match(known) and _is_latin(text)):
+    if text is not None and not (known and TWO_BYTE_ENCODINGS.match(known) and _is_latin(text)):
         return text, "utf-8"
     if known and (guessed := _decoded(data, known)) is not None:
         return guessed, known

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from downstream.dense.packages import require_packages
-from ssld.common.replaceable import check_file
+from downstream.dense.networks import require_packages
+from ssld.common.paths import check_file
 from ssld.common.settings import Settings, Share, require
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from downstream.dense.trained import read_description
-from downstream.deploy import onnx_detector, onnx_segmenter
+from torch import Tensor, nn
+
+from downstream.dense.model import read_description
+from downstream.deploy import onnx_detector
 from downstream.deploy.config import ExportConfig
+from downstream.deploy.onnx_detector import pretrained_cfg
 from downstream.detection.model import open_detector
 from downstream.segmentation.model import open_segmenter
 from ssld.common.errors import InputError
-from ssld.models.classifier import open_network
+from ssld.models.opening import open_network
 from zoo.export import classifier
 
 Size = tuple[int, int]
@@ -59,7 +63,7 @@ def _segmenter(
 ) -> tuple[str, Size, str]:
     model, names = open_segmenter(folder, content), content["class_names"]
     height, width = config.size or content["view"]["trained_on"]
-    exported = onnx_segmenter.export_onnx(model.model, config.file, (height, width), names)
+    exported = export_segmenter(model.model, config.file, (height, width), names)
     return exported.method, (height, width), _difference(exported)
 
 
@@ -68,3 +72,44 @@ def _difference(exported: classifier.Exported) -> str:
         f"logits of {exported.inputs} images: off by at most {exported.max_abs:.2g}, which is "
         f"{exported.relative:.2g} of their deviation"
     )
+
+
+def export_segmenter(
+    network: nn.Module,
+    path: Path,
+    size: tuple[int, int],
+    class_names: Sequence[str] | None = None,
+) -> classifier.Exported:
+    """Write `network` for images of one size; the network stays as it is.
+
+    In: `images`, float32 [b, 3, *size], normalised with the file's `mean` and `std`, b free.
+    Out: `logits`, float32 [b, classes, *size]. What a user must know is in the file's metadata, as
+    `zoo.export.checked.facts` names it.
+
+    Args:
+        network: a `downstream.segmentation.heads.segmenter.Segmenter`.
+        size: height and width in px, any.
+        class_names: by class number; travel in the file as `label_names`.
+
+    Raises:
+        InputError: see `zoo.export.classifier.export`.
+    """
+    return classifier.export(_OfOneSize(network, size, class_names), "onnx", path)
+
+
+class _OfOneSize(nn.Module):
+    """Refuses other sizes: the export tries them, and writes for one size where they fail."""
+
+    def __init__(
+        self, network: nn.Module, size: tuple[int, int], class_names: Sequence[str] | None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+        self.num_classes = network.num_classes
+        self.pretrained_cfg = pretrained_cfg(network, size, class_names)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if tuple(images.shape[2:]) != self.size:
+            raise ValueError(f"images of {tuple(images.shape[2:])} instead of {self.size} px")
+        return self.network(images)

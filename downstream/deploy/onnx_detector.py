@@ -6,26 +6,37 @@
 
 All are written by torch's older, tracing exporter, as k, the proposals of Faster R-CNN and what
 non-maximum suppression leaves depend on the image, and torch.export cannot express them without
-rewriting torchvision. What it lacks for that is in `onnx_tracing.py`. onnxruntime 1.31 computes all
-of it on the CPU, DeformConv included.
+rewriting torchvision. What it lacks for that is in `tracing`. onnxruntime 1.31 computes all of
+it on the CPU, DeformConv included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+from torch.onnx import symbolic_helper, utils
 
-from downstream.deploy.described import pretrained_cfg
-from downstream.deploy.onnx_tracing import tracing
-from downstream.detection.heads.decoding import MAX_DETECTIONS
+from downstream.detection.heads.detector import MAX_DETECTIONS
 from ssld.common.errors import InputError
-from zoo.export.checked import OTHER, Run, facts, placed, require_packages, write_onnx
+from zoo.export.checked import (
+    INSTEAD,
+    TRACING_OPSET,
+    Run,
+    facts,
+    placed,
+    require_packages,
+    write_onnx,
+)
 
 OUTPUTS: tuple[str, ...] = ("boxes", "scores", "labels")
 BOX_TOLERANCE_PX = 0.05
@@ -209,12 +220,86 @@ def _judged(comparisons: list[Comparison], name: str) -> tuple[int, float, float
     share = missed / max(1, 2 * paired + missed)
     if paired + missed == 0:
         raise InputError(
-            f"{name} finds nothing at all, so that no export of it can be checked: {OTHER}"
+            f"{name} finds nothing at all, so that no export of it can be checked: {INSTEAD}"
         )
     if not paired or share > MISSED:
         raise InputError(
             f"the ONNX file of {name} does not find what PyTorch finds ({share:.0%} of the "
-            f"detections are of one side alone): {OTHER}"
+            f"detections are of one side alone): {INSTEAD}"
         )
     worst = (max(c.max_box_px for c in comparisons), max(c.max_score for c in comparisons))
     return paired, share, *worst
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Within it `torch.onnx.export(..., dynamo=False, opset_version=TRACING_OPSET)` knows
+    torchvision's deformable convolution, traces splits as slices, and prints nothing."""
+    deformable, split = "torchvision::deform_conv2d", torch.split
+
+    def slices(x: Tensor, size: Any, dim: int = 0) -> Any:
+        """Where a backbone has a split, as Res2Net, the exporter writes the proposals of Faster
+        R-CNN with one dimension too many."""
+        if not isinstance(size, int):
+            return split(x, size, dim)
+        starts = range(0, int(x.shape[dim]), size)
+        return tuple(x.narrow(dim, i, min(size, int(x.shape[dim]) - i)) for i in starts)
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # That it is the older exporter, that a trace keeps to the size that it has seen, which is
+        # wanted, and on stdout the graph of an export that fails.
+        for category in (TracerWarning, DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        utils.register_custom_op_symbolic(deformable, _deform_conv, TRACING_OPSET)
+        torch.split = slices
+        try:
+            yield
+        finally:
+            torch.split = split
+            utils.unregister_custom_op_symbolic(deformable, TRACING_OPSET)
+
+
+@symbolic_helper.parse_args("v", "v", "v", "v", "v", "i", "i", "i", "i", "i", "i", "i", "i", "b")
+def _deform_conv(
+    g: Any,
+    x: Any,
+    weight: Any,
+    offset: Any,
+    mask: Any,
+    bias: Any,
+    stride_y: int,
+    stride_x: int,
+    pad_y: int,
+    pad_x: int,
+    dilation_y: int,
+    dilation_x: int,
+    groups: int,
+    offset_groups: int,
+    use_mask: bool,
+) -> Any:
+    """https://onnx.ai/onnx/operators/onnx__DeformConv.html; the order of offsets (y, x by point)
+    and of the mask is torchvision's."""
+    inputs = [x, weight, offset, bias] + ([mask] if use_mask else [])
+    return g.op(
+        "DeformConv",
+        *inputs,
+        strides_i=[stride_y, stride_x],
+        pads_i=[pad_y, pad_x, pad_y, pad_x],
+        dilations_i=[dilation_y, dilation_x],
+        group_i=groups,
+        offset_group_i=offset_groups,
+    )
+
+
+def pretrained_cfg(
+    network: nn.Module, size: tuple[int, int], class_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """The same that timm's classifiers say of themselves; for images of one (height, width)."""
+    backbone: Any = network.backbone
+    return {
+        "architecture": f"{type(network).__name__} {backbone.architecture}",
+        "input_size": (3, *size),
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "label_names": class_names,
+    }

@@ -25,19 +25,19 @@ from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
 from downstream.dense.drawing import draw_boxes, draw_lines, draw_mask
-from downstream.dense.trained import FOLDER, read_description
+from downstream.dense.model import FOLDER, read_description
 from downstream.deploy.config import PredictConfig
-from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data.transforms import view_size
 from downstream.detection.model import open_detector
 from downstream.segmentation.model import open_segmenter
 from ssld.common.errors import InputError, one_line
+from ssld.common.files import read_object
 from ssld.common.streams import is_terminal
-from ssld.common.written_files import read_object
 from ssld.data.decode import Unreadable, decode
-from ssld.data.eval_view import eval_view
 from ssld.data.sources import Source, open_source
-from ssld.models.classifier import open_network
+from ssld.data.transforms import eval_view
+from ssld.models.opening import open_network
 
 BEST = 3
 """Classes that are named for an image."""

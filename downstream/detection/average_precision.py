@@ -62,7 +62,8 @@ class Detections:
         parts = (prediction[key].detach().cpu().numpy() for key in ("boxes", "scores", "labels"))
         boxes, scores, labels = parts
         boxes = boxes.reshape(-1, 4).astype(np.float32)
-        if not (_are_boxes(boxes) and np.isfinite(scores).all()):
+        ordered = (boxes[:, 2:] >= boxes[:, :2]).all()
+        if not (ordered and np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise InputError(
                 f"image {self._name(image)}: a predicted box or score is not finite, or a box ends "
                 "before it begins; the network has diverged, train it with a lower learning rate"
@@ -127,6 +128,7 @@ class Detections:
             `ap_large`: `ap` of objects of that size; `images`. What has no object is left out.
         """
         precision = self._evaluated()  # [thresholds, recalls, classes, areas]
+        # The last axis is `AREAS`, of which 0 is all; the first `THRESHOLDS`: 0 is .5, 5 is .75.
         parts = {"ap": precision[..., 0], "ap50": precision[:1, ..., 0]}
         parts |= {"ap75": precision[5:6, ..., 0]}
         parts |= {f"ap_{name}": precision[..., i] for i, name in enumerate(AREAS) if i}
@@ -173,10 +175,11 @@ class Detections:
         """
         columns = []
         for place, (number, predicted) in enumerate(self._counted()):
+            # Place, not number: images that cannot be read have left gaps between the numbers.
             for label, scores, match in matches(self.ground_truth[number], predicted):
                 same = np.full((len(scores), 2), (place, label), np.int32)
                 columns.append((same[:, 0], same[:, 1], scores, match))
-        empty = np.zeros(0, np.int32)
+        empty = np.zeros(0, np.int32)  # so that there is something to concatenate, and its dtypes
         columns.append((empty, empty, empty, np.zeros((0, len(THRESHOLDS)), np.int8)))
         image, label, score, match = (np.concatenate(x) for x in zip(*columns, strict=True))
         return {
@@ -237,10 +240,6 @@ class Detections:
             self._count(image, (of_image, np.array(scores, np.float32), np.array(labels, np.int64)))
 
 
-def _are_boxes(boxes: np.ndarray) -> bool:
-    return bool(np.isfinite(boxes).all() and (boxes[:, 2:] >= boxes[:, :2]).all())
-
-
 def _read(path: Path) -> list[Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -254,5 +253,6 @@ def _read(path: Path) -> list[Any]:
 
 
 def _mean(precision: np.ndarray) -> float | None:
+    """Over what is known: -1 stands where a class has no object, which is no precision of 0."""
     known = precision[precision > -1]
     return float(known.mean()) if len(known) else None

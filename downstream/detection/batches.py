@@ -10,7 +10,7 @@ from torch import Tensor
 
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.transforms import EvalBoxView, Target, TrainBoxView
-from ssld.data.batching import GREY, AnyBatch, image_numbers, read_rows
+from ssld.data.loading import GREY, AnyBatch, image_numbers, read_rows
 from ssld.data.unreadable import Entry
 from ssld.data.workers import Rows
 
@@ -65,10 +65,7 @@ class BoxBatches:
         return BoxBatch(images, sizes, targets, scales, numbers, weight, ids, unreadable)
 
     def _view(self, number: int, index: int, view: int, batch: int) -> tuple[Tensor, Target]:
-        source = self.sources[number]
-        if isinstance(self.view, TrainBoxView):
-            return self.view(source, index, view, batch)
-        return self.view(source, index)
+        return self.view(self.sources[number], index, view, batch)
 
 
 def _placeholder() -> tuple[Tensor, Target]:

@@ -97,6 +97,7 @@ def _assign(overlap: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     Returns:
         int8 [d, thresholds]: 1 for a hit, 0 for a miss, -1 for a crowd's.
     """
+    # A crowd is the last resort of a detection and never used up, so it is settled before the loop.
     in_crowd = overlap[:, crowd].max(1, initial=0.0)[:, None] >= THRESHOLDS  # [d, thresholds]
     match = -in_crowd.astype(np.int8)
     objects = overlap[:, ~crowd]
@@ -105,7 +106,7 @@ def _assign(overlap: np.ndarray, crowd: np.ndarray) -> np.ndarray:
         within = np.where(left, objects[i], -1.0)  # [thresholds, objects], -1 where it is taken
         # argmax is the first of equals, pycocotools' loop keeps the last: so from the right.
         taken = within.shape[1] - 1 - within[:, ::-1].argmax(1)
-        hits = np.flatnonzero(within.max(1) >= THRESHOLDS)
+        hits = np.flatnonzero(within.max(1) >= THRESHOLDS)  # of the thresholds; each matches apart
         left[hits, taken[hits]] = False
         match[i, hits] = 1
     return match
@@ -129,13 +130,18 @@ def bootstrap(matches: Mapping[str, np.ndarray], draws: np.ndarray) -> np.ndarra
     return np.concatenate([np.zeros(0), *parts])
 
 
+def how_often(draws: np.ndarray, images: int) -> np.ndarray:
+    """Draws of images, int64 [r, k] -> how often each is in each, int64 [r, images]."""
+    rows = np.arange(len(draws))[:, None] * images
+    return np.bincount((draws + rows).ravel(), minlength=len(draws) * images).reshape(-1, images)
+
+
 def _drawn(matches: Mapping[str, np.ndarray], draws: np.ndarray) -> np.ndarray:
     objects = matches["objects"].astype(np.float64)  # [n, classes]
-    places = draws + len(objects) * np.arange(len(draws))[:, None]
-    times = np.bincount(places.ravel(), minlength=len(draws) * len(objects))
-    times = times.reshape(len(draws), len(objects))  # how often each image is in each draw
+    times = how_often(draws, len(objects))  # [r, n]
     in_draw = times.astype(np.float64) @ objects  # [r, classes], whole numbers
     total = np.zeros(len(draws))
+    # All draws of a class at once: its detections are sorted once, a draw only weighs them anew.
     for label in np.flatnonzero(in_draw.any(0)):
         own = np.flatnonzero(matches["label"] == label)
         own = own[np.argsort(-matches["score"][own], kind="stable")]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from downstream.dense.preflight import EXAMPLES, findings
 from downstream.dense.start import open_processes, open_sources, start_run
-from downstream.detection.config import DetectionConfig
-from downstream.detection.data.boxes import open_boxes
-from downstream.detection.data.limits import note_many, note_other_ids, note_small
-from downstream.detection.heads.decoding import MAX_DETECTIONS
+from downstream.detection.config import BoxAugmentConfig, DetectionConfig
+from downstream.detection.data.boxes import BoxSource, open_boxes
+from downstream.detection.data.geometry import CROP_SCALE, LEAST_SIDE_PX
+from downstream.detection.heads.detector import MAX_DETECTIONS
 from downstream.detection.model import DetectionModel, build
 from downstream.detection.task import DetectionTask
+from ssld.common.errors import InputError
 from ssld.engine.loop import train
 
 
@@ -43,3 +47,88 @@ def detection(config: DetectionConfig) -> None:
     )  # fmt: skip
     task = DetectionTask(sources, val, config.augment, config.detector, config.seed)
     train(run, task, model)
+
+
+def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:
+    """Note boxes that training views make smaller than `LEAST_SIDE_PX`, which are dropped there.
+
+    Raises:
+        InputError: all are, in every view.
+    """
+    gone = total = 0
+    largest = max(augment.sizes)
+    zoom = 1 / CROP_SCALE[0] if augment.crop else 1.0  # the most by which a crop enlarges
+    for source in sources:
+        counted = source.counted
+        always = counted & (_sides(source, augment, largest) * zoom < LEAST_SIDE_PX)
+        smallest = _sides(source, augment, min(augment.sizes)) / augment.expand
+        sometimes = counted & (smallest < LEAST_SIDE_PX) & ~always
+        where = f"under {LEAST_SIDE_PX:g} px"
+        _note(source, f"boxes {where} in every training view, never learned from", always)
+        _note(source, f"boxes {where} in the smallest training views, dropped there", sometimes)
+        gone, total = gone + int(always.sum()), total + int(counted.sum())
+    if gone == total:
+        limited = augment.resize == "shorter" and augment.longest is not None
+        longest = f" and augment.longest {augment.longest} px" if limited else ""
+        raise InputError(
+            f"data.train: all {total} boxes are under {LEAST_SIDE_PX:g} px in every training view, "
+            f"so nothing would be learned; set a larger augment.sizes (now up to {largest} px"
+            f"{longest}), or cut the images into tiles"
+        )
+
+
+def _sides(source: BoxSource, augment: BoxAugmentConfig, side: int) -> np.ndarray:
+    """The shorter side of each box in px of a view of a whole image, float64 [m]; see
+    `transforms.view_size`."""
+    sizes = np.maximum(source.sizes[:, ::-1], 1).astype(np.float64)  # width, height
+    if augment.resize == "square":
+        scale = side / sizes
+    else:
+        one = side / sizes.min(1)
+        if augment.longest is not None:
+            one = np.minimum(one, augment.longest / sizes.max(1))
+        scale = np.repeat(one[:, None], 2, axis=1)
+    return ((source.xyxy[:, 2:] - source.xyxy[:, :2]) * scale[source.image]).min(1, initial=np.inf)
+
+
+def note_many(sources: Sequence[BoxSource], most: int, what: str) -> None:
+    """Note images with more than `most` boxes, of which the rest is never found."""
+    for source in sources:
+        counts = np.bincount(source.image[source.counted], minlength=len(source))
+        over = np.flatnonzero(counts > most)
+        beyond = int((counts[over] - most).sum())
+        source.report.noticed.extend(
+            findings(
+                f"images with more boxes than the {most} that {what}, {beyond} boxes beyond",
+                [f"{source.sample_id(i)!r}: {counts[i]}" for i in over.tolist()],
+            )
+        )
+
+
+def note_other_ids(sources: Sequence[BoxSource]) -> None:
+    """Note ids of held-out sources that cannot all be kept in predictions.json."""
+    first, seen = sources[0], set(sources[0].image_ids)
+    for source in sources[1:]:
+        again = [i for i, number in enumerate(source.image_ids) if number in seen]
+        seen.update(source.image_ids)
+        source.report.noticed.extend(
+            findings(
+                "image ids of other held-out sources, numbered anew in predictions.json",
+                [repr(source.sample_id(i)) for i in again],
+            )
+        )
+        pairs = zip(first.category_ids, source.category_ids, source.class_names, strict=True)
+        source.report.noticed.extend(
+            findings(
+                f"classes with another id than in {first.path}, whose ids predictions.json has",
+                [name for a, b, name in pairs if a != b and b >= 0],
+            )
+        )
+
+
+def _note(source: BoxSource, what: str, mask: np.ndarray) -> None:
+    """Of boxes, bool [m]; an image is named once."""
+    rows = np.flatnonzero(mask)
+    images = source.image[rows[: 4 * EXAMPLES]].tolist()
+    places = dict.fromkeys(repr(source.sample_id(i)) for i in images)
+    source.report.noticed.extend(findings(what, list(places), len(rows)))

@@ -6,10 +6,18 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.packages import require_packages
-from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.dense.networks import require_packages
 from downstream.detection.networks import DETECTORS
-from ssld.common.settings import Settings, one_of
+from ssld.common.settings import (
+    Limits,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Settings,
+    one_of,
+    require,
+)
 from ssld.engine.config import CheckpointConfig
 from ssld.engine.run_folder import check_out
 
@@ -23,6 +31,43 @@ class DetectorConfig(Settings, section="detector"):
     `downstream/detection/networks.py` has."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of its class, for example {anchor_sizes: [16, 32, 64, 128, 256]}."""
+
+
+@dataclass(frozen=True)
+class BoxAugmentConfig(Settings, section="augment"):
+    """Mixup, colour, expand, crop, flip and resize, in this order (PaddleDetection
+    `configs/yolov3/_base_/yolov3_reader.yml`, with which SSLD's YOLOv3 was trained). By default
+    multi-scale resize and flip: detectron2 `configs/Base-RCNN-FPN.yaml`."""
+
+    resize: Literal["shorter", "square"] = "shorter"
+    """shorter: the shorter side to one of `sizes`, keeping the aspect. square: both sides to it."""
+    sizes: list[PositiveInt] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])
+    """Sides in px to draw from: for each image (shorter) or for each batch (square)."""
+    test_size: PositiveInt = 800
+    """Side in px of evaluation views."""
+    longest: int | None = 1333
+    """With `shorter` the longer side's upper limit in px, which then decides; null: none."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    colour: Probability = 0.0
+    """Probability of each of SSD's distortions (brightness, contrast, saturation, hue): 0.5."""
+    expand: Annotated[float, Limits(lambda x: x >= 1, "a ratio of 1 or more")] = 1.0
+    """SSD's zoom-out, for half of the images: up to so many times the sides; SSD: 4. 1 is off."""
+    crop: bool = False
+    """SSD's crop by its overlap with a box."""
+    mixup: NonNegativeFloat = 0.0
+    """alpha of mixup with another image, Beta(alpha, alpha); YOLOv3: 1.5. 0 is off."""
+    mixup_epochs: NonNegativeInt | None = None
+    """Epochs with mixup, the first ones; YOLOv3: 250 of 270. null: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.sizes), "augment.sizes is empty: give one side in px, or several")
+        require(
+            self.longest is None or self.longest >= max(self.sizes),
+            f"augment.longest is {self.longest}: give at least the largest of sizes "
+            f"({max(self.sizes)}), or null",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from downstream.backbone.backbone import Backbone
 from downstream.backbone.config import BackboneConfig
-from downstream.dense.model import DenseModel, backbone_for
-from downstream.dense.trained import load, reading_view, require_sides
-from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.dense.model import DenseModel, backbone_for, load, reading_view, require_sides
+from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.networks import detector, options
 from ssld.common.errors import InputError
 
@@ -100,7 +99,7 @@ def open_detector(folder: Path, content: dict[str, Any]) -> DetectionModel:
     """The detector that an exported folder holds, in eval mode.
 
     Args:
-        folder, content: as of `downstream.dense.trained.read_description`.
+        folder, content: as of `downstream.dense.model.read_description`.
 
     Raises:
         InputError: a damaged description, weights that cannot be read or do not fit.

@@ -12,17 +12,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from downstream.dense import trained
 from downstream.dense.drawing import GRID_PX, draw_boxes
+from downstream.dense.model import save
 from downstream.dense.report import write_report
 from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of
 from downstream.detection.average_precision import Detections
 from downstream.detection.batches import BoxBatch, BoxBatches
-from downstream.detection.config import DetectorConfig
-from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.config import BoxAugmentConfig, DetectorConfig
 from downstream.detection.data.boxes import Boxes, BoxSource
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
-from downstream.detection.heads.over_processes import pad_to_largest
+from downstream.detection.heads.detector import pad_to_largest
 from downstream.detection.model import DetectionModel
 from ssld.engine.per_image import write_held_out
 from ssld.engine.start import Run
@@ -136,24 +135,24 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
         """What the detector finds in held-out images."""
         score = DetectionScore(self.ground_truth)
         for batch in batches:
-            found = detector(batch.images, batch.sizes)
+            result = detector(batch.images, batch.sizes)
             for i, number in enumerate(batch.numbers.tolist()):
                 if batch.weight[i] == 0:
                     score.counts.leave_out(number)
                     continue
-                scale = batch.scales[i].repeat(2).to(found[i]["boxes"])
+                scale = batch.scales[i].repeat(2).to(result[i]["boxes"])
                 height, width = batch.sizes[i].tolist()
                 score.add(
                     number,
                     batch.images[i, :height, :width].cpu().numpy(),
-                    {**found[i], "boxes": found[i]["boxes"] / scale},
+                    {**result[i], "boxes": result[i]["boxes"] / scale},
                 )
         return score
 
     def export(self, network: DetectionModel, folder: Path, step: int) -> str:
         """Write the detector; returns the sha256 of its weights."""
         head, view = asdict(self.detector), asdict(self.augment)
-        return trained.save(network, folder, step, task="detection", head=head, view=view)
+        return save(network, folder, step, task="detection", head=head, view=view)
 
     def keep(self, run: Run, score: DetectionScore, step: int, best: bool) -> None:
         """The drawn images, and of the exported network what it found in each image."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from downstream.segmentation.data.class_table import IGNORE
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
-from downstream.segmentation.losses import IGNORE
-from ssld.data.batching import GREY, AnyBatch, image_numbers, read_rows
+from ssld.data.loading import GREY, AnyBatch, image_numbers, read_rows
 from ssld.data.unreadable import Entry
 from ssld.data.workers import Rows
 

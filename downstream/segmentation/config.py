@@ -6,10 +6,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.packages import require_packages
-from downstream.segmentation.data.augment_config import MaskAugmentConfig
+from downstream.dense.networks import require_packages
 from downstream.segmentation.networks import SEGMENTERS
-from ssld.common.settings import PositiveFloat, PositiveInt, Settings, one_of, require
+from ssld.common.settings import (
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+    ShareBelowOne,
+    one_of,
+    require,
+)
 from ssld.engine.config import CheckpointConfig
 from ssld.engine.run_folder import check_out
 
@@ -20,6 +27,44 @@ class SegmenterConfig(Settings, section="segmenter"):
 
     name: Annotated[str, one_of(SEGMENTERS)] = "fcn"
     """fcn, ocrnet or deeplabv3plus; what `downstream/segmentation/networks.py` has."""
+
+
+@dataclass(frozen=True)
+class MaskAugmentConfig(Settings, section="augment"):
+    """SSLD section 4.6 and the reference's recipe (PaddleSeg, configs/_base_/cityscapes.yml)."""
+
+    crop: tuple[int, int] = (512, 1024)
+    """Height and width in px of a training view."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor by which an image is resized before it is cropped."""
+    scale_step: float = 0.25
+    """Distance between the factors that are drawn from."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    colour: ShareBelowOne = 0.4
+    """Largest change of brightness, contrast and saturation, as a share; 0 leaves colours alone,
+    the hue, too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.crop) == 2 and min(self.crop) > 0,
+            f"augment.crop is {self.crop}: give height and width in px, both above 0",
+        )
+        low, high = self.scale
+        require(0 < low <= high, f"augment.scale is {self.scale}: give 0 < smallest <= largest")
+        steps = (high - low) / self.scale_step if self.scale_step > 0 else 0.5
+        require(
+            abs(steps - round(steps)) < 1e-6,
+            f"augment.scale_step is {self.scale_step}: give a number above 0 that divides "
+            f"{high - low:g}, the range of augment.scale",
+        )
+
+    @property
+    def factors(self) -> list[float]:
+        """The factors that are drawn from, each as likely (PaddleSeg, ResizeStepScaling)."""
+        low, high = self.scale
+        return [low + i * self.scale_step for i in range(round((high - low) / self.scale_step) + 1)]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from downstream.backbone.backbone import Backbone
 from downstream.backbone.config import BackboneConfig
-from downstream.dense.model import DenseModel, backbone_for
-from downstream.dense.trained import load, reading_view, require_sides
+from downstream.dense.model import DenseModel, backbone_for, load, reading_view, require_sides
 from downstream.segmentation.config import TestConfig
 from downstream.segmentation.heads.segmenter import Segmenter
 from downstream.segmentation.inference import predict
@@ -82,7 +81,7 @@ def open_segmenter(folder: Path, content: dict[str, Any]) -> SegmentationModel:
     """The segmenter that an exported folder holds, in eval mode.
 
     Args:
-        folder, content: as of `downstream.dense.trained.read_description`.
+        folder, content: as of `downstream.dense.model.read_description`.
 
     Raises:
         InputError: a damaged description, weights that cannot be read or do not fit.

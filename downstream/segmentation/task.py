@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from torch import Tensor
+from torch.nn import functional as F
 
-from downstream.dense import trained
 from downstream.dense.drawing import draw_mask
+from downstream.dense.model import save
 from downstream.dense.report import write_report
 from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of
 from downstream.segmentation.batches import MaskBatch, MaskBatches
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.confusion import Confusion, class_iou
+from downstream.segmentation.data.class_table import IGNORE
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
-from downstream.segmentation.losses import IGNORE, pixel_loss
 from downstream.segmentation.model import SegmentationModel
-from ssld.common.attempt import attempt
+from ssld.common.errors import attempt
 from ssld.engine.per_image import write_held_out
 from ssld.engine.start import Run
 from ssld.report import page, plots
@@ -113,7 +114,7 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         view = {**asdict(self.config.test), "palette": self.palette.tolist()}
         view["trained_on"] = self.config.augment.crop
         head = asdict(self.config.segmenter)
-        return trained.save(network, folder, step, task="segmentation", head=head, view=view)
+        return save(network, folder, step, task="segmentation", head=head, view=view)
 
     def keep(self, run: Run, score: SegmentationScore, step: int, best: bool) -> None:
         """The drawn images, and of the exported network the confusion in each image."""
@@ -165,3 +166,29 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Markup:
     plot.set_xlabel("taken for")
     plot.set_ylabel("is")
     return page.plot("share of each class's pixels", figure)
+
+
+def pixel_loss(logits: Tensor, masks: Tensor, valid_per_image: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each image, so that the mean over images is that over valid pixels.
+
+    With v the valid pixels of the mean image, an image's loss is the sum over its valid pixels / v.
+    Images with more valid pixels weigh more: every pixel of the batch weighs the same, as with
+    torch's `cross_entropy(..., ignore_index=255)`.
+
+    Args:
+        logits: float [b, classes, h, w].
+        masks: class numbers, uint8 or int64 [b, h, w]; IGNORE does not count.
+        valid_per_image: v as a float scalar, where the batch is a part of a larger one: all valid
+            pixels over all processes / all images over all processes. Then the mean over all images
+            of all processes is that over all their valid pixels. By default that of this batch.
+
+    Returns:
+        float32 [b]; 0, and so are its gradients, where no pixel is valid.
+    """
+    each = F.cross_entropy(
+        logits.float(), masks.long(), ignore_index=IGNORE, reduction="none"
+    )  # [b, h, w]
+    if valid_per_image is None:
+        valid_per_image = (masks != IGNORE).sum() / len(masks)
+    tiny = torch.finfo(torch.float32).tiny  # 0 / tiny is 0
+    return each.sum((1, 2)) / valid_per_image.float().clamp(min=tiny)

@@ -202,9 +202,7 @@ def _write(path: Path, rows: list[Row]) -> None:
         columns["bytes"] = pa.array([_png(row.pixels) for row in rows], pa.binary())
     else:
         columns["path"] = [row.path for row in rows]
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
 
 
 def _png(pixels: Any) -> bytes:

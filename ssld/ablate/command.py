@@ -21,8 +21,7 @@ from ssld.ablate import grid, pool, results, state
 from ssld.ablate.config import AblateConfig
 from ssld.ablate.grid import Ablation, Trial
 from ssld.ablate.summary import Summary, markdown, summarise
-from ssld.common.attempt import attempt
-from ssld.common.errors import InputError, Interrupted
+from ssld.common.errors import InputError, Interrupted, attempt
 from ssld.common.files import locked, write_atomically
 from ssld.common.metrics import METRICS, RESULTS
 from ssld.common.settings_file import written_out

@@ -19,16 +19,15 @@ import pyarrow.parquet as pq
 
 from ssld.ablate.grid import Ablation, Axis, Trial, Value
 from ssld.ablate.state import Row
-from ssld.common.files import write_atomically
-from ssld.common.metrics import COMPARED
-from ssld.common.written_files import reading
+from ssld.common.files import reading, write_atomically
+from ssld.common.metrics import RECORDED
 from ssld.compare.seen_run import exported_metrics
 from ssld.engine.run_folder import read_lines
 
 COLUMNS = {
     "stage": "string",
     "status": "string",  # done, failed or pending
-    **dict.fromkeys(COMPARED, "double"),  # on held-out images at the exported step
+    **dict.fromkeys(RECORDED, "double"),  # on held-out images at the exported step
     "exported_step": "int64",
     "steps": "int64",
     "epochs": "double",
@@ -70,7 +69,7 @@ def read_stage(folder: Path) -> Row:
     train = [line for line in lines if line["kind"] == "train"]
     metrics, teacher = exported_metrics(facts, lines), facts.get("teacher_top1")
     return {
-        **{key: metrics.get(key) for key in COMPARED},
+        **{key: metrics.get(key) for key in RECORDED},
         "exported_step": facts["exported"]["step"],
         "steps": facts.get("steps"),
         "epochs": lines[-1]["epoch"] if lines else None,

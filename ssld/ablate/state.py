@@ -13,13 +13,12 @@ import yaml
 
 from ssld.ablate.grid import Ablation, Trial, show
 from ssld.common.errors import InputError
-from ssld.common.files import write_atomically
+from ssld.common.files import read_object, write_atomically
 from ssld.common.settings import flat, under
-from ssld.common.written_files import read_object
 from ssld.engine.run_folder import HARMLESS
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
-BEFORE = "recipe.before.yaml"
+PREVIOUS_RECIPE = "recipe.before.yaml"
 """What RECIPE was before `overwrite`, until the trial is done: where new settings are refused, old
 stages stay, so that they may be of the one or of the other."""
 Row = dict[str, Any]
@@ -43,7 +42,7 @@ def check_out(out: Path) -> None:
 
 def done_rows(folder: Path, trial: Trial) -> list[Row] | None:
     """Its results, if it is done and its recipe is still the same."""
-    if (folder / BEFORE).exists():
+    if (folder / PREVIOUS_RECIPE).exists():
         return None  # its stages may be of another recipe by now
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
@@ -55,7 +54,7 @@ def done_rows(folder: Path, trial: Trial) -> list[Row] | None:
 def write_done(folder: Path, trial: Trial, rows: Sequence[Row]) -> None:
     done = {"recipe": _digest(trial.recipe), "rows": list(rows)}
     write_atomically(folder / DONE, json.dumps(done, indent=1) + "\n")
-    (folder / BEFORE).unlink(missing_ok=True)
+    (folder / PREVIOUS_RECIPE).unlink(missing_ok=True)
 
 
 def _digest(recipe: dict[str, Any]) -> str:
@@ -73,14 +72,14 @@ def changed(folder: Path, trial: Trial) -> tuple[list[str], str]:
     """The stages that were begun with other settings, and those after them; and in words what
     differs. A stage that was added, left out or never begun is no change."""
     stages, words = _since(folder, _recipe_of(folder, RECIPE), trial)
-    if stages and (folder / BEFORE).exists() and not unsure(folder, trial):
+    if stages and (folder / PREVIOUS_RECIPE).exists() and not unsure(folder, trial):
         return [], ""
     return stages, words
 
 
 def unsure(folder: Path, trial: Trial) -> list[str]:
     """The stages that may still be of the recipe from before `overwrite`."""
-    return _since(folder, _recipe_of(folder, BEFORE), trial)[0]
+    return _since(folder, _recipe_of(folder, PREVIOUS_RECIPE), trial)[0]
 
 
 def _since(folder: Path, before: dict[str, Any], trial: Trial) -> tuple[list[str], str]:
@@ -133,8 +132,8 @@ def prepare(folder: Path, trial: Trial) -> None:
     nothing up before the new settings have proved to be good."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _recipe_of(folder, RECIPE)
-    if _since(folder, before, trial)[0] and not (folder / BEFORE).exists():
-        _write(folder / BEFORE, before)
+    if _since(folder, before, trial)[0] and not (folder / PREVIOUS_RECIPE).exists():
+        _write(folder / PREVIOUS_RECIPE, before)
     if before != trial.recipe:
         _write(folder / RECIPE, trial.recipe)
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from ssld.ablate.grid import SEED, Ablation, Trial
 from ssld.ablate.state import Row
-from ssld.common.metrics import METRICS, RESULTS
+from ssld.common.metrics import METRICS, RESULTS, wilson
 from ssld.common.text_table import ABSENT
-from ssld.health.intervals import wilson
 
 Place = tuple[str, ...]
 """A value on each axis but that of the seeds, as text."""

@@ -29,7 +29,7 @@ class Command:
     """Takes the settings; returns an exit code, a result for Python, or None."""
     check: str | None = None
     """Takes the settings, and is asked before the module of the work, and torch with it, is
-    imported; may return settings to go on with."""
+    imported; may return what the work takes in their place."""
     positional: tuple[str, ...] = ()
     """Settings that the words before the first option are taken for; a last one with `*` takes
     all that are left."""
@@ -40,7 +40,7 @@ class Command:
     defaults: str | None = None
     """See `ssld.cli.parse.parse`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the work."""
+    """Further arguments of the check and the work."""
     exported: str | None = None
     """Of a stage: the folder in its run folder that has the network when it is complete."""
 
@@ -50,6 +50,7 @@ def _curate(stage: str | None, summary: str, words: str | None = None) -> Comman
         summary,
         "ssld.curate.config:CurateConfig",
         "ssld.curate.command:curate",
+        "ssld.curate.folder:check",
         words=words,
         options={"stage": stage},
     )
@@ -96,7 +97,7 @@ COMMANDS = {
     ),
     "fix": Command(
         "the resolution fix: the classifier at a larger test size",
-        "ssld.distill.config:FixConfig",
+        "ssld.distill.config:FixResConfig",
         "ssld.distill.fixres:fix",
         CHECK_OUT,
         defaults="ssld.distill.parent_run:fix_defaults",
@@ -106,6 +107,7 @@ COMMANDS = {
         "distill, finetune and fix in one command, resumable",
         "ssld.recipe.config:RecipeConfig",
         "ssld.recipe.command:recipe",
+        "ssld.recipe.recipe:as_asked",
         words="ssld.recipe.config:words",
     ),
     "ablate": Command(
@@ -230,11 +232,11 @@ COMMANDS = {
 GROUPS = {"zoo": "distilled backbones: list, show, convert, publish, pull, verify, bundle, export"}
 """What is no command of its own, only the first word of some."""
 STAGES = tuple(name for name, command in COMMANDS.items() if command.exported)
-LATER = tuple(name for name in STAGES if COMMANDS[name].defaults)
+LATER_STAGES = tuple(name for name in STAGES if COMMANDS[name].defaults)
 """Stages that go on from the one before."""
 DOWNSTREAM = tuple(name for name in STAGES if COMMANDS[name].config.startswith("downstream."))
 """Stages that are a recipe of their own."""
-FIRST = tuple(name for name in STAGES if name not in (*LATER, *DOWNSTREAM))
+FIRST_STAGES = tuple(name for name in STAGES if name not in (*LATER_STAGES, *DOWNSTREAM))
 
 
 def imported(name: str) -> Any:
@@ -252,5 +254,5 @@ def stage_of(name: str) -> tuple[type[LoopConfig], Callable[[Any], object]]:
 def work_of(command: Command, config: Any) -> Any:
     """Check the settings, then import the command's work and do it."""
     if command.check:
-        config = imported(command.check)(config) or config
+        config = imported(command.check)(config, **command.options) or config
     return imported(command.work)(config, **command.options)

@@ -59,12 +59,12 @@ def parse(
     if defaults:
         argv = ["--config", json.dumps(defaults(dict(given))), *argv]
     try:
-        found = parser.instantiate(parser.parse_args(argv))
+        result = parser.instantiate(parser.parse_args(argv))
     except (ArgumentError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise InputError(_plain(sentence_of(error), known)) from error
     except RecursionError as error:
         raise InputError("a setting is nested too deeply") from error
-    values = vars(found)
+    values = vars(result)
     values.pop("config", None)
     own = {field.name: field.default for field in fields(config_class)}  # type: ignore[arg-type]
     values = {k: x if x == own.get(k) else tidied(x, k) for k, x in values.items()}
@@ -94,9 +94,9 @@ def _parser(prog: str, config_class: type) -> ArgumentParser:
 
 def _value(text: str) -> Any:
     """What a word says; `C:` is text, though to YAML it is a mapping to nothing."""
-    found = parsed(text)
-    to_nothing = isinstance(found, dict) and found and all(x is None for x in found.values())
-    return text if to_nothing and not text.lstrip().startswith("{") else found
+    result = parsed(text)
+    to_nothing = isinstance(result, dict) and result and all(x is None for x in result.values())
+    return text if to_nothing and not text.lstrip().startswith("{") else result
 
 
 def _with_files_read(
@@ -155,20 +155,20 @@ def _checked(
     Raises:
         InputError: an unknown name, or a single value in the place of a group.
     """
-    found = {}
+    result = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if any(other.startswith(f"{key}.") for other in known):
             if value is None:
                 continue
             if not isinstance(value, dict):
-                said = f"{key} is {shortened(value)}: give `name: value` lines below it"
-                raise InputError(f"{where}: {said}")
+                message = f"{key} is {shortened(value)}: give `name: value` lines below it"
+                raise InputError(f"{where}: {message}")
             value = _checked(where, value, known, f"{key}.")
         elif key not in known:
             raise InputError(f"{where}: {_nearest(key, known)}")
-        found[name] = value
-    return found
+        result[name] = value
+    return result
 
 
 def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -184,14 +184,14 @@ def _flat(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[
 
 def sentence_of(error: BaseException) -> str:
     """What an error says on one line, without characters that a terminal obeys."""
-    said = one_line(error)
+    message = one_line(error)
     if isinstance(error, OSError) and error.strerror:
-        said = f"{error.filename or 'file system'}: {error.strerror}"
-    said = streams.printable(said)
-    if len(said) <= SENTENCE:
-        return said
-    left = len(said) - SENTENCE  # it quotes what was given; the end says what to do
-    return f"{said[: SENTENCE // 2]} [{left:,} characters] {said[-SENTENCE // 2 :]}"
+        message = f"{error.filename or 'file system'}: {error.strerror}"
+    message = streams.printable(message)
+    if len(message) <= SENTENCE:
+        return message
+    left = len(message) - SENTENCE  # it quotes what was given; the end says what to do
+    return f"{message[: SENTENCE // 2]} [{left:,} characters] {message[-SENTENCE // 2 :]}"
 
 
 def _with_values(argv: list[str], config_class: type) -> list[str]:
@@ -211,6 +211,7 @@ _TYPES = {
     "bool": "true or false",
     "NoneType": "null",
     "list": "a list",
+    "tuple": "a list such as [1, 2]",
     "dict": "`name: value`",
 }
 
@@ -228,9 +229,9 @@ def _plain(sentence: str, known: list[str]) -> str:
         return sentence
     key, complaint = wrong.group(1), wrong.group(2).replace("typing.Literal", "one of ")
     complaint = re.sub(r"<class '(\w+)'>\d*", lambda x: _TYPES.get(x[1], x[1]), complaint)
-    found = re.findall(r"Expected (?:an? )?(.+?)(?:\.| - |$| Got| Given)", complaint)
-    found = found or re.findall(r"Subtypes: \[(.*?)\]", complaint)
-    expected = " or ".join(dict.fromkeys(found))
+    result = re.findall(r"Expected (?:an? )?(.+?)(?:\.| - |$| Got| Given)", complaint)
+    result = result or re.findall(r"Subtypes: \[(.*?)\]", complaint)
+    expected = " or ".join(dict.fromkeys(result))
     given = re.search(
         r"(?:Got|Given) value: ?(.*?)(?: - Expected|\. Got| Given value|$)", complaint
     )

@@ -7,6 +7,7 @@ finds its settings. So the module itself is what is called (`callable_module`).
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssld.cli.commands import COMMANDS, imported, work_of
 from ssld.cli.parse import parse
+from ssld.common.errors import InputError
 
 if TYPE_CHECKING:  # only where a result is asked for its network
     from torch import nn
@@ -49,7 +51,7 @@ class TrainedRun:
         """The exported student: a timm model in eval mode, on the CPU. It takes normalised images,
         float32 [b, 3, h, w] (`timm.data.create_transform(**model.pretrained_cfg)`), and returns
         logits [b, classes]."""
-        return imported("ssld.models.classifier:open_network")(
+        return imported("ssld.models.opening:open_network")(
             "student", arch=None, checkpoint=str(self.folder)
         ).model.eval()
 
@@ -90,11 +92,12 @@ def distill(
         Interrupted: a signal; the same call with `resume=True` goes on.
     """
     teachers: dict[str, Any] = (
-        {"teacher": _network(teacher)}
-        if isinstance(teacher, str | Path | Mapping)
-        else {"teachers": [_network(one) for one in teacher]}
+        {"teachers": [_network("teacher", one) for one in teacher]}
+        if isinstance(teacher, list | tuple)
+        else {"teacher": _network("teacher", teacher)}
     )
-    given = {**teachers, "student": _network(student), "data": _data(data, "unlabeled")}
+    own = _network("student", student)
+    given = {**teachers, "student": own, "data": _data(data, "unlabeled")}
     _do("distill", out=out, **given, **settings)
     return TrainedRun(Path(out))
 
@@ -112,7 +115,8 @@ def supervised(
     Raises:
         InputError, Interrupted: see `distill`.
     """
-    _do("supervised", out=out, student=_network(student), data=_data(data, "labeled"), **settings)
+    own = _network("student", student)
+    _do("supervised", out=out, student=own, data=_data(data, "labeled"), **settings)
     return TrainedRun(Path(out))
 
 
@@ -147,7 +151,7 @@ def curate(*, out: str | Path, gallery: Data, protected: Data, **settings: Any) 
         InputError, Interrupted: see `distill`.
     """
     if isinstance(settings.get("teacher"), str | Path):
-        settings["teacher"] = _network(settings["teacher"])
+        settings["teacher"] = _network("teacher", settings["teacher"])
     _do("curate", out=out, gallery=gallery, protected=protected, **settings)
     return Curation(Path(out))
 
@@ -156,20 +160,26 @@ FUNCTIONS = {"distill": distill, "supervised": supervised, "evaluate": evaluate,
 
 
 class _CallableModule(ModuleType):
-    def __call__(self, **settings: Any) -> Any:
-        return FUNCTIONS[self.__name__.removeprefix("ssld.")](**settings)
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return FUNCTIONS[self.__name__.removeprefix("ssld.")](*args, **settings)
 
 
 def callable_module(name: str) -> None:
     """Let `ssld.COMMAND(...)` call the function of that name, whatever was imported before."""
-    module = sys.modules[name]
+    module, function = sys.modules[name], FUNCTIONS[name.removeprefix("ssld.")]
     module.__class__ = _CallableModule
-    module.__doc__ = FUNCTIONS[name.removeprefix("ssld.")].__doc__
+    module.__doc__ = function.__doc__
+    vars(module)["__signature__"] = inspect.signature(function)  # what a notebook shows
 
 
-def _network(given: Network) -> dict[str, Any]:
+def _network(role: str, given: object) -> dict[str, Any]:
     if isinstance(given, Mapping):
         return dict(given)
+    if not isinstance(given, str | Path):
+        raise InputError(
+            f"{role} is {type(given).__name__}: give a timm name, a run folder, an exported "
+            "folder, a safetensors file or a dict of settings"
+        )
     return {"checkpoint" if Path(given).exists() else "arch": str(given)}
 
 

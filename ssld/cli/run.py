@@ -13,7 +13,6 @@ from typing import Any
 
 from ssld import __version__
 from ssld.cli.commands import COMMANDS, GROUPS, Command, imported, work_of
-from ssld.cli.launcher import leave_processes, start_asked_for_processes
 from ssld.cli.parse import parse, sentence_of
 from ssld.common import streams
 from ssld.common.errors import InputError, Interrupted, did_you_mean
@@ -68,9 +67,9 @@ def launch(name: str) -> int:
 
 
 def _usage(group: str, what: str) -> str:
-    found = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
-    below = {x.removeprefix(group): said for x, said in found.items() if x.startswith(group)}
-    lines = [f"  {name:<14}{said}" for name, said in below.items() if " " not in name]
+    result = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
+    below = {x.removeprefix(group): message for x, message in result.items() if x.startswith(group)}
+    lines = [f"  {name:<14}{message}" for name, message in below.items() if " " not in name]
     return f"usage: ssld {group}{what} [--help] ...\n\ncommands:\n" + "\n".join(lines)
 
 
@@ -113,8 +112,8 @@ def exit_code_of(do: Callable[[], object]) -> int:
         print(f"{'stopped' if stopped else 'error'}{where}: {sentence_of(error)}", file=sys.stderr)
         return EXIT_TRY_AGAIN if stopped else EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        said = "interrupted: the same command goes on, a training run with --resume"
-        print(said, file=sys.stderr)
+        message = "interrupted: the same command goes on, a training run with --resume"
+        print(message, file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -148,3 +147,51 @@ def _listen_to_sigterm() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
+
+
+def start_asked_for_processes() -> None:
+    """Replace this process by torchrun with as many processes as accelerate was asked for.
+
+    `accelerate launch --cpu --num_processes N` starts one, whatever N is, and says nothing (1.15:
+    `launch_command` takes the multi-process launcher only with `--multi_gpu`): a run that was asked
+    for on N processes must not quietly be another one. Does nothing
+    anywhere else: alone, under torchrun, on GPUs.
+
+    Raises:
+        InputError: the number that was asked for cannot be found out.
+    """
+    # accelerate sets MASTER_ADDR when it was asked for several, and then starts one all the same.
+    alone = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        return
+    module = sys.modules["__main__"].__spec__
+    number = _asked_for()
+    if number is None or module is None:
+        raise InputError(
+            "accelerate launch --cpu starts one process whatever its configuration says; use "
+            "torchrun --nproc_per_node N -m ssld.distill"
+        )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", module.name, *sys.argv[1:]])
+
+
+def leave_processes() -> None:
+    """End the process group, where there is one; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available():
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _asked_for() -> int | None:
+    """--num_processes of the `accelerate launch` that started this process."""
+    import psutil
+
+    words = psutil.Process(os.getppid()).cmdline()
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            value = value or (words[i + 1] if i + 1 < len(words) else "")
+            return int(value) if value.isdecimal() else None
+    return None

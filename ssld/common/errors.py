@@ -1,4 +1,12 @@
-"""The errors that a user sees as one sentence (`ssld/cli/parse.py`)."""
+"""The errors that a user sees as one sentence (`ssld/cli/parse.py`), and what may fail in a report
+without a loss: pages are about results, and never cost them."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+from markupsafe import Markup
+from tqdm import tqdm
 
 from zoo.errors import InputError, did_you_mean, one_line, printable
 
@@ -8,3 +16,26 @@ __all__ = ["InputError", "Interrupted", "did_you_mean", "one_line", "printable"]
 class Interrupted(Exception):
     """The run was stopped from outside and `--resume` goes on as if nothing had happened: a signal,
     a process that was killed. Exit code 75 (EX_TEMPFAIL of sysexits.h: try again)."""
+
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def attempt(what: str, make: Callable[[], Markup | None]) -> Markup:
+    """The element of a page that `make` returns; where it fails, why, as such an element and in one
+    line on stderr.
+
+    Everything but a signal and a full disk, which is in the way of more, is caught: fonts, plots
+    and other people's names fail in more ways than can be listed, after hours or weeks of training.
+    """
+    try:
+        return make() or Markup()
+    except Interrupted:
+        raise
+    except Exception as error:
+        if {getattr(x, "errno", None) for x in (error, error.__cause__)} & DISK_FULL:
+            raise
+        lines = str(error).split("\n")[0][:300]
+        message = f"{what} could not be made ({type(error).__name__}: {lines})"
+        tqdm.write(f"warning: {message}; everything else goes on", file=sys.stderr)
+        return Markup('<p class="note">{}.</p>').format(message[:1].upper() + message[1:])

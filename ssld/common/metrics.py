@@ -53,8 +53,10 @@ METRICS = {
 }
 LOGGED = ("top1", "agreement1", "divergence", "knn", "linear", "ap", "ap50", "miou")
 """What a run prints after an evaluation."""
-COMPARED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear", "ap", "miou")
-"""What tables of several runs hold, results.csv in this order."""
+RECORDED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear", "ap", "miou")
+"""What results.csv holds of a trial, in this order."""
+COMPARED = tuple(key for key in RECORDED if key != "top5")
+"""What `ssld compare` shows of a run."""
 RESULTS = ("top1", "agreement1", "ap", "miou")
 """The first of these that a run has is its result."""
 CHANCE = {key: metric.chance for key, metric in METRICS.items() if metric.chance}
@@ -85,3 +87,24 @@ def rank(known: Mapping[str, Any]) -> tuple[bool, float]:
     elif "chance" in known:
         value = beyond_chance(value, known["chance"])
     return not known.get("symptoms"), value if math.isfinite(value) else -math.inf
+
+
+def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, z * z / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def near_chance(low: float, num_classes: int) -> bool:
+    """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
+    chance = 1 / num_classes
+    return low <= chance + 0.05 * (1 - chance)
+
+
+def too_few(count: int, num_classes: int) -> bool:
+    """Whether a teacher that is right on all of `count` labeled images would seem near chance."""
+    return near_chance(wilson(count, count)[0], num_classes)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
-from ssld.common.written_files import reading
+from ssld.common.files import reading
+from zoo.release import MANIFEST, sha256_of
 
-RELEASE = "ssld.json"
-"""`zoo.release.MANIFEST`; zoo imports timm, and help must answer at once."""
 EXPORTS = ("student", "model")
 """Folders of a run folder that hold its network."""
 MADE_AGAIN = (
@@ -29,13 +28,13 @@ MADE_AGAIN = (
 )
 
 
-def check_recorded(file: Path, setting: str = "", found: str | None = None) -> None:
+def check_recorded(file: Path, setting: str = "", digest: str | None = None) -> None:
     """Compare weights with the sha256 that was recorded when they were written, where there is one.
 
     Args:
         file: a safetensors file, in a run folder, a checkpoint or a release perhaps.
         setting: what names it, for messages.
-        found: its sha256, if that is known.
+        digest: its sha256, if that is known.
 
     Raises:
         InputError: it is another one, the record is damaged, or the file cannot be read.
@@ -44,11 +43,14 @@ def check_recorded(file: Path, setting: str = "", found: str | None = None) -> N
         for record, recorded, advice in _records(place):
             if recorded is None:
                 continue
-            found = found or _sha256(file)
-            if found != recorded:
+            try:
+                digest = digest or sha256_of(file)
+            except OSError as error:
+                raise InputError(f"{file} cannot be read ({error.strerror or error})") from error
+            if digest != recorded:
                 raise InputError(
                     f"{f'{setting}: ' if setting else ''}{file} is damaged or was changed: its "
-                    f"sha256 is {found[:12]}..., {record} says {str(recorded)[:12]}...; {advice}"
+                    f"sha256 is {digest[:12]}..., {record} says {str(recorded)[:12]}...; {advice}"
                 )
             return
 
@@ -67,29 +69,20 @@ def _records(file: Path) -> Iterator[tuple[Path, Any, str]]:
     if folder.name.startswith("step-"):
         sums = _read(folder / "manifest.json") or {}
         yield folder / "manifest.json", sums.get(file.name), "give another checkpoint"
-    files = (_read(folder / RELEASE) or {}).get("files")
+    files = (_read(folder / MANIFEST) or {}).get("files")
     entry = files.get(file.name) if isinstance(files, dict) else None
     recorded = entry.get("sha256") if isinstance(entry, dict) else None
-    yield folder / RELEASE, recorded, "fetch or publish the folder anew"
-
-
-def _sha256(file: Path) -> str:
-    from zoo.release import sha256_of  # see RELEASE
-
-    try:
-        return sha256_of(file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error})") from error
+    yield folder / MANIFEST, recorded, "fetch or publish the folder anew"
 
 
 def _read(record: Path) -> dict[str, Any] | None:
     advice = "put a copy back, or give a copy of the weights' folder, which cannot be checked now"
     with reading(record, advice, OSError):
         try:
-            found = json.loads(record.read_text(encoding="utf-8"))
+            digest = json.loads(record.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-    return found if isinstance(found, dict) else {}
+    return digest if isinstance(digest, dict) else {}
 
 
 @functools.cache  # once

@@ -68,7 +68,7 @@ class Settings:
 @functools.cache
 def _limits_of(config_class: type) -> list[tuple[str, object]]:
     hints = get_type_hints(config_class, include_extras=True)
-    return [(name, found) for name, hint in hints.items() for found in _annotations(hint)]
+    return [(name, result) for name, hint in hints.items() for result in _annotations(hint)]
 
 
 def _annotations(hint: object) -> Iterator[object]:
@@ -92,13 +92,13 @@ def under(key: str, names: Sequence[str]) -> bool:
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their full names, `a.b.c`."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 def require(holds: bool, message: str) -> None:

@@ -131,11 +131,11 @@ def parsed(text: str) -> Any:
     try:
         return yaml.load(text, SettingsLoader)
     except yaml.MarkedYAMLError as error:
-        said = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        message = " ".join(f"{error.context or ''} {error.problem or ''}".split())
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        hint = "; indent with spaces" if r"'\t'" in said else ""
-        raise InputError(f"not valid YAML: {said}{where}{hint}") from error
+        hint = "; indent with spaces" if r"'\t'" in message else ""
+        raise InputError(f"not valid YAML: {message}{where}{hint}") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise InputError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -198,8 +198,10 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = parsed(text_of(file))
     except InputError as error:
-        said = str(error)
-        is_about = f"{file} is {said}" if said.startswith("not valid YAML") else f"{file}: {said}"
+        message = str(error)
+        is_about = (
+            f"{file} is {message}" if message.startswith("not valid YAML") else f"{file}: {message}"
+        )
         raise InputError(is_about) from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no settings; give `name: value` lines")
@@ -223,8 +225,8 @@ def text_of(file: Path) -> str:
     except IsADirectoryError as error:
         raise InputError("is a folder; give a YAML file") from error
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        said = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be read ({said})") from error
+        message = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read ({message})") from error
     if len(data) > MOST_BYTES:
         raise InputError(f"more than {MOST_BYTES:,} bytes; that is no file of settings")
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -272,11 +274,11 @@ def _tidied_text(text: str, key: str) -> str:
     is_path = key.rpartition(".")[2] == "out"
     if not text and (is_path or key.startswith("data.")):
         raise InputError(f"{key} is empty: name it, or leave it out")
-    found = (_ANY_CONTROL if is_path else _CONTROL).search(text)
-    if found:
+    match = (_ANY_CONTROL if is_path else _CONTROL).search(text)
+    if match:
         raise InputError(
             f"{key} is {shortened(text)}: it holds the control character "
-            f"{found.group()!r}; leave it out"
+            f"{match.group()!r}; leave it out"
         )
     parts = re.split(r"(::|^local-dir:)", text)  # annotations::images, folder::split
     return "".join(_at_home(part, key) for part in parts)
@@ -285,13 +287,13 @@ def _tidied_text(text: str, key: str) -> str:
 def _at_home(path: str, key: str) -> str:
     if not re.match(r"~(?:$|[\w.-]*/)", path):
         return path
-    found = os.path.expanduser(path)
-    if found == path and path[:2] in ("~", "~/"):
+    result = os.path.expanduser(path)
+    if result == path and path[:2] in ("~", "~/"):
         raise InputError(f"{key} is {shortened(path)}, but there is no home folder; write it out")
-    return found
+    return result
 
 
 def shortened(text: Any) -> str:
     """A foreign value for a message: quoted, one line, not too long."""
-    said = text if isinstance(text, str) else str(text)
-    return repr(said if len(said) <= SHOWN else f"{said[:SHOWN]}...")
+    message = text if isinstance(text, str) else str(text)
+    return repr(message if len(message) <= SHOWN else f"{message[:SHOWN]}...")

@@ -37,16 +37,11 @@ def whole(main: Callable[Words, int]) -> Callable[Words, int]:
         except OSError as error:
             if error.filename is not None:
                 raise
-            return _cannot_write(error)
+            _silence(sys.stdout)  # a full disk behind `>`
+            print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+            return EXIT_CANNOT_WRITE
 
     return wrapped
-
-
-def _cannot_write(error: OSError) -> int:
-    """A full disk behind `>`."""
-    _silence(sys.stdout)
-    print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
-    return EXIT_CANNOT_WRITE
 
 
 def reader_left(stream: TextIO) -> bool:

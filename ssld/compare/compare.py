@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssld.common.files import write_atomically
+from ssld.common.files import reading, write_atomically
 from ssld.common.metrics import CHANCE, COMPARED, METRICS
-from ssld.common.replaceable import check_file
+from ssld.common.paths import check_file
 from ssld.common.text_table import ABSENT, CELL, text_table
-from ssld.common.written_files import reading
 from ssld.compare.config import CompareConfig
 from ssld.compare.report import Comparison, Results, write_report
 from ssld.compare.seen_run import SeenRun, open_runs
@@ -47,11 +46,11 @@ COLUMNS: dict[str, Column] = {
 def differences(runs: Sequence[SeenRun]) -> dict[str, dict[str, Any]]:
     """{setting: {label: value}} of what is not the same in all runs; a run without it is left out.
     In the order of the settings."""
-    found = {}
+    result = {}
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         if any(run.settings.get(key, ...) != runs[0].settings.get(key, ...) for run in runs):
-            found[key] = {run.label: run.settings[key] for run in runs if key in run.settings}
-    return found
+            result[key] = {run.label: run.settings[key] for run in runs if key in run.settings}
+    return result
 
 
 def summary(run: SeenRun) -> dict[str, Any]:
@@ -61,33 +60,33 @@ def summary(run: SeenRun) -> dict[str, Any]:
         return next(reversed(run.values(kind, key)), None)
 
     line, steps = run.lines[-1], run.facts.get("steps")
-    found: dict[str, Any] = {"label": run.label, "path": run.path}
-    found |= {"step": line["step"], "steps": steps, "epochs": line["epoch"]}
-    found["progress"] = f"{line['step']:,}/{f'{steps:,}' if steps else '?'}"
-    found |= {"loss": last("train", "loss"), "verdict": last("eval", "verdict")}
-    found |= _learned(run, found["verdict"])
+    result: dict[str, Any] = {"label": run.label, "path": run.path}
+    result |= {"step": line["step"], "steps": steps, "epochs": line["epoch"]}
+    result["progress"] = f"{line['step']:,}/{f'{steps:,}' if steps else '?'}"
+    result |= {"loss": last("train", "loss"), "verdict": last("eval", "verdict")}
+    result |= _learned(run, result["verdict"])
     counted = run.counted()
     for key in COMPARED:
         finite = [x[key] for x in counted if x.get(key) is not None and math.isfinite(x[key])]
-        found[f"{key}_best"] = METRICS[key].best(finite, default=None)
-        found[f"{key}_last"] = last("eval", key)
+        result[f"{key}_best"] = METRICS[key].best(finite, default=None)
+        result[f"{key}_last"] = last("eval", key)
     for key in CHANCE.values():
-        found[f"{key}_last"] = last("eval", key)
+        result[f"{key}_last"] = last("eval", key)
     resolution = run.facts.get("resolution")
     if resolution:  # what it exported was evaluated at another size than in training
         for key in COMPARED:
-            found[f"{key}_best"] = found[f"{key}_last"] = resolution["metrics"].get(key)
+            result[f"{key}_best"] = result[f"{key}_last"] = resolution["metrics"].get(key)
         for key in CHANCE.values():
-            found[f"{key}_last"] = resolution["metrics"].get(key)
-        said = describe_choice(resolution)
-        found["verdict"] = f"{found['verdict']}; {said}" if found["not_learning"] else said
-    found["entropy_student"] = last("eval", "entropy_student")
+            result[f"{key}_last"] = resolution["metrics"].get(key)
+        message = describe_choice(resolution)
+        result["verdict"] = f"{result['verdict']}; {message}" if result["not_learning"] else message
+    result["entropy_student"] = last("eval", "entropy_student")
     for key in ("images_per_second", "data_wait_percent"):
         values = run.values("train", key)
-        found[key] = statistics.median(values) if values else None
+        result[key] = statistics.median(values) if values else None
     exported = run.facts.get("exported") or {}
     hours = sum(run.values("train", "seconds")) / 3600
-    return found | {"hours": hours, "exported_step": exported.get("step")}
+    return result | {"hours": hours, "exported_step": exported.get("step")}
 
 
 def _learned(run: SeenRun, verdict: str | None) -> dict[str, Any]:
@@ -101,18 +100,21 @@ def _learned(run: SeenRun, verdict: str | None) -> dict[str, Any]:
 
 def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[str]]:
     """{sentence: metrics that do not compare between these runs, and have no best}."""
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     if "val_sha256" in differ:
-        said = "The held-out images differ (val_sha256): evaluations are not on the same images."
-        found[said] = set(COMPARED)
+        message = "The held-out images differ (val_sha256): evaluations are not on the same images."
+        result[message] = set(COMPARED)
     if len(set(differ.get("teacher_sha256", {}).values())) > 1:
-        said = "The teachers differ: each run is measured against its own."
-        found[said] = {"loss", "agreement1", "agreement5", "divergence"}
+        message = "The teachers differ: each run is measured against its own."
+        result[message] = {"loss", "agreement1", "agreement5", "divergence"}
     losses = ("loss.name", "loss.temperature", "loss.weight", "label_smoothing", "mixup", "cutmix")
     which = ", ".join(key for key in losses if key in differ)
     if which:
-        found[f"The losses differ ({which}): their values do not compare."] = {"loss", "divergence"}
-    return found
+        result[f"The losses differ ({which}): their values do not compare."] = {
+            "loss",
+            "divergence",
+        }
+    return result
 
 
 def no_results(summaries: Sequence[dict[str, Any]]) -> list[str]:
@@ -128,7 +130,7 @@ def no_results(summaries: Sequence[dict[str, Any]]) -> list[str]:
 def _results(summaries: Sequence[dict[str, Any]], incomparable: set[str]) -> Results:
     """Those columns of `COLUMNS` that some run has. Evaluations of a run that has learned nothing
     are shown and never the best."""
-    found = {}
+    result = {}
     for key, (head, shown, better) in COLUMNS.items():
         name = key.removesuffix("_best").removesuffix("_last")
         texts = [ABSENT if run[key] is None else shown(run[key]) for run in summaries]
@@ -139,8 +141,8 @@ def _results(summaries: Sequence[dict[str, Any]], incomparable: set[str]) -> Res
         if better and name not in incomparable and len({*texts} - {ABSENT}) > 1:
             best = shown(better(filter(math.isfinite, known), default=math.nan))
         if any(text != ABSENT for text in texts):
-            found[head] = [(x, x == best and c) for x, c in zip(texts, counts, strict=True)]
-    return found
+            result[head] = [(x, x == best and c) for x, c in zip(texts, counts, strict=True)]
+    return result
 
 
 def _shown(key: str, value: Any) -> str:
@@ -152,17 +154,17 @@ def _shown(key: str, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _print(found: Comparison) -> None:
-    labels = [run.label for run in found.runs]
-    table = text_table(["setting", *labels], found.settings) if found.settings else "(none)"
+def _print(result: Comparison) -> None:
+    labels = [run.label for run in result.runs]
+    table = text_table(["setting", *labels], result.settings) if result.settings else "(none)"
     print(f"config differences\n\n{table}\n\nresults\n")
     rows = [
-        [head, *("*" * best + text for text, best in row)] for head, row in found.results.items()
+        [head, *("*" * best + text for text, best in row)] for head, row in result.results.items()
     ]
-    short = [textwrap.shorten(said, 2 * CELL, placeholder=" ...") for said in found.verdicts]
+    short = [textwrap.shorten(message, 2 * CELL, placeholder=" ...") for message in result.verdicts]
     print(text_table(["result", *labels], [*rows, ["verdict", *short]]))
     print("* best of its row, where values compare")
-    for sentence in found.warnings:
+    for sentence in result.warnings:
         print(f"\nwarning: {sentence}")
 
 
@@ -184,10 +186,10 @@ def compare(config: CompareConfig) -> None:
         ]
         results = _results(summaries, set().union(*warned.values()))
         verdicts = [run["verdict"] or ABSENT for run in summaries]
-        found = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
+        result = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])
         if config.json:
             written = {"differences": differ, "runs": summaries}
             write_atomically(Path(config.json), json.dumps(written, indent=2) + "\n")
-        write_report(Path(config.out), found)
-        _print(found)
+        write_report(Path(config.out), result)
+        _print(result)
     print(f"\n{config.out}")

@@ -1,4 +1,4 @@
-"""The settings of the commands that look at runs and models: evaluate, bench, plan, compare."""
+"""The settings of `ssld compare`."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
+from ssld.common.files import read_object, reading
 from ssld.common.settings import flat
-from ssld.common.written_files import read_object, reading
 from ssld.engine.run_folder import read_lines
 from ssld.health.verdict import symptoms
 

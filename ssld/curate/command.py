@@ -17,21 +17,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ssld.common.attempt import attempt
-from ssld.common.errors import InputError, Interrupted
+from ssld.common.errors import Interrupted, attempt
 from ssld.curate import manifest
 from ssld.curate.config import CurateConfig
 from ssld.curate.context import Work
-from ssld.curate.folder import check_folder, opened
-from ssld.curate.near_duplicates.prepare import prepare
+from ssld.curate.folder import opened
 from ssld.curate.near_duplicates.projection import project
+from ssld.curate.near_duplicates.reference_set import prepare
 from ssld.curate.near_duplicates.search import Examination, write_pairs
 from ssld.curate.report.page import write_report
 from ssld.curate.select.score import Scorer, embed_reference_set, score, verify
 from ssld.curate.select.select import excluded_keys, select, write_selection
 from ssld.curate.sets.images import ImageSet
 from ssld.curate.sets.index import build, reader
-from ssld.curate.workers_ray import require_ray
 from ssld.engine.loop import lost_process
 
 
@@ -61,14 +59,6 @@ def curate(config: CurateConfig, stage: str | None = None) -> None:
             files; a full disk. Tables written so far stay valid.
         Interrupted: another process is gone; the same command goes on.
     """
-    if stage in (None, "score", "select") and not config.has_teacher:
-        raise InputError(
-            "teacher.arch is missing: name a timm classifier, or give teacher.checkpoint; without "
-            "one `ssld curate duplicates` finds near-duplicates, but nothing can be selected"
-        )
-    if config.engine == "ray" and stage != "report":
-        require_ray()
-    check_folder(config, to_report=stage == "report")
     work = Work(config)
     if stage == "report":
         return _report(work)

@@ -123,6 +123,7 @@ class Work:
                 for batch in batched(part.rows, batch_size):
                     made.append(next(results))
                     bar.update(len(batch) / part.per_image)
+                part.path.parent.mkdir(parents=True, exist_ok=True)
                 write(part.path, made)
                 self.log(
                     stage=stage,

@@ -14,8 +14,7 @@ import pyarrow.dataset as ds
 from ssld.common.errors import InputError
 from ssld.common.text_table import ABSENT, text_table
 from ssld.curate.config import ExplainConfig
-from ssld.curate.report.tables import Curation
-from ssld.curate.tables import INDEX, PAIRS, REASONS, opened, rows
+from ssld.curate.tables import INDEX, PAIRS, REASONS, Curation, opened, rows
 
 NEAREST = 5
 """Reference images that an image of the pool is shown beside."""

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from ssld.common.errors import InputError
-from ssld.common.files import locked, write_atomically
-from ssld.common.written_files import read_object
+from ssld.common.files import locked, read_object, write_atomically
 from ssld.curate.config import CurateConfig
 from ssld.curate.context import Work
+from ssld.curate.workers_ray import require_ray
 from ssld.engine.overwrite import inputs_inside
 from ssld.engine.run_folder import LOCK, TEMPORARY
 
@@ -25,14 +25,23 @@ WRITTEN = {"gallery", "protected", "labeled", "engine", "shard_size", "max_unrea
 """All of them are in the config.yaml of a curation; in one that a user wrote some are missing."""
 
 
-def check_folder(config: CurateConfig, to_report: bool) -> None:
-    """
+def check(config: CurateConfig, stage: str | None = None) -> None:
+    """What can be known before torch is imported.
+
     Args:
-        to_report: there must be a curation, of which nothing is replaced but the report.
+        stage: `report` wants a curation in `out`, of which nothing is replaced but the report.
 
     Raises:
-        InputError: `out` cannot be the folder of this curation.
+        InputError: no teacher to score with, no ray, or `out` cannot be the folder of this
+            curation.
     """
+    if stage in (None, "score", "select") and not config.has_teacher:
+        raise InputError(
+            "teacher.arch is missing: name a timm classifier, or give teacher.checkpoint; without "
+            "one `ssld curate duplicates` finds near-duplicates, but nothing can be selected"
+        )
+    if config.engine == "ray" and stage != "report":
+        require_ray()
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
@@ -40,7 +49,7 @@ def check_folder(config: CurateConfig, to_report: bool) -> None:
         raise InputError(
             f"out {out} is not empty and not the folder of a curation: give another folder"
         )
-    if to_report:
+    if stage == "report":
         if not out.is_dir():
             raise InputError(f"out {out}: no such folder; give that of a curation")
         return
@@ -84,9 +93,9 @@ def settings(work: Work) -> dict[str, Any]:
 
 
 def unfinished(out: Path) -> Iterator[Path]:
-    """What `tables.write_whole` was writing when it was killed; elsewhere in `out` nothing of ours
+    """What `write_atomically` was writing when it was killed; elsewhere in `out` nothing of ours
     lies."""
     folders = [out / name for name in ("index", "scores", "work")]
     for path in [*out.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]:
-        if re.fullmatch(r"\..+\.(parquet|npy)\.\d+", path.name) and not path.is_dir():
+        if re.fullmatch(r"\..+\.(parquet|npy)\.(tmp|\d+)", path.name) and not path.is_dir():
             yield path

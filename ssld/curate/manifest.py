@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
-from ssld.common.files import write_atomically
-from ssld.common.written_files import read_object
+from ssld.common.files import read_object, write_atomically
 from ssld.curate.context import Work
 from ssld.curate.folder import settings
 from ssld.curate.near_duplicates.matching import RULE_VERSION
 from ssld.curate.near_duplicates.search import Examination
 from ssld.curate.select.score import Scorer
 from ssld.curate.select.select import KEPT, Outcome
-from ssld.curate.sets import exact
-from ssld.curate.sets.index import Index
+from ssld.curate.sets.index import Index, exact_duplicates
 from ssld.engine.run_folder import versions
 
 MANY_HITS = 50
@@ -131,8 +129,8 @@ def examined(
     leakage = [_leak("gallery", "protected", len(examination.exact), near)]
     if labeled:
         leakage += [
-            _leak("gallery", "labeled", len(exact.duplicates(pool, labeled)), None),
-            _leak("labeled", "protected", len(exact.duplicates(labeled, reference)), None),
+            _leak("gallery", "labeled", len(exact_duplicates(pool, labeled)), None),
+            _leak("labeled", "protected", len(exact_duplicates(labeled, reference)), None),
         ]
     structureless = list(reference.locations(ready.rows[ready.structureless]).values())
     warnings = _warnings(examination, structureless, hits)

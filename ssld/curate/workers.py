@@ -8,10 +8,12 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import TypeVar
 
 from ssld.common.errors import Interrupted
@@ -75,9 +77,18 @@ def _in_processes(
 def _executor(workers: int) -> ProcessPoolExecutor:
     """The same processes for all stages: each takes a second to start."""
     # OpenCV hangs after a fork (opencv/opencv#5150).
-    return ProcessPoolExecutor(
+    executor = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
     )
+    # A spawned process runs the file of `__main__` again: a script that calls `ssld.curate` outside
+    # of `if __name__ == "__main__":` would start over in each. No job of ours is defined there.
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        executor.submit(int)  # starts all processes
+    finally:
+        sys.modules["__main__"] = main
+    return executor
 
 
 def _begin_worker() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from ssld.common.errors import one_line
+from ssld.common.errors import Interrupted, one_line
 
 MAX_PIXELS = 400_000_000
 """Larger images are taken for decompression bombs."""
@@ -61,7 +61,7 @@ def decode(data: bytes, reduce: int = 1) -> np.ndarray:
     Raises:
         Unreadable: empty, truncated, damaged or not an image.
     """
-    if _is_plain_jpeg(data):
+    if data[:2] == b"\xff\xd8" and _jpeg_header(data)[2] in ("YCbCr", "Gray"):
         pixels = _decode_jpeg(data, reduce)
     else:
         pixels = _decode_any(data)
@@ -85,10 +85,6 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
         return int(height), int(width), space
     except ValueError as error:
         raise Unreadable(_reason(data, error)) from error
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    return data[:2] == b"\xff\xd8" and _jpeg_header(data)[2] in ("YCbCr", "Gray")
 
 
 def _decode_jpeg(data: bytes, reduce: int) -> np.ndarray:
@@ -135,7 +131,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
     """Pixels as uint8 [h, w, 3]; each depends on itself alone."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow would clip at 255; 65535 / 255 = 257.
-        return np.repeat(_to_8_bit(np.asarray(image))[..., None], 3, axis=2)
+        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257  # [h, w]
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
 
@@ -163,10 +160,6 @@ def stored_as(data: bytes) -> tuple[str, int]:
         return image.mode, _orientation(image)
 
 
-def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    return ((pixels.astype(np.int64).clip(0, 65535) + 128) // 257).astype(np.uint8)
-
-
 @contextlib.contextmanager
 def _decoding(data: bytes) -> Iterator[None]:
     """Turn whatever a decoder raises into Unreadable, and keep its warnings back."""
@@ -174,7 +167,7 @@ def _decoding(data: bytes) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (Unreadable, MemoryError):  # memory is bounded: where it ends, it is not the image
+    except (Unreadable, MemoryError, Interrupted):  # memory is bounded: it is not the image
         raise
     except Exception as error:  # plugins raise anything: AssertionError, SystemError, KeyError, ...
         raise Unreadable(_reason(data, error)) from error
@@ -226,6 +219,8 @@ def orientation_of(data: bytes) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
+    except Interrupted:
+        raise
     except Exception:  # the picture may be whole where its metadata are not
         return 1
     return value if value in range(1, 9) else 1

@@ -1,5 +1,6 @@
 """A Parquet manifest: one row an image, with `path` or `bytes`, `sample_id` and maybe `label`; or a
-file as the hub's `datasets` library writes it (`columns.py`).
+file as the hub's `datasets` library writes it (`columns.py`). Several files, as `train-*.parquet`
+of the hub, are one source, too.
 
 Beside `path`, integer columns `offset` and `size` may say where in that file an image lies, row by
 row, so that a selection from tars and manifests is a small manifest and nothing is copied:
@@ -15,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ssld.common.errors import InputError, one_line
-from ssld.data.account import Account
 from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
-from ssld.data.labels import class_order
+from ssld.data.labels import class_names, class_order
+from ssld.data.source import Account, Indirect, Source
 from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
@@ -314,3 +315,72 @@ def _all_null(path: str, column: str) -> bool:
         batches = parquet.iter_batches(256, columns=[f"{column}.bytes"])
         nulls = (inner(batch.column(0), "bytes") for batch in batches)
         return all(column.null_count == len(column) for column in nulls)
+
+
+class TableSource(Indirect):
+    """The rows of several manifests, one after the other.
+
+    Raises:
+        InputError: one of them cannot be opened, an id is in two, some have names as labels and
+            some numbers.
+    """
+
+    def __init__(self, path: str, files: Sequence[str]) -> None:
+        self.path = path
+        self.files = [ManifestSource(file) for file in files]
+        self._ends = np.cumsum([len(file) for file in self.files])
+        self.class_names = self._class_names()
+        self.account = Account()
+        for file in self.files:
+            self.account.add(file.account)
+        self._check_ids()
+
+    def _class_names(self) -> list[str] | None:
+        named = [file for file in self.files if file.class_names]
+        numbered = [f for f in self.files if not f.class_names and f.labeled().any()]
+        if named and numbered:
+            raise InputError(
+                f"{self.path}: labels are names in {named[0].path} and numbers in "
+                f"{numbered[0].path}; give them apart, or write one kind"
+            )
+        return class_names(named)
+
+    def _check_ids(self) -> None:
+        rows = [np.arange(len(file)) for file in self.files]
+        listed = zip(self.files, rows, strict=True)
+        ids = pa.chunked_array([file.listed(numbers)[0] for file, numbers in listed])
+        if len(ids.unique()) < len(ids):
+            seen = ids.value_counts()
+            again = next(x for x in seen if x["counts"].as_py() > 1)["values"].as_py()
+            raise InputError(
+                f"{self.path}: sample_id {again!r} is in more than one of the files; make the ids "
+                "unique, they decide the views"
+            )
+
+    def _place(self, i: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        file = self.files[number]
+        return file, i - int(self._ends[number]) + len(file)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def labeled(self) -> np.ndarray:
+        return np.concatenate([file.labeled() for file in self.files])
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        ids, sizes, order = [], [], []
+        for number in np.unique(numbers).tolist():
+            at, file = np.flatnonzero(numbers == number), self.files[number]
+            some_ids, some_sizes = file.listed(rows[at] - int(self._ends[number]) + len(file))
+            ids.append(some_ids)
+            sizes.append(some_sizes)
+            order.append(at)
+        back = pa.array(np.argsort(np.concatenate(order)))
+        return pa.concat_arrays(ids).take(back), pa.concat_arrays(sizes).take(back)
+
+
+def open_tables(path: str, files: Sequence[str]) -> ManifestSource | TableSource:
+    """One Parquet file, or several as one source."""
+    return ManifestSource(files[0]) if len(files) == 1 else TableSource(path, files)

@@ -1,14 +1,90 @@
-"""What a source of images is; `ssld/data/sources.py` opens them."""
+"""What a source of images is, what it left out, and a subset of it; `ssld/data/sources.py` opens
+them."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from ssld.data.account import Account
-from ssld.data.storage import Address
+from ssld.data.decode import Unreadable, image_size
+from ssld.data.sampling import permutation
+from ssld.data.storage import Address, read_all
+
+NAMED_KINDS = 8
+"""Kinds that are named; of more the rest is counted together."""
+MAX_LOOK_BYTES = 20_000_000
+"""A larger file of an unknown ending is not looked into."""
+
+HIDDEN = "hidden"
+OUTSIDE_UTF8 = "with a name that is not UTF-8"
+
+
+@dataclass
+class Account:
+    """Files that are no images of the source, by kind, and the first of each kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    """What else is to be said, and of how many: labels found so, links that were followed."""
+    folder: str | None = None
+    """A local folder where the examples lie, to look into those of unknown endings."""
+
+    def leave(self, kind: str, name: str, count: int = 1) -> None:
+        """Note `count` files of a kind, of which `name` is one."""
+        self.counts[kind] += count
+        self.examples.setdefault(kind, name)
+
+    def note(self, text: str, name: str, count: int = 1) -> None:
+        """Note something else of `count` files or labels, of which `name` is one."""
+        self.notes[text] += count
+        self.examples.setdefault(text, name)
+
+    def leave_other(self, name: str) -> None:
+        """Note a file whose ending is not an image's."""
+        self.leave(ending(name), name)
+
+    def add(self, other: Account) -> None:
+        """Take in what another part of the source left out."""
+        for kind, count in other.counts.items():
+            self.leave(kind, other.examples[kind], count)
+        for text, count in other.notes.items():
+            self.note(text, other.examples[text], count)
+
+    def left_out(self) -> str:
+        """`3 .txt (a/notes.txt), 1 hidden (.x)`; empty where nothing was left out."""
+        kinds = self.counts.most_common()
+        parts = [
+            f"{count:,} {kind} ({self.examples[kind]}{self._inside(kind)})"
+            for kind, count in kinds[:NAMED_KINDS]
+        ]
+        if kinds[NAMED_KINDS:]:
+            rest = sum(count for _, count in kinds[NAMED_KINDS:])
+            parts.append(f"{rest:,} of {len(kinds) - NAMED_KINDS} other kinds")
+        return ", ".join(parts)
+
+    def _inside(self, kind: str) -> str:
+        """What is to be said of a file that is an image in spite of its ending."""
+        if self.folder is None or not (kind.startswith(".") or kind == ending("")):
+            return ""
+        file = os.path.join(self.folder, self.examples[kind])
+        try:
+            if os.path.getsize(file) > MAX_LOOK_BYTES or not os.path.isfile(file):
+                return ""
+            image_size(read_all(file))
+        except (OSError, Unreadable):
+            return ""
+        return ", an image by its content: rename such files"
+
+
+def ending(name: str) -> str:
+    """`.txt`, in small letters, of a file's name."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
 
 
 class Images(Protocol):
@@ -94,3 +170,80 @@ class Indirect:
     def read(self, i: int) -> bytes:
         source, row = self._place(i)
         return source.read(row)
+
+
+IMAGES_PER_HELD_OUT = 20
+"""At most one image in this many is held out."""
+
+
+class Subset(Indirect):
+    """The `chosen` images of a source, or all but them.
+
+    Args:
+        chosen: sorted, distinct, int64 [n].
+        keep: whether it is the chosen images or the rest.
+    """
+
+    def __init__(self, source: Source, chosen: np.ndarray, *, keep: bool) -> None:
+        self.source = source
+        self.path = source.path
+        self.class_names = source.class_names
+        self.keep = keep
+        # The i-th of the rest lies behind as many chosen ones as have at most i of the rest before
+        # them; so the millions that are kept need no list.
+        self._table = chosen if keep else chosen - np.arange(len(chosen))
+        self._length = len(chosen) if keep else len(source) - len(chosen)
+
+    @property
+    def account(self) -> Account:
+        return self.source.account
+
+    def _indices(self, rows: np.ndarray) -> np.ndarray:
+        """Which images of the source these are, int64 [n]."""
+        if self.keep:
+            return self._table[rows]
+        return rows + np.searchsorted(self._table, rows, side="right")
+
+    def _place(self, i: int) -> tuple[Source, int]:
+        return self.source, int(self._indices(np.array(i)))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def labeled(self) -> np.ndarray:
+        return self.source.labeled()[self._indices(np.arange(len(self)))]
+
+    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        return self.source.listed(self._indices(rows))
+
+
+def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Source]]:
+    """Set about `wanted` evenly spread images aside, from each source by its size.
+
+    Returns:
+        the rest of each source, and what was set aside (empty where the sources are too small).
+    """
+    total, before = sum(map(len, sources)), 0
+    kept, held = [], []
+    for source in sources:
+        end = before + len(source)  # rounded where it ends, many small sources have their share
+        share = round(wanted * end / total) - round(wanted * before / total)
+        count, before = min(share, len(source) // IMAGES_PER_HELD_OUT), end
+        if count == 0:
+            kept.append(source)
+            continue
+        chosen = (2 * np.arange(count) + 1) * len(source) // (2 * count)
+        kept.append(Subset(source, chosen, keep=False))
+        held.append(Subset(source, chosen, keep=True))
+    return kept, held
+
+
+def share_of(sources: list[Source], share: float) -> list[Source]:
+    """That share of each source, at random, the same for every seed and part of any larger one."""
+    if share == 1:
+        return sources
+    chosen = [
+        np.sort(permutation(len(source), "share")[: max(1, round(share * len(source)))])
+        for source in sources
+    ]
+    return [Subset(source, rows, keep=True) for source, rows in zip(sources, chosen, strict=True)]

@@ -9,13 +9,18 @@ import sys
 from collections.abc import Iterable
 
 from ssld.common.errors import InputError
-from ssld.data.account import ending
-from ssld.data.folder import EXTENSIONS, FolderSource
-from ssld.data.listing import list_folder
-from ssld.data.manifest import Blobs
-from ssld.data.patterns import expand, is_pattern
-from ssld.data.source import Source
-from ssld.data.splits import choose, file_split, refuse_split_files, refuse_splits, role
+from ssld.data.folder import EXTENSIONS, FolderSource, list_folder
+from ssld.data.manifest import Blobs, open_tables
+from ssld.data.patterns import (
+    choose,
+    expand,
+    file_split,
+    is_pattern,
+    refuse_split_files,
+    refuse_splits,
+    role,
+)
+from ssld.data.source import Source, ending
 from ssld.data.storage import (
     Address,
     hides,
@@ -25,7 +30,6 @@ from ssld.data.storage import (
     read_all,
     read_range,
 )
-from ssld.data.tables import open_tables
 from ssld.data.tar import ShardSource
 
 
@@ -156,9 +160,7 @@ def read_address(address: Address) -> bytes:
     return _blobs(path).read(offset) if size is None else read_range(path, offset, size)
 
 
-@functools.cache
-def _blobs(path: str) -> Blobs:
-    return Blobs(path)
+_blobs = functools.cache(Blobs)
 
 
 def key(sample_id: str) -> str:
@@ -167,11 +169,6 @@ def key(sample_id: str) -> str:
     name = re.sub(r" \[\.[^]]*\]$", "", sample_id.rpartition("/")[2])
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in EXTENSIONS else name  # ids of manifests may have any dots
-
-
-def _plain(name: str) -> str:
-    """A name that any terminal and log can show."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(source: Source) -> str:
@@ -186,7 +183,8 @@ def describe(source: Source) -> str:
     account, left = source.account, source.account.left_out()
     parts = [f"{source.path}: {_many(len(source), 'image', 'images')}, {labels}"]
     parts += [f"{n:,} {text} ({account.examples[text]})" for text, n in account.notes.items()]
-    return _plain("; ".join([*parts, f"left out: {left}"] if left else parts))
+    line = "; ".join([*parts, f"left out: {left}"] if left else parts)
+    return line.encode("utf-8", "backslashreplace").decode()  # what any terminal and log can show
 
 
 def _many(count: int, one: str, many: str) -> str:

@@ -229,3 +229,14 @@ def _alone(lock: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         file.close()
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is UTF-8, so that manifests, logs and tables can hold it."""
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError
 from ssld.common.streams import bar_seconds
-from ssld.data.account import Account
 from ssld.data.columns import whole
-from ssld.data.patterns import expand
+from ssld.data.source import Account
 from ssld.data.storage import Address, absolute, derived, is_hidden, read_range
 from ssld.data.tar_samples import SCHEMA, Samples, as_text, plain_name, resolve
 
@@ -49,16 +48,16 @@ class ShardSource:
     """All images of some tar files, local or remote, and of the tars inside them.
 
     Args:
-        path: one tar or a pattern of several, see `patterns.expand`.
-        shards: the tars themselves, of the folder `path`.
+        path: what was given: a tar, a pattern or a folder.
+        shards: the tars themselves.
 
     Raises:
         InputError: a shard is missing, truncated, has no image or tars in tars in tars.
     """
 
-    def __init__(self, path: str, shards: list[str] | None = None) -> None:
+    def __init__(self, path: str, shards: list[str]) -> None:
         self.path = path
-        self.shards = shards or expand(path)
+        self.shards = shards
         tables, self.account = [], Account()
         for shard in self.shards:
             table, left = _index(shard)

@@ -18,10 +18,9 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 
 from ssld.common.errors import InputError
-from ssld.data.account import HIDDEN, Account, ending
 from ssld.data.folder import EXTENSIONS
-from ssld.data.listing import is_text
-from ssld.data.storage import is_hidden
+from ssld.data.source import HIDDEN, Account, ending
+from ssld.data.storage import is_hidden, is_text
 
 SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.string())]

@@ -1,7 +1,7 @@
 """Every setting of the runs that train a classifier, as frozen dataclasses: the only truth about
 settings. What all runs share is in `ssld/engine/config.py`.
 
-Recipes (`configs/*.yaml`) and `--a.b value` overrides fill them (`ssld/cli/parse.py`); the resolved
+Recipes (`configs/`) and `--a.b value` overrides fill them (`ssld/cli/parse.py`); the resolved
 values are written into each run folder as `config.yaml`. This file imports neither torch nor timm,
 so that `--help` answers at once.
 """
@@ -16,6 +16,7 @@ from ssld.common.settings import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Precision,
     Settings,
     ShareBelowOne,
     one_of,
@@ -147,7 +148,10 @@ class DistillConfig(ClassifierConfig):
     def resolved(self, student: Preprocessing, teachers: Sequence[Preprocessing]) -> Self:
         config = super().resolved(student, teachers)
         own = replace(self.student, num_classes=student.num_classes)
-        seen = [_as_seen(*pair) for pair in zip(self.taught_by, teachers, strict=True)]
+        seen = [
+            _as_seen(one, network, self.precision)
+            for one, network in zip(self.taught_by, teachers, strict=True)
+        ]
         if self.teachers:
             return replace(config, student=own, teachers=seen or self.teachers)
         return replace(config, student=own, teacher=seen[0] if seen else self.teacher)
@@ -161,9 +165,15 @@ class DistillConfig(ClassifierConfig):
         )
 
 
-def _as_seen(teacher: TeacherConfig, network: Preprocessing) -> TeacherConfig:
+def _as_seen(teacher: TeacherConfig, network: Preprocessing, precision: Precision) -> TeacherConfig:
     (r, g, b), (dr, dg, db) = network.mean, network.std
-    return replace(teacher, input_size=network.input_size, mean=(r, g, b), std=(dr, dg, db))
+    return replace(
+        teacher,
+        input_size=network.input_size,
+        mean=(r, g, b),
+        std=(dr, dg, db),
+        dtype=teacher.dtype or precision,
+    )
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ class FinetuneConfig(DistillConfig):
 
 
 @dataclass(frozen=True)
-class FixConfig(FinetuneConfig):
+class FixResConfig(FinetuneConfig):
     """`python -m ssld.fix`: the resolution fix (Touvron et al. 2019, "Fixing the train-test
     resolution discrepancy"): train the classifier at a larger size, on images as they are tested.
 

@@ -29,8 +29,7 @@ from ssld.engine.loop import train
 from ssld.engine.task import Blame
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.models.classifier import Classifier
-from ssld.models.teacher import Teacher, open_teacher
-from ssld.models.teacher_faults import CURE, describe_faults, require_numbers
+from ssld.models.teacher import CURE, Teacher, describe_faults, open_teacher, require_numbers
 
 
 class Distillation(Classification):

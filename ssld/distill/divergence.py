@@ -8,6 +8,7 @@ teacher's, `s` the student's distribution over classes.
 from __future__ import annotations
 
 import math
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def divergence(
     log_s = F.log_softmax(student_logits / temperature, dim=-1)
     # Finite, or 0 * -inf is NaN; exact for all but the symmetric KL, which is truly infinite there.
     log_t = teacher_log_probs.to(log_s.dtype).clamp(min=-1e5)
-    return LOSSES[name].function(log_s, log_t) * temperature**2
+    return resolve_name(LOSSES[name].function)(log_s, log_t) * temperature**2
 
 
 def training_divergence(

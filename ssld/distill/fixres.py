@@ -7,42 +7,48 @@ statistics of that size. Nothing else is trained, on images as they are tested. 
 ResNet50-D 83.0 -> 84.0 %; the reference trains the classifier only, at 320 px.
 
 One half of the held-out images chooses: the step whose classifier is taken, the size, and whether
-the fix brought anything. The other half reports what that is worth (`ssld/distill/resolution.py`).
+the fix brought anything. The other half reports what that is worth,
+because the best of many numbers on the same images is too good on these. Neither half depends on
+anything but names, so that runs over the same images have the same halves.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
+from ssld.common.metrics import rank
 from ssld.common.text_table import ABSENT, text_table
-from ssld.data.eval_view import eval_view
-from ssld.data.source import Source
+from ssld.data.source import Source, Subset
+from ssld.data.transforms import eval_view
 from ssld.distill import report
-from ssld.distill.config import FixConfig
+from ssld.distill.config import FixResConfig
 from ssld.distill.finetune import prepare
 from ssld.distill.parent_run import open_parent_run, resolutions_from
-from ssld.distill.resolution import CHOOSE, chosen, deciding, halves
 from ssld.distill.setup import ClassifierRun, start_run
 from ssld.distill.task import Classification
-from ssld.engine.export import export
+from ssld.engine.checkpoint import export
 from ssld.engine.loop import train
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.health.resolution import describe_choice
-from ssld.models.classifier import Classifier, open_network
+from ssld.health.verdict import noted
+from ssld.models.classifier import Classifier
+from ssld.models.opening import open_network
 
 TABLE = "resolutions.json"
 
 
-def fix(config: FixConfig) -> None:
+def fix(config: FixResConfig) -> None:
     """Train the classifier at a test size; evaluate at several before and after, export the best
     by one half of the held-out images.
 
@@ -70,7 +76,7 @@ def fix(config: FixConfig) -> None:
     before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes, reporting)
     counts = {"chosen_on": sum(map(len, choosing)), "reported_on": sum(map(len, reporting))}
     table = {"trained_at": trained_at, "fixed_at": student.input_size, "before": before}
-    table |= {"metric": deciding(before[0], run.monitor)}
+    table |= {"metric": deciding(before[0], task.monitor(run))}
     table |= {"images": {**counts, "same": choosing == reporting}}
     _write(run, table)
     measured = train(run, task, student)
@@ -123,7 +129,7 @@ def sweep(
 
 
 def _measured(run: ClassifierRun, task: Classification, network: Classifier) -> dict[str, float]:
-    from ssld.data.eval_view import eval_view
+    from ssld.data.transforms import eval_view
 
     size = network.input_size
     view = eval_view(network, size)
@@ -200,3 +206,61 @@ def _export(
 
 def _percent(row: dict[str, Any], metric: str) -> str:
     return f"{row[metric]:.2%}" if metric in row else ABSENT
+
+
+CHOOSE = "choose"
+"""Key of a row's metrics on the images that choose; its own are those of the images that report."""
+SHARES = ("agreement1", "agreement5", "top1")
+
+
+def halves(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
+    """The images that choose, and those that report: by a bit of a digest of each sample's id, so
+    that an image that is there twice is in one half. Where one would be empty, both are all images.
+    """
+    parts: tuple[list[Source], list[Source]] = ([], [])
+    for source in sources:
+        reports = np.array([_reports(source.sample_id(i)) for i in range(len(source))], bool)
+        for half, rows in zip(parts, (~reports, reports), strict=True):
+            if rows.any():
+                half.append(Subset(source, np.flatnonzero(rows), keep=True))
+    return parts if all(parts) else (list(sources), list(sources))  # equal, and known by that
+
+
+def _reports(sample_id: str) -> bool:
+    return bool(hashlib.blake2b(f"half/{sample_id}".encode(), digest_size=1).digest()[0] & 1)
+
+
+def deciding(row: Mapping[str, Any], best_by: str) -> str:
+    """The metric that chooses.
+
+    Args:
+        row: of a table of resolutions.
+        best_by: `checkpoint.best`; a share, or else agreement, or where there is no teacher top-1.
+
+    Raises:
+        InputError: neither a teacher nor a label that the student knows.
+    """
+    metric = best_by if best_by in SHARES else "agreement1"
+    metric = metric if metric in row[CHOOSE] else "top1"
+    if metric not in row[CHOOSE]:
+        raise InputError(
+            "data.val: no held-out image has a label that the student knows, and there is no "
+            "teacher, so nothing chooses the resolution: give labeled images"
+        )
+    return metric
+
+
+def chosen(
+    before: Sequence[dict[str, Any]],
+    after: Sequence[dict[str, Any]],
+    metric: str,
+    num_classes: int,
+) -> tuple[str, dict[str, Any]]:
+    """Whether the best row is one `before` or `after` the fix, and that row, by the images that
+    choose; of equal ones the one after, at the smallest size."""
+
+    def worth(row: dict[str, Any]) -> tuple[bool, float]:
+        return rank(noted(row[CHOOSE], metric, num_classes))
+
+    rows = [("before", row) for row in before] + [("after", row) for row in after]
+    return max(rows, key=lambda x: (worth(x[1]), x[0] == "after", -x[1]["size"]))

@@ -5,28 +5,19 @@ This file does not import torch, so that a wrong name is refused before anything
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from ssld.cli.commands import imported
 
 
 @dataclass(frozen=True)
 class Loss:
     """A divergence between what the teacher and what the student predicts."""
 
-    name: str
+    function: str
     """`module:function` of the student's and the teacher's log-probabilities, [b, classes] each,
     which gives a value per image, [b]."""
     training_scale: float = 1.0
     """Factor in training only, so that all losses train at the same learning rate: the gradient at
     an untrained student is then about KL's (docs/divergences.md)."""
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """Imports its module."""
-        return imported(self.name)
 
 
 LOSSES = {

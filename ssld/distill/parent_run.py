@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
+from ssld.common.files import read_object, reading
 from ssld.common.recorded import MADE_AGAIN, check_recorded
 from ssld.common.settings import flat, plain
-from ssld.common.written_files import read_object, reading
-from ssld.distill.config import FinetuneConfig, FixConfig
+from ssld.distill.config import FinetuneConfig, FixResConfig
 
-CONFIGS: dict[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixConfig}
+CONFIGS: dict[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixResConfig}
 DAMAGED = "put a copy back, or take another run"
 OF_ONE_RUN_ONLY = (
     *("run", "targets", "train", "resolutions"),
@@ -28,7 +28,7 @@ FINETUNE_LR_FACTOR = 0.01
 reference's table (PaddleClas, docs on knowledge distillation)."""
 FINETUNE_EPOCHS = 30.0
 """SSLD section 4.2."""
-FIX_EPOCHS, FIX_LR = 11.0, 0.0005
+FIXRES_EPOCHS, FIXRES_LR = 11.0, 0.0005
 """FixResNet-50 CutMix: 11 epochs, 0.001 at batch 64 x 8 (facebookresearch/FixRes, README.md)."""
 
 
@@ -129,12 +129,12 @@ def settings_after(
             inherited.pop(key, None)
     inherited["student"] = {"checkpoint": run, "num_classes": settings["student"]["num_classes"]}
     inherited["data"] = _labeled_only(settings["data"])
-    usual = {"finetune": FINETUNE_EPOCHS, "fix": FIX_EPOCHS}[stage]
+    usual = {"finetune": FINETUNE_EPOCHS, "fix": FIXRES_EPOCHS}[stage]
     inherited["steps"], inherited["epochs"] = None, None if "steps" in given else usual
     schedule = dict(settings["schedule"])
     inherited["schedule"] = {**schedule, "lr": schedule["lr"] * FINETUNE_LR_FACTOR}
     if stage == "fix":
-        inherited["schedule"]["lr"] = FIX_LR
+        inherited["schedule"]["lr"] = FIXRES_LR
         size = settings["augment"]["size"]
         # 224 -> 320 px, as Fix_ResNet50_vd_ssld_v2 (PaddleClas).
         inherited["augment"] = {"size": size and resolutions_from(size)[4]}
@@ -172,7 +172,7 @@ def lineage(parent: ParentRun) -> dict[str, Any]:
 def differences(parent: ParentRun, config: FinetuneConfig) -> list[str]:
     """One line on the start, and one for every setting that is not as there."""
     before, now = flat(parent.settings), flat(plain(config))
-    fixed = isinstance(config, FixConfig)
+    fixed = isinstance(config, FixResConfig)
     exported = parent.exported
     reached = f", {exported['metric']} {exported['value']:.4f}" if exported.get("value") else ""
     lines = [f"goes on from {parent.run} (step {exported['step']:,}{reached}), as there but for"]

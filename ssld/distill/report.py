@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup
 
-from ssld.distill.report_resolutions import resolutions
-from ssld.distill.report_views import views_as_seen
+from ssld.common.metrics import METRICS
+from ssld.data.loading import ViewBatches, train_batches
 from ssld.distill.setup import ClassifierRun
 from ssld.health.classification_metrics import BINS, ClassificationMetrics, Example
-from ssld.health.verdict_text import shown_verdict, standing
+from ssld.health.resolution import describe_choice
+from ssld.health.verdict import shown_verdict, standing
 from ssld.models.classifier import Classifier
 from ssld.report import page, plots
 from ssld.report.training import SHARE, plots_of, write_training_report
 
 WORST = 16
 """Classes that are named in the plot of agreement by class."""
+VIEWS = 16
+"""First training views that are shown as each network sees them."""
+BY_SIZE = ("top1", "agreement1")
+"""Metrics in the table of sizes of a resolution fix."""
+MOMENTS = ("before", "after")
 LONGEST = 60
 """Characters of a class's name."""
 CURVES = (
@@ -172,3 +180,61 @@ def _networks(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if facts.get(key) is not None:
             rows.append((key.replace("_", " "), str(facts[key])))
     return rows
+
+
+def resolutions(run: Path, resolution: dict[str, Any] | None) -> dict[str, Any]:
+    """Note, table and curve; nothing of a run that is no finished fix.
+
+    Args:
+        resolution: what the run's run.json says.
+    """
+    path = run / "resolutions.json"
+    if not resolution or not path.is_file():
+        return {}
+    table = json.loads(path.read_text(encoding="utf-8"))
+    metric = table["metric"]
+    series = {
+        moment: [(row["size"], row[metric]) for row in table[moment] if metric in row]
+        for moment in MOMENTS
+    }
+    rows = [
+        [f"{after['size']} px"] + [f"{row[key]:.2%}" if key in row else "–" for key in BY_SIZE
+                                   for row in (before, after)]
+        for before, after in zip(table["before"], table["after"], strict=True)
+    ]  # fmt: skip
+    brought = describe_choice(resolution)
+    note = (
+        f"Trained at {table['trained_at']} px, its classifier fixed at {table['fixed_at']} px. "
+        f"{brought[:1].upper()}{brought[1:]}."
+    )
+    if "images" in table:
+        note += " Table and curve are of the images that report."
+    head = [f"{METRICS[key].label} {moment}" for key in BY_SIZE for moment in MOMENTS]
+    curve = plots.curves(series, xlabel="px")
+    return {
+        "note": note,
+        "head": ["held-out images at", *head],
+        "rows": rows,
+        "curve": page.plot(f"{METRICS[metric].label} over test size", curve),
+    }
+
+
+def views_as_seen(run: ClassifierRun, student: Classifier) -> list[tuple[str, np.ndarray]]:
+    """(caption, uint8 picture [h, w, 3]) of the same views: raw, then each network's input, whose
+    range -2.5..2.5 is shown as black..white, so that a wrong normalisation shows as a tint."""
+    batches = train_batches(
+        ViewBatches(run.sources, run.view), run.sampler, batch_size=VIEWS, first_step=0, last_step=1
+    )
+    images = next(iter(batches)).images
+    panels = [("views, as drawn", page.grid(images.numpy()))]
+    teachers = list(run.teacher.networks) if run.teacher else []
+    for name, network in [("student", student), *(("teacher", t) for t in teachers)]:
+        panels.append((f"as the {name} sees them", page.grid(_seen(network, images))))
+    return panels
+
+
+@torch.no_grad()
+def _seen(network: Classifier, images: torch.Tensor) -> np.ndarray:
+    device = next(network.parameters()).device
+    x = network.preprocess(images.to(device)).permute(0, 2, 3, 1)
+    return ((x / 5 + 0.5).clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 
 from ssld.common.errors import InputError
-from ssld.data.eval_view import eval_view
 from ssld.data.labels import (
     TRANSFER,
     ClassTable,
@@ -32,16 +31,16 @@ from ssld.data.labels import (
 )
 from ssld.data.loading import View
 from ssld.data.sampling import Sampler
-from ssld.data.source import Source
+from ssld.data.source import Source, hold_out, share_of
 from ssld.data.sources import open_source
-from ssld.data.subset import hold_out, share_of
-from ssld.data.transforms import EvalView, TrainView
+from ssld.data.transforms import EvalView, TrainView, eval_view
 from ssld.distill.config import ClassifierConfig
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
-from ssld.models.classifier import Classifier, open_network
+from ssld.models.classifier import Classifier
 from ssld.models.config import StudentConfig
+from ssld.models.opening import open_network
 from ssld.models.teacher import Teacher
 
 
@@ -74,13 +73,6 @@ class ClassifierRun(Run):
     val_labels: LabelIndex | None
     labeled: list[Source]
     """Training images whose labels may be read for a probe, not for training."""
-
-    @property
-    def monitor(self) -> str:
-        """The metric that decides which checkpoint is the best, or last."""
-        best = self.config.checkpoint.best
-        by_agreement = best in ("agreement1", "agreement5", "divergence")
-        return "top1" if self.teacher is None and by_agreement else best
 
 
 def open_data(config: ClassifierConfig, *, train_unlabeled: bool = True) -> Data:

@@ -11,14 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ssld.data.batching import eval_batches
-from ssld.data.loading import Batch, ViewBatches
+from ssld.data.loading import Batch, ViewBatches, eval_batches
 from ssld.data.transforms import EvalView
 from ssld.data.unreadable import Unreadables
 from ssld.distill import report
 from ssld.distill.probe import probe
 from ssld.distill.setup import ClassifierRun
-from ssld.engine.export import export
+from ssld.engine.checkpoint import export
 from ssld.engine.optimizer import warmup_steps
 from ssld.engine.task import Task
 from ssld.health import verdict
@@ -56,7 +55,9 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
 
     def monitor(self, run: ClassifierRun) -> str:
         """The metric that decides which checkpoint is the best, or last."""
-        return run.monitor
+        best = run.config.checkpoint.best
+        by_agreement = best in ("agreement1", "agreement5", "divergence")
+        return "top1" if run.teacher is None and by_agreement else best
 
     def further_metrics(
         self, run: ClassifierRun, network: Classifier, step: int
@@ -83,9 +84,8 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
         """Does it learn? One sentence; see `ssld/health/verdict.py`."""
         before = run.folder.history.evaluations()
         now = {"epoch": step / run.steps_per_epoch, **metrics}
-        metric = run.monitor if run.monitor != "last" else "agreement1"
-        if metric not in metrics:
-            metric = "top1"
+        metric = self.monitor(run)
+        metric = next((x for x in (metric, "agreement1") if x in metrics), "top1")
         if metric not in metrics:
             return "no verdict: there is neither a teacher nor a labeled held-out image"
         warmup = warmup_steps(run.config.schedule, run.total_steps, run.steps_per_epoch)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from ssld.common.errors import InputError
-from ssld.data.batching import eval_batches
-from ssld.data.eval_view import eval_view
+from ssld.common.metrics import near_chance, too_few, wilson
 from ssld.data.labels import has_labels, known_index, unknown_labels
-from ssld.data.loading import Batch, ViewBatches
+from ssld.data.loading import Batch, ViewBatches, eval_batches
 from ssld.data.source import Source
+from ssld.data.transforms import eval_view
 from ssld.data.unreadable import Unreadables
 from ssld.distill.setup import Data
 from ssld.health.evaluate import accuracy
-from ssld.health.intervals import near_chance, too_few, wilson
-from ssld.models.teacher import Teacher
-from ssld.models.teacher_faults import CURE, constant, without_numbers
+from ssld.models.teacher import CURE, Teacher, constant, without_numbers
 
 ANSWERED_IMAGES = 16
 """Training images that every teacher answers before the first step."""

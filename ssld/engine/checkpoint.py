@@ -1,4 +1,5 @@
-"""Training state on disk: written to a temporary folder, synced, renamed; checked when read.
+"""Training state on disk: written to a temporary folder, synced, renamed; checked when read. And
+the trained network as a folder for plain timm: `create_model("local-dir:<out>/student")`.
 
 The teacher is not in it (its sha256 is). There is no random state either: what is random in a step
 follows from the seed and the step's number.
@@ -13,18 +14,21 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ssld.common.errors import InputError, one_line
-from ssld.common.written_files import read_object, reading
-from ssld.engine.written import remove, replace_folder
-from zoo.release import sha256_of
+from ssld.common.files import cannot_write, read_object, reading
+from ssld.engine.overwrite import remove, replace_folder
+from ssld.models.classifier import Classifier, ImageModel
+from zoo.release import NOT_OURS, save_weights, sha256_of
 
 REMOVE_IT = "remove this checkpoint, and --resume goes on from the one before"
 _STEP = re.compile(r"step-\d{8,}")
@@ -67,13 +71,13 @@ def save(
         _sync(folder)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's writer
         shutil.rmtree(temporary, ignore_errors=True)
-        whole = _all(folder)
+        whole = all_in(folder)
         raise InputError(
             f"checkpoint {final} cannot be written ({_reason(error, folder)}); "
             f"{f'the last good one is {whole[-1].name}' if whole else 'there is none yet'}: "
             "free space or mend the folder, then go on with --resume"
         ) from error
-    for old in _all(folder)[:-keep]:
+    for old in all_in(folder)[:-keep]:
         if old != at(folder, best if best is not None else -1):
             remove(old, _under(old))
     return final
@@ -82,7 +86,7 @@ def save(
 def set_aside_after(folder: Path, step: int) -> None:
     """Rename the checkpoints after `step`, which a resume from `step` has found damaged, so that
     they do not count as the latest."""
-    for path in _all(folder):
+    for path in all_in(folder):
         if path > at(folder, step):
             aside = path.with_name(f"damaged-{path.name}")
             replace_folder(path, aside, _under(aside))
@@ -105,7 +109,7 @@ def latest(folder: Path) -> Path | None:
     Raises:
         InputError: there are some, but all are damaged.
     """
-    checkpoints = _all(folder)
+    checkpoints = all_in(folder)
     for path in reversed(checkpoints):
         problem = damage(path)
         if problem is None:
@@ -117,11 +121,6 @@ def latest(folder: Path) -> Path | None:
             "start anew with --overwrite or another `out`"
         )
     return None
-
-
-def any_in(folder: Path) -> bool:
-    """Whether there is a checkpoint, sound or not."""
-    return bool(_all(folder))
 
 
 def load(path: Path, networks: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,7 +164,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _all(folder: Path) -> list[Path]:
+def all_in(folder: Path) -> list[Path]:
     """Checkpoints, oldest first; not what a user has called `step-00001000 before the change`."""
     return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
 
@@ -206,3 +205,66 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def export(network: Classifier, folder: Path, step: int) -> str:
+    """Write `config.json` (architecture, arguments, preprocessing, label names) and
+    `model.safetensors`; returns the sha256 of the weights.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+    """
+    return replace_export(folder, lambda temporary: _write(network, temporary, step))
+
+
+def replace_export(folder: Path, write: Callable[[Path], None]) -> str:
+    """Replace an exported folder in one step by what `write` puts into a new one, its weights as
+    `model.safetensors`; returns their sha256.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        digest = sha256_of(temporary / "model.safetensors")
+        replace_folder(temporary, folder, folder.name)
+        return digest
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise cannot_write(folder, error) from error
+
+
+def load_exported(folder: Path, step: int, network: ImageModel) -> bool:
+    """Fill `network` from an export of that step; False where there is no such export."""
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            if (file.metadata() or {}).get("step") != str(step):
+                return False
+            network.model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True
+
+
+def _write(network: Classifier, folder: Path, step: int) -> None:
+    size = network.input_size
+    preprocessing = {
+        "input_size": (3, size, size),
+        "mean": network.mean,
+        "std": network.std,
+        "crop_pct": network.crop_pct,
+        "interpolation": network.interpolation,
+    }
+    labels = {"label_names": network.label_names} if network.label_names else {}
+    file = folder / "config.json"
+    save_config_for_hf(network.model, str(file), model_config=labels, data_config=preprocessing)
+    # timm names its own weights of the architecture and their licence, which these are not.
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for key in (*NOT_OURS, "license"):
+        content["pretrained_cfg"].pop(key, None)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    weights = tensors(network.model)
+    save_weights(weights, folder / "model.safetensors", {"step": str(step)})

@@ -8,10 +8,10 @@ from typing import Any, Generic
 
 from torch import Tensor
 
-from ssld.common.attempt import attempt
+from ssld.common.errors import attempt
 from ssld.common.metrics import rank
 from ssld.engine import checkpoint
-from ssld.engine.export import load_exported
+from ssld.engine.checkpoint import load_exported
 from ssld.engine.preemption import Preemption
 from ssld.engine.progress import Progress
 from ssld.engine.task import B, N, R, S, Task

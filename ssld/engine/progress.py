@@ -15,13 +15,13 @@ from tqdm import tqdm
 from ssld.common.errors import InputError
 from ssld.common.metrics import LOGGED
 from ssld.common.streams import bar_seconds
-from ssld.data.batching import AnyBatch
+from ssld.data.loading import AnyBatch
 from ssld.data.unreadable import Unreadables
-from ssld.engine.history import lines_of
+from ssld.engine.run_folder import lines_of
 from ssld.engine.start import Run
 from ssld.engine.task import Blame
 from ssld.engine.timing import StepClock
-from ssld.models.teacher_faults import samples
+from ssld.models.teacher import samples
 
 CLOCK_KEYS = {"seconds", "images_per_second", "images_per_second_per_device", "supervised_ratio"}
 

@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError
 from ssld.common.streams import bar_seconds
-from ssld.data.batching import Made, Maker, eval_batches, train_batches
 from ssld.data.folder import FolderSource
+from ssld.data.loading import Made, Maker, eval_batches, train_batches
 from ssld.data.sampling import Sampler
-from ssld.data.source import Images
-from ssld.data.subset import Subset
+from ssld.data.source import Images, Subset
 from ssld.data.unreadable import Unreadables
 from ssld.engine import checkpoint
 from ssld.engine.config import LoopConfig
@@ -96,7 +95,7 @@ class Run:
         limit: int | None = None,
         mixed: bool = False,
     ) -> Iterator[Made]:
-        """Each image of `make.sources` once over all processes; see `ssld.data.batching`.
+        """Each image of `make.sources` once over all processes; see `ssld.data.loading`.
 
         Args:
             batch_size: of this process; by default its share of the run's.
@@ -291,7 +290,7 @@ def _require_seen(previous: Path | None, out: Path, accelerator: Accelerator) ->
     """
     if accelerator.num_processes == 1:
         return
-    seen = checkpoint.any_in(out / "checkpoints") if previous is None else previous.is_dir()
+    seen = bool(checkpoint.all_in(out / "checkpoints")) if previous is None else previous.is_dir()
     views: list[Any] = gather_object([(seen, accelerator.process_index, socket.gethostname())])
     others = [f"{rank} on {host}" for x, rank, host in views if x == (previous is None)]
     if others:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ssld.data.batching import AnyBatch
+from ssld.data.loading import AnyBatch
 from ssld.engine.start import Run
 from ssld.models.classifier import ImageModel
 
@@ -58,7 +58,8 @@ class Task(ABC, Generic[R, B, N, S]):
         projection of a feature loss, or holds state, such as a moving average of losses in a
         buffer. It goes to the device, into the optimizer, into the average and into checkpoints.
 
-        `losses` calls the very modules that are named here. Buffers are each process's own.
+        `losses` calls the very modules that are named here. After each step buffers of numbers are
+        averaged over the processes.
         """
         return {}
 

@@ -19,8 +19,7 @@ from ssld.engine.preemption import Preemption
 from ssld.engine.progress import Progress
 from ssld.engine.task import B, N, R, S, Task
 from ssld.engine.timing import StepClock
-from ssld.models.classifier import ImageModel
-from ssld.models.memory_layout import as_images_lie
+from ssld.models.classifier import ImageModel, as_images_lie
 from ssld.models.sync_batch_norm import synchronise
 
 FACTS = ("teacher_sha256", "start_sha256", "data_sha256", "val_sha256", "annotations_sha256")
@@ -93,29 +92,42 @@ class Trainer(Generic[R, B, N, S]):
         accelerator, config, clock = self.run.accelerator, self.run.config, self.clock
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr() * group["lr_scale"]
+        # What dropout and mixup draw follows from the step alone, so that a resumed run repeats it.
         torch.manual_seed(_step_seed(config.seed, self.step, self.run.rank))
         self.model.train()
+        student = clock.timed("student_forward", self.model)
         for micro in range(config.accumulate):
             with clock.section("data_wait"):
                 batch = next(batches)
-            self.unreadables.add(batch.unreadable)
+            self.unreadables.add(batch.unreadable)  # an error where a source has too many
             with clock.section("transfer"):
                 batch = batch.to(accelerator.device)
-            last = micro == config.accumulate - 1
+            last = micro == config.accumulate - 1  # only then gradients are summed over processes
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
-                    terms = self.task.losses(clock.timed("student_forward", self.model), batch)
+                    losses = self.task.losses(student, batch)  # {term: [b]}
                 with clock.backward():
-                    accelerator.backward(_mean(terms, batch.weight) / config.accumulate)
-            progress.add(self.step, terms, batch, self.task.blame())
+                    accelerator.backward(_mean(losses, batch.weight) / config.accumulate)
+            # Looked at when a line is due: no step waits for the device.
+            progress.add(self.step, losses, batch, self.task.blame())
         with clock.section("optimizer"):
             if config.optimizer.clip_norm:
                 accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
+            self._share_buffers()
             if self.ema and not self.optimizer.step_was_skipped:
                 self.ema.update(self.student, step=self.step)
+
+    def _share_buffers(self) -> None:
+        """Average what auxiliary modules hold over the processes, each of which saw a part of the
+        batch: so it is the same on all, and what the one checkpoint holds."""
+        if self.task.auxiliary and self.run.world_size > 1:
+            for buffer in self.student.get_submodule("auxiliary").buffers():
+                if buffer.is_floating_point():
+                    shared: Any = self.run.accelerator.reduce(buffer, "mean")
+                    buffer.copy_(shared)
 
     def evaluate(self, stop: Preemption) -> S | None:
         """The held-out images over all processes; None when a signal cut it short."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,12 +38,12 @@ def causes(
         initial: its parameters before the first step, on the CPU.
         batches: held-out images on the student's device, with labels where there are any.
     """
-    found = [] if student.frozen_on_purpose else _frozen(student, initial)
-    found += _dead(student, batches[0])
+    result = [] if student.frozen_on_purpose else _frozen(student, initial)
+    result += _dead(student, batches[0])
     accused, hints = _teacher(teacher, batches)
-    found += accused
-    found += _learning_rate(student, initial, batches[0], teacher, stuck=bool(found))
-    return found[:SHOWN] or [
+    result += accused
+    result += _learning_rate(student, initial, batches[0], teacher, stuck=bool(result))
+    return result[:SHOWN] or [
         "no cause found: the weights move and do not explode, no layer is frozen or dead, and the "
         "teacher is not better with another normalisation or class order",
         *hints[:1],
@@ -68,12 +68,13 @@ def _moved(
     parameters: dict[str, nn.Parameter], initial: dict[str, Tensor], names: list[str]
 ) -> float:
     """Norm of the change of the named parameters over the norm that all started with."""
-    change = sum(
-        float((parameters[n].detach().cpu().double() - initial[n].double()).square().sum())
-        for n in names
-    )
-    size = sum(float(p.double().square().sum()) for p in initial.values())
-    return math.sqrt(change / size) if size else 0.0
+    size = _norm(initial.values())
+    return _norm(parameters[n].detach().cpu() - initial[n] for n in names) / size if size else 0.0
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Of all their values together."""
+    return math.sqrt(sum(float(x.double().square().sum()) for x in tensors))
 
 
 @torch.inference_mode()
@@ -142,11 +143,9 @@ def _learning_rate(
         stuck: layers are frozen or dead, which explains weights that do not move.
     """
     trained = {n: p.detach().cpu() for n, p in student.model.named_parameters() if p.requires_grad}
-    start = math.sqrt(sum(float(initial[n].double().square().sum()) for n in trained)) or 1.0
-    moved = math.sqrt(
-        sum(float((p.double() - initial[n].double()).square().sum()) for n, p in trained.items())
-    )
-    size = math.sqrt(sum(float(p.double().square().sum()) for p in trained.values()))
+    start = _norm(initial[n] for n in trained) or 1.0
+    moved = _norm(p - initial[n] for n, p in trained.items())
+    size = _norm(trained.values())
     if moved / start < MOVED_TOO_LITTLE:
         if stuck:
             return []

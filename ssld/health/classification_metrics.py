@@ -166,30 +166,30 @@ class ClassificationMetrics:
         of classes ever predicted. `ece` is the expected calibration error (Guo et al. 2017,
         equation 3). Entropies are in nats.
         """
-        found = {
+        result = {
             name: total / count
             for name, (total, count) in zip(MEANS, self.means.tolist(), strict=True)
             if count > 0
         }
         share = self.predicted / self.predicted.sum(1, keepdim=True).clamp(min=1)
-        if "agreement1" in found:
-            found["agreement_chance"] = float((share[0] * share[1]).sum())
-            found["classes_teacher"] = float((share[1] > 0).double().mean())
-        if found:
-            found["images"] = self.means[MEANS.index("entropy_student"), 1].item()
-            found["classes_student"] = float((share[0] > 0).double().mean())
-        if "top1" in found:
+        if "agreement1" in result:
+            result["agreement_chance"] = float((share[0] * share[1]).sum())
+            result["classes_teacher"] = float((share[1] > 0).double().mean())
+        if result:
+            result["images"] = self.means[MEANS.index("entropy_student"), 1].item()
+            result["classes_student"] = float((share[0] > 0).double().mean())
+        if "top1" in result:
             gaps = (self.bins[:, 1] - self.bins[:, 2]).abs().sum()
-            found["ece"] = float(gaps / self.bins[:, 0].sum())
-            found |= self._against_labels()
-        return found
+            result["ece"] = float(gaps / self.bins[:, 0].sum())
+            result |= self._against_labels()
+        return result
 
     def _against_labels(self) -> dict[str, float]:
         count = self.labeled[1].sum().item()
-        found = {"labeled": count}
+        result = {"labeled": count}
         if (self.labeled[1] > 0).sum() > 1:  # of one class alone any network's chance is its top-1
-            found["top1_chance"] = float((self.labeled[0] * self.labeled[1]).sum()) / count**2
-        return found
+            result["top1_chance"] = float((self.labeled[0] * self.labeled[1]).sum()) / count**2
+        return result
 
     def counted(self, name: str) -> tuple[int, int]:
         """(hits, images) of `top1` or another share."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssld.common.local_paths import check_inputs
-from ssld.common.replaceable import check_file
+from ssld.common.paths import check_file, check_inputs
 from ssld.common.settings import (
     NonNegativeInt,
     OneOrSeveral,

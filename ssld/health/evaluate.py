@@ -13,20 +13,19 @@ import torch
 
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
-from ssld.common.metrics import METRICS, beyond_chance
-from ssld.data.batching import eval_batches
-from ssld.data.eval_view import eval_view
+from ssld.common.metrics import METRICS, beyond_chance, wilson
 from ssld.data.labels import index_for
-from ssld.data.loading import Batch, ViewBatches
+from ssld.data.loading import Batch, ViewBatches, eval_batches
 from ssld.data.sources import open_source
+from ssld.data.transforms import eval_view
 from ssld.data.unreadable import Unreadables
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.health.config import EvaluateConfig
-from ssld.health.intervals import wilson
-from ssld.models.classifier import Classifier, open_network
+from ssld.models.classifier import Classifier
+from ssld.models.opening import open_network
 from ssld.models.teacher import Teacher, autocast
 
-CLEAR = 0.5
+SURELY_TRAINED = 0.5
 """Top-1 beyond chance from which the model is not accused, however few the images are."""
 
 
@@ -129,7 +128,7 @@ def doubt_of(result: dict[str, Any], network: Classifier) -> str | None:
     top1, chance = result["top1"], result["chance"]
     if network.num_classes < 2 or result["top1_low"] > chance:
         return None
-    if beyond_chance(top1, chance) >= CLEAR:
+    if beyond_chance(top1, chance) >= SURELY_TRAINED:
         count = result["images"]
         return f"{count} images are too few to tell this top-1 from chance ({chance:.2%})"
     order = (

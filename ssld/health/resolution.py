@@ -1,12 +1,11 @@
-"""What a resolution fix brought, in words; `ssld/distill/resolution.py` says how it chooses."""
+"""What a resolution fix brought, in words; `ssld/distill/fixres.py` says how it chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ssld.common.metrics import METRICS, images_of
-from ssld.health.intervals import wilson
+from ssld.common.metrics import METRICS, images_of, wilson
 
 FEW_IMAGES = 100
 """Images of a half below which one of them is more than a point: nothing is claimed then."""

@@ -20,11 +20,10 @@ from timm.data.constants import (
 )
 from torch import Tensor
 
+from ssld.common.metrics import near_chance
 from ssld.data.loading import Batch
-from ssld.health.intervals import near_chance
 from ssld.models.classifier import Classifier
-from ssld.models.teacher import autocast
-from ssld.models.teacher_faults import MIN_DIFFERENT_IMAGES, constant, not_finite, samples
+from ssld.models.teacher import MIN_DIFFERENT_IMAGES, autocast, constant, not_finite, samples
 
 NORMALISATIONS = {
     "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),

@@ -1,4 +1,5 @@
-"""Does it learn, without asking a label? One sentence from the evaluations of a run so far.
+"""Does it learn, without asking a label? One sentence from the evaluations of a run so far, and
+what pages say of it.
 
 The evaluations are lines of metrics.jsonl (`ssld/health/classification_metrics.py` says what they
 hold). Causes of a run that does not learn are looked for in `ssld/health/causes.py`.
@@ -17,7 +18,7 @@ FLAT_SHARE = 0.2
 """Flat is what has not risen for this share of the epochs so far, and at least `FLAT_COUNT`
 evaluations."""
 FLAT_COUNT = 3
-LITTLE = 0.2
+SLIGHT_AGREEMENT = 0.2
 """Agreement beyond chance below which it is "slight" (Landis and Koch 1977, p. 165)."""
 STOP = "; consider stopping"
 Kind = Literal["improving", "flat", "not learning", "too early"]
@@ -60,12 +61,12 @@ def judge(
     if len(evaluations) < 2 or signs:
         more = f" ({'; '.join(signs)})" if signs else ""
         return Verdict("too early", f"too early to say{more}")
-    found = _trend(evaluations, metric, share_of_peak)
+    result = _trend(evaluations, metric, share_of_peak)
     little = _little(evaluations[-1], metric)
     if not finished:
-        return Verdict(found.kind, found.sentence + little)
-    more = "; a longer schedule may bring more" if found.kind == "improving" else ""
-    return Verdict(found.kind, f"finished, {found.sentence.removesuffix(STOP)}{little}{more}")
+        return Verdict(result.kind, result.sentence + little)
+    more = "; a longer schedule may bring more" if result.kind == "improving" else ""
+    return Verdict(result.kind, f"finished, {result.sentence.removesuffix(STOP)}{little}{more}")
 
 
 def is_not_learning(sentence: str | None) -> bool:
@@ -75,31 +76,33 @@ def is_not_learning(sentence: str | None) -> bool:
 
 def noted(evaluation: Mapping[str, Any], metric: str, num_classes: int) -> dict[str, Any]:
     """What is kept of an evaluation for `ssld.common.metrics.rank`, as JSON holds it."""
-    found: dict[str, Any] = {"metric": metric, "value": evaluation[metric]}
+    result: dict[str, Any] = {"metric": metric, "value": evaluation[metric]}
     # A teacher that says one class of all images is agreed with by chance alone, whatever is said.
     several = round(evaluation.get("classes_teacher", 0) * num_classes) > 1
     if metric == "agreement1" and several:
-        found["chance"] = evaluation[CHANCE[metric]]
-    return {**found, "symptoms": symptoms(evaluation, num_classes)}
+        result["chance"] = evaluation[CHANCE[metric]]
+    return {**result, "symptoms": symptoms(evaluation, num_classes)}
 
 
 def level(evaluation: Mapping[str, Any]) -> str:
     """Each share with its chance level, in words; empty where there is none."""
-    said = []
+    message = []
     for key, chance in CHANCE.items():
         if key in evaluation and chance in evaluation:
             share, by_chance = evaluation[key], evaluation[chance]
             kappa = beyond_chance(share, by_chance)
             name = METRICS[key].label
-            said.append(f"{name} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})")
-    return ", ".join(said)
+            message.append(
+                f"{name} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})"
+            )
+    return ", ".join(message)
 
 
 def _little(evaluation: Mapping[str, Any], metric: str) -> str:
     """What is to be said of a share that is but a little above chance."""
     chance = evaluation.get(CHANCE.get(metric, ""), 0.0)
     share = evaluation[metric]
-    if not chance or share >= 2 * chance or beyond_chance(share, chance) >= LITTLE:
+    if not chance or share >= 2 * chance or beyond_chance(share, chance) >= SLIGHT_AGREEMENT:
         return ""
     return f"; that is little above chance ({chance:.1%})"
 
@@ -109,7 +112,7 @@ def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
     evaluation is not one of a classifier."""
     if "entropy_student" not in evaluation:
         return []
-    e, found = evaluation, []
+    e, result = evaluation, []
     if math.isnan(e["entropy_student"]):
         return ["its predictions are not finite (NaN or infinite)"]
     count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
@@ -118,27 +121,27 @@ def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
     top1_chance = max(1 / num_classes, e.get("top1_chance", 0.0))
     if "agreement1" in e:
         if _at_chance(e["agreement1"], e["agreement_chance"], count):
-            found.append(
+            result.append(
                 f"agreement@1 with the teacher is {e['agreement1']:.1%}, which is chance "
                 f"({e['agreement_chance']:.1%})"
             )
         elif "top1" in e and _at_chance(e["top1"], top1_chance, e.get("labeled", count)):
-            found.append(
+            result.append(
                 f"the student follows its teacher (agreement@1 {e['agreement1']:.1%}) but its "
                 f"top-1 on labeled images is {e['top1']:.1%}, which is chance"
             )
         if e["entropy_teacher"] > 0.98 * log_c:
-            found.append("the teacher itself says the same of all classes")
+            result.append("the teacher itself says the same of all classes")
     elif "top1" in e and _at_chance(e["top1"], top1_chance, e.get("labeled", count)):
-        found.append(f"top-1 is {e['top1']:.1%}, which is chance")
+        result.append(f"top-1 is {e['top1']:.1%}, which is chance")
     if e["entropy_student"] > 0.98 * log_c and e.get("entropy_teacher", 0) < 0.9 * log_c:
-        found.append(
+        result.append(
             f"its predictions are uniform (entropy {e['entropy_student']:.3f} nats of ln "
             f"{num_classes} = {log_c:.3f})"
         )
     elif wanted > 1 and used <= max(1, wanted // 10):
-        found.append(f"it has collapsed to {used} of {wanted} classes")
-    return found
+        result.append(f"it has collapsed to {used} of {wanted} classes")
+    return result
 
 
 def _at_chance(share: float, chance: float, count: int) -> bool:
@@ -213,3 +216,46 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     square = sum((a - mean_x) ** 2 for a in x)
     product = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return product / square if square else 0.0
+
+
+KINDS = {"still improving": "improving", "flat": "flat", "no longer": "flat"}
+Lines = Sequence[Mapping[str, Any]]
+
+
+def shown_verdict(evaluations: Lines, stage: str = "") -> tuple[str, str]:
+    """The last verdict, and its kind, which a page colours it by.
+
+    Args:
+        evaluations: lines of metrics.jsonl, oldest first.
+        stage: named first, on a page of several.
+    """
+    name = f"{stage}: " if stage else ""
+    if not evaluations:
+        return f"{name}No verdict: no evaluation yet.", ""
+    verdict = str(evaluations[-1]["verdict"])
+    begins = verdict.removeprefix("finished, ")
+    kind = next((kind for words, kind in KINDS.items() if begins.startswith(words)), "")
+    kind = "not" if is_not_learning(verdict) else kind
+    return f"{name}{verdict[:1].upper()}{verdict[1:]}.", kind
+
+
+def standing(evaluations: Lines, exported: Mapping[str, Any] | None, num_classes: int) -> str:
+    """Where the last evaluation stands against chance, and which one `student/` holds.
+
+    Args:
+        exported: what run.json says, where the run has finished.
+    """
+    if not evaluations:
+        return ""
+    last = evaluations[-1]
+    text = f"The last evaluation, step {last['step']:,}: {level(last) or 'no chance level'}."
+    if not exported:
+        return text
+    step = exported["step"]
+    line = next((x for x in evaluations if x["step"] == step), None)
+    text += f" The exported student is that of step {step:,}"
+    if line is None:
+        return f"{text}, which was not evaluated."
+    text += "." if line is last else f": {level(line) or 'no chance level'}."
+    signs = "; ".join(symptoms(line, num_classes))
+    return f"{text} It has symptoms: {signs}." if signs else text

@@ -8,29 +8,19 @@ wrong normalisation between teacher and student cannot be expressed. Whatever ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
-import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssld.common.errors import InputError, did_you_mean, one_line
-from ssld.models.weight_files import HUB, check_loaded, check_named, classes_in, read_checkpoint
-from zoo.described import Described  # which registers the distilled backbones in timm, too
-from zoo.errors import printable
-from zoo.fetch.hub_errors import FAILURES
-from zoo.fetch.watch import watched
+from ssld.common.errors import InputError
 
 LARGEST = 1e30
 """Of a mean, and of a deviation's inverse: what is computed from pixels stays finite in float32."""
-TRIED_PX = 512
-"""Larger images are not tried when a network is opened, for their cost."""
 
 
 class TimmModel(nn.Module):
@@ -237,183 +227,19 @@ class Classifier(ImageModel):
         return parameters / 1e6, counter.get_total_flops() / 2 / len(images) / 1e6
 
 
-def open_network(
-    role: str,
-    *,
-    arch: str | None,
-    args: Mapping[str, Any] | None = None,
-    pretrained: bool = False,
-    checkpoint: str | None = None,
-    num_classes: int | None = None,
-    input_size: int | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-) -> Classifier:
-    """Build a network, with `checkpoint` loaded strictly when given.
+def as_images_lie(model: nn.Module) -> None:
+    """Write the strides of weights that lie alike in either memory format, 1 x 1 and depthwise
+    ones, as channels last; no value moves.
 
-    Args:
-        role: `teacher`, `student` or `model`: the settings group that messages speak of.
-        checkpoint: a safetensors file, an exported model folder, or a run folder.
-        num_classes: by default what the checkpoint, else timm says; where the checkpoint has
-            another number, its classifier is replaced by a fresh one.
-
-    Raises:
-        InputError: unknown architecture, unreachable or unfitting weights.
+    Images come with channels last in memory (`Classifier.preprocess`), and so do the gradients
+    of what convolves them. A weight of size 1 in some dimension keeps such strides, while
+    DistributedDataParallel lays out its buckets by the weight's own: it would warn that they do not
+    match, and copy every gradient.
     """
-    arguments = dict(args or {})
-    if checkpoint:
-        arch, weights, described = read_checkpoint(role, checkpoint, arch)
-        where = f"{role}.checkpoint {checkpoint}"
-        arguments = {**described.args, **arguments}
-        trained_classes = arguments.get("num_classes") or classes_in(arch, weights)
-        if trained_classes is not None:
-            arguments["num_classes"] = trained_classes
-        _try_without_memory(role, arch, arguments, weights, where)
-        model = _create(role, arch, False, arguments)
-        load_strictly(model, weights, where)
-        _merge_metadata(model, described.cfg)
-        _check_labels(model, where)
-        if num_classes is not None and num_classes != model.num_classes:
-            model.reset_classifier(num_classes)
-            model.pretrained_cfg.pop("label_names", None)
-    else:
-        if num_classes is not None:
-            arguments["num_classes"] = num_classes
-        model = _create(role, arch, pretrained, arguments)
-        if "num_classes" in arguments:  # perhaps of a new classifier
-            if len(model.pretrained_cfg.get("label_names") or ()) != model.num_classes:
-                model.pretrained_cfg.pop("label_names", None)
-        _check_labels(model, f"{role}.arch {arch}")
-    network = Classifier(model, input_size=input_size, mean=mean, std=std)
-    given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
-    if given and network.input_size <= TRIED_PX:
-        network.cost()  # arguments can be accepted and make no classifier
-    return network
-
-
-def _try_without_memory(
-    role: str, arch: str, arguments: dict[str, Any], weights: Mapping[str, Tensor], where: str
-) -> None:
-    """A stranger's arguments can ask for any width: so the network is built on the meta device
-    first, and its shapes compared, where there are arguments."""
-    if not arguments.keys() - {"num_classes"}:
-        return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        try:
-            expected = _create(role, arch, False, arguments).state_dict()
-        except InputError:  # some need memory: building it in earnest says what is wrong
-            return
-    check_fit(expected, weights, where)
-
-
-def _require_memory(role: str, folder: Path, described: Described, args: Mapping[str, Any]) -> None:
-    """The same for what timm loads by itself: not far more parameters than bytes of weights."""
-    arguments = {**described.args, **args}
-    if not arguments.keys() - {"num_classes"}:
-        return
-    size = (folder / "model.safetensors").stat().st_size
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        try:
-            model = _create(role, described.architecture, False, arguments)
-        except InputError:
-            return
-    parameters = sum(x.numel() for x in model.parameters())
-    if parameters > 2 * size + 10_000_000:  # of a new classifier, perhaps
-        raise InputError(
-            f"{role}: {folder / 'config.json'} asks for a network of {parameters:,} parameters, "
-            f"but model.safetensors has {size:,} bytes; export the model again"
-        )
-
-
-def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any]) -> TimmModel:
-    if not arch:
-        raise InputError(f"{role}.arch is missing: name a timm architecture, for example resnet50d")
-    if ":" not in arch and not timm.is_model(arch.split(".")[0]):
-        if Path(arch).is_file():
-            raise InputError(
-                f"{role}.arch {arch!r} is a file: give it as checkpoint (safetensors alone are "
-                "read), and the name of its architecture here"
-            )
-        hint = did_you_mean(arch, timm.list_models(), most=3) or "; see timm.list_models()"
-        raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
-    try:
-        with watched(arch) if pretrained or HUB.match(arch) else nullcontext():
-            described = check_named(role, arch, weights=pretrained)
-            if described and arch.startswith("local-dir:"):
-                _require_memory(role, Path(arch.removeprefix("local-dir:")), described, args)
-            model = timm.create_model(arch, pretrained=pretrained, **args)
-    except FAILURES as error:
-        if isinstance(error, InputError) and str(error).startswith(role):
-            raise
-        reason = printable(one_line(error, 300))
-        advice = (
-            f"give weights on disk as {role}.checkpoint, or check the name and the network"
-            if pretrained or ":" in arch
-            else f"check {role}.args"
-        )
-        raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
-    if pretrained:
-        check_loaded(role, arch, model.state_dict())
-    return cast(TimmModel, model)
-
-
-def _merge_metadata(model: TimmModel, metadata: Mapping[str, Any]) -> None:
-    """Let the weights' own words on preprocessing and labels win over timm's for the name."""
-    wanted = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names")
-    model.pretrained_cfg.update({k: metadata[k] for k in wanted if metadata.get(k) is not None})
-
-
-def _check_labels(model: TimmModel, where: str) -> None:
-    names, classes = model.pretrained_cfg.get("label_names"), model.num_classes
-    if names and len(names) != classes:
-        raise InputError(
-            f"{where} names {len(names)} classes, but its classifier has {classes}: mend "
-            "label_names in config.json, or export the model again"
-        )
-
-
-def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load `weights` (any float dtype) so that every tensor is used and every parameter filled.
-
-    Raises:
-        InputError: naming missing, unexpected and misshapen tensors.
-    """
-    expected = model.state_dict()
-    check_fit(expected, weights, where)
-    model.load_state_dict({k: weights.get(k, expected[k]) for k in expected})
-
-
-def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
-    """Compare names, shapes and kinds of numbers.
-
-    Raises:
-        InputError: naming missing, unexpected and misshapen tensors.
-    """
-    optional = {k for k in expected if k.endswith("num_batches_tracked")}
-    missing = sorted(expected.keys() - weights.keys() - optional)
-    unexpected = sorted(weights.keys() - expected.keys())
-    shapes = [
-        f"{k} {tuple(weights[k].shape)} instead of {tuple(expected[k].shape)}"
-        for k in expected.keys() & weights.keys()
-        if weights[k].shape != expected[k].shape
-    ]
-    kinds = [
-        f"{k} {weights[k].dtype}"
-        for k in expected.keys() & weights.keys()
-        if expected[k].is_floating_point() and not weights[k].is_floating_point()
-    ]
-    if missing or unexpected or shapes or kinds:
-        problems = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", sorted(shapes)),
-                ("of no real numbers", sorted(kinds)),
-            )
-            if names
-        ]
-        raise InputError(
-            f"{where} does not fit the architecture: tensors {'; '.join(problems)}; "
-            "change `arch`, `args` or `num_classes` to what the weights were trained with"
-        )
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or weight is None:
+            continue
+        if weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+            _, i, h, w = weight.shape
+            weight.data = weight.data.as_strided(weight.shape, (i * h * w, 1, w * i, i))

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -22,8 +22,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssld.common.errors import InputError
 from ssld.data.labels import differ, table_of
-from ssld.models.classifier import Classifier, open_network
+from ssld.data.loading import Batch
+from ssld.models.classifier import Classifier
 from ssld.models.config import TeacherConfig
+from ssld.models.opening import open_network
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -98,7 +100,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def each(self, images: Tensor, temperature: float = 1.0) -> Tensor:
         """As `forward`, but every network's own: float32 [networks, b, classes]."""
-        return self._answers(images, temperature, _logits)[0]
+        return self._answers(images, temperature)[0]
 
     @torch.no_grad()
     def with_features(
@@ -109,18 +111,18 @@ class Teacher(nn.Module):
         Returns:
             float32 [b, classes], and float32 [b, `networks[k].feature_size`] of each network k.
         """
-        log_probs, features = self._answers(images, temperature, _logits_and_features)
+        log_probs, features = self._answers(images, temperature, with_features=True)
         return mean_prediction(log_probs), features
 
     def _answers(
-        self, images: Tensor, temperature: float, ask: Callable[..., tuple[Tensor, ...]]
+        self, images: Tensor, temperature: float, with_features: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Log-probabilities float32 [networks, b, classes], and whatever else `ask` returns."""
+        """Log-probabilities float32 [networks, b, classes], and features where they are wanted."""
         if any(module.training for module in self.modules()):
             self.eval()  # someone reached inside and called .train()
         answers, features = [], []
         for network, config in zip(self.networks, self.configs, strict=True):
-            logits, *rest = _in_parts(network, config, images, ask)
+            logits, *rest = _in_parts(network, config, images, with_features)
             answers.append(F.log_softmax(logits.float() / temperature, dim=-1))
             features += [x.float() for x in rest]
         log_probs = torch.stack(answers)
@@ -135,26 +137,17 @@ def mean_prediction(log_probs: Tensor) -> Tensor:
     return log_probs.logsumexp(0) - math.log(len(log_probs))
 
 
-def _logits(network: Classifier, images: Tensor) -> tuple[Tensor]:
-    return (network(images),)
-
-
-def _logits_and_features(network: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    return network(images, with_features=True)
-
-
 def _in_parts(
-    network: Classifier,
-    config: TeacherConfig,
-    images: Tensor,
-    ask: Callable[..., tuple[Tensor, ...]],
+    network: Classifier, config: TeacherConfig, images: Tensor, with_features: bool
 ) -> list[Tensor]:
-    """What `ask` returns of all images, in forward passes of at most `micro_batch`."""
+    """Logits of all images, and features, in forward passes of at most `micro_batch`."""
+    parts = images.split(config.micro_batch or max(1, len(images)))
     with autocast(images.device, config.dtype or "fp32"):
-        parts = [
-            ask(network, part) for part in images.split(config.micro_batch or max(1, len(images)))
-        ]
-    return [x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True)]
+        if with_features:
+            answers = [network(part, with_features=True) for part in parts]
+        else:
+            answers = [(network(part),) for part in parts]
+    return [x[0] if len(x) == 1 else torch.cat(x) for x in zip(*answers, strict=True)]
 
 
 def _use_batch_statistics(network: Classifier) -> None:
@@ -197,3 +190,84 @@ def open_teacher(configs: Sequence[TeacherConfig], precision: str) -> tuple[Teac
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
     return Teacher(networks, resolved), digest
+
+
+MIN_DIFFERENT_IMAGES = 8
+"""Different images, below which that all answers are the same proves nothing."""
+PIXEL_DIFFERENCE = 1.0
+"""Mean difference of pixels in 0..255, from which on two images are different."""
+SAME_LOG_PROB = 1e-6
+"""Difference of log-probabilities that is float32's rounding."""
+SAMPLES_NAMED = 8
+"""Samples that a message names."""
+
+
+def samples(ids: Sequence[str]) -> str:
+    """Some sample ids as text."""
+    more = f" and {len(ids) - SAMPLES_NAMED} more" if len(ids) > SAMPLES_NAMED else ""
+    return f"{', '.join(ids[:SAMPLES_NAMED])}{more}"
+
+
+def not_finite(log_probs: Tensor) -> Tensor:
+    """bool [..., b]: which rows of float [..., b, classes] are no distribution; see
+    `Teacher.faulty`."""
+    return log_probs.isnan().any(-1)
+
+
+def constant(log_probs: Tensor, images: Tensor) -> bool:
+    """Whether images that differ all get one answer.
+
+    Args:
+        log_probs: float [b, classes].
+        images: uint8 [b, h, w, 3].
+    """
+    pixels = images.float()
+    different = (pixels - pixels[:1]).abs().mean((1, 2, 3)) > PIXEL_DIFFERENCE
+    if int(different.sum()) < MIN_DIFFERENT_IMAGES:
+        return False
+    finite = log_probs.clamp(min=-1e5)
+    return bool(
+        torch.allclose(finite, finite[:1].expand_as(finite), rtol=SAME_LOG_PROB, atol=SAME_LOG_PROB)
+    )
+
+
+def describe_faults(
+    names: Sequence[str], faults: Tensor, weight: Tensor, ids: Sequence[str]
+) -> str | None:
+    """Which network of a teacher predicts no numbers, and for which readable samples, or None.
+
+    Args:
+        faults: bool [networks, b]; see `Teacher.faulty`.
+        weight: float [b], 0 for what could not be read.
+    """
+    for name, faulty in zip(names, faults, strict=True):
+        rows: list[int] = (faulty & (weight > 0)).nonzero().flatten().tolist()
+        if rows:
+            return (
+                f"the {name}'s predictions are not finite (NaN or infinite) for the samples "
+                f"{samples([ids[i] for i in rows])}"
+            )
+    return None
+
+
+def without_numbers(teacher: Teacher, batch: Batch) -> str | None:
+    """`describe_faults` a batch that the teacher has not answered yet."""
+    teacher.each(batch.images if batch.other_images is None else batch.other_images)
+    return describe_faults(teacher.names, teacher.faulty, batch.weight, batch.ids)
+
+
+CURE = (
+    "check teacher.checkpoint, and set teacher.dtype to fp32 or bf16 where it is fp16, which "
+    "overflows beyond 65,504"
+)
+
+
+def require_numbers(teacher: Teacher, batch: Batch, log_probs: Tensor) -> None:
+    """
+    Raises:
+        InputError: some of what the teacher predicted, float [b, classes], are no numbers.
+    """
+    if (not_finite(log_probs) & (batch.weight > 0)).any():
+        problem = describe_faults(teacher.names, teacher.faulty, batch.weight, batch.ids)
+        problem = problem or "the teacher's predictions are not finite"
+        raise InputError(f"{problem}; {CURE}, or look at these images")

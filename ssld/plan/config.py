@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 
-from ssld.cli.commands import LATER
-from ssld.common.local_paths import check_inputs
-from ssld.common.replaceable import check_file
+from ssld.cli.commands import LATER_STAGES
+from ssld.common.paths import check_file, check_inputs
 from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt
 from ssld.distill.config import DistillConfig
 from ssld.recipe.config import joined
@@ -64,5 +63,7 @@ def with_recipe(words: list[str]) -> list[str]:
     options = [word for word in joined(words[1:]) if word.startswith("--")]
     overrides = [word[2:] for word in options if word[2:].partition("=")[0] not in own]
     told = [f"--overrides={json.dumps(overrides)}"] if overrides else []
-    for_plan = [word for word in joined(words[1:]) if word[2:].partition(".")[0] not in LATER]
+    for_plan = [
+        word for word in joined(words[1:]) if word[2:].partition(".")[0] not in LATER_STAGES
+    ]
     return [words[0], "--recipe", words[0], *told, *for_plan]

@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
+from ssld.common.metrics import near_chance, too_few, wilson
 from ssld.common.settings_file import read_settings
-from ssld.data.batching import eval_batches
-from ssld.data.eval_view import eval_view
 from ssld.data.labels import has_labels, known_index, misfit, table_of, unknown_labels
-from ssld.data.loading import ViewBatches
+from ssld.data.loading import ViewBatches, eval_batches
 from ssld.data.source import Source
-from ssld.data.transforms import EvalView
+from ssld.data.transforms import EvalView, eval_view
 from ssld.data.unreadable import Unreadables
 from ssld.distill.distill import distillation, open_networks
 from ssld.distill.setup import Data, open_data, start_run
 from ssld.distill.verify_teacher import VERIFY_IMAGES
 from ssld.engine.optimizer import warmup_steps
 from ssld.engine.run_folder import check_out
-from ssld.health.intervals import near_chance, too_few, wilson
 from ssld.health.teacher_check import GIVEN, TeacherCheck, check_teacher
 from ssld.models.teacher import Teacher
 from ssld.plan.batch_size import largest_batch, require_memory

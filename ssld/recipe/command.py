@@ -19,31 +19,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from ssld.cli.commands import DOWNSTREAM, stage_of
-from ssld.common.attempt import attempt
-from ssld.common.errors import InputError, Interrupted
+from ssld.common.errors import InputError, Interrupted, attempt
 from ssld.common.files import locked
 from ssld.common.settings import flat, plain, under
-from ssld.common.settings_file import read_settings
 from ssld.distill.config import FinetuneConfig
 from ssld.distill.parent_run import open_parent_run
 from ssld.engine.config import LoopConfig
 from ssld.engine.processes import open_processes
 from ssld.engine.run_folder import HARMLESS
 from ssld.recipe.classes import check_classes
-from ssld.recipe.config import RecipeConfig
-from ssld.recipe.recipe import Recipe, open_recipe
+from ssld.recipe.recipe import Recipe
 from ssld.recipe.report import write_report
 from ssld.recipe.stage_folder import StagePlace
 
 
-def recipe(config: RecipeConfig) -> None:
+def recipe(recipe: Recipe) -> None:
     """Run what is not complete, then write one report over all stages.
 
     Raises:
@@ -51,25 +47,23 @@ def recipe(config: RecipeConfig) -> None:
             work in the same folder.
         Interrupted: see `ssld.engine.loop.train`; the same command goes on.
     """
-    tree = read_settings(Path(config.file))
-    recipe = open_recipe(config.file, tree, config.out, config.overrides)
     main = open_processes().is_main_process
     problem = _on_main(next, check_classes(recipe.configs()), None)
     if problem:
         raise InputError(f"{recipe.file}, {problem}")
     with locked(recipe.out) if main else contextlib.nullcontext():
         try:
-            _run(recipe, config.overwrite, main)
+            _run(recipe, main)
         except Interrupted as error:
             message = str(error).replace("go on with --resume", "the same command goes on")
             raise Interrupted(message) from error
 
 
-def _run(recipe: Recipe, overwrite: bool, main: bool) -> None:
+def _run(recipe: Recipe, main: bool) -> None:
     before: tuple[dict[str, Any], bool] = ({}, False)
     for stage in recipe.stages:
         settings = recipe.config(stage, *before)
-        state = _on_main(_look, recipe, stage, settings, overwrite)
+        state = _on_main(_look, recipe, stage, settings, recipe.overwrite)
         place = StagePlace(recipe.out, stage)
         if main:
             skipped = state == "complete"

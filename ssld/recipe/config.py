@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ssld.cli.commands import DOWNSTREAM, FIRST, LATER, STAGES
+from ssld.cli.commands import DOWNSTREAM, FIRST_STAGES, LATER_STAGES, STAGES
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.settings import require
 
@@ -96,11 +96,12 @@ def sections(
         hint = did_you_mean(unknown[0], known, cutoff=0.5) or f"; give {', '.join(known)}"
         raise InputError(f"{file}: {unknown[0]!r} is no stage{hint}")
     alone = len(stages) == 1 and stages[0] in DOWNSTREAM
-    later = [name for name in LATER if name in stages]
-    if not alone and (not stages or stages[0] not in FIRST or stages[1:] != later):
+    later = [name for name in LATER_STAGES if name in stages]
+    if not alone and (not stages or stages[0] not in FIRST_STAGES or stages[1:] != later):
         raise InputError(
-            f"{file}: the stages are {', '.join(stages) or 'none'}; give {' or '.join(FIRST)}, "
-            f"then {', '.join(LATER)} or both; or one of {', '.join(DOWNSTREAM)} alone"
+            f"{file}: the stages are {', '.join(stages) or 'none'}; "
+            f"give {' or '.join(FIRST_STAGES)}, then {', '.join(LATER_STAGES)} or both; "
+            f"or one of {', '.join(DOWNSTREAM)} alone"
         )
     folder = out or tree.get("out")
     if not folder:

@@ -6,19 +6,20 @@ This file imports neither torch nor timm, so that a grid of recipes is checked a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssld.cli.commands import STAGES, stage_of
 from ssld.cli.parse import parse
 from ssld.common.errors import InputError
-from ssld.common.local_paths import check_inputs
+from ssld.common.paths import check_inputs
 from ssld.common.settings import plain
+from ssld.common.settings_file import read_settings
 from ssld.distill.config import ClassifierConfig
 from ssld.distill.parent_run import settings_after
 from ssld.engine.config import LoopConfig
-from ssld.recipe.config import LENGTHS, sections
+from ssld.recipe.config import LENGTHS, RecipeConfig, sections
 from ssld.recipe.stage_folder import StagePlace
 
 
@@ -33,6 +34,8 @@ class Recipe:
     """Of each stage, as the file says them."""
     overrides: dict[str, list[str]]
     """Of each stage, as words of a command line."""
+    overwrite: bool = False
+    """Redo the stages whose settings changed, and those after them."""
 
     def config(self, stage: str, before: dict[str, Any], taught: bool) -> LoopConfig:
         """The settings of a stage.
@@ -78,6 +81,13 @@ class Recipe:
             yield stage, config
             before = plain(config)
             taught = isinstance(config, ClassifierConfig) and bool(config.taught_by)
+
+
+def as_asked(config: RecipeConfig) -> Recipe:
+    """The recipe that a command line names; see `open_recipe`."""
+    tree = read_settings(Path(config.file))
+    recipe = open_recipe(config.file, tree, config.out, config.overrides)
+    return replace(recipe, overwrite=config.overwrite)
 
 
 def open_recipe(

@@ -11,11 +11,10 @@ from markupsafe import Markup
 
 from ssld.common.metrics import METRICS, images_of
 from ssld.compare.seen_run import exported_metrics
-from ssld.distill.report_resolutions import resolutions
+from ssld.distill.report import resolutions
 from ssld.engine.run_folder import read_lines
 from ssld.health.resolution import describe_choice
-from ssld.health.verdict import is_not_learning, level
-from ssld.health.verdict_text import shown_verdict
+from ssld.health.verdict import is_not_learning, level, shown_verdict
 from ssld.report import page, plots
 
 COLUMNS = ("top1", "agreement1", "divergence", "knn", "linear")

@@ -10,13 +10,12 @@ from typing import Any
 
 from ssld.cli.commands import COMMANDS
 from ssld.common.errors import InputError
-from ssld.common.files import write_atomically
+from ssld.common.files import read_object, write_atomically
 from ssld.common.recorded import check_recorded
 from ssld.common.settings import flat
-from ssld.common.written_files import read_object
 from ssld.engine import overwrite
+from ssld.engine.overwrite import remove
 from ssld.engine.run_folder import LOCK, TEMPORARY
-from ssld.engine.written import remove
 
 STATE = "recipe.json"
 """What every stage was last started with, before anything was resolved, and from which student."""
@@ -92,8 +91,8 @@ class StagePlace:
         keys = [k for k in sorted({*known, *asked}) if known.get(k) != asked.get(k)]
         if keys == ["start_sha256"]:
             return "the student that it went on from is another one now"
-        said = [f"{key} was {known.get(key)!r} and is {asked.get(key)!r}" for key in keys[:4]]
-        return "; ".join(said) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        message = [f"{key} was {known.get(key)!r} and is {asked.get(key)!r}" for key in keys[:4]]
+        return "; ".join(message) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
     def _resolved(self) -> dict[str, Any]:
         settings = read_object(self.folder / "config.yaml", f"move {self.folder} away")
@@ -139,8 +138,8 @@ class StagePlace:
                 print(f"warning: {aside} cannot be removed: look into it", file=sys.stderr)
 
 
-def _is_state(found: dict[str, Any]) -> bool:
-    return all(isinstance(asked, dict) for asked in found.values())
+def _is_state(result: dict[str, Any]) -> bool:
+    return all(isinstance(asked, dict) for asked in result.values())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -151,9 +150,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     """
     advice = "delete it" if path.name == STATE else f"move {path.parent} away"
     try:
-        found = read_object(path, advice)
+        result = read_object(path, advice)
     except FileNotFoundError:
         return {}
-    if path.name == STATE and path.parent.name[:1] != "." and not _is_state(found):
+    if path.name == STATE and path.parent.name[:1] != "." and not _is_state(result):
         raise InputError(f"{path} is damaged (not what a recipe writes); {advice}")
-    return found
+    return result

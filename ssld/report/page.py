@@ -20,7 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ssld.common.attempt import attempt
+from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.report.plots import png
 

@@ -14,8 +14,8 @@ from torch import nn
 
 import zoo
 from ssld.common.errors import InputError
-from ssld.common.replaceable import check_file
-from ssld.models.classifier import open_network
+from ssld.common.paths import check_file
+from ssld.models.opening import open_network
 from ssld.zoo.config import (
     BundleConfig,
     ConvertConfig,

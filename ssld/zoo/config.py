@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ssld.common.settings import OneOrSeveral, Settings, require
+from zoo.licences import normalised
+from zoo.release import HUB_ID
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,6 @@ class About(Settings):
     """How the training images were chosen: a text, or the path of a curation's manifest.json."""
 
     def __post_init__(self) -> None:
-        from zoo.licences import normalised
-        from zoo.publish.card import HUB_ID  # which imports timm: not for --help
-
         super().__post_init__()
         require(
             self.name is None or (HUB_ID.fullmatch(self.name) is not None and "/" not in self.name),

@@ -17,14 +17,13 @@ import yaml
 from safetensors import safe_open
 
 from ssld.common.errors import InputError
+from ssld.common.files import reading
 from ssld.common.recorded import check_recorded
-from ssld.common.written_files import reading
 from ssld.engine.run_folder import read_lines
-from ssld.models.classifier import open_network
+from ssld.models.opening import open_network
+from ssld.report import plots
 from ssld.zoo.config import About
-from ssld.zoo.curves import draw_curves
-from ssld.zoo.run_facts import RECIPE, run_facts
-from ssld.zoo.without_secrets import without_secrets
+from ssld.zoo.run_facts import RECIPE, run_facts, without_secrets
 from zoo.licences import combine, known
 from zoo.publish.card import CURVES, slug, write_card
 from zoo.release import (
@@ -103,7 +102,7 @@ def _make_release(source: Path, folder: Path, about: About, repo: str | None) ->
                 "that `ssld distill`, `ssld supervised`, `ssld zoo` or timm wrote"
             )
         shutil.copyfile(model / name, folder / name)
-    check_recorded(model / "model.safetensors", found=sha256_of(folder / "model.safetensors"))
+    check_recorded(model / "model.safetensors", digest=sha256_of(folder / "model.safetensors"))
     network = _network_facts(folder)
     named = source.resolve().parent if source.name == "student" else source.resolve()
     name = about.name or (repo.rpartition("/")[2] if repo else slug(named.name))
@@ -178,3 +177,39 @@ def _relicense(config: Path, license: str, is_run: bool) -> None:
         entries.pop(key, None)
     content["pretrained_cfg"] = {**without_secrets(entries), "license": license}
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+PLOTS = (
+    ("loss, training batches", "train", {"loss": "loss"}, None),
+    ("divergence, held-out images", "eval", {"divergence": "divergence"}, None),
+    (
+        "held-out images",
+        "eval",
+        {"agreement1": "the teacher's best", "top1": "top-1", "knn": "nearest neighbours"},
+        1.02,
+    ),
+)
+"""Title, kind of the lines, {key: label} and the upper end of each plot."""
+
+
+def draw_curves(path: Path, lines: list[dict[str, Any]], step: int | None) -> None:
+    """Training loss, and what evaluations on held-out images found, over steps."""
+    shown = [p for p in PLOTS if any(x["kind"] == p[1] and x.keys() & p[2].keys() for x in lines)]
+    if not shown:
+        return
+    figure = plots.new_figure()
+    figure.set_size_inches(4.4 * len(shown), 2.8)
+    parts = figure.subfigures(1, len(shown), squeeze=False)[0]
+    for part, (title, kind, names, high) in zip(parts, shown, strict=True):
+        plot = plots.axes(part, "step")
+        plot.set_title(title, fontsize=10)
+        for (key, label), colour in zip(names.items(), plots.COLOURS, strict=False):
+            points = [(x["step"], x[key]) for x in lines if x["kind"] == kind and key in x]
+            if points:
+                plots.line(plot, points, colour, label=label)
+        plot.axvline(step or 0, color=plots.GREY, lw=1, ls=":")
+        plot.set_xlim(left=0)
+        plot.set_ylim(0, high)
+        if len(names) > 1:
+            plot.legend(frameon=False, fontsize=8)
+    path.write_bytes(plots.png(figure, metadata={"Software": None}))

@@ -1,23 +1,23 @@
-"""What a run folder says of the making of its network: stages, teachers, licences, metrics."""
+"""What a run folder says of the making of its network: stages, teachers, licences, metrics;
+without where files lie on a machine, and what opens a door."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ssld.common.errors import InputError
-from ssld.common.metrics import CHANCE
-from ssld.common.written_files import read_object
+from ssld.common.files import read_object
+from ssld.common.metrics import CHANCE, wilson
 from ssld.engine.run_folder import read_lines
-from ssld.health.intervals import wilson
 from ssld.health.resolution import describe_choice
 from ssld.health.verdict import symptoms
 from ssld.zoo.config import About
-from ssld.zoo.without_secrets import without_secrets
 from zoo.licences import combine, normalised, weights
 from zoo.publish.card import METRICS
 
@@ -185,3 +185,37 @@ def _teacher(recipe: dict[str, Any], facts: dict[str, Any], about: About) -> dic
 
 def _sources(images: Mapping[str, int]) -> list[dict[str, Any]]:
     return [{"source": without_secrets(path), "images": n} for path, n in images.items()]
+
+
+def without_secrets(value: Any) -> Any:
+    """Settings without what only describes a machine or opens a door: local paths that are
+    absolute or lead out of the working folder keep their last two components, and none of a home
+    folder's own; URLs lose user, password, query and fragment."""
+    if isinstance(value, Mapping):
+        return {k: without_secrets(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(x) for x in value]
+    if not isinstance(value, str):
+        return value
+    return "::".join(_shortened(part) for part in value.split("::"))  # fsspec chains URLs so
+
+
+def _shortened(text: str) -> str:
+    if text.startswith("local-dir:"):
+        return "local-dir:" + _shortened(text.removeprefix("local-dir:"))
+    url = re.match(r"([A-Za-z][\w+.-]*)://(.*)", text, re.DOTALL)
+    if url and url[1].lower() in ("file", "local"):
+        return _shortened(url[2])
+    if url:
+        host, slash, path = re.split(r"[?#]", url[2], maxsplit=1)[0].partition("/")
+        if re.search(r":(?!\d+$)", host.rpartition("@")[2]):  # a password with a slash in it
+            host, slash, path = path.rpartition("@")[2].partition("/")
+        return f"{url[1]}://{host.rpartition('@')[2]}{slash}{path}"
+    plain = text.replace("\\", "/")
+    if not re.match(r"/|~|[A-Za-z]:/|(\./)*\.\./", plain):
+        return text
+    parts = plain.removeprefix(f"{Path.home()}/").split("/")
+    parts = [part for part in parts if part not in ("", ".", "..")]
+    homes = [i + 2 for i, part in enumerate(parts) if part.lower() in ("home", "homes", "users")]
+    rest = parts[homes[-1] :] if homes else parts
+    return "/".join([x for x in rest if not x.startswith("~") and x != "root"][-2:]) or "~"

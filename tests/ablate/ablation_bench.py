@@ -55,8 +55,11 @@ class Bench:
         return main(["ablate", str(self.file), *words])
 
     def process(self, *words: str) -> subprocess.Popen:
-        code = f"import sys; from ssld.ablate import command, pool; from ssld.cli.run import main; pool.COMMAND = {FAKE}; "
-        code += "command._check_recipes = command._finish = lambda _: None; raise SystemExit(main(['ablate', *sys.argv[1:]]))"
+        code = (
+            "import sys; from ssld.ablate import command, pool; from ssld.cli.run import main; "
+            f"pool.COMMAND = {FAKE}; command._check_recipes = command._finish = lambda _: None; "
+            "raise SystemExit(main(['ablate', *sys.argv[1:]]))"
+        )
         started = [sys.executable, "-c", code, str(self.file), *words]
         return subprocess.Popen(started, stderr=subprocess.PIPE, text=True)
 

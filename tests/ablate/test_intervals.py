@@ -11,7 +11,7 @@ from test_tables import made
 
 from ssld.ablate import plot
 from ssld.ablate.summary import Spread
-from ssld.health.intervals import wilson
+from ssld.common.metrics import wilson
 
 
 def test_bars_over_seeds_are_the_interval_of_the_mean():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -69,16 +70,39 @@ def test_a_curation(colours, teacher_file, tmp_path):
     assert done.metrics["versions"]
 
 
+def test_workers_of_a_curation_do_not_run_the_script_again(colours, teacher_file, tmp_path):
+    """Of one without `if __name__ == "__main__":`, as most are."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import ssld\nprint('begins')\n"
+        f"ssld.curate(out={str(tmp_path / 'c')!r}, gallery={str(colours / 'unlabeled')!r},\n"
+        f"            protected={str(colours / 'val')!r}, workers=1, select={{'k': 3}},\n"
+        f"            teacher={str(teacher_file)!r})\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.stdout.count("begins") == 1
+    assert (tmp_path / "c/selected.parquet").is_file(), done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"stpes": 3}, r"ssld.distill\(...\): unknown setting 'stpes'; did you mean 'steps'"),
         ({"steps": 0}, "steps is 0: give a number above 0"),
         ({"schedule": {"lr": -1.0}}, "schedule.lr is -1.0: give a number above 0"),
+        ({"teacher": None}, "teacher is NoneType: give a timm name"),
+        ({"teacher": ["test_resnet", 3]}, "teacher is int: give a timm name"),
+        ({"student": 18}, "student is int: give a timm name"),
     ],
 )
 def test_bad_input_is_a_sentence(tmp_path, settings, message):
     given = {"out": tmp_path / "a", "teacher": "test_resnet", "student": "test_resnet"}
     with pytest.raises(InputError, match=message):
-        ssld.distill(**given, data=tmp_path, **settings)
+        ssld.distill(**{**given, **settings}, data=tmp_path)
     assert not Path(tmp_path / "a").exists()
+
+
+def test_a_notebook_shows_the_function():
+    assert list(inspect.signature(ssld.evaluate).parameters) == ["model", "data", "settings"]
+    with pytest.raises(TypeError, match=r"evaluate\(\) takes 0 positional arguments"):
+        ssld.evaluate("runs/mine", "photos")  # type: ignore[call-arg]

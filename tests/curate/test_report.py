@@ -17,7 +17,7 @@ from ssld.curate.near_duplicates.sift import features
 from ssld.curate.report import pairs as curation_pairs
 from ssld.curate.report.page import write_report
 from ssld.curate.report.pairs import Evidence, Rule
-from ssld.curate.report.tables import Curation
+from ssld.curate.tables import Curation
 
 EVIL = "/g/<img src=x onerror=alert(1)></script>é 画像.jpg"
 LABELS = ["cat", "<b>dog</b>", "owl"]

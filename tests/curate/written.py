@@ -17,6 +17,7 @@ def write(out: Path, name: str, rows: list[Row]) -> None:
     schema = getattr(tables, name.split("/")[0].upper())
     filled = [{column: row.get(column) for column in schema.names} for row in rows]
     path = out / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
     tables.write_table(path, [pa.Table.from_pylist(filled, schema)], schema)
 
 

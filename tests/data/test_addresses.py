@@ -15,11 +15,10 @@ import pytest
 from PIL import Image
 
 from ssld.common.errors import InputError
-from ssld.data.batching import eval_batches
-from ssld.data.loading import ViewBatches
+from ssld.data.loading import ViewBatches, eval_batches
+from ssld.data.source import hold_out
 from ssld.data.sources import key, open_source
 from ssld.data.storage import Address
-from ssld.data.subset import hold_out
 from ssld.data.transforms import EvalView
 
 

@@ -13,11 +13,10 @@ import torch
 from PIL import Image, ImageOps
 
 from ssld.common.errors import InputError
-from ssld.data.batching import train_batches
 from ssld.data.config import AugmentConfig
 from ssld.data.decode import Unreadable, decode, image_size
 from ssld.data.labels import LabelIndex
-from ssld.data.loading import ViewBatches
+from ssld.data.loading import ViewBatches, train_batches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from ssld.common.errors import InputError
-from ssld.data.batching import eval_batches, train_batches
 from ssld.data.config import AugmentConfig
 from ssld.data.labels import LabelIndex
-from ssld.data.loading import ViewBatches
+from ssld.data.loading import ViewBatches, eval_batches, train_batches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView, TrainView

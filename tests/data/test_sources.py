@@ -17,8 +17,8 @@ from PIL import Image
 from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable, decode
 from ssld.data.folder import FolderSource
+from ssld.data.patterns import expand
 from ssld.data.sources import open_source
-from ssld.data.tar import expand
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ssld.data.subset import Subset, hold_out, share_of
+from ssld.data.source import Subset, hold_out, share_of
 
 
 class Numbers:

@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_valid_tables(world, teacher_file, tmp_path):
     out = tmp_path / "out"
     settings = world.settings(out, teacher_file)
     full = functools.partial(
-        sabotage.at_call, "ssld.curate.tables:write_whole", 6,
+        sabotage.at_call, "ssld.curate.tables:write_table", 6,
         functools.partial(sabotage.quota, 2048),  # said.txt itself is shorter
     )  # fmt: skip
     code, said = sabotage.run(["curate", "select", *settings], tmp_path / "said.txt", [full])

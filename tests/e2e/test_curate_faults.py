@@ -14,7 +14,7 @@ import psutil
 import pytest
 import sabotage
 
-KILLS = 6
+KILLS = 3
 KILLS_OF_TWO = 3
 STAGES = ["index", "score", "duplicates", "select", "report"]
 FIRST = dict.fromkeys(STAGES, "ssld.curate.command:opened")
@@ -132,7 +132,7 @@ def test_worker_processes_give_the_same_tables_and_end_with_a_killed_parent(
     out = world.root / "out"
     argv = ["curate", "duplicates", *world.settings(out, teacher_file, workers=2)]
     moment = functools.partial(
-        sabotage.at_call, "ssld.curate.tables:write_whole", 7, sabotage.sigkill
+        sabotage.at_call, "ssld.curate.tables:write_table", 6, sabotage.sigkill
     )
     killed = sabotage.Started(argv, world.root / "said", [moment])
     workers: set[psutil.Process] = set()

@@ -14,8 +14,7 @@ import pytest
 
 from ssld.__main__ import main
 from ssld.curate.select import score
-from ssld.data.batching import eval_batches
-from ssld.data.loading import ViewBatches
+from ssld.data.loading import ViewBatches, eval_batches
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView
 

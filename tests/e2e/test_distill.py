@@ -68,6 +68,7 @@ def test_a_run_folder_holds_the_whole_truth(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["student"]["num_classes"] == 3
     assert config["teacher"]["mean"] == [0.4, 0.5, 0.6] and config["teacher"]["input_size"] == 32
+    assert config["teacher"]["dtype"] == "fp32"
     facts = json.loads((finished / "run.json").read_text())
     assert len(facts["teacher_sha256"]) == len(facts["data_sha256"]) == 64
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -155,9 +156,8 @@ def test_a_share_of_the_unlabeled_images(colours, teacher_file, tmp_path):
     assert facts["images"] == {str(colours / "train"): 36, str(colours / "unlabeled"): 30}
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_loader_workers_do_not_matter(colours, teacher_file, finished, tmp_path, workers):
-    assert run(colours, teacher_file, tmp_path / "run", **{"data.workers": workers}) == 0
+def test_loader_workers_do_not_matter(colours, teacher_file, finished, tmp_path):
+    assert run(colours, teacher_file, tmp_path / "run", **{"data.workers": 2}) == 0
     assert same(weights(finished), weights(tmp_path / "run"))
 
 
@@ -171,7 +171,7 @@ def test_accumulation_equals_the_large_batch(colours, teacher_file, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["js", "symmetric_kl", "kl", "soft_ce"])
+@pytest.mark.parametrize("loss", ["js", "soft_ce"])
 def test_a_student_learns_its_teacher(colours, teacher_file, tmp_path, loss):
     changes = {"loss.name": loss, "steps": 36, "batch_size": 16, "schedule.lr": 1.0}
     changes |= {"augment.scale": "[0.8, 1.0]", "evaluate_every_epochs": 100}

@@ -17,7 +17,7 @@ import torch
 
 from ssld.__main__ import main
 from ssld.ablate import grid
-from ssld.cli.commands import FIRST
+from ssld.cli.commands import FIRST_STAGES
 from ssld.common.settings import plain
 from ssld.common.settings_file import read_settings
 from ssld.distill.config import ClassifierConfig, DistillConfig
@@ -56,7 +56,7 @@ def content(file: Path) -> dict[str, Any]:
     return read_settings(file)
 
 
-RECIPES = [x for x in sorted(CONFIGS_DIR.rglob("*.yaml")) if content(x).keys() & set(FIRST)]
+RECIPES = [x for x in sorted(CONFIGS_DIR.rglob("*.yaml")) if content(x).keys() & set(FIRST_STAGES)]
 PUBLISHED = [x for x in RECIPES if not x.stem.startswith("quickstart")]
 TRAINED = [x for x in PUBLISHED if "distill" in content(x) and "\nbase: " not in x.read_text()]
 """A recipe with a base has the student of that."""

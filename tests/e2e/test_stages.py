@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from stages import first_stage, words
 
 from ssld.__main__ import main
-from ssld.engine.written import foreign
+from ssld.engine.overwrite import foreign
 from ssld.health.verdict import symptoms
-from ssld.models.classifier import open_network
+from ssld.models.opening import open_network
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -57,19 +57,19 @@ def test_the_second_stage_inherits_all_but_what_the_paper_changes(
 
 def test_thirty_epochs_unless_something_is_said(distilled) -> None:
     from ssld.cli.parse import parse
-    from ssld.distill.config import FinetuneConfig, FixConfig
+    from ssld.distill.config import FinetuneConfig, FixResConfig
     from ssld.distill.parent_run import finetune_defaults, fix_defaults
 
     def parsed(kind, *rest: str):
-        defaults = fix_defaults if kind is FixConfig else finetune_defaults
+        defaults = fix_defaults if kind is FixResConfig else finetune_defaults
         given = [f"--run={distilled}", "--out=o", *rest]
         return parse("x", kind, given, defaults=defaults)
 
     assert (parsed(FinetuneConfig).epochs, parsed(FinetuneConfig).steps) == (30, None)
     assert parsed(FinetuneConfig, "--steps=7").epochs is None
     assert parsed(FinetuneConfig, "--schedule.lr=0.5").schedule.lr == 0.5
-    assert (parsed(FixConfig).epochs, parsed(FixConfig).schedule.lr) == (11, 0.0005)
-    assert parsed(FixConfig).augment.size == 44  # 10/7 of 32, in steps of 4
+    assert (parsed(FixResConfig).epochs, parsed(FixResConfig).schedule.lr) == (11, 0.0005)
+    assert parsed(FixResConfig).augment.size == 44  # 10/7 of 32, in steps of 4
 
 
 def test_the_second_stage_starts_from_the_exported_student(distilled, tmp_path) -> None:

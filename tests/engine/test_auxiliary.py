@@ -1,14 +1,19 @@
-"""What trains besides the student, a projection and a moving average, comes back bit for bit."""
+"""What trains besides the student, a projection and a moving average, comes back bit for bit, and
+is the same on all processes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sabotage
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -17,6 +22,7 @@ from torch import Tensor, nn
 from ssld.data.loading import Batch
 from ssld.engine import loop, start
 from ssld.engine.config import CheckpointConfig, EmaConfig, LoopConfig, OptimizerConfig
+from ssld.engine.processes import open_accelerator
 from ssld.engine.task import Task
 from ssld.engine.trainer import Trainer
 from ssld.models.classifier import ImageModel
@@ -76,7 +82,8 @@ class FeatureLoss(Task[start.Run, Batch, Student, Distance]):
         return {"projection": self.projection, "average": self.average}
 
     def train_batches(self, run: start.Run, first_step: int, last_step: int) -> Iterator[Batch]:
-        return (batch(step) for step in range(first_step, last_step))
+        steps = range(first_step, last_step)
+        return (batch(step * run.world_size + run.rank) for step in steps)
 
     def held_out(self, run: start.Run) -> Iterator[Batch]:
         return iter([batch(-1)])
@@ -132,12 +139,57 @@ class Images:
         return None
 
 
+def train(folder: Path, ema: float) -> FeatureLoss:
+    """Go on with the run in a folder, or begin it."""
+    config = LoopConfig(
+        out=str(folder),
+        steps=STEPS,
+        batch_size=8,
+        log_every_steps=1,
+        evaluate_every_epochs=1 / 4,
+        trackers=[],
+        resume=True,
+        ema=EmaConfig(decay=ema),
+        optimizer=OptimizerConfig(name="adamw"),
+        checkpoint=CheckpointConfig(every_steps=3),
+    )
+    torch.manual_seed(0)
+    task, student = FeatureLoss(), Student()
+    images, facts = [Images()], {"flops_per_image": 1.0, "teacher_sha256": None}
+    sampler = SimpleNamespace(samples_per_epoch=8 * STEPS)
+    run = start.start(config, open_accelerator(config), images, images, sampler, facts)  # type: ignore[arg-type]
+    loop.train(run, task, student)
+    return task
+
+
+def rank(folder: Path, number: int, port: int, kill: int) -> None:
+    """One of two processes, which ends before step `kill`, or leaves what it has at the end."""
+    here = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    os.environ.update({key: str(value) for key, value in here.items()})
+    sabotage.at_step(kill, lambda: os._exit(0))
+    task = train(folder, 0.9)
+    torch.save(nn.ModuleDict(task.auxiliary).state_dict(), folder / f"{number}.pt")
+
+
+def of_two(folder: Path, *kills: int) -> list[dict[str, Tensor]]:
+    """What trained besides the student, by process."""
+    for kill in (*kills, STEPS):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for process in [sabotage.forked(rank, folder, i, port, kill) for i in (0, 1)]:
+            process.join(sabotage.SECONDS)
+            assert process.exitcode == 0
+    return [torch.load(folder / f"{i}.pt", weights_only=True) for i in (0, 1)]
+
+
 @pytest.fixture
 def trained(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
     """Trains, killed before the given steps, and returns all that is left of it."""
     step = Trainer.train_step
 
-    def train(name: str, ema: float, *kills: int) -> dict[str, Any]:
+    def trained(name: str, ema: float, *kills: int) -> dict[str, Any]:
         for at in (*kills, STEPS):
 
             def killed(trainer: Trainer, *arguments: Any, at: int = at) -> None:
@@ -147,28 +199,8 @@ def trained(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
                 step(trainer, *arguments)
 
             monkeypatch.setattr(Trainer, "train_step", killed)
-            config = LoopConfig(
-                out=str(tmp_path / name),
-                steps=STEPS,
-                batch_size=8,
-                log_every_steps=1,
-                evaluate_every_epochs=1 / 4,
-                trackers=[],
-                resume=True,
-                ema=EmaConfig(decay=ema),
-                optimizer=OptimizerConfig(name="adamw"),
-                checkpoint=CheckpointConfig(every_steps=3),
-            )
-            torch.manual_seed(0)
-            task, student = FeatureLoss(), Student()
-            images, facts = [Images()], {"flops_per_image": 1.0, "teacher_sha256": None}
-            sampler = SimpleNamespace(samples_per_epoch=8 * STEPS)
-            run = start.start(config, Accelerator(cpu=True), images, images, sampler, facts)  # type: ignore[arg-type]
-            if at < STEPS:
-                with pytest.raises(Killed):
-                    loop.train(run, task, student)
-            else:
-                loop.train(run, task, student)
+            with pytest.raises(Killed) if at < STEPS else contextlib.nullcontext():
+                train(tmp_path / name, ema)
         folder = tmp_path / name
         last = folder / f"checkpoints/step-{STEPS:08d}"
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -180,7 +212,7 @@ def trained(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
             **{path.stem: load_file(path) for path in last.glob("*.safetensors")},
         }
 
-    return train
+    return trained
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -199,3 +231,12 @@ def test_killed_and_resumed_is_uninterrupted(trained, ema):
     assert whole["exported"].keys() == {"weight", "bias"}  # nothing of it is exported
     distances = [line["divergence"] for line in whole["lines"] if line["kind"] == "eval"]
     assert len(distances) == 4 and distances[-1] < distances[0]
+
+
+def test_two_processes_have_the_same_and_go_on_with_it(tmp_path):
+    whole, resumed = of_two(tmp_path / "whole"), of_two(tmp_path / "resumed", 5)
+    fresh = nn.ModuleDict(FeatureLoss().auxiliary).state_dict()
+    for key, tensor in whole[0].items():
+        assert torch.equal(tensor, whole[1][key]), key
+        assert all(torch.equal(tensor, x[key]) for x in resumed), key
+        assert not torch.equal(tensor, fresh[key]), key

@@ -137,7 +137,7 @@ def _seen(views) -> bool:
 
 @functools.cache
 def _box_views():
-    from downstream.detection.data.augment_config import BoxAugmentConfig
+    from downstream.detection.config import BoxAugmentConfig
     from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 
     augment = BoxAugmentConfig(resize="square", sizes=[32], test_size=32, longest=None)
@@ -318,7 +318,7 @@ def _masks(path: str, out: Path) -> str | None:
 
 @functools.cache
 def _mask_view():
-    from downstream.segmentation.data.augment_config import MaskAugmentConfig
+    from downstream.segmentation.config import MaskAugmentConfig
     from downstream.segmentation.data.transforms import TrainMaskView
 
     return TrainMaskView(MaskAugmentConfig(crop=(16, 16)), 0)

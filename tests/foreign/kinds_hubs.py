@@ -143,7 +143,7 @@ def use_answer(folder: Path, out: Path) -> None:
 
         pull(REPO, out / "net", say=str)
         return
-    from ssld.models.classifier import open_network
+    from ssld.models.opening import open_network
 
     open_network("teacher", arch=f"hf-hub:{REPO}", pretrained=True)
 

@@ -166,7 +166,7 @@ def use_folder(folder: Path, out: Path) -> None:
     """As a teacher or student by its checkpoint, as a model to be evaluated, as a backbone."""
     from downstream.backbone.config import BackboneConfig
     from downstream.backbone.weights import open_classifier
-    from ssld.models.classifier import open_network
+    from ssld.models.opening import open_network
 
     way = (folder / "config.json").stat().st_size % 3
     if way == 0:
@@ -215,7 +215,7 @@ def write_file(rng: random.Random, folder: Path) -> None:
 
 
 def use_file(folder: Path, out: Path) -> None:
-    from ssld.models.classifier import open_network
+    from ssld.models.opening import open_network
 
     see(open_network("teacher", arch=None, checkpoint=str(folder / "a.safetensors")))
 
@@ -319,7 +319,7 @@ def segmenter() -> tuple[dict[str, Any], bytes]:
     import torch
 
     from downstream.backbone.config import BackboneConfig
-    from downstream.dense.trained import save
+    from downstream.dense.model import save
     from downstream.segmentation.model import SegmentationModel, build
 
     torch.manual_seed(0)

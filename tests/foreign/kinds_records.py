@@ -134,7 +134,7 @@ def _evaluate(folder: Path, out: Path) -> None:
     """Its student as a model, and as a backbone."""
     from downstream.backbone.config import BackboneConfig
     from downstream.backbone.weights import is_distilled
-    from ssld.models.classifier import open_network
+    from ssld.models.opening import open_network
 
     is_distilled(BackboneConfig(name=str(folder)))
     open_network("model", arch=None, checkpoint=str(folder))
@@ -351,7 +351,7 @@ def _stage(folder: Path) -> None:
 
 
 def _overrides(folder: Path) -> None:
-    from ssld.curate.near_duplicates.overrides import read_overrides
+    from ssld.curate.near_duplicates.search import read_overrides
 
     index = SimpleNamespace(read=lambda columns: [])
     work = SimpleNamespace(out=folder, say=str)
@@ -389,7 +389,7 @@ RUNS = (
 )
 RUNS += ("downstream.backbone.weights", "jsonargparse", "ssld.cli")
 CURATION = (
-    "ssld.curate.near_duplicates.overrides",
+    "ssld.curate.near_duplicates.search",
     "ssld.curate.report.page",
     "ssld.recipe.stage_folder",
 )

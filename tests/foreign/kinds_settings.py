@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
         [{"out": "r", "epochs": 2, "data": {"labeled": "a", "val": "b"}}],
     ),
     "finetune": ("ssld.distill.config", "FinetuneConfig", [SECOND]),
-    "fix": ("ssld.distill.config", "FixConfig", [SECOND]),
+    "fix": ("ssld.distill.config", "FixResConfig", [SECOND]),
     "plan": ("ssld.plan.config", "PlanConfig", [{**DISTILL, "seconds": 1.0}]),
     "evaluate": (
         "ssld.health.config",

@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as pytest does
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))  # as pytest does
 
 from audit import Audit
 from sabotage import CONTEXT
@@ -262,7 +262,7 @@ class Box:
             return self.kind.use(self.input, self.out) or "read"
         except (InputError, ZooInputError, OSError) as error:
             raw, said = str(error), sentence_of(error)
-            if not said.strip():
+            if not raw.strip():
                 raise Failure(f"says nothing: {error!r}") from error
             if isinstance(error, (InputError, ZooInputError)) and raw.count("\n") > 3:
                 raise Failure(f"{raw.count(chr(10))} lines: {said[:300]}") from error

@@ -78,8 +78,8 @@ def test_networks_are_told_apart_by_number_names_and_order():
 
 
 def test_teachers_that_count_their_classes_differently_are_not_averaged():
-    from ssld.models.classifier import open_network
     from ssld.models.config import TeacherConfig
+    from ssld.models.opening import open_network
     from ssld.models.teacher import Teacher
 
     networks = [open_network("teacher", arch="test_resnet", num_classes=3) for _ in range(2)]
@@ -205,8 +205,8 @@ def test_a_stage_refuses_a_teacher_of_another_order(colours, teacher_file, tmp_p
 
 
 def save_export(folder: Path, names: list[str]) -> None:
-    from ssld.engine.export import export
-    from ssld.models.classifier import open_network
+    from ssld.engine.checkpoint import export
+    from ssld.models.opening import open_network
 
     network = open_network("student", arch="test_resnet", num_classes=3, input_size=32)
     network.label_names = names

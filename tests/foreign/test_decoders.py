@@ -16,6 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ssld.cli.run import main
+from ssld.common.errors import Interrupted
 from ssld.curate.near_duplicates.sift import features
 from ssld.curate.sets.index import measure
 from ssld.data import decode as decoding
@@ -115,7 +116,7 @@ def test_whatever_a_decoder_raises(monkeypatch, error):
         decode(data)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, MemoryError])
 def test_what_is_not_the_images_fault_goes_on(monkeypatch, error):
     def fail(*_, **__):
         raise error
@@ -214,7 +215,7 @@ def test_a_thin_image_is_cropped_first_and_looks_the_same(monkeypatch, shape, ki
 
 
 def test_ordinary_images_are_not_touched_by_it(monkeypatch):
-    monkeypatch.setattr(views, "_middle", lambda *_: pytest.fail("is for thin images"))
+    monkeypatch.setattr(views, "_without_ends", lambda *_: pytest.fail("is for thin images"))
     for shape in ((48, 64), (3, 48), (160, 10), (300, 301)):
         pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
         EvalView(32, 0.875, "bicubic")(encoded(pixels))

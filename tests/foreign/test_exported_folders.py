@@ -19,7 +19,7 @@ from downstream.backbone.config import BackboneConfig
 from downstream.backbone.weights import open_classifier
 from ssld.cli.run import main
 from ssld.common.errors import InputError
-from ssld.models.classifier import open_network
+from ssld.models.opening import open_network
 from zoo.release import seal
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from foreign_sets import box, coco, picture, xml, yolo
 
+from downstream.detection.data.annotations import extent
 from downstream.detection.data.boxes import open_boxes
-from downstream.detection.data.outlines import extent
 from ssld.common.errors import InputError
 
 

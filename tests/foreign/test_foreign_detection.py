@@ -12,9 +12,9 @@ from foreign_sets import box, coco
 from matplotlib.figure import Figure
 from pictures import one_pixel
 
-from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.command import note_many, note_other_ids, note_small
+from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data.boxes import open_boxes
-from downstream.detection.data.limits import note_many, note_other_ids, note_small
 from ssld.cli.run import main
 from ssld.common.errors import InputError
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from downstream.dense.drawing import draw_boxes, draw_lines
 from downstream.dense.preflight import write_preflight
-from downstream.dense.texts import one_line, shown
+from downstream.dense.texts import short_line, shown
 from downstream.detection.data.boxes import open_boxes
 from downstream.segmentation.data.masks import open_masks
 from downstream.segmentation.data.preflight import inspect
@@ -71,4 +71,4 @@ def test_values_are_shown_short_and_on_one_line():
         said = shown(value)
         assert len(said) <= 200 and said.isprintable()
         said.encode()
-    assert one_line("a\n b") == "a b" and len(one_line("x" * 999, 24)) == 24
+    assert short_line("a\n b") == "a b" and len(short_line("x" * 999, 24)) == 24

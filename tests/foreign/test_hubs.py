@@ -12,10 +12,10 @@ import pytest
 from hostile_hub import COMMIT, HostileHub, answer, file
 
 import zoo
-import zoo.fetch.watch
+import zoo.fetch
 from ssld.cli.run import main
 from ssld.common.errors import InputError
-from ssld.models.classifier import open_network
+from ssld.models.opening import open_network
 from zoo.publish.hub import publish, pull
 from zoo.release import MANIFEST, seal
 from zoo.weights import weights_file
@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileHub]
     from huggingface_hub.utils import _http
 
     server = HostileHub()
-    monkeypatch.setattr(zoo.fetch.watch, "SECONDS", 0.3)
+    monkeypatch.setattr(zoo.fetch, "SECONDS", 0.3)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
@@ -178,7 +178,7 @@ def test_publishing_to_what_stands_still_is_given_up(hub: HostileHub, release, h
 
 def test_a_slow_server_that_gets_on_is_waited_for(hub: HostileHub, tmp_path, release, monkeypatch):
     """Twice the bound in all, but every part of it moves."""
-    monkeypatch.setattr(zoo.fetch.watch, "STEP_BYTES", 100)
+    monkeypatch.setattr(zoo.fetch, "STEP_BYTES", 100)
     padded = (release / MANIFEST).read_bytes() + b" " * 3000
     start, body = file('"b"', b"", Content_Length=str(len(padded))), iter(padded[:-600])
     slowly = hub.parts(map(bytes, zip(*[body] * 200, strict=False)), 0.03)
@@ -230,7 +230,7 @@ def test_answers_to_an_upload_that_are_none_are_one_sentence(hub, release, body)
 
 
 def test_a_list_of_files_without_end_is_given_up(hub: HostileHub, release, monkeypatch):
-    monkeypatch.setattr(zoo.fetch.watch, "REQUESTS", 8)
+    monkeypatch.setattr(zoo.fetch, "REQUESTS", 8)
     link = f'<{hub.url}/api/models/org/net/tree/{COMMIT}?again=1>; rel="next"'
     hub.answers = {INFO: RELEASE, "GET .*/tree/.*": answer(b"[]", Link=link)}
     with pytest.raises(zoo.InputError, match="was asked 8 times and goes on"):
@@ -255,7 +255,7 @@ def test_cut_off_and_endless_files_are_one_sentence(hub, tmp_path, monkeypatch):
     hub.answers = head | {GET_MANIFEST: file('"b"', b"{", Content_Length="100")}
     with pytest.raises(zoo.InputError, match="org/net"):
         pull(REPO, tmp_path / "out")
-    monkeypatch.setattr(zoo.fetch.watch, "ANSWER_BYTES", 1000)
+    monkeypatch.setattr(zoo.fetch, "ANSWER_BYTES", 1000)
     endless = [file('"b"', b"", Content_Length=""), *[b" " * 500] * 5]
     hub.answers = head | {GET_MANIFEST: endless}
     with pytest.raises(zoo.InputError, match="sends more than the 1,000 bytes"):
@@ -271,7 +271,7 @@ def test_a_server_says_not_how_long_the_client_sleeps(hub: HostileHub, tmp_path,
 
     slept: list[float] = []
     monkeypatch.setattr(_http.time, "sleep", slept.append)
-    monkeypatch.setattr(zoo.fetch.watch, "SECONDS", 60)
+    monkeypatch.setattr(zoo.fetch, "SECONDS", 60)
     limited = {"Retry_After": "99999", "RateLimit": '"api";r=0;t=99999'}
     hub.answers = {INFO: RELEASE, ".*": answer(status="429 Too Many", **limited)}
     with pytest.raises(zoo.InputError, match="429.*wait some minutes"):

@@ -8,12 +8,12 @@ import pytest
 from sandbox import trusted
 
 INPUTS = [
-    ("annotations.coco", 250),
-    ("annotations.voc", 250),
-    ("annotations.yolo", 250),
-    ("annotations.masks", 250),
-    ("annotations.panoptic", 200),
-    ("annotations.results", 200),
+    ("annotations.coco", 100),
+    ("annotations.voc", 100),
+    ("annotations.yolo", 100),
+    ("annotations.masks", 100),
+    ("annotations.panoptic", 80),
+    ("annotations.results", 100),
 ]
 
 

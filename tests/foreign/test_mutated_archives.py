@@ -8,10 +8,10 @@ import pytest
 from sandbox import trusted
 
 INPUTS = [
-    ("archives.tar", 300),
-    ("archives.tars", 250),
-    ("archives.parquet", 300),
-    ("archives.bundle", 250),
+    ("archives.tar", 120),
+    ("archives.tars", 100),
+    ("archives.parquet", 120),
+    ("archives.bundle", 100),
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sandbox import trusted
 
-INPUTS = [("hubs.answers", 60)]
+INPUTS = [("hubs.answers", 40)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sandbox import trusted
 
-INPUTS = [("images.files", 900)]
+INPUTS = [("images.files", 360)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)

@@ -8,10 +8,10 @@ import pytest
 from sandbox import trusted
 
 INPUTS = [
-    ("models.folder", 300),
-    ("models.file", 200),
-    ("models.pickle", 600),
-    ("models.segmenter", 60),
+    ("models.folder", 120),
+    ("models.file", 80),
+    ("models.pickle", 300),
+    ("models.segmenter", 30),
 ]
 
 

@@ -8,11 +8,11 @@ import pytest
 from sandbox import trusted
 
 INPUTS = [
-    ("records.run", 200),
-    ("records.release", 100),
-    ("records.checkpoint", 200),
-    ("records.held_out", 200),
-    ("records.states", 200),
+    ("records.run", 80),
+    ("records.release", 40),
+    ("records.checkpoint", 80),
+    ("records.held_out", 80),
+    ("records.states", 80),
 ]
 
 

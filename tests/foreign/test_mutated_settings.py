@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sandbox import trusted
 
-INPUTS = [("settings.commands", 400), ("settings.recipes", 100)]
+INPUTS = [("settings.commands", 160), ("settings.recipes", 40)]
 
 
 @pytest.mark.parametrize(("kind", "count"), INPUTS)

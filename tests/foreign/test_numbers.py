@@ -126,7 +126,7 @@ def test_whoever_names_classes_is_asked_first(tmp_path):
 
 
 def test_a_teacher_without_names_knows_numbers(tmp_path, numbered):
-    from ssld.models.classifier import open_network
+    from ssld.models.opening import open_network
 
     teacher = open_network("teacher", arch="test_resnet", checkpoint=str(numbered[0]))
     numbers = source(tmp_path / "a", ["2", "10"])

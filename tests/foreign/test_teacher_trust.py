@@ -45,13 +45,13 @@ def formats(monkeypatch) -> list[torch.dtype]:
     """Number format of every forward pass of a teacher's network."""
     found: list[torch.dtype] = []
 
-    def spied(network, config, images):
-        logits = answer(network, config, images)
+    def spied(*asked):
+        (logits,) = answer(*asked)
         found.append(logits.dtype)
-        return logits
+        return [logits]
 
-    answer = teachers._logits
-    monkeypatch.setattr(teachers, "_logits", spied)
+    answer = teachers._in_parts
+    monkeypatch.setattr(teachers, "_in_parts", spied)
     return found
 
 
@@ -195,16 +195,16 @@ def test_a_teacher_that_fails_in_training_is_blamed_not_the_learning_rate(
     colours, teacher_file, tmp_path, capsys, monkeypatch, view
 ):
     """As half precision does that overflows on a few images only."""
-    answer, calls = teachers._logits, []
+    answer, calls = teachers._in_parts, []
 
-    def fails(network, config, images):
-        logits = answer(network, config, images)
+    def fails(network, config, images, with_features):
+        (logits,) = answer(network, config, images, with_features)
         calls.append(len(images))
         if len(images) == 8:  # a step's, not the check's before it
             logits[3] = torch.inf
-        return logits
+        return [logits]
 
-    monkeypatch.setattr(teachers, "_logits", fails)
+    monkeypatch.setattr(teachers, "_in_parts", fails)
     given = {"teacher_view": view}
     assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 2
     said = capsys.readouterr().err
@@ -215,15 +215,15 @@ def test_a_teacher_that_fails_in_training_is_blamed_not_the_learning_rate(
 def test_a_teacher_that_fails_on_held_out_images_is_named(
     colours, teacher_file, tmp_path, capsys, monkeypatch
 ):
-    answer = teachers._logits
+    answer = teachers._in_parts
 
-    def fails(network, config, images):
-        logits = answer(network, config, images)
+    def fails(network, config, images, with_features):
+        (logits,) = answer(network, config, images, with_features)
         if torch.is_inference_mode_enabled():
             logits[-1, 0] = torch.nan
-        return logits
+        return [logits]
 
-    monkeypatch.setattr(teachers, "_logits", fails)
+    monkeypatch.setattr(teachers, "_in_parts", fails)
     given = {"data.val": colours / "unlabeled"}
     assert main(["distill", *words(colours, teacher_file, tmp_path / "run", **given)]) == 2
     said = capsys.readouterr()

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssld.common.errors import InputError
-from ssld.models.classifier import Classifier, open_network
+from ssld.models.classifier import Classifier
+from ssld.models.opening import open_network
 
 
 def test_preprocess_is_the_textbook_formula():
@@ -126,7 +127,7 @@ def test_cost_refuses_a_size_the_model_cannot_take():
 
 
 def test_local_dir_of_an_export(tmp_path, teacher_file):
-    from ssld.engine.export import export
+    from ssld.engine.checkpoint import export
 
     network = open_network("student", arch=None, checkpoint=str(teacher_file), input_size=40)
     network.label_names = ["a", "b", "c"]

@@ -77,4 +77,4 @@ def test_a_square_linear_layer_is_transposed_too() -> None:
 def test_two_tensors_never_become_one() -> None:
     tensors = {"a1.weight": torch.zeros(1), "a2.weight": torch.ones(1)}
     with pytest.raises(DoesNotFit, match="two tensors would be 'b.weight'"):
-        renamed(tensors, {r"a\d": "b"})
+        renamed(tensors, {r"a\d": "b"}, linear="b")

@@ -21,12 +21,12 @@ from timm.data.config import resolve_model_data_config
 
 from ssld.common.errors import InputError
 from ssld.distill.config import DistillConfig, SupervisedConfig
-from ssld.engine.export import export
+from ssld.engine.checkpoint import export
 from ssld.engine.run_folder import RunFolder
 from ssld.models.classifier import Classifier
 from ssld.zoo.config import About
 from ssld.zoo.release_run import assemble
-from ssld.zoo.without_secrets import without_secrets
+from ssld.zoo.run_facts import without_secrets
 from zoo.publish.card import write_card
 from zoo.release import read_manifest, seal, verify
 

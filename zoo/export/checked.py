@@ -22,7 +22,7 @@ from torch.onnx.errors import OnnxExporterError, OnnxExporterWarning
 
 from zoo.errors import InputError, one_line
 
-OTHER = "nothing was written, use another format, or the network with PyTorch"
+INSTEAD = "nothing was written, use another format, or the network with PyTorch"
 TRACING_OPSET = 20
 """The newest of torch's tracing exporter; DeformConv came with 19."""
 
@@ -149,7 +149,7 @@ def write_onnx(
     write, how = (_dynamo, "dynamo") if tracing is None else (_traced, "trace")
     with (
         refusing(
-            f"{header['architecture']} cannot be written as ONNX: {OTHER}",
+            f"{header['architecture']} cannot be written as ONNX: {INSTEAD}",
             *(OnnxExporterError, RuntimeError, *kinds),
         ),
         quiet(),
@@ -201,11 +201,11 @@ def _loaded(path: Path, outputs: Sequence[str]) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what matters is raised
-    with refusing(f"onnxruntime cannot load the file: {OTHER}", *errors):
+    with refusing(f"onnxruntime cannot load the file: {INSTEAD}", *errors):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> list[Tensor]:
-        with refusing(f"onnxruntime cannot run the file: {OTHER}", *errors):
+        with refusing(f"onnxruntime cannot run the file: {INSTEAD}", *errors):
             arrays = session.run(list(outputs), {"images": images.numpy()})
         return [torch.as_tensor(array) for array in arrays]
 

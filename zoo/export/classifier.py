@@ -27,7 +27,15 @@ from torch.jit.frontend import FrontendError
 
 from zoo.errors import InputError, did_you_mean
 from zoo.export import torchvision_resnet
-from zoo.export.checked import OTHER, facts, placed, quiet, refusing, require_packages, write_onnx
+from zoo.export.checked import (
+    INSTEAD,
+    facts,
+    placed,
+    quiet,
+    refusing,
+    require_packages,
+    write_onnx,
+)
 
 TOLERANCE = 1e-4
 """Largest difference, in standard deviations of the logits. Another order of float32 sums makes
@@ -177,7 +185,7 @@ def _attempt(
     if not relative <= TOLERANCE:  # NaN is refused, too
         raise InputError(
             f"the {format} export of {header['architecture']} differs from PyTorch by "
-            f"{relative:.1e} of the logits' standard deviation, over {TOLERANCE:.0e}: {OTHER}"
+            f"{relative:.1e} of the logits' standard deviation, over {TOLERANCE:.0e}: {INSTEAD}"
         )
     return Exported(
         paths=tuple(path.parents[1] / part.name for part in sorted(path.parent.iterdir())),
@@ -241,7 +249,7 @@ def _torchscript(
     network: nn.Module, path: Path, header: dict[str, str], size: tuple[int, int] | None
 ) -> tuple[str, Run]:
     unfit = (RuntimeError, FrontendError, TypeError, ValueError, AttributeError)
-    what = f"{header['architecture']} cannot be written as TorchScript: {OTHER}"
+    what = f"{header['architecture']} cannot be written as TorchScript: {INSTEAD}"
     with refusing(what, *unfit), quiet(), torch.no_grad():
         module: Any
         try:
@@ -256,7 +264,7 @@ def _torchscript(
         loaded = torch.jit.load(str(path))
 
     def run(images: Tensor) -> Tensor:
-        with refusing(f"the TorchScript file fails: {OTHER}", RuntimeError, torch.jit.Error):
+        with refusing(f"the TorchScript file fails: {INSTEAD}", RuntimeError, torch.jit.Error):
             with torch.no_grad():
                 return loaded(images)
 

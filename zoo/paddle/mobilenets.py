@@ -20,7 +20,6 @@ from zoo.paddle.rename import (
     linear_to_conv,
     renamed,
     scale,
-    transpose,
 )
 
 _BN_EPS = 1e-5  # paddle.nn.BatchNorm's default
@@ -34,7 +33,7 @@ def _blocks(model: nn.Module) -> list[str]:
 def mobilenet_v1(paddle: Weights, model: nn.Module) -> Weights:
     """PaddleClas ppcls/arch/backbone/legendary_models/mobilenet_v1.py; ReLU, not ReLU6."""
     at = _blocks(model)
-    weights = renamed(
+    return renamed(
         paddle,
         {
             r"conv\.conv": "conv_stem",
@@ -45,9 +44,8 @@ def mobilenet_v1(paddle: Weights, model: nn.Module) -> Weights:
             r"blocks\.(\d+)\.pointwise_conv\.bn": lambda m: f"{at[int(m[1])]}.bn2",
             r"fc": "classifier",
         },
+        linear="classifier",
     )
-    transpose(weights, "classifier")
-    return weights
 
 
 def mobilenet_v2(paddle: Weights, model: nn.Module) -> Weights:
@@ -65,9 +63,7 @@ def mobilenet_v2(paddle: Weights, model: nn.Module) -> Weights:
         r"conv9\._batch_norm": "bn2",
         r"out": "classifier",
     }
-    weights = renamed(paddle, modules)
-    transpose(weights, "classifier")
-    return weights
+    return renamed(paddle, modules, linear="classifier")
 
 
 def _inverted_residual(
@@ -105,11 +101,10 @@ def mobilenet_v3(paddle: Weights, model: nn.Module) -> Weights:
         r"blocks\.(\d+)\.mid_se\.conv1": lambda m: f"{at[int(m[1])]}.se.conv_reduce",
         r"blocks\.(\d+)\.mid_se\.conv2": lambda m: f"{at[int(m[1])]}.se.conv_expand",
     }
-    weights = renamed(paddle, modules)
+    weights = renamed(paddle, modules, linear="classifier")
     for name in list(weights):
         if ".se.conv_expand." in name:
             scale(weights, name, 1.2)
-    transpose(weights, "classifier")
     scale(weights, "classifier.weight", KEPT_BY_DROPOUT)
     return weights
 
@@ -141,8 +136,8 @@ def lcnet(paddle: Weights, model: nn.Module) -> Weights:
             r"last_conv": "conv_head",
             r"fc": "classifier",
         },
+        linear="classifier",
     )
-    transpose(weights, "classifier")
     scale(weights, "classifier.weight", KEPT_BY_DROPOUT)
     weights["conv_head.bias"] = torch.zeros(weights["conv_head.weight"].shape[0])
     return weights
@@ -167,8 +162,8 @@ def lcnet_v2(paddle: Weights, model: nn.Module) -> Weights:
             r"last_conv": "conv_head",
             r"fc": "classifier",
         },
+        linear="classifier",
     )
-    transpose(weights, "classifier")
     scale(weights, "classifier.weight", KEPT_BY_DROPOUT)
     return weights
 
@@ -207,7 +202,7 @@ def ghostnet(paddle: Weights, model: nn.Module) -> Weights:
                 lambda m, i=i: f"{at[int(m[1])]}.shortcut.{i + 2}"
             ),
         }
-    weights = renamed(paddle, modules)
+    weights = renamed(paddle, modules, linear="classifier")
     linear_to_conv(weights, r".*\.se\.conv_(?:reduce|expand)")
     for name in list(weights):
         if ".se.conv_expand." in name:
@@ -215,7 +210,6 @@ def ghostnet(paddle: Weights, model: nn.Module) -> Weights:
         if ".se." in name:
             weights[name] = _padded(name, weights[name], model)
     _fold_batch_norm(weights, "conv_head", "bn_head")
-    transpose(weights, "classifier")
     return weights
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.described import unwrapped
 from zoo.errors import InputError, printable
-from zoo.prefixes import unwrapped
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's internal names of the same tensors
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}

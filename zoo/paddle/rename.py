@@ -23,15 +23,18 @@ class DoesNotFit(ValueError):
     """The weights are not those of the architecture: one clause, what has no place."""
 
 
-def renamed(weights: Mapping[str, Tensor], modules: Mapping[str, Target]) -> Weights:
+def renamed(
+    weights: Mapping[str, Tensor], modules: Mapping[str, Target], *, linear: str
+) -> Weights:
     """Tensors under timm's names.
 
     Args:
         modules: patterns of Paddle's module names, and what timm calls them: a template of
             `re.Match.expand`, or a function of the match. The first that fits counts.
+        linear: the classifier, whose weight is transposed.
 
     Raises:
-        DoesNotFit: a tensor that no pattern knows, or two with the same new name.
+        DoesNotFit: a tensor that no pattern knows, two with the same new name, or no classifier.
     """
     result: Weights = {}
     for name, tensor in weights.items():
@@ -40,6 +43,8 @@ def renamed(weights: Mapping[str, Tensor], modules: Mapping[str, Target]) -> Wei
         if new in result:
             raise DoesNotFit(f"two tensors would be {new!r}, one of them {name!r}")
         result[new] = tensor
+    # [in, out] -> [out, in]
+    result[f"{linear}.weight"] = _of(result, f"{linear}.weight").t().contiguous()
     return result
 
 
@@ -57,13 +62,6 @@ def _new_name(name: str, module: str, modules: Mapping[str, Target]) -> str:
 def blocks_of(model: nn.Module, *names: str) -> list[str]:
     """Full names of the blocks of all stages, in order: Paddle counts them through."""
     return [f"{x}.{j}" for x in names for j, _ in enumerate(model.get_submodule(x).children())]
-
-
-def transpose(weights: Weights, *modules: str) -> None:
-    """[in, out] -> [out, in], in place, of the linear layers named."""
-    for module in modules:
-        weight = _of(weights, f"{module}.weight")
-        weights[f"{module}.weight"] = weight.t().contiguous()
 
 
 def linear_to_conv(weights: Weights, pattern: str) -> None:

@@ -13,7 +13,6 @@ from zoo.paddle.rename import (
     linear_to_conv,
     renamed,
     scale,
-    transpose,
 )
 
 
@@ -23,7 +22,7 @@ def resnet_vd(paddle: Weights, model: nn.Module) -> Weights:
     Blocks are counted through all stages. timm's stem is one Sequential of three convolutions.
     """
     at = blocks_of(model, *(f"layer{i}" for i in (1, 2, 3, 4)))
-    weights = renamed(
+    return renamed(
         paddle,
         {
             r"stem\.2\.bn": "bn1",
@@ -35,9 +34,8 @@ def resnet_vd(paddle: Weights, model: nn.Module) -> Weights:
             r"blocks\.(\d+)\.short\.bn": lambda m: f"{at[int(m[1])]}.downsample.2",
             r"fc": "fc",
         },
+        linear="fc",
     )
-    transpose(weights, "fc")
-    return weights
 
 
 def res2net_vd(paddle: Weights, model: nn.Module) -> Weights:
@@ -47,7 +45,7 @@ def res2net_vd(paddle: Weights, model: nn.Module) -> Weights:
     def at(match: re.Match[str]) -> str:
         return f"layer{int(match[1]) + 1}.{match[2]}"
 
-    weights = renamed(
+    return renamed(
         paddle,
         {
             r"conv1_3\._batch_norm": "bn1",
@@ -63,9 +61,8 @@ def res2net_vd(paddle: Weights, model: nn.Module) -> Weights:
             rf"{block}\.short\._batch_norm": lambda m: f"{at(m)}.downsample.2",
             r"out": "fc",
         },
+        linear="fc",
     )
-    transpose(weights, "fc")
-    return weights
 
 
 def hrnet(paddle: Weights, model: nn.Module) -> Weights:
@@ -106,9 +103,8 @@ def hrnet(paddle: Weights, model: nn.Module) -> Weights:
         r"conv_last\.(conv|bn)": lambda m: f"final_layer.{leaf[m[1]]}",
         r"fc": "classifier",
     }
-    weights = renamed(paddle, modules)
+    weights = renamed(paddle, modules, linear="classifier")
     linear_to_conv(weights, r".*\.se\.fc[12]")
-    transpose(weights, "classifier")
     return weights
 
 
@@ -128,7 +124,7 @@ def _fused(branches: int) -> list[str]:
 
 def hgnet(paddle: Weights, model: nn.Module) -> Weights:
     """PaddleClas ppcls/arch/backbone/legendary_models/pp_hgnet.py: tiny and small."""
-    weights = renamed(
+    return renamed(
         paddle,
         {
             r"stem\.(\d)\.(conv|bn)": r"stem.stem.\1.\2",
@@ -139,9 +135,8 @@ def hgnet(paddle: Weights, model: nn.Module) -> Weights:
             r"last_conv": "head.last_conv.0",
             r"fc": "head.fc",
         },
+        linear="head.fc",
     )
-    transpose(weights, "head.fc")
-    return weights
 
 
 def hgnet_base(paddle: Weights, model: nn.Module) -> Weights:
@@ -154,7 +149,7 @@ def hgnet_base(paddle: Weights, model: nn.Module) -> Weights:
 def hgnet_v2(paddle: Weights, model: nn.Module) -> Weights:
     """PaddleClas ppcls/arch/backbone/legendary_models/pp_hgnet_v2.py; no dropout."""
     inside = r"(?:conv1\.|conv2\.)?(?:conv|bn|lab)"
-    weights = renamed(
+    return renamed(
         paddle,
         {
             rf"(stem\.stem\w+\.{inside})": r"\1",
@@ -170,6 +165,5 @@ def hgnet_v2(paddle: Weights, model: nn.Module) -> Weights:
             r"lab": "head.last_conv.2",
             r"fc": "head.fc",
         },
+        linear="head.fc",
     )
-    transpose(weights, "head.fc")
-    return weights

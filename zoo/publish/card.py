@@ -1,14 +1,17 @@
 """The model card of a release, from the facts of its `ssld.json`: front matter that the hub's own
 classes and YAML write, a body that people read (`card.md`), and `.eval_results/` for leaderboards.
 
-Whatever a fact says is a stranger's text; it gets onto the card by `zoo/publish/card_text.py` only,
-whose `prose` is applied to all that the templates do not mark otherwise.
+Whatever a fact says is a stranger's text; it gets onto the card by three ways only, all of
+`clean`: `prose`, for all that the templates do not mark otherwise (every character that Markdown or
+HTML could take for syntax as a numeric entity, which CommonMark 0.31, section 2.5, never takes for
+structure), `code` (a code span) and `block` (a fence longer than any inside it).
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,49 @@ from markupsafe import Markup
 
 from zoo.errors import InputError
 from zoo.licences import TERMS_FILE, front_matter, is_loud, known, of_release, timm_weights
-from zoo.publish.card_text import block, clean, code, prose, slug
+from zoo.release import HUB_ID
+
+LIMIT = 2_000
+"""Characters of one text on a card; all of it is in ssld.json."""
+
+
+def prose(text: object, limit: int = LIMIT) -> Markup:
+    """Any text as plain words of a Markdown paragraph, heading or table cell."""
+    cleaned = clean(text, limit)
+    # A word joiner: some renderers make links of bare addresses after entities were decoded.
+    cleaned = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", cleaned, flags=re.IGNORECASE)
+    escaped = re.sub(r"[^\w\s.,:;?!%/()'\"\u2060-]|(?<!\w)_|_(?!\w)", _entity, cleaned)
+    return Markup(re.sub(r"^(?:-|\d+(?=[.)]))", _entity, escaped))  # or it would begin a list
+
+
+def code(text: object, limit: int = 256) -> Markup:
+    """Any text as a code span, also in a table."""
+    return Markup(f"`{clean(text, limit).replace('`', chr(39)).replace('|', '¦') or '?'}`")
+
+
+def clean(text: object, limit: int) -> str:
+    """One line without control, format or unassigned characters, cut to `limit`."""
+    whole = str(text)[: 8 * limit]
+    seen = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in whole)
+    line = " ".join(seen.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _entity(match: re.Match[str]) -> str:
+    return "".join(f"&#{ord(c)};" for c in match.group())
+
+
+def block(text: str, language: str) -> Markup:
+    """A fenced block that its own text cannot close."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def slug(text: object) -> str:
+    """A file's or a model's name made of any text."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", clean(text, 96)).strip("-.") or "model"
+
 
 CURVES = "curves.png"
 EVAL_RESULTS = ".eval_results"
@@ -44,7 +89,6 @@ SHARES = tuple(METRICS)[:6]
 """Metrics that are shares of images, shown in percent."""
 REPORTED = {"top1": "accuracy", "top5": "accuracy", "agreement1": "agreement"}
 """What goes into the front matter and to leaderboards: our name -> the hub's metric type."""
-HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 RECIPE_LIMIT = 20_000
 """Characters of the recipe on a card; all of it is in ssld.json."""
 Facts = Mapping[str, Any]

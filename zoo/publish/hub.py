@@ -33,11 +33,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from zoo import fetch
 from zoo.errors import InputError, printable
-from zoo.fetch import watch
-from zoo.fetch.hub_cache import COMMIT, forget, git_hash, hashes, refuse_outside
-from zoo.fetch.hub_errors import FAILURES, sentence
-from zoo.publish.changes import DIFF_BYTES, Change, Say, compared, difference, tell
+from zoo.fetch import COMMIT, FAILURES, forget, git_hash, hashes, refuse_outside, sentence
+from zoo.publish.local import DIFF_BYTES, Change, Say, compared, difference, tell
 from zoo.release import (
     MANIFEST,
     naming,
@@ -198,7 +197,7 @@ class _Hub:
                 "or not at all"
             )
         self.endpoint, self.say, self.token = endpoint, say, token or get_token()
-        self.watch: watch.Watch
+        self.watch: fetch.Watch
         self.api = HfApi(endpoint=endpoint, token=self.token or False, library_name="ssld")
 
     def refuse_token_in(self, folder: Path, names: Iterable[str]) -> None:
@@ -294,9 +293,9 @@ class _Hub:
     @contextmanager
     def one_sentence(self, repo: str) -> Iterator[None]:
         """Whatever the client or the disk raises becomes an InputError, without the token; the
-        connections inside are watched (`zoo/fetch/watch.py`)."""
+        connections inside are watched (`zoo/fetch.py`)."""
         try:
-            with watch.watched(self.shown, self.endpoint, watch.ANSWER_BYTES) as self.watch:
+            with fetch.watched(self.shown, self.endpoint, fetch.ANSWER_BYTES) as self.watch:
                 yield
         except InputError as error:
             raise InputError(self._scrub(str(error))) from None

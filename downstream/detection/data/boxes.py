@@ -2,7 +2,7 @@
 
 The enemy is a mean average precision of about 0 without a message. So what cannot be told apart
 from a wrong file is an error, and what is certain to be a slip in single boxes is mended, counted
-and reported (`preflight.py`), because one slip in 860,000 boxes should not keep anyone from
+and reported (`BoxReport`), because one slip in 860,000 boxes should not keep anyone from
 training:
 
 error   an id that nothing has; an id, a name or a file that occurs twice; an image that is missing;
@@ -24,24 +24,27 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from downstream.dense.texts import shown
+from downstream.dense.preflight import Finding
+from downstream.dense.texts import short_line, shown
 from downstream.detection.data.annotations import Annotations
-from downstream.detection.data.cleaning import clean, notice
+from downstream.detection.data.cleaning import clean, notice, refuse_other_conventions
 from downstream.detection.data.coco import read_coco
-from downstream.detection.data.conventions import refuse_other_conventions
 from downstream.detection.data.frames import decide_frames, read_headers
-from downstream.detection.data.preflight import BoxReport, ClassCount
 from downstream.detection.data.voc import find_voc, read_voc
 from downstream.detection.data.yolo import read_yolo
 from downstream.detection.data.yolo_layouts import is_yolo
 from ssld.common.errors import InputError, did_you_mean
 from ssld.data.storage import is_remote, read_all
+
+SHOWN = 30
+"""Classes in the printed lines; preflight.json has all."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class BoxSource:
         self._areas = cleaned.areas
         self._keypoints = cleaned.keypoints
         noticed = notice(annotations, cleaned.kept, headers.unreadable)
+        digests = (hashlib.sha256(Path(x).read_bytes()).digest() for x in annotations.files)
         self.report = BoxReport(
             path=self.path,
             format=annotations.format,
@@ -118,7 +122,7 @@ class BoxSource:
             dropped=cleaned.dropped,
             noticed=noticed,
             remarks=[*annotations.remarks, *frames.lines],
-            files_sha256=_hash_files(annotations.files),
+            files_sha256=hashlib.sha256(b"".join(digests)).hexdigest(),
             boxes_sha256=self._hash(),
         )
         """What was understood, mended and left out."""
@@ -154,12 +158,12 @@ class BoxSource:
         crowd = ~self.counted[part]
         return Boxes(self.xyxy[part], self._labels[part], crowd, self._areas[part], keypoints)
 
-    def _count_classes(self) -> list[ClassCount]:
+    def _count_classes(self) -> list[ClassBoxes]:
         labels, images = self._labels[self.counted], self.image[self.counted]
         once = np.unique(np.stack([images, labels], axis=1), axis=0)[:, 1]
         boxes, in_images = (np.bincount(x, minlength=len(self.class_names)) for x in (labels, once))
         return [
-            ClassCount(name, self.category_ids[k], int(boxes[k]), int(in_images[k]))
+            ClassBoxes(name, self.category_ids[k], int(boxes[k]), int(in_images[k]))
             for k, name in enumerate(self.class_names)
         ]
 
@@ -256,8 +260,67 @@ def _map_classes(
     return list(wanted), mapped
 
 
-def _hash_files(files: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class ClassBoxes:
+    name: str
+    category_id: int
+    """Its number in the annotation files; its number for the network is its place in the list."""
+    boxes: int
+    """Without crowd ones."""
+    images: int
+    """With such a box."""
+
+
+@dataclass(frozen=True)
+class BoxReport:
+    """Of one set of boxes."""
+
+    path: str
+    format: str
+    folder: str
+    images: int
+    boxes: int
+    """That are kept, with crowd ones."""
+    crowd: int
+    """COCO's iscrowd, VOC's difficult."""
+    without_boxes: int
+    """Images on which nothing is annotated; they are kept, as negatives."""
+    classes: list[ClassBoxes]
+    fixed: list[Finding] = field(default_factory=list)
+    dropped: list[Finding] = field(default_factory=list)
+    noticed: list[Finding] = field(default_factory=list)
+    """What was left as it is."""
+    remarks: list[str] = field(default_factory=list)
+    files_sha256: str = ""
+    """Of the annotation files, in order: each one's own sha256."""
+    boxes_sha256: str = ""
+    """Of image names, sizes and boxes as they are trained on."""
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        lines = [
+            f"{self.path} ({self.format}): {self.images} images ({self.without_boxes} negatives, "
+            f"without boxes), {self.boxes} boxes ({self.crowd} crowd or difficult, untrained), "
+            f"{len(self.classes)} classes",
+            "classes (number: name, id in the file, boxes): "
+            + ", ".join(
+                f"{i}: {short_line(entry.name)}, {entry.category_id}, {entry.boxes}"
+                for i, entry in enumerate(self.classes[:SHOWN])
+            )
+            + (f", {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""),
+        ]
+        empty = [short_line(entry.name) for entry in self.classes if not entry.boxes]
+        if empty:
+            lines.append(f"no box of {len(empty)} classes: {', '.join(empty[:SHOWN])}")
+        lines += [f"fixed: {finding.line()}" for finding in self.fixed]
+        lines += [f"dropped: {finding.line()}" for finding in self.dropped]
+        lines += [f"note: {finding.line()}" for finding in self.noticed]
+        lines += self.remarks
+        lines.append(
+            f"sha256 of the files {self.files_sha256[:16]}, of the boxes {self.boxes_sha256[:16]}"
+        )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json."""
+        return dataclasses.asdict(self)

@@ -26,11 +26,11 @@ from downstream.detection.data.annotations import (
     LARGEST,
     UNSTATED,
     Annotations,
+    extent,
     flip_pairs,
     missing_from,
     require_finite,
 )
-from downstream.detection.data.outlines import extent
 from ssld.common.errors import InputError
 
 BBOX = ("bbox[0] (x)", "bbox[1] (y)", "bbox[2] (width)", "bbox[3] (height)")

@@ -27,7 +27,7 @@ from ssld.common.errors import InputError, one_line
 from ssld.common.streams import bar_seconds
 from ssld.data.decode import Unreadable, image_size, orientation_of
 
-HEAD = 1 << 17
+HEAD_BYTES = 1 << 17
 """Bytes: EXIF lies in the first 64 KiB or is not looked for, and is 64 KiB at most."""
 THREADS = 16
 CHUNK = 64
@@ -93,14 +93,14 @@ def read_headers(folder: str, names: Sequence[str]) -> Headers:
 
 def _header(path: str) -> tuple[tuple[int, int], int]:
     with open(path, "rb") as file:
-        data = file.read(HEAD)
+        data = file.read(HEAD_BYTES)
         short = data[:2] == b"\xff\xd8" or data[:4] == b"\x89PNG"
         if not short:  # WebP has its EXIF at the end, TIFF its header anywhere
             data += file.read()
         try:
             return image_size(data), orientation_of(data)
         except Unreadable:
-            if not short or len(data) < HEAD:
+            if not short or len(data) < HEAD_BYTES:
                 raise
             data += file.read()
             return image_size(data), orientation_of(data)

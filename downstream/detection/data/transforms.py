@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data import geometry
-from downstream.detection.data.augment_config import BoxAugmentConfig
 from downstream.detection.data.boxes import BoxSource
 from ssld.data.decode import Unreadable, decode
 from ssld.data.transforms import key_of
@@ -82,8 +82,13 @@ class EvalBoxView:
     def __init__(self, augment: BoxAugmentConfig) -> None:
         self.augment = augment
 
-    def __call__(self, source: BoxSource, index: int) -> tuple[Tensor, Target]:
+    def __call__(
+        self, source: BoxSource, index: int, view: int = 0, batch_number: int = 0
+    ) -> tuple[Tensor, Target]:
         """
+        Args:
+            view, batch_number: not used: there is one view.
+
         Returns:
             as a training view, and "scale": (sx, sy), px of the view for a px of the image: divide
             predictions by it. For a loss on held-out images, as crowd boxes are left out; evaluate

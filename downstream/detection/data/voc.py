@@ -176,23 +176,23 @@ def _parse(file: Path) -> tuple[ElementTree.Element, str | None]:
     return tree, None if same else encoding
 
 
-def _image_of(file: Path, tree: ElementTree.Element, found: list[str], folder: Path) -> str:
+def _image_of(file: Path, tree: ElementTree.Element, result: list[str], folder: Path) -> str:
     """The picture of an xml file: the one of its name; of several that which it names.
 
     Raises:
         InputError: there is none, or it names none of several.
     """
-    if not found:
+    if not result:
         raise InputError(
             f"{file}: its image {file.stem!r} (with any extension) is not in {folder}; "
             "complete the images"
         )
-    if len(found) == 1:
-        return found[0]
+    if len(result) == 1:
+        return result[0]
     named = (tree.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    if named not in found:
+    if named not in result:
         raise InputError(
-            f"{file}: is of {' or of '.join(found[:3])} in {folder}, and its filename "
+            f"{file}: is of {' or of '.join(result[:3])} in {folder}, and its filename "
             f"{shown(named)} is none of them; name it there, or rename one"
         )
     return named

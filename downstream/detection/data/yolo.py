@@ -1,6 +1,6 @@
 """YOLO's layout: `images/<split>/x.jpg` with `labels/<split>/x.txt`, or `<split>/images` with
-`<split>/labels`, or without splits; `data.yaml::<split>`; lists of images (`yolo_layouts.py`).
-Names in `data.yaml`, `classes.txt` or `obj.names` (`yolo_names.py`).
+`<split>/labels`, or without splits; `data.yaml::<split>`; lists of images; names in `data.yaml`,
+`classes.txt` or `obj.names` (all in `yolo_layouts.py`).
 
 A line is `class x y width height`: centre and size as shares of the image (darknet; ultralytics'
 "Detect" format), or `class x y x y x y ...`, an outline of three points or more, whose box is
@@ -18,8 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from downstream.dense.texts import read_text, shown
-from downstream.detection.data.annotations import UNSTATED, Annotations, Rows, require_finite
-from downstream.detection.data.outlines import around
+from downstream.detection.data.annotations import (
+    UNSTATED,
+    Annotations,
+    Rows,
+    around,
+    require_finite,
+)
 from downstream.detection.data.yolo_layouts import Layout, find_layout
 from ssld.common.errors import InputError
 

@@ -35,8 +35,14 @@ from transformers.models.detr.modeling_detr import (
 )
 
 from downstream.backbone.backbone import Backbone
-from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections, clip, detections
-from downstream.detection.heads.over_processes import mean_count, rescale
+from downstream.detection.heads.detector import (
+    MAX_DETECTIONS,
+    Detections,
+    clip,
+    detections,
+    mean_count,
+    rescale,
+)
 
 Targets = list[dict[str, Tensor]]
 
@@ -113,15 +119,16 @@ class DETR(nn.Module):
     def _states(self, images: Tensor, sizes: Tensor) -> Tensor:
         """The queries after each decoder layer, [layers, b, queries, width]."""
         deepest = self.backbone(images)[-1]
-        inside = _inside(images, sizes, deepest)
+        inside = _inside(images, sizes, deepest)  # [b, h, w]: what is padding is not attended to
         memory = self.input_projection(deepest).flatten(2).transpose(1, 2)  # [b, cells, width]
         positions = self.position_embedding(deepest.shape, images.device, images.dtype, inside)
-        positions = positions.flatten(2).transpose(1, 2)
+        positions = positions.flatten(2).transpose(1, 2)  # [b, cells, width]
         cells = inside.flatten(1)
         memory = self.encoder(
             memory, attention_mask=cells, spatial_position_embeddings=positions
         ).last_hidden_state
         queries = self.query_position_embeddings.weight.expand(len(images), -1, -1)
+        # What is learned are the queries' positions; their content begins as 0 (reference).
         state, states = torch.zeros_like(queries), []
         # Layer by layer instead of `self.decoder(...)`: the reference feeds each layer the state
         # before the norm, which is for the loss only.
@@ -168,6 +175,7 @@ class DETR(nn.Module):
         """By what the classes' weighted mean over this process's queries is to be multiplied to be
         that over the whole batch."""
         _, batch, queries, _ = logits.shape
+        # A query without a box weighs NO_OBJECT in the cross-entropy's weighted mean, others 1.
         matched = sum(min(len(t["boxes"]), queries) for t in targets)
         weight = matched + NO_OBJECT * (batch * queries - matched)
         return rescale(logits.new_tensor(float(weight)), self.training)

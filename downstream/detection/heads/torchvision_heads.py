@@ -40,8 +40,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from torchvision.ops.poolers import LevelMapper
 
 from downstream.backbone.backbone import Backbone
-from downstream.detection.heads.decoding import MAX_DETECTIONS, Detections, require_strides
-from downstream.detection.heads.over_processes import rescale
+from downstream.detection.heads.detector import MAX_DETECTIONS, Detections, require_strides, rescale
 from ssld.common.errors import InputError
 
 Targets = list[dict[str, Tensor]]
@@ -73,9 +72,9 @@ class Anchors(AnchorGenerator):
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
-        grids = [[int(n) for n in x.shape[-2:]] for x in feature_maps]
+        grids = [[int(n) for n in x.shape[-2:]] for x in feature_maps]  # (h, w) of each level
         strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
-        anchors = torch.cat(self.grid_anchors(grids, strides))
+        anchors = torch.cat(self.grid_anchors(grids, strides))  # [anchors of all levels, 4] px
         return [anchors] * len(image_list.image_sizes)
 
 
@@ -158,10 +157,11 @@ class FasterRCNN(TorchvisionFasterRCNN):
         self.roi_heads.train(targets is not None)
         if targets is not None:  # 0 is the background
             targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
+        # First stage: objects of any class against anchors; second: the class, and a better box.
         proposals, first = self.rpn(listed, maps, targets)
-        found, second = self.roi_heads(maps, proposals, listed.image_sizes, targets)
+        result, second = self.roi_heads(maps, proposals, listed.image_sizes, targets)
         if targets is None:
-            return [{**one, "labels": one["labels"] - 1} for one in found]
+            return [{**one, "labels": one["labels"] - 1} for one in result]
         return {
             "classification": second["loss_classifier"],
             "boxes": second["loss_box_reg"],
@@ -247,6 +247,7 @@ class _SharedFCOSHead(FCOSHead):
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        # matched_idxs: int64 [anchors] of each image, the box that a cell learns, below 0 for none.
         share = rescale(torch.stack([(x >= 0).sum() for x in matched_idxs]).sum(), self.training)
         return {name: loss * share for name, loss in losses.items()}
 
@@ -283,6 +284,7 @@ class FCOS(TorchvisionFCOS, _Thresholded):
         super().__init__(
             _Channels(channels),
             num_classes,
+            # One square "anchor" a cell: torchvision's name for the point and its level's stride.
             anchor_generator=Anchors([(s,) for s in strides], (1.0,), strides),
             head=_SharedFCOSHead(channels, 1, num_classes),
             score_thresh=score_threshold,

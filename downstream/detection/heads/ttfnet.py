@@ -15,11 +15,17 @@ anew. What differs, and why:
 - Losses are divided by the peaks and weights of the whole batch, not of each process's part.
 - Distances start at 16 px, not at 0: they pass a ReLU, and of six random starts at 0 two had a side
   whose output was negative in every cell that learns a box, which then never gets a gradient.
+
+What each cell learns (`ttfnet_targets`; paper, "Gaussian Kernels for Training") is as in the
+authors' `target_single_image` and PaddleDetection's `Gt2TTFTarget`
+(ppdet/data/transform/batch_operators.py), for whole batches at once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +33,15 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from downstream.backbone.backbone import Backbone
-from downstream.detection.heads.decoding import (
+from downstream.detection.heads.deformable import DeformableConv
+from downstream.detection.heads.detector import (
     MAX_DETECTIONS,
     Detections,
     clip,
     detections,
     require_strides,
+    rescale,
 )
-from downstream.detection.heads.deformable import DeformableConv
-from downstream.detection.heads.over_processes import rescale
-from downstream.detection.heads.ttfnet_targets import TTFNetTargets, ttfnet_targets
 
 STRIDES = (4, 8, 16, 32)
 PLANES = (256, 128, 64)
@@ -52,6 +57,9 @@ DISTANCE_UNIT_PX = 16.0
 EPSILON = 1e-4
 BOX_WEIGHT = 5.0
 """Of the boxes' loss, the heatmap's being 1 (`wh_weight`)."""
+ALPHA = 0.54
+"""Half side of a box's Gaussian / half side of the box (`alpha`, and `beta`, which must be the same
+where sizes are learned under the Gaussian)."""
 
 
 class TTFNet(nn.Module):
@@ -117,11 +125,12 @@ class TTFNet(nn.Module):
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float [b, 3, H, W] -> logits of the heatmaps float32 [b, classes, H/4, W/4], and px from
         each cell to left, top, right and bottom of its box float32 [b, 4, H/4, W/4]."""
-        *shallow, x = self.backbone(images)
+        *shallow, x = self.backbone(images)  # strides 4, 8, 16; x: stride 32
         for upsample, shortcut, skip in zip(
             self.upsample, self.shortcut, shallow[::-1], strict=True
         ):
-            x = upsample(x) + shortcut(skip)  # stride 16, 8, 4
+            x = upsample(x) + shortcut(skip)  # [b, 256, H/16, W/16], then 128 at 8, 64 at 4
+        # float32 from here on: decoding and losses in bfloat16 would round 300 px to even numbers.
         return self.heatmap(x).float(), self.distances(x).float().relu() * DISTANCE_UNIT_PX
 
     def decode(
@@ -145,10 +154,10 @@ class TTFNet(nn.Module):
         h, w = heatmap.shape[-2:]
         # One ranking over classes and cells together: place = class * h * w + cell.
         scores, places = peaks.flatten(1).topk(min(MAX_DETECTIONS, self.num_classes * h * w))
-        labels, cells = places // (h * w), places % (h * w)
+        labels, cells = places // (h * w), places % (h * w)  # [b, k] each
         reach = distances.flatten(2).gather(2, cells.unsqueeze(1).expand(-1, 4, -1))  # [b, 4, k]
         boxes = clip(_boxes(cells, reach.transpose(1, 2), w), sizes)
-        real = scores > 0  # behind the last peak everything is 0
+        real = scores > 0  # [b, k]; behind the last peak everything is 0
         return boxes * real.unsqueeze(2), scores, labels * real
 
 
@@ -231,3 +240,92 @@ def _normal(conv: nn.Conv2d, std: float) -> nn.Conv2d:
 
 def _fill_bias(head: nn.Sequential, value: float) -> None:
     nn.init.constant_(head.get_parameter(f"{len(head) - 1}.bias"), value)
+
+
+@dataclass(frozen=True)
+class TTFNetTargets:
+    """The targets of a batch of b images with maps of h x w cells."""
+
+    heatmap: Tensor
+    """float32 [b, classes, h, w]: 1 at the centres, Gaussian around them, 0 elsewhere."""
+    cells: Tensor
+    """int64 [p]: the cells that learn a box, as (image * h + y) * w + x, each at most once."""
+    boxes: Tensor
+    """float32 [p, 4]: its box, xyxy px."""
+    weights: Tensor
+    """float32 [p]: how much it counts. All cells of a box that no other box covers add up to the
+    logarithm of the box's area in px^2."""
+
+
+def ttfnet_targets(
+    targets: Sequence[dict[str, Tensor]], num_classes: int, size: tuple[int, int], stride: int
+) -> TTFNetTargets:
+    """Assign the boxes of a batch to the cells of its map.
+
+    A box of w x h px whose centre lies in cell (x, y) of the map has a Gaussian there, cut off at
+    the radii rx = int(ALPHA w / stride / 2) and ry, with sigma (2 r + 1) / 6 in each direction
+    ("Object Localization"). A class's heatmap is the highest of its boxes' Gaussians. The cells of
+    a Gaussian g also learn the box, each with the weight log(area) g / sum(g) ("Size Regression");
+    where boxes of any class meet, the smallest has the cell (large boxes are drawn first), and what
+    the others lose is not made up for. The area counts as (w + 1)(h + 1), as in both references,
+    which keeps the weights of the tiniest boxes positive.
+
+    Args:
+        targets: per image "boxes" float32 [n, 4] xyxy px and "labels" int64 [n]; n may be 0.
+        size: (h, w) of the map.
+        stride: px per cell.
+    """
+    h, w = size
+    boxes = torch.cat([t["boxes"] for t in targets]).float()
+    labels = torch.cat([t["labels"] for t in targets])
+    counts = torch.tensor([len(t["boxes"]) for t in targets], device=boxes.device)
+    images = torch.arange(len(targets), device=boxes.device).repeat_interleave(counts)
+
+    # Large boxes first, so that where Gaussians meet the highest number is the smallest box's.
+    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    order = areas.argsort(descending=True, stable=True)
+    boxes, labels, images, areas = boxes[order], labels[order], images[order], areas[order]
+
+    # All maps of the batch lie in one vector: what every box writes is one scatter, not a loop.
+    # box: number of the box in the order above, so a higher number is a smaller box.
+    box, x, y, gauss = _gaussians(boxes / stride, size)  # [m] each, m cells under n boxes
+    cells = (images[box] * h + y) * w + x
+    heatmap = boxes.new_zeros(len(targets) * num_classes * h * w)
+    planes = images[box] * num_classes + labels[box]  # [m], of b * classes
+    heatmap.scatter_reduce_(0, (planes * h + y) * w + x, gauss, "amax")  # not the sum
+
+    owners = torch.full((len(targets) * h * w,), -1, device=boxes.device)
+    owners.scatter_reduce_(0, cells, box, "amax")  # the last in order is the smallest
+    sums = boxes.new_zeros(len(boxes)).index_add_(0, box, gauss)
+    owned = owners[cells] == box  # [m]; the sums are those of whole Gaussians, before any is cut
+    box, gauss = box[owned], gauss[owned]
+    return TTFNetTargets(
+        heatmap=heatmap.view(len(targets), num_classes, h, w),
+        cells=cells[owned],
+        boxes=boxes[box],
+        weights=areas[box].log() * gauss / sums[box],
+    )
+
+
+def _gaussians(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cells under the boxes' Gaussians, box after box, in cells: number of the box, x, y,
+    value, [m] each. Only they are listed, not whole maps: many times fewer."""
+    limit = boxes.new_tensor([size[1] - 1, size[0] - 1])
+    inside = torch.minimum(boxes.view(-1, 2, 2).clamp(min=0), limit)  # [n, corner, xy]
+    radii = ((inside[:, 1] - inside[:, 0]) / 2 * ALPHA).long()  # [n, xy], in cells
+    sigmas = (2 * radii + 1) / 6  # so that the Gaussian ends at 3 sigma
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centres = torch.minimum(centres.clamp(min=0), limit).long()
+    first = (centres - radii).clamp(min=0)
+    last = torch.minimum(centres + radii, limit.long())
+    widths, heights = (last - first + 1).unbind(1)
+
+    # Each box's window of cells, row by row, one box after the other: the place in the window is
+    # the place in the list less the cells of all boxes before.
+    counts = widths * heights  # [n]
+    box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(counts)
+    place = torch.arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
+    cell = first[box] + torch.stack([place % widths[box], place // widths[box]], dim=1)
+    distance = (cell - centres[box]) / sigmas[box]
+    gauss = torch.exp(-distance.square().sum(1) / 2)
+    return box, cell[:, 0], cell[:, 1], gauss

@@ -10,11 +10,17 @@ heading and a row a line:
     0,sky,#808080,
     11,void,#000000,true
 
-Without one of these, labelme's `class_names.txt` or CVAT's `labelmap.txt` (`class_lists.py`).
+Without one of these, what two labelling tools write:
+
+class_names.txt   labelme's examples/semantic_segmentation/labelme2voc.py: a name a line, whose ids
+                  are 0, 1, ...; a first line `__ignore__` is id -1, which is 255 in a mask.
+labelmap.txt      CVAT's "Segmentation mask" (datumaro's VOC format): `name:r,g,b:parts:actions` a
+                  line, comments after #. Masks are told by colour; grey ones have the number of
+                  the line. VOC's border colour is ignored.
 
 A colour is `#rrggbb` or three numbers. Rows with `ignore` are no classes: their pixels count
 nowhere. Where a table says nothing about ignoring, 255 is ignored, as VOC and Cityscapes have it
-(and `mask_preflight.py` refuses masks in which it seems to be a class). Names in YAML are text:
+(and `preflight.py` refuses masks in which it seems to be a class). Names in YAML are text:
 `no` is no, not False. Every id (or colour) in a mask must have a row or be ignored.
 """
 
@@ -32,15 +38,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from downstream.dense.texts import one_line, read_text, require_flag, require_name, shown
-from downstream.segmentation.data.class_lists import (
-    LABELMAP,
-    NAMES,
-    rows_of_labelmap,
-    rows_of_names,
-)
+from downstream.dense.texts import read_text, require_flag, require_name, short_line, shown
 from ssld.common.errors import InputError
 
+NAMES, LABELMAP = "class_names.txt", "labelmap.txt"
 FILES = ("classes.json", "classes.yaml", "classes.yml", "classes.csv", NAMES, LABELMAP)
 IGNORE = 255
 """In every mask that is handed out: a pixel that counts nowhere."""
@@ -48,6 +49,9 @@ MAX_CLASSES = 254
 """Class numbers share a byte with IGNORE and the mark of an id that no class has."""
 
 Colour = tuple[int, int, int]
+IGNORED_NAME = "__ignore__"
+BORDER = "224,224,192"
+"""VOC's colour of id 255 (VOCcolormap.m)."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ def read_table(path: Path) -> ClassTable:
     """
     entries, ignored = _entries(path, read_text(path))
     rows = tuple(_row(entry, i, path) for i, entry in enumerate(entries))
+    # Only a table that names neither 255 nor anything ignored gets the usual 255.
     named = any(row.id == IGNORE for row in rows) or any(row.ignore for row in rows)
     labelmap = path.name == LABELMAP
     return ClassTable(
@@ -177,7 +182,7 @@ def _tree(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
         is_json = path.suffix == ".json"
         tree = json.loads(text) if is_json else yaml.load(text, yaml.BaseLoader)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = one_line(str(error))
+        reason = short_line(str(error))
         raise InputError(f"{path}: not {path.suffix[1:].upper()} ({reason}); mend it") from error
     entries = tree.get("classes") if isinstance(tree, dict) else tree
     if not isinstance(entries, list):
@@ -188,6 +193,7 @@ def _tree(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
     if not isinstance(tree, dict) or "ignore" not in tree:
         return entries, None
     ignored = tree["ignore"] if isinstance(tree["ignore"], list) else [tree["ignore"]]
+    # BaseLoader leaves all scalars of YAML as text, so that a class may be called no or null.
     nothing = (None,) if is_json else ("", "~", "null")
     return entries, [_number(x, f"{path}: ignore") for x in ignored if x not in nothing]
 
@@ -223,7 +229,7 @@ def _row(entry: Any, i: int, path: Path) -> Row:
     ignore = require_flag(entry.get("ignore", False), f"{where}: ignore")
     missing = [field for field in ("id", "name") if field not in entry]
     if missing and not (ignore and missing == ["name"]):
-        others = ", ".join(one_line(str(key), 40) for key in list(entry)[:5] if key not in known)
+        others = ", ".join(short_line(str(key), 40) for key in list(entry)[:5] if key not in known)
         raise InputError(
             f"{where}: the field {missing[0]} is missing"
             + (f" ({others} is none that is known)" if others else "")
@@ -276,6 +282,7 @@ def _refuse_repeats(table: ClassTable) -> None:
         values += [("name", row.name)] * (not row.ignore)
         for field, value in values:
             other = seen.setdefault((field, value), row)
+            # Ignored rows may share a colour: their pixels count nowhere either way.
             if value is None or other is row or (field == "colour" and other.ignore and row.ignore):
                 continue
             raise InputError(
@@ -297,3 +304,36 @@ def _refuse_counts(table: ClassTable) -> None:
             f"{table.where}: {count} classes; give a row to each of 2 to {MAX_CLASSES}, to the "
             "background, too"
         )
+
+
+def rows_of_names(text: str) -> list[dict[str, Any]]:
+    """Of class_names.txt."""
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    ignored = [{"id": 255, "name": IGNORED_NAME, "ignore": True}] if IGNORED_NAME in names else []
+    kept = [name for name in names if name != IGNORED_NAME]
+    return [{"id": i, "name": name} for i, name in enumerate(kept)] + ignored
+
+
+def rows_of_labelmap(text: str, path: str) -> list[dict[str, Any]]:
+    """Of labelmap.txt.
+
+    Raises:
+        InputError: a line is none.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        *names, colour, _, _ = (
+            line.split(":") if line.count(":") > 2 else [*line.split(":", 1), "", ""]
+        )
+        name, colour = ":".join(names).strip(), colour.strip().rstrip(":").strip()
+        if not name or not re.fullmatch(r"(\d+\s*,\s*\d+\s*,\s*\d+)?", colour):
+            raise InputError(
+                f"{path}: line {number} is {shown(line)}; give name:red,green,blue:parts:actions"
+            )
+        rows.append({"id": len(rows), "name": name, **({"colour": colour} if colour else {})})
+    taken = {re.sub(r"\s", "", row.get("colour", "")) for row in rows}
+    if BORDER not in taken:
+        rows.append({"id": 255, "name": IGNORED_NAME, "colour": BORDER, "ignore": True})
+    return rows

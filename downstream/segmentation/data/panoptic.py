@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from downstream.dense.coco_json import Entries, column, file_names, ids, indices, read_lists
-from downstream.dense.texts import one_line, require_name, shown
+from downstream.dense.texts import require_name, short_line, shown
 from downstream.segmentation.data.class_table import ClassTable, Row, read_colour
 from downstream.segmentation.data.layouts import Pairs
 from downstream.segmentation.data.pixels import IdMap, colours_of, ignoring
@@ -42,9 +42,10 @@ class PanopticLabels:
         self.table = table
         flat = [pair for pairs in segments for pair in pairs]
         self._pairs = np.array(flat, np.uint32).reshape(-1, 2)
-        self._ends = np.cumsum([0, *map(len, segments)])
+        self._ends = np.cumsum([0, *map(len, segments)])  # [images + 1]: where each one's begin
 
     def read(self, i: int, image: Image.Image, data: bytes) -> tuple[np.ndarray, IdMap]:
+        # [segments of this image, (id, class number)]: an id means something else in every image.
         pairs = self._pairs[self._ends[i] : self._ends[i + 1]].astype(np.int64)
         return colours_of(image), ignoring(pairs[:, 0].tolist(), pairs[:, 1].tolist(), [VOID])
 
@@ -79,6 +80,7 @@ def read_panoptic(
     table, category = _categories(path, categories)
     if class_names is not None:
         table = table.ordered(class_names)
+    # By name, not by id: `class_names` may come from a set whose ids are others.
     number = {name: i for i, name in enumerate(table.names)}
     every = file_names(f"{path}: images", described)
     annotated = _annotated(path, described, annotations, every)
@@ -91,7 +93,7 @@ def read_panoptic(
         for name, known, folder in zip(pair, (image_of, mask_names), (source, masks), strict=True):
             if name not in known:
                 raise InputError(
-                    f"{path}: annotations[{k}].file_name: {one_line(name[:200])} is not in "
+                    f"{path}: annotations[{k}].file_name: {short_line(name[:200])} is not in "
                     f"{folder.path}; add it"
                 )
     segments = [
@@ -114,7 +116,7 @@ def _annotated(
     for k, i in enumerate(numbers):
         if first.setdefault(names[i], k) != k:
             raise InputError(
-                f"{path}: annotations[{k}].image_id: {one_line(names[i][:200])} has "
+                f"{path}: annotations[{k}].image_id: {short_line(names[i][:200])} has "
                 f"annotations[{first[names[i]]}], too; keep one"
             )
     return list(first)

@@ -61,7 +61,8 @@ def ids_of(image: Image.Image, data: bytes) -> np.ndarray:
 
 def colours_of(image: Image.Image) -> np.ndarray:
     """Red + 256 green + 256² blue as uint32 [h, w]; alpha is dropped."""
-    return np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+    rgba = np.asarray(image.convert("RGBA"))  # uint8 [h, w, 4], read as one number a pixel
+    return rgba.view("<u4")[..., 0] & 0xFFFFFF
 
 
 def grey_of(image: Image.Image) -> np.ndarray | None:

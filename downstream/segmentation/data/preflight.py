@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from downstream.dense.texts import one_line, shown
-from downstream.segmentation.data.class_lists import NAMES
-from downstream.segmentation.data.class_table import FILES, IGNORE
+from downstream.dense.texts import short_line, shown
+from downstream.segmentation.data.class_table import FILES, IGNORE, NAMES
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.pixels import UNKNOWN, wrong_size
 from ssld.common.errors import InputError
@@ -37,7 +36,7 @@ NAMED_PLACES = 20
 
 
 @dataclass
-class Finding:
+class Misfit:
     """Something that does not fit."""
 
     count: int = 0
@@ -51,7 +50,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class ClassCount:
+class ClassPixels:
     """What the masks have of one class."""
 
     name: str
@@ -69,7 +68,7 @@ class MaskReport:
     path: str
     layout: str
     images: int
-    classes: list[ClassCount]
+    classes: list[ClassPixels]
     """By class number."""
     ignored_ids: list[int]
     ignored_pixels: int = 0
@@ -87,12 +86,12 @@ class MaskReport:
     largest: tuple[int, int] | None = None
     turned: int = 0
     """Images with an EXIF orientation; their masks are taken as those of the upright image."""
-    unknown: dict[str, Finding] = field(default_factory=dict)
+    unknown: dict[str, Misfit] = field(default_factory=dict)
     """Masks with an id (or #rrggbb) that no class has, by that id."""
-    wrong_size: Finding = field(default_factory=Finding)
-    unreadable: Finding = field(default_factory=Finding)
+    wrong_size: Misfit = field(default_factory=Misfit)
+    unreadable: Misfit = field(default_factory=Misfit)
     """Images and masks that are damaged; a run counts them and goes on without."""
-    without_mask: Finding = field(default_factory=Finding)
+    without_mask: Misfit = field(default_factory=Misfit)
     """Images that are left out."""
     hashes: dict[str, str] = field(default_factory=dict)
     """sha256 of annotation files, of the list of pairs (`list`) and of all masks (`masks`)."""
@@ -140,14 +139,14 @@ class MaskReport:
         total = self.labelled_pixels + self.ignored_pixels
         head = f"{self.path} ({self.layout}): {self.images} images with a mask, {self._sizes()}"
         rows = [
-            [str(i), one_line(c.name), str(c.id), f"{100 * share:.2f}", str(c.images)]
+            [str(i), short_line(c.name), str(c.id), f"{100 * share:.2f}", str(c.images)]
             for i, (c, share) in enumerate(zip(self.classes, self.shares(), strict=True))
         ]
         table = text_table(["class", "name", "id", "% of labelled pixels", "images"], rows)
         ids = ", ".join(map(str, self.ignored_ids)) or "none"
         share = 100 * self.ignored_pixels / max(total, 1)
         lines = [head, *table.splitlines(), f"ignored: {share:.2f} % of all pixels (ids {ids})"]
-        absent = [one_line(c.name) for c in self.classes if not c.pixels]
+        absent = [short_line(c.name) for c in self.classes if not c.pixels]
         if absent:
             lines.append(f"warning: no pixel of {', '.join(absent)}")
         if self.turned:
@@ -165,7 +164,7 @@ class MaskReport:
         sizes = [f"{h} x {w}" for h, w in dict.fromkeys((self.smallest, self.largest))]
         return f"{' to '.join(sizes)} px"
 
-    def _findings(self) -> list[tuple[str, Finding]]:
+    def _findings(self) -> list[tuple[str, Misfit]]:
         return [
             *((f"masks with {key}, which has no class", x) for key, x in self.unknown.items()),
             ("masks of another size than their image", self.wrong_size),
@@ -178,7 +177,7 @@ def _masks(count: int) -> str:
     return f"{count} mask{'s' * (count > 1)}"
 
 
-def _shown(name: str, finding: Finding, shown: int = 3) -> list[str]:
+def _shown(name: str, finding: Misfit, shown: int = 3) -> list[str]:
     if not finding.count:
         return []
     more = [f"  and {finding.count - shown} more"] * (finding.count > shown)
@@ -214,7 +213,7 @@ def inspect(source: MaskSource) -> MaskReport:
             counts += look.counts
             present += look.counts > 0
     report.classes = [
-        ClassCount(row.name, row.id, int(counts[i]), int(present[i]))
+        ClassPixels(row.name, row.id, int(counts[i]), int(present[i]))
         for i, row in enumerate(table.classes)
     ]
     report.ignored_pixels, report.ignored_images = int(counts[IGNORE]), int(present[IGNORE])
@@ -316,7 +315,7 @@ def _add(report: MaskReport, look: _Look) -> None:
     if look.wrong_size is not None:
         report.wrong_size.add(look.wrong_size)
     for what, place in look.unknown:
-        report.unknown.setdefault(what, Finding()).add(place)
+        report.unknown.setdefault(what, Misfit()).add(place)
     if look.shape is not None:
         report.smallest = min(report.smallest or look.shape, look.shape, key=math.prod)
         report.largest = max(report.largest or look.shape, look.shape, key=math.prod)

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from downstream.segmentation.data.augment_config import MaskAugmentConfig
+from downstream.segmentation.config import MaskAugmentConfig
 from downstream.segmentation.data.class_table import IGNORE
 from downstream.segmentation.data.masks import MaskSource
 from ssld.data.decode import decode

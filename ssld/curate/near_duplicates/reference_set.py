@@ -1,4 +1,4 @@
-"""The reference set as workers use it: one folder of arrays, mapped into memory.
+"""The reference set, read, prepared and as workers use it: a folder of arrays, mapped into memory.
 
 Images of the pool stream by. The main process asks `shortlist` for a whole chunk at once (one
 search on its GPU), workers `examine` batches; both are functions of one image of the pool and the
@@ -7,16 +7,58 @@ reference set, whatever else is in the chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ssld.common.errors import InputError, one_line
+from ssld.common.files import cannot_write
+from ssld.curate.context import Work, batched, key
 from ssld.curate.near_duplicates.hamming_embedding import HammingEmbedding, index
-from ssld.curate.near_duplicates.matching import DECIMALS, STRUCTURELESS, compare
+from ssld.curate.near_duplicates.matching import DECIMALS, RULE_VERSION, STRUCTURELESS, compare
 from ssld.curate.near_duplicates.shortlist import Shortlist, Whitening, best, search
-from ssld.curate.near_duplicates.sift import THUMBNAIL_PX, Features
+from ssld.curate.near_duplicates.sift import THUMBNAIL_PX, Features, features
+from ssld.curate.sets.index import Index
+from ssld.data.decode import Unreadable
+from ssld.data.sources import read_address
+from ssld.data.storage import Address
+
+Read = tuple[Address, bytes]
+"""Where an image is and the sha256 that it had when it was indexed."""
+
+
+def reads(index: Index, rows: np.ndarray) -> list[Read]:
+    """How to read rising `rows`, int64 [n]."""
+    columns = index.at(rows, [*Address._fields, "sha256"]).to_pydict().values()
+    return [(Address(*place), sha256) for *place, sha256 in zip(*columns, strict=True)]
+
+
+def features_at(reads: Sequence[Read]) -> list[Features | str]:
+    """Features of each image, or why there are none."""
+    results: list[Features | str] = []
+    for address, sha256 in reads:
+        try:
+            data = read_address(address)
+            same = hashlib.sha256(data).digest() == sha256
+            results.append(features(data) if same else "its bytes are others now")
+        except (OSError, Unreadable) as error:
+            results.append(one_line(error))
+    return results
+
+
+def refuse_changed(results: Sequence[object], reads: Sequence[Read]) -> None:
+    """Raises InputError where there is a reason, a string, why an image is not what it was."""
+    for value, (address, _) in zip(results, reads, strict=True):
+        if isinstance(value, str):
+            raise InputError(
+                f"{address.path} is not what it was when it was indexed ({value}); give the same "
+                "command again, which indexes it anew"
+            )
+
 
 WHITENED_AT_ONCE = 8192
 """Vectors that are whitened together, for the sake of memory."""
@@ -190,3 +232,60 @@ def _teacher(embeddings: np.ndarray) -> dict[str, np.ndarray]:
         "teacher_mean": whitening.mean,
         "teacher_directions": whitening.directions,
     }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The reference set, ready to be compared with."""
+
+    folder: Path
+    key: str
+    rows: np.ndarray
+    """int64: row of the set of each of its images, the unreadable left out."""
+    structureless: np.ndarray
+    """bool: too few descriptors to be verified."""
+
+
+def prepare(work: Work, reference: Index, scorer_key: str | None, views: list[Path]) -> Prepared:
+    """Features and, with a teacher, embeddings of the readable images of the reference set.
+
+    Args:
+        views: what `embed_reference_set` wrote; none without a teacher.
+
+    Raises:
+        InputError: none can be read.
+    """
+    rows = np.flatnonzero(reference.readable())
+    if not len(rows):
+        raise InputError(
+            "protected: none of the images can be read, so that nothing would be protected; give "
+            "the images that you evaluate on"
+        )
+    name = key("protected", RULE_VERSION, reference.keys, scorer_key)
+    folder = work.out / "work" / f"protected-{name}"
+    if work.main and not folder.is_dir():
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        features = _features(work, reference, rows)
+        whole = [np.load(path, mmap_mode="r") for path in views]
+        embeddings = np.concatenate(whole)[rows] if whole else None  # [n, views, d]
+        try:
+            ReferenceSet.build(temporary, features, embeddings)
+            temporary.replace(folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise cannot_write(folder, error) from error
+    work.processes.wait()
+    return Prepared(folder, name, rows, np.array(ReferenceSet(folder).structureless))
+
+
+def _features(work: Work, reference: Index, rows: np.ndarray) -> Iterator[Features]:
+    items = batched(reads(reference, rows))
+    with work.bar("features protected", len(rows)) as bar:
+        for item, results in zip(items, work.ordered(features_at, items), strict=True):
+            refuse_changed(results, item)
+            for result in results:
+                assert not isinstance(result, str), result  # refused above
+                yield result
+            bar.update(len(results))

@@ -1,6 +1,6 @@
 """Stage `duplicates`: images of the pool against the reference set, whichever are asked for.
 
-Exact duplicates are joined by their hashes (`sets/exact.py`) and not looked at any further.
+Exact duplicates are joined by their hashes (`sets/index.py`) and not looked at any further.
 Everything else is shortlisted and verified (`reference_set.py`, `matching.py`): all of the pool
 when this stage is run by itself, only what may be selected when `select.py` asks. What has been
 examined is never examined again, and what that showed does not depend on what else was.
@@ -9,6 +9,7 @@ examined is never examined again, and what that showed does not depend on what e
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssld.common.errors import InputError
 from ssld.curate import tables
 from ssld.curate.context import Part, Work, batched, key
 from ssld.curate.near_duplicates.matching import DECIMALS, RULE_VERSION, verdicts
-from ssld.curate.near_duplicates.overrides import read_overrides, with_twins
-from ssld.curate.near_duplicates.prepare import Prepared
-from ssld.curate.near_duplicates.reading import Read, features_at, reads, refuse_changed
-from ssld.curate.near_duplicates.reference_set import Pair, ReferenceSet
+from ssld.curate.near_duplicates.reference_set import (
+    Pair,
+    Prepared,
+    Read,
+    ReferenceSet,
+    features_at,
+    reads,
+    refuse_changed,
+)
 from ssld.curate.near_duplicates.shortlist import Shortlist
-from ssld.curate.select.scores import TeacherScores
-from ssld.curate.sets import exact
 from ssld.curate.sets.images import Shard
-from ssld.curate.sets.index import Index
+from ssld.curate.sets.index import Index, TeacherScores, exact_copies, exact_duplicates
 from ssld.curate.workers import BATCH
 
 EXAMINED = pa.schema(
@@ -92,7 +97,7 @@ class Examination:
     ) -> None:
         self.work, self.pool, self.reference = work, pool, reference
         self.scores, self.ready = scores, ready
-        self.exact = exact.duplicates(pool, reference)
+        self.exact = exact_duplicates(pool, reference)
         self.examined = np.zeros(len(pool.images), bool)
         self.contaminated = np.zeros(len(pool.images), bool)
         """Which are known to be duplicates of reference images."""
@@ -269,3 +274,53 @@ def verdict_names(duplicate: np.ndarray) -> list[str]:
 def exact_decimals(column: pa.ChunkedArray) -> np.ndarray:
     """float64 [n] of what was rounded before it was stored as float32, nan for null: .7 is .7."""
     return column.to_numpy(zero_copy_only=False).astype(np.float64).round(DECIMALS)
+
+
+DUPLICATE = {"duplicate": True, "clear": False}
+
+
+def read_overrides(work: Work, pool: Index, reference: Index) -> dict[tuple[int, int], bool]:
+    """overrides.jsonl of the report: (row of the pool, row of the reference set) -> is a duplicate.
+
+    Raises:
+        InputError: a line that is not one of the report's.
+    """
+    path = work.out / "overrides.jsonl"
+    if not path.is_file():
+        return {}
+    decided: dict[tuple[str, str], bool] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line.decode("utf-8"))
+            decided[row["gallery"], row["protected"]] = DUPLICATE[row["verdict"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{path} line {number}: not an override as the report exports them; mend or delete "
+                "the line"
+            ) from error
+    rows = _rows_of(pool, {name for name, _ in decided})
+    others = _rows_of(reference, {name for _, name in decided})
+    known = {(rows[a], others[b]): x for (a, b), x in decided.items() if a in rows and b in others}
+    if len(known) < len(decided):
+        work.say(
+            f"{path}: {len(decided) - len(known)} line(s) name images that are not there any more"
+        )
+    return known
+
+
+def with_twins(pool: Index, rows: list[int]) -> list[int]:
+    """Rows and all others that are the same picture: what one of them leaks, all leak."""
+    if not rows:
+        return []
+    stands_for = exact_copies(pool)
+    groups = {stands_for.get(row, row) for row in rows}
+    return sorted(groups | {row for row, first in stands_for.items() if first in groups})
+
+
+def _rows_of(index: Index, names: set[str]) -> dict[str, int]:
+    return {
+        name: shard.first + i
+        for shard, table in index.read(["location"])
+        for i, name in enumerate(table["location"].to_pylist())
+        if name in names
+    }

@@ -15,11 +15,20 @@ import pyarrow.parquet as pq
 from ssld.curate import tables
 from ssld.curate.context import Part, Work, batched, batches, key
 from ssld.curate.near_duplicates.matching import RULE_VERSION, Match, compare, verdicts
-from ssld.curate.near_duplicates.reading import Read, features_at, reads, refuse_changed
-from ssld.curate.near_duplicates.reference_set import ReferenceSet
-from ssld.curate.near_duplicates.search import Examination, exact_decimals, verdict_names
+from ssld.curate.near_duplicates.reference_set import (
+    Read,
+    ReferenceSet,
+    features_at,
+    reads,
+    refuse_changed,
+)
+from ssld.curate.near_duplicates.search import (
+    Examination,
+    exact_decimals,
+    verdict_names,
+)
 from ssld.curate.near_duplicates.shortlist import nearest
-from ssld.curate.select.scores import TeacherScores
+from ssld.curate.sets.index import TeacherScores
 
 MIN_COSINE = 0.5
 """Least cosine of whitened features of a pair that is looked at. 88 % of 24 edits of a photograph

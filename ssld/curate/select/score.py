@@ -15,25 +15,22 @@ import torch
 from torch import Tensor
 
 from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
 from ssld.curate import tables
 from ssld.curate.context import Part, Work, batches, key
 from ssld.curate.near_duplicates.shortlist import VIEWS, views
-from ssld.curate.select.scores import TeacherScores
 from ssld.curate.sets.images import ImageSet
-from ssld.curate.sets.index import Index
-from ssld.data.batching import eval_batches
+from ssld.curate.sets.index import Index, TeacherScores
 from ssld.data.decode import decode
-from ssld.data.eval_view import eval_view
 from ssld.data.labels import known_index, misfit, table_of, unknown_labels
-from ssld.data.loading import Batch, View, ViewBatches
-from ssld.data.transforms import SquashView
+from ssld.data.loading import Batch, View, ViewBatches, eval_batches
+from ssld.data.transforms import SquashView, eval_view
 from ssld.data.unreadable import Unreadables
 from ssld.data.workers import load
 from ssld.distill.verify_teacher import VERIFY_IMAGES, judge
 from ssld.health.evaluate import accuracy
 from ssld.models.classifier import Classifier
-from ssld.models.teacher import autocast, open_one
-from ssld.models.teacher_faults import CURE, samples
+from ssld.models.teacher import CURE, autocast, open_one, samples
 
 VERSION = 1
 STEP = 2.0**-20
@@ -76,7 +73,7 @@ class Scorer:
         def rows() -> Iterator[np.ndarray]:
             for piece in pieces:
                 places = [(*images.place(int(row)), int(number), 0) for row, number in piece]
-                yield np.array(places, np.int64)  # as `ssld.data.batching` wants them, [b, 4]
+                yield np.array(places, np.int64)  # as `ssld.data.loading` wants them, [b, 4]
 
         pin = self.work.processes.device.type == "cuda"
         make = ViewBatches(images.sources, view)
@@ -199,7 +196,7 @@ def embed_reference_set(work: Work, scorer: Scorer, index: Index) -> list[Path]:
     def write(path: Path, pieces: list[np.ndarray]) -> None:
         rows = np.concatenate(pieces)
         embeddings = rows.reshape(len(rows) // VIEWS, VIEWS, -1)
-        tables.write_whole(path, lambda file: np.save(file, embeddings))
+        write_atomically(path, lambda file: np.save(file, embeddings))
 
     work.fill("score protected", parts, embedded, write, batch_size=size)
     return [part.path for part in parts]

@@ -21,11 +21,16 @@ from ssld.curate.near_duplicates.search import Examination
 from ssld.curate.near_duplicates.within_selection import WithinSelection
 from ssld.curate.select.greedy import Selection
 from ssld.curate.select.greedy import select as select_greedily
-from ssld.curate.select.scores import TeacherScores, top_classes
 from ssld.curate.select.topk import Entries, TopK
-from ssld.curate.sets import exact
 from ssld.curate.sets.images import Shard
-from ssld.curate.sets.index import Index
+from ssld.curate.sets.index import (
+    Index,
+    TeacherScores,
+    exact_copies,
+    exact_duplicates,
+    rows_with_keys,
+)
+from ssld.curate.tables import top_classes
 from ssld.data.sources import key as key_of
 from ssld.data.sources import open_source
 
@@ -117,10 +122,10 @@ def _without_looking(
         decision[list(twins)] = reason
         other.update({row: names[twin] for row, twin in twins.items()})
 
-    drop(exact.copies(pool), pool, "copy")
-    decision[exact.with_keys(pool, excluded, key_of)] = "excluded_key"
+    drop(exact_copies(pool), pool, "copy")
+    decision[rows_with_keys(pool, excluded, key_of)] = "excluded_key"
     if labeled:
-        twins = exact.duplicates(pool, labeled)
+        twins = exact_duplicates(pool, labeled)
         drop({row: twin for row, (twin, _) in twins.items()}, labeled, "labeled")
     decision[[row for row in examination.unseen if examination.contaminated[row]]] = "protected"
     reasons = pool.column("reason").to_pylist()

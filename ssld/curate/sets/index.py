@@ -1,11 +1,16 @@
-"""Stage `index`: every file of every set, its hashes, size, mode and whether it can be read."""
+"""Stage `index`: every file of every set, its hashes, size, mode and whether it can be read; and
+which are exact duplicates: the very same file or decoded pixels.
+
+Candidates are joined by the first 8 bytes of a hash, plain integers that numpy sorts and searches
+by the million, and compared by all 32.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,7 @@ import pyarrow.compute as pc
 from ssld.common.errors import InputError, one_line
 from ssld.curate import tables
 from ssld.curate.context import Part, Work, batches, key
-from ssld.curate.sets.images import ImageSet, ShardTable
+from ssld.curate.sets.images import ImageSet, Shard, ShardTable
 from ssld.data.decode import Unreadable, alpha_of, decode, stored_as
 from ssld.data.sources import read_address
 from ssld.data.storage import Address
@@ -85,6 +90,23 @@ class Index(ShardTable):
         """Row -> location, for rising rows, int64 [n]."""
         names = self.at(rows, ["location"])["location"].to_pylist()
         return dict(zip(rows.tolist(), names, strict=True))
+
+
+class TeacherScores(ShardTable):
+    """The teacher scores of the pool, shard by shard."""
+
+    def __init__(self, out: Path, index: Index, scorer_key: str) -> None:
+        keys = [key(scorer_key, each) for each in index.keys]
+        super().__init__(index.images, out / "scores", "", keys)
+
+    def embeddings(self, shard: Shard) -> np.ndarray:
+        """float16 [rows of the shard, d]; NaN where a file cannot be read."""
+        whole = self.table(shard, ["embedding"])["embedding"].combine_chunks()
+        readable = whole.is_valid().to_numpy(zero_copy_only=False)
+        values = whole.drop_null().flatten().to_numpy().reshape(max(1, readable.sum()), -1)
+        embeddings = np.full((len(whole), values.shape[1]), np.nan, np.float16)
+        embeddings[readable] = values[: readable.sum()]
+        return embeddings
 
 
 def heads(hashes: pa.ChunkedArray) -> np.ndarray:
@@ -177,3 +199,56 @@ def _check(work: Work, index: Index) -> None:
                 f"max_unreadable allows ({work.config.max_unreadable:.1%}), one of them "
                 f"{example[number]}; mend the source or raise the limit"
             )
+
+
+HASHES = {"sha256": "bytes", "pixel_sha256": "pixels"}
+"""Column of the index -> what it says is equal."""
+
+
+@lru_cache(4)  # of finished indexes, which several stages ask about
+def exact_duplicates(index: Index, other: Index) -> dict[int, tuple[int, str]]:
+    """Row of `index` -> (row of `other`, bytes or pixels), for images that are in both."""
+    twins: dict[int, tuple[int, str]] = {}
+    for name, what in HASHES.items():
+        hashes = other.column(name)
+        known = heads(hashes)
+        order = np.argsort(known, kind="stable")
+        known = known[order]
+        for shard, table in index.read([name]):
+            mine = heads(table[name])
+            at = np.minimum(np.searchsorted(known, mine), len(known) - 1)  # [rows of the shard]
+            for i in np.flatnonzero((known[at] == mine) & (mine != 0)).tolist():
+                row = int(order[at[i]])
+                if hashes[row].as_py() == table[name][i].as_py():
+                    twins.setdefault(shard.first + i, (row, what))
+    return dict(sorted(twins.items()))
+
+
+def exact_copies(index: Index) -> dict[int, int]:
+    """Row -> row of the same picture that stands for it, for all but that one of each group.
+
+    It is the one with the least sha256, of equal files the one with the least sample id, so that
+    neither the order of files nor where shards end decides.
+    """
+    pixels = index.tie_breakers("pixel_sha256")
+    _, group, size = np.unique(pixels, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero((size[group] > 1) & (pixels != 0))
+    columns = index.at(repeated, ["pixel_sha256", "sha256", "sample_id"]).to_pydict().values()
+    groups: dict[bytes, list[tuple[bytes, str, int]]] = {}
+    for row, picture, *rank in zip(repeated.tolist(), *columns, strict=True):
+        groups.setdefault(picture, []).append((*rank, row))
+    stands_for = {}
+    for members in groups.values():
+        first, *others = sorted(members)
+        stands_for |= {row: first[2] for _, _, row in others}
+    return stands_for
+
+
+def rows_with_keys(index: Index, keys: set[str], key_of: Callable[[str], str]) -> list[int]:
+    """Rows whose sample id has one of `keys`."""
+    return [
+        shard.first + i
+        for shard, table in index.read(["sample_id"])
+        for i, sample_id in enumerate(table["sample_id"].to_pylist())
+        if key_of(sample_id) in keys
+    ]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from downstream.ab import analysis as ab
-from downstream.ab import plot
 from downstream.ab import records as ab_records
 from downstream.ab import report as ab_report
 from downstream.ab.grid import ABConfig
 from downstream.ab.records import Record, Result, read_result
+from downstream.ab.report import forest
 from downstream.ab.statistics import Point
 from downstream.segmentation.confusion import scores
 from ssld.common.errors import InputError
@@ -245,7 +245,7 @@ def test_wide_intervals_run_out_of_the_picture():
     two = made({place: values[:2] for place, values in FULL.items()})
     assert two.same is not None and two.same.difference.over_seeds is not None
     assert two.same.difference.over_seeds.high > 0.1
-    low, high = plot.forest(two).axes[0].get_xlim()
+    low, high = forest(two).axes[0].get_xlim()
     seen = [
         abs(x) for one in (two.same, two.tuned, two.best) if one for x in one.difference.by_seed
     ]

@@ -15,8 +15,8 @@ from downstream.backbone.backbone import open_backbone
 from downstream.backbone.config import BackboneConfig
 from downstream.backbone.weights import is_distilled
 from ssld.common.errors import InputError
-from ssld.engine.export import export
-from ssld.models.classifier import open_network
+from ssld.engine.checkpoint import export
+from ssld.models.opening import open_network
 from zoo.release import seal
 
 TAUGHT = {"teacher_sha256": "ab" * 32}

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from downstream.backbone.config import BackboneConfig
 from downstream.deploy import onnx_detector as exporting
-from downstream.deploy.onnx_detector import compare, export_onnx
-from downstream.deploy.onnx_tracing import tracing
+from downstream.deploy.onnx_detector import compare, export_onnx, tracing
 from downstream.detection.model import build
 from downstream.detection.networks import DETECTORS
 from ssld.common.errors import InputError

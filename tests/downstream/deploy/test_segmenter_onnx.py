@@ -13,7 +13,7 @@ from segmenting import dilated, hrnet, random
 from torch import nn
 
 from downstream.backbone.backbone import open_backbone
-from downstream.deploy.onnx_segmenter import export_onnx
+from downstream.deploy.export import export_segmenter
 from downstream.segmentation.heads.deeplab import DeepLabV3Plus
 from downstream.segmentation.heads.fcn import FCN
 from downstream.segmentation.heads.ocrnet import OCRNet
@@ -44,7 +44,7 @@ def alive(network: nn.Module) -> nn.Module:
 def test_onnxruntime_computes_what_pytorch_does(name, tmp_path):
     network = alive(NETWORKS[name]()).train()
     path = tmp_path / "network.onnx"
-    exported = export_onnx(network, path, (40, 72), ["sky", "road", "car"])
+    exported = export_segmenter(network, path, (40, 72), ["sky", "road", "car"])
     assert network.training and exported.paths == (path,)
     assert exported.relative <= TOLERANCE and exported.batch_sizes == (1, 2, 5)
     assert exported.sizes == ((40, 72),) and not exported.any_size
@@ -65,4 +65,4 @@ def test_onnxruntime_computes_what_pytorch_does(name, tmp_path):
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="is a folder, and onnx is a file"):
-        export_onnx(FCN(dilated(32), 3), tmp_path, (32, 32))
+        export_segmenter(FCN(dilated(32), 3), tmp_path, (32, 32))

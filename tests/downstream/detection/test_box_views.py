@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from downstream.detection.data.augment_config import BoxAugmentConfig
+from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data.boxes import open_boxes
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView, load, view_size
 from ssld.data.decode import Unreadable

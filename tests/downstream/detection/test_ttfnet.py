@@ -9,8 +9,13 @@ import torch
 from painted_shapes import TinyBackbone, overfit, painted
 from torch import Tensor
 
-from downstream.detection.heads.ttfnet import TTFNet, box_loss, heatmap_loss
-from downstream.detection.heads.ttfnet_targets import TTFNetTargets, ttfnet_targets
+from downstream.detection.heads.ttfnet import (
+    TTFNet,
+    TTFNetTargets,
+    box_loss,
+    heatmap_loss,
+    ttfnet_targets,
+)
 from ssld.common.errors import InputError
 
 

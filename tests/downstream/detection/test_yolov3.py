@@ -10,8 +10,13 @@ from overfit import iou
 from painted_shapes import TinyBackbone, overfit, painted
 from torch import Tensor, nn
 
-from downstream.detection.heads.yolov3 import YOLOv3, yolov3_losses
-from downstream.detection.heads.yolov3_targets import decode_boxes, grid, yolov3_targets
+from downstream.detection.heads.yolov3 import (
+    YOLOv3,
+    decode_boxes,
+    grid,
+    yolov3_losses,
+    yolov3_targets,
+)
 from ssld.common.errors import InputError
 
 ANCHORS = [(10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119)]

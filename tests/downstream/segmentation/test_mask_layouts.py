@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mask_sets import as_palette, folder, ids, picture, save
 
-from downstream.segmentation.data.known_tables import CITYSCAPES, VOC
+from downstream.segmentation.data.layouts import CITYSCAPES, VOC
 from downstream.segmentation.data.masks import open_masks
 from downstream.segmentation.data.preflight import inspect
 from ssld.common.errors import InputError

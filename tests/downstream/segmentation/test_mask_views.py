@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as tv
 
+from downstream.segmentation.config import MaskAugmentConfig
 from downstream.segmentation.data import transforms as mask_views
-from downstream.segmentation.data.augment_config import MaskAugmentConfig
 from downstream.segmentation.data.masks import MaskSource, open_masks
 from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView, change_colours
 from ssld.data.decode import Unreadable

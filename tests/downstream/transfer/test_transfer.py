@@ -19,8 +19,8 @@ from ssld.cli.run import main
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView
 from ssld.distill.probe import scores
-from ssld.engine.written import foreign
-from ssld.models.classifier import open_network
+from ssld.engine.overwrite import foreign
+from ssld.models.opening import open_network
 
 FACTORS = {"conv1": 0.1, "bn1": 0.1, "layer1": 0.1, "layer2": 0.2, "layer3": 0.2, "layer4": 0.3}
 """The preset of PaddleClas (docs/en/tutorials/quick_start_en.md, `lr_mult_list`), by hand."""

@@ -1,0 +1,137 @@
+"""What the scripts beside this file share: arguments, commands, the machine, CSVs, Markdown tables,
+means over seeds, plain axes, and the packs that they read: tars of photographs, lossless sheets."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Rows = list[dict[str, str]]
+CLASSIFIER = "mobilenetv2_100.imagenet1k.fp16.safetensors"
+"""An ImageNet-1k MobileNetV2 (google-coral/test_data, Apache-2.0), 71 % top-1."""
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """With the first line of a script's header for `--help`."""
+    return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+
+
+def ssld(*words: object) -> None:
+    """Run a command, echoed."""
+    arguments = [str(word) for word in words]
+    print("$ ssld", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "ssld", *arguments], check=True)
+
+
+def machine(threads: int | None = None) -> str:
+    """Of the numbers that follow; its load where nothing limits the threads."""
+    name = platform.processor() or platform.machine()
+    if threads:
+        return f"{name}, {threads} threads"
+    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+
+
+def peak_kib() -> int:
+    """Largest resident memory so far. Not `ru_maxrss`, which a new process inherits."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def read(file: Path) -> Rows:
+    """Empty where there is none."""
+    if not file.is_file():
+        return []
+    with file.open(newline="") as source:
+        return list(csv.DictReader(source))
+
+
+def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with file.open("w", newline="") as target:
+        writer = csv.DictWriter(target, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def values(rows: Rows, column: str = "top1", **where: str) -> list[float]:
+    """Percent, one for each seed."""
+    chosen = [row for row in rows if all(row[key] == x for key, x in where.items())]
+    return [100 * float(row[column]) for row in chosen if row[column]]
+
+
+def places(rows: Rows, axis: str) -> list[str]:
+    """The values of an axis, in the order of the file."""
+    return list(dict.fromkeys(row[axis] for row in rows))
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation of a sample."""
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table."""
+    yield f"| {' | '.join(head)} |\n" + "|---" * len(head) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def show(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table, each row as soon as it is there."""
+    for line in markdown(head, rows):
+        print(line, flush=True)
+
+
+def plain(axes: Any, grid: str = "y") -> Any:
+    """matplotlib's Axes with grey lines behind the data, no frame above and to the right."""
+    axes.grid(axis=grid, color="#e6e8eb")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def files_of(pack: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file in a tar.
+
+    Raises:
+        ValueError: a member is no plain file below the pack's folder.
+    """
+    with tarfile.open(pack) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                raise ValueError(f"{pack}: {member.name!r} is no plain file below its folder")
+            file = archive.extractfile(member)
+            if file is not None:
+                yield member.name, file.read()
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def sheets(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """uint8 [n, 32, 32, 3], int64 [n] and the names of the classes, out of an npz of sheets."""
+    pack, tiles = np.load(path), []
+    for name in sorted(key for key in pack.files if key.startswith("sheet_")):
+        sheet = np.asarray(Image.open(io.BytesIO(pack[name].tobytes())).convert("RGB"))
+        rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
+        cut = sheet.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 1, 3, 4)
+        tiles.append(cut.reshape(-1, 32, 32, 3))
+    labels = pack["labels"].astype(np.int64)
+    return np.concatenate(tiles)[: len(labels)], labels, list(map(str, pack["classes"]))

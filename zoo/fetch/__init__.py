@@ -1,1 +1,0 @@
-"""What servers may do to a download."""
