@@ -7,9 +7,9 @@ of settings import neither torch nor timm, those of the work import what they ne
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -239,20 +239,14 @@ DOWNSTREAM = tuple(name for name in STAGES if COMMANDS[name].config.startswith("
 FIRST_STAGES = tuple(name for name in STAGES if name not in (*LATER_STAGES, *DOWNSTREAM))
 
 
-def imported(name: str) -> Any:
-    """What `module:name` says."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def stage_of(name: str) -> tuple[type[LoopConfig], Callable[[Any], object]]:
     """The class of a stage's settings, and the function that checks them and trains."""
     command = COMMANDS[name]
-    return imported(command.config), lambda config: work_of(command, config)
+    return resolve_name(command.config), lambda config: work_of(command, config)
 
 
 def work_of(command: Command, config: Any) -> Any:
     """Check the settings, then import the command's work and do it."""
     if command.check:
-        config = imported(command.check)(config, **command.options) or config
-    return imported(command.work)(config, **command.options)
+        config = resolve_name(command.check)(config, **command.options) or config
+    return resolve_name(command.work)(config, **command.options)

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ssld.cli.commands import COMMANDS, imported, work_of
+from ssld.cli.commands import COMMANDS, work_of
 from ssld.cli.parse import parse
 from ssld.common.errors import InputError
 
@@ -41,17 +42,16 @@ class TrainedRun:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The evaluation of the exported student, as metrics.jsonl has it; empty without one."""
-        exported = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["exported"]
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        evaluations = [x for x in map(json.loads, lines) if x["kind"] == "eval"]
-        return next((x for x in evaluations if x["step"] == exported["step"]), {})
+        facts = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        lines = resolve_name("ssld.engine.run_folder:read_lines")(self.folder / "metrics.jsonl")
+        return resolve_name("ssld.compare.seen_run:exported_metrics")(facts, lines)
 
     @cached_property
     def student(self) -> nn.Module:
         """The exported student: a timm model in eval mode, on the CPU. It takes normalised images,
         float32 [b, 3, h, w] (`timm.data.create_transform(**model.pretrained_cfg)`), and returns
         logits [b, classes]."""
-        return imported("ssld.models.opening:open_network")(
+        return resolve_name("ssld.models.opening:open_network")(
             "student", arch=None, checkpoint=str(self.folder)
         ).model.eval()
 
@@ -190,7 +190,7 @@ def _data(given: Data, kind: str) -> dict[str, Any]:
 def _do(name: str, **settings: Any) -> Any:
     """A command's work, with settings as a YAML file would say them."""
     command, where = COMMANDS[name], f"ssld.{name}(...)"
-    config = parse(where, imported(command.config), [], settings=(where, _plain(settings)))
+    config = parse(where, resolve_name(command.config), [], settings=(where, _plain(settings)))
     try:
         return work_of(command, config)
     finally:  # the next run of this process may have another precision

@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ssld import __version__
-from ssld.cli.commands import COMMANDS, GROUPS, Command, imported, work_of
+from ssld.cli.commands import COMMANDS, GROUPS, Command, work_of
 from ssld.cli.parse import parse, sentence_of
 from ssld.common import streams
 from ssld.common.errors import InputError, Interrupted, did_you_mean
@@ -67,24 +68,26 @@ def launch(name: str) -> int:
 
 
 def _usage(group: str, what: str) -> str:
-    result = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
-    below = {x.removeprefix(group): message for x, message in result.items() if x.startswith(group)}
-    lines = [f"  {name:<14}{message}" for name, message in below.items() if " " not in name]
+    summaries = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
+    below = {
+        x.removeprefix(group): summary for x, summary in summaries.items() if x.startswith(group)
+    }
+    lines = [f"  {name:<14}{summary}" for name, summary in below.items() if " " not in name]
     return f"usage: ssld {group}{what} [--help] ...\n\ncommands:\n" + "\n".join(lines)
 
 
 def _run(name: str, command: Command, words: list[str], launched: bool) -> int:
     def do() -> object:
-        given = imported(command.words)(words) if command.words else words
+        given = resolve_name(command.words)(words) if command.words else words
         settings = None
         if command.section and given and not given[0].startswith("-"):
             settings, given = _section(given[0], command.section), given[1:]
         config = parse(
             f"ssld {name}",
-            imported(command.config),
+            resolve_name(command.config),
             _named(given, command.positional),
             settings=settings,
-            defaults=imported(command.defaults) if command.defaults else None,
+            defaults=resolve_name(command.defaults) if command.defaults else None,
         )
         if launched:
             start_asked_for_processes()

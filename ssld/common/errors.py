@@ -8,9 +8,9 @@ from collections.abc import Callable
 from markupsafe import Markup
 from tqdm import tqdm
 
-from zoo.errors import InputError, did_you_mean, one_line, printable
+from zoo.errors import InputError, did_you_mean, one_line
 
-__all__ = ["InputError", "Interrupted", "did_you_mean", "one_line", "printable"]
+__all__ = ["InputError", "Interrupted", "did_you_mean", "one_line"]
 
 
 class Interrupted(Exception):

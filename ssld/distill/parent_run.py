@@ -5,7 +5,6 @@ Read while settings are parsed: imports neither torch nor timm.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ssld.common.files import read_object, reading
 from ssld.common.recorded import MADE_AGAIN, check_recorded
 from ssld.common.settings import flat, plain
 from ssld.distill.config import FinetuneConfig, FixResConfig
+from zoo.release import sha256_of
 
 CONFIGS: dict[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixResConfig}
 DAMAGED = "put a copy back, or take another run"
@@ -56,8 +56,7 @@ class ParentRun:
         """
         weights = Path(self.run) / "student" / "model.safetensors"
         try:
-            with weights.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(weights)
         except OSError as error:
             raise InputError(
                 f"{weights.parent} has no {weights.name} ({error.strerror}): {MADE_AGAIN}"
