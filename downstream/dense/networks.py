@@ -10,7 +10,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ssld.common.errors import InputError, did_you_mean
 
@@ -42,6 +42,8 @@ class NetworkEntry:
     """Arguments of the class that make this network."""
     packages: tuple[str, ...] = ()
     """That it needs and only an extra installs."""
+    finds: Literal["boxes", "keypoints", "masks"] = "boxes"
+    """Of a detector: what it finds; keypoints and masks are in boxes, which it finds, too."""
     pools_image: bool = False
     """Whether a batch norm sees one value per image, which takes two images a forward pass."""
 

@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
 from downstream.dense.drawing import draw_boxes, draw_lines, draw_mask
 from downstream.dense.model import FOLDER, read_description
 from downstream.deploy.config import PredictConfig
-from downstream.detection.config import BoxAugmentConfig
-from downstream.detection.data.transforms import view_size
+from downstream.detection.config import BoxAugmentConfig, BoxTestConfig
+from downstream.detection.inference import predict as find
 from downstream.detection.model import open_detector
 from downstream.segmentation.model import open_segmenter
 from ssld.common.errors import InputError, one_line
@@ -188,13 +187,9 @@ def _detector(
     augment, names = BoxAugmentConfig(**content["view"]), content["class_names"]
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
-        height, width = pixels.shape[:2]
-        size = view_size((height, width), augment.test_size, augment)
-        view = tv.resize(torch.from_numpy(pixels).permute(2, 0, 1), list(size), antialias=True)
-        scale = [size[1] / width, size[0] / height] * 2
-        sizes = torch.tensor([size], device=device)
-        detections = model(view.permute(1, 2, 0)[None].to(device), sizes)[0]
-        boxes = (detections["boxes"].cpu() / torch.tensor(scale)).numpy()
+        image = torch.from_numpy(pixels).to(device)
+        detections = find(model, image, augment, BoxTestConfig())
+        boxes = detections["boxes"].cpu().numpy()
         scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
         sure = sum(score >= config.score for score in scores)  # best first
         drawn = draw_boxes(pixels, boxes[:sure], labels[:sure], names, scores[:sure])

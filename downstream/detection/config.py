@@ -12,6 +12,7 @@ from ssld.common.settings import (
     Limits,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Settings,
@@ -71,6 +72,21 @@ class BoxAugmentConfig(Settings, section="augment"):
 
 
 @dataclass(frozen=True)
+class BoxTestConfig(Settings, section="test"):
+    """How held-out images are seen. Several views of an image are united (Data Distillation,
+    arXiv:1712.04440, sections 4 and 6.1)."""
+
+    scales: list[PositiveFloat] = field(default_factory=lambda: [1.0])
+    """Factors of `augment.test_size` at which an image is seen."""
+    flip: bool = False
+    """See it mirrored, too, at each scale."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.scales), "test.scales is empty: give one factor, or several")
+
+
+@dataclass(frozen=True)
 class DetectionCheckpointConfig(CheckpointConfig):
     """When training state is saved, and which is the best."""
 
@@ -93,6 +109,7 @@ class DetectionConfig(DownstreamConfig):
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     data: BoxDataConfig = field(default_factory=BoxDataConfig)
     augment: BoxAugmentConfig = field(default_factory=BoxAugmentConfig)
+    test: BoxTestConfig = field(default_factory=BoxTestConfig)
     checkpoint: DetectionCheckpointConfig = field(default_factory=DetectionCheckpointConfig)
 
 

@@ -6,10 +6,21 @@
     forward(images, sizes, targets=None)
         images   float32 [b, 3, H, W], normalised as the backbone wants
         sizes    int64 [b, 2], the (h, w) of each that is picture, not padding
-        targets  per image {"boxes": float32 [n, 4] xyxy px, "labels": int64 [n] from 0}, n >= 0
-        -> with targets, in any mode, {term: float32 scalar}, weighted: their sum is the loss.
+        targets  per image {"boxes": float32 [n, 4] xyxy px, "labels": int64 [n] from 0}, n >= 0;
+                 of keypoints "keypoints" float32 [n, K, 3]: x, y px, visibility; of masks "masks"
+                 uint8 [n, h, w], 0 or 1
+        -> with targets, in any mode, {term: float32 [b]}, weighted: the sum of their means over the
+           images is the loss.
            Without, per image {"boxes": float32 [k, 4] xyxy px within the picture, "scores":
-           float32 [k], "labels": int64 [k] from 0}, best first, k <= 100.
+           float32 [k], "labels": int64 [k] from 0}, best first, k <= 100; of keypoints "keypoints"
+           float32 [k, K, 3]: x, y px, score from 0 to 1; of masks "masks" float32 [k, m, m]:
+           probabilities in the frame of each box.
+
+One that finds keypoints or masks has, for the mean over several views of an image,
+
+    parts(images, sizes, found) -> per image float32 logits in the frame of each box of `found` (as
+        forward gives it): of keypoints [k, K, m, m], of masks [k, m, m] of the box's class
+    finish(found, parts) -> `found` of one image with "keypoints" or "masks" of such logits
 
 A new detector is such a class and a line in DETECTORS. This file imports neither torch nor a
 network, so that `--help` is fast.

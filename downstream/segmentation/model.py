@@ -43,14 +43,18 @@ class SegmentationModel(DenseModel):
         return self.model(self.normalise(images.permute(0, 3, 1, 2).float()))
 
     @torch.no_grad()
-    def segment(self, image: Tensor, **test: Any) -> Tensor:
-        """Class numbers uint8 [h, w] of an image, uint8 [h, w, 3].
+    def probabilities(self, image: Tensor, **test: Any) -> Tensor:
+        """Of each class and pixel, float32 [classes, h, w], of an image, uint8 [h, w, 3].
 
         Args:
             test: crop, stride, scales and flip, of `downstream.segmentation.inference.predict`.
         """
         pixels = self.normalise(image.permute(2, 0, 1)[None].float())[0]
-        return predict(self.model, pixels, **test).argmax(0).to(torch.uint8)
+        return predict(self.model, pixels, **test)
+
+    def segment(self, image: Tensor, **test: Any) -> Tensor:
+        """Class numbers uint8 [h, w]; see `probabilities`."""
+        return self.probabilities(image, **test).argmax(0).to(torch.uint8)
 
 
 def build(name: str, config: BackboneConfig, num_classes: int) -> Segmenter:
