@@ -18,10 +18,16 @@ INT64 = 2**63
 Entries = list[dict[str, Any]]
 
 
-def read_lists(
+def read_lists(path: str) -> tuple[Entries, Entries, Entries]:
+    """Images, annotations and categories; see `read_content`."""
+    content = read_content(path)
+    return content["images"], content["annotations"], content["categories"]
+
+
+def read_content(
     path: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
-) -> tuple[Entries, Entries, Entries]:
-    """Images, annotations and categories.
+) -> dict[str, Any]:
+    """All of a file, in which LISTS are lists of objects.
 
     Args:
         object_hook: what is kept of each object, as of `json.loads`.
@@ -42,7 +48,7 @@ def read_lists(
             )
     if not content["images"]:
         raise InputError(f"{path}: the list 'images' is empty; give a file that has images")
-    return content["images"], content["annotations"], content["categories"]
+    return content
 
 
 def column(place: str, entries: Entries, key: str) -> list[Any]:

@@ -3,13 +3,31 @@ imported, so that `--help` is fast."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeVar
 
 from downstream.backbone.config import BackboneConfig
-from ssld.common.settings import Limits, OneOrSeveral, PositiveInt, ShareBelowOne, require
+from ssld.common.errors import InputError
+from ssld.common.settings import (
+    Limits,
+    OneOrSeveral,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    Share,
+    ShareBelowOne,
+    require,
+)
 from ssld.data.config import LoaderConfig
 from ssld.engine.config import LoopConfig
+
+T = TypeVar("T", bound=Any)
+MAX_SIDE_PX = 8192
+"""Of what a network sees of an image; a view of so many squared takes 800 MB."""
+MAX_SCALES, MAX_SCALE = 32, 16
+"""Most factors at which a test sees an image, and the largest; a stranger's file cannot ask for any
+memory."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +45,7 @@ class AnnotatedConfig(LoaderConfig):
     """Sets with generated annotations, as `ssld pseudo-label` writes them, to train on besides."""
     generated_share: ShareBelowOne = 0.4
     """Share of a minibatch's images that are of `generated`, in expectation (Data Distillation,
-    arXiv:1712.04440, section 3: 6:4)."""
+    arXiv:1712.04440, section 4: 6:4). An epoch has as many samples as there are images of both."""
     minibatch: Literal["mixed", "apart"] = "mixed"
     """mixed: human and generated annotations in one minibatch. apart: each forward pass sees one
     kind only; `accumulate` of them make a step, `generated_share` of which are generated."""
@@ -36,6 +54,53 @@ class AnnotatedConfig(LoaderConfig):
     classes: list[str] | None = None
     """Names of the classes in the network's order; by default those of the first training source.
     Sources are matched by name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.generated or self.generated_share > 0,
+            "data.generated_share is 0, so nothing of data.generated would be seen: give a share "
+            "above 0, or leave data.generated out",
+        )
+        require(
+            bool(self.generated) or self.minibatch == "mixed",
+            "data.minibatch is apart, but data.generated is empty: name sets with generated "
+            "annotations, or leave it out",
+        )
+
+
+@dataclass(frozen=True)
+class ViewsConfig(Settings, section="test"):
+    """How a trained network sees images, where that is to differ from how its run saw held-out
+    ones."""
+
+    scales: list[PositiveFloat] | None = None
+    """Factors of the size at which an image is seen."""
+    flip: bool | None = None
+    """See it mirrored, too, at each scale."""
+    merge: Literal["vote", "nms", "soft_nms"] | None = None
+    """Of a detector: what is made of the boxes of several views."""
+    nms_iou: Share | None = None
+    """Of a detector: overlap above which nms and vote keep the better box alone."""
+    vote_iou: Share | None = None
+    """Of a detector: overlap from which a box votes on the place of a kept one."""
+    sigma: PositiveFloat | None = None
+    """Of a detector: how little soft_nms lowers a score; exp(-IoU^2 / sigma)."""
+
+    def over(self, test: T) -> T:
+        """A run's settings with what is given here instead.
+
+        Raises:
+            InputError: they do not have it, or refuse it.
+        """
+        given = {name: x for name, x in vars(self).items() if x is not None}
+        for name in given:
+            if not hasattr(test, name):
+                raise InputError(f"test.{name} is a setting of detectors: leave it out")
+        try:
+            return replace(test, **given)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -58,3 +123,15 @@ class DownstreamConfig(LoopConfig):
         )
         require(bool(self.data.train), "data.train is empty: name at least one source")
         require(bool(self.data.val), "data.val is empty: name held-out images to evaluate on")
+        require(
+            self.data.minibatch == "mixed" or self.generated_passes in range(1, self.accumulate),
+            f"data.minibatch is apart, data.generated_share {self.data.generated_share:g} and "
+            f"accumulate {self.accumulate}: of a step's forward passes {self.generated_passes:g} "
+            "would see generated annotations; give numbers of which the product is whole, such as "
+            "0.4 and 5, with at least one pass of each kind",
+        )
+
+    @property
+    def generated_passes(self) -> float:
+        """Forward passes of a step that see generated annotations with `minibatch: apart`."""
+        return float(Fraction(str(self.data.generated_share)) * self.accumulate)

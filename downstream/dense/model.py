@@ -12,11 +12,12 @@ from typing import Any, TypeVar, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from downstream.backbone.backbone import Backbone, describe, open_backbone, rebuild
 from downstream.backbone.config import BackboneConfig
 from downstream.backbone.weights import create
+from downstream.dense.config import MAX_SIDE_PX
 from downstream.dense.networks import NetworkEntry
 from ssld.common.errors import InputError
 from ssld.common.files import read_object, reading
@@ -33,8 +34,6 @@ Built = TypeVar("Built", bound=nn.Module)
 FOLDER = "model"
 TASKS = ("detection", "segmentation")
 AGAIN = "export the model again, or take another copy of it"
-MAX_SIDE_PX = 8192
-"""Of what a network sees of an image; a view of so many squared takes 800 MB."""
 
 
 class DenseModel(ImageModel):
@@ -76,7 +75,14 @@ def backbone_for(entry: NetworkEntry, config: BackboneConfig) -> Backbone:
 
 
 def save(
-    network: DenseModel, folder: Path, step: int, *, task: str, head: dict[str, Any], view: dict
+    network: DenseModel,
+    folder: Path,
+    step: int,
+    *,
+    task: str,
+    head: dict[str, Any],
+    view: dict,
+    keypoints: dict[str, Any] | None = None,
 ) -> str:
     """Write a network, replacing what was there in one step; returns the sha256 of its weights.
 
@@ -84,6 +90,7 @@ def save(
         task: detection or segmentation.
         head: the settings of the network on the backbone.
         view: how images are made for it.
+        keypoints: what they are, of a detector that finds them.
 
     Raises:
         InputError: it cannot be written; what was there is untouched.
@@ -95,6 +102,8 @@ def save(
         "class_names": network.label_names,
         "view": view,
     }
+    if keypoints is not None:
+        content["keypoints"] = keypoints
 
     def write(temporary: Path) -> None:
         text = json.dumps(content, indent=2) + "\n"
@@ -177,18 +186,32 @@ def load(folder: Path, content: dict[str, Any], build: Callable[[Backbone, int],
     Raises:
         InputError: weights that cannot be read or do not fit.
     """
-    file = folder / "model.safetensors"
-    try:
-        check_recorded(file)
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read ({error})") from error
+    weights, file = _weights(folder)
     with reading(folder / "config.json", AGAIN, RuntimeError):
         _require_memory(content["backbone"], sum(x.nbytes for x in weights.values()))
         model = build(rebuild(content["backbone"]), len(content["class_names"]))
     load_strictly(model, weights, str(file))
     as_images_lie(model)  # as in its run: other kernels round otherwise, near ties change places
     return model.eval()
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill a network with the weights that a folder holds.
+
+    Raises:
+        InputError: they cannot be read or do not fit.
+    """
+    weights, file = _weights(folder)
+    load_strictly(model, weights, str(file))
+
+
+def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    file = folder / "model.safetensors"
+    try:
+        check_recorded(file)
+        return load_file(file), file
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read ({error})") from error
 
 
 def _require_memory(backbone: dict[str, Any], size: int) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+import numpy as np
 
 from ssld.common.files import write_atomically
+from ssld.data.decode import Unreadable
 
 EXAMPLES = 5
 """Places named of each finding."""
@@ -60,6 +65,10 @@ class Annotated(Protocol):
 
     def size(self, i: int) -> int | None: ...
 
+    def read(self, i: int) -> bytes: ...
+
+    def subset(self, images: np.ndarray) -> Self: ...
+
 
 def in_both(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str]:
     """Image files that two lists of sources share: evaluation on them would be on training data."""
@@ -71,13 +80,51 @@ def in_both(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str
     return [place for place in places if place in shared]
 
 
+def same_bytes(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str]:
+    """Image files of `second` that are, to the byte, one of `first`. Only files of the same size
+    are read; what cannot be read is like no other."""
+    sizes = [_by_size(sources) for sources in (first, second)]
+    common = sizes[0].keys() & sizes[1].keys()
+    seen = {digest for size in common for digest, _ in _digests(sizes[0][size])}
+    return [
+        place for size in sorted(common) for digest, place in _digests(sizes[1][size])
+        if digest in seen
+    ]  # fmt: skip
+
+
+Places = list[tuple[Annotated, int]]
+
+
+def _by_size(sources: Sequence[Annotated]) -> dict[int, Places]:
+    """Images by the bytes of their files."""
+    places: dict[int, Places] = {}
+    for source in sources:
+        for i in range(len(source)):
+            size = source.size(i)
+            if size is None:
+                try:
+                    size = os.path.getsize(source.location(i))
+                except OSError:
+                    continue
+            places.setdefault(size, []).append((source, i))
+    return places
+
+
+def _digests(places: Places) -> Iterator[tuple[bytes, str]]:
+    for source, i in places:
+        try:
+            yield hashlib.sha256(source.read(i)).digest(), source.location(i)
+        except (OSError, Unreadable):
+            continue
+
+
 def write_preflight(
     folder: Path, reports: Mapping[str, Sequence[Report]], shared: Sequence[str] = ()
 ) -> list[str]:
     """Write `preflight.json` and `preflight.md`.
 
     Args:
-        reports: of the sources, by what they are for, `train` and `val`.
+        reports: of the sources, by what they are for: `train`, `generated` and `val`.
         shared: image files that are in both.
 
     Returns:

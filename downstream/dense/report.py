@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
+from ssld.common.metrics import METRICS, ONE_VIEW
 from ssld.engine.start import Run
 from ssld.report import page
 from ssld.report.training import Lines, Plots, plots_of, write_training_report
@@ -60,6 +61,7 @@ def write_report(
         evaluation_curves=lambda: plots_of(evaluations, curves),
         classes=classes,
         class_head=class_head,
+        gains=_gains(evaluations),
         figures=figures,
         last_picture=_picture(pictures[0]) if pictures else None,
         earlier=pictures[1:],
@@ -72,6 +74,19 @@ def _verdict(evaluations: Lines) -> tuple[str, str]:
     verdict = evaluations[-1]["verdict"] if evaluations else "no verdict: no evaluation yet"
     kind = "not" if "not learning" in verdict else "improving" if "best so far" in verdict else ""
     return f"{verdict[:1].upper()}{verdict[1:]}.", kind
+
+
+def _gains(evaluations: Lines) -> list[list[str]]:
+    """What several views bring at the last evaluation, in points, as the tables of the papers have
+    it."""
+    last = evaluations[-1] if evaluations else {}
+    known = [key for key in METRICS if key in last and key + ONE_VIEW in last]
+    return [
+        [METRICS[key].label]
+        + [f"{100 * last[name]:.1f}" for name in (key + ONE_VIEW, key)]
+        + [f"{100 * (last[key] - last[key + ONE_VIEW]):+.1f}"]
+        for key in known
+    ]
 
 
 def _picture(path: Path) -> Markup:

@@ -3,52 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from downstream.backbone.backbone import Backbone
+from downstream.backbone.backbone import Backbone, describe
 from downstream.backbone.config import PARTS
-from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.model import DenseModel
-from downstream.dense.preflight import Annotated, Report, in_both, write_preflight
+from downstream.dense.config import DownstreamConfig
+from downstream.dense.model import DenseModel, load_weights, read_description
+from downstream.dense.preflight import Report, in_both, write_preflight
+from downstream.dense.sources import (
+    LABELED,
+    Opened,
+    Sources,
+    labeled_list,
+    refuse_held_out,
+    sample_order,
+)
+from downstream.dense.texts import shown
 from ssld.common.errors import InputError, one_line
-from ssld.data.sampling import Sampler
+from ssld.common.files import write_atomically
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
+from zoo.release import sha256_of
 
-Opened = TypeVar("Opened", bound=Annotated)
 
-
-def open_sources(
-    data: AnnotatedConfig, open_source: Callable[[str, list[str] | None], Opened]
-) -> tuple[list[Opened], list[Opened]]:
-    """Training and held-out sources, all with the same classes in the same order.
+def load_init(network: DenseModel, path: str, task: str, head: Mapping[str, Any]) -> str:
+    """Start from the whole network of a run; returns the sha256 of its weights.
 
     Args:
-        open_source: (path, names of the classes in order, or None for the source's own) -> source.
+        path: see `DownstreamConfig.init`.
+        task: detection or segmentation.
+        head: settings of the network on the backbone.
 
     Raises:
-        InputError: a source that cannot be opened, or has other classes.
+        InputError: it is of another task, head or backbone, or has other classes; it is damaged.
     """
-    names = data.classes
-
-    def opened(setting: str, paths: str | list[str]) -> list[Opened]:
-        nonlocal names
-        sources = []
-        for path in paths:
-            try:
-                sources.append(open_source(path, names))
-            except InputError as error:
-                raise InputError(f"{setting}: {error}") from error
-            names = names or sources[-1].class_names
-        return sources
-
-    return opened("data.train", data.train), opened("data.val", data.val)
+    try:
+        folder, content = read_description(path)
+        own = {"task": task, "head": dict(head), "class_names": network.label_names}
+        known = describe(network.backbone)
+        own |= {f"backbone.{key}": known[key] for key in ("architecture", "mean", "std")}
+        its = {**content, **{f"backbone.{k}": x for k, x in content["backbone"].items()}}
+        for key, value in own.items():
+            if its[key] != value:
+                raise InputError(
+                    f"{folder} has {key} {shown(its[key])}, this run {shown(value)}: give a run of "
+                    "the same network and classes, or leave init out"
+                )
+        load_weights(network.model, folder)
+    except InputError as error:
+        raise InputError(f"init: {error}") from error
+    return sha256_of(folder / "model.safetensors")
 
 
 def open_processes(config: DownstreamConfig) -> Accelerator:
@@ -66,30 +76,34 @@ def open_processes(config: DownstreamConfig) -> Accelerator:
 def start_run(
     config: DownstreamConfig,
     accelerator: Accelerator,
-    train: Sequence[Annotated],
-    val: Sequence[Annotated],
+    sources: Sources[Opened],
     network: DenseModel,
     *,
+    task: str,
+    head: Mapping[str, Any],
     size: tuple[int, int],
-    head: str,
     reports: Mapping[str, Sequence[Report]],
     annotations_sha256: Sequence[str],
 ) -> Run:
     """Create the run folder and write the preflight report into it, or go on in it.
 
     Args:
+        task: detection or segmentation.
+        head: settings of the network on the backbone.
         size: height and width in px of a usual training image, for the network's cost.
-        head: name of the network on the backbone.
-        reports: of the sources, by `train` and `val`; the main process's are written.
+        reports: of the sources, by `train`, `generated` and `val`; the main process's are written.
         annotations_sha256: of what is annotated.
 
     Raises:
-        InputError: see `ssld.engine.start.start`; an optimizer that timm does not know.
+        InputError: see `ssld.engine.start.start`; an optimizer that timm does not know; a network
+            in `init` that does not fit; generated annotations of held-out images.
     """
     build_optimizer(network, config.optimizer)  # refuse it before anything is written
+    refuse_held_out(accelerator, sources)
+    start_sha256 = load_init(network, config.init, task, head) if config.init else None
     backbone = network.backbone
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
-    architecture = f"{head} on {backbone.architecture}"
+    architecture = f"{head['name']} on {backbone.architecture}"
     facts: dict[str, Any] = {
         "network": {"architecture": architecture, **fact},
         "classes": network.label_names,
@@ -98,20 +112,25 @@ def start_run(
             "distilled": backbone.distilled,
             "lr_factors": lr_factors(network),
         },
+        "start_sha256": start_sha256,
         "annotations_sha256": hashlib.sha256("".join(annotations_sha256).encode()).hexdigest(),
         # A backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
         "flops_per_image": 6e6 * fact["macs_m"],
     }
-    order = Sampler([len(source) for source in train], None, config.seed)
-    run = start(config, accelerator, train, val, order, facts)
+    order = sample_order(config, sources)
+    run = start(config, accelerator, sources.seen, sources.val, order, facts)
     accelerator.print(
         f"network: {architecture}, {fact['parameters_m']:.2f} M parameters, "
-        f"{fact['macs_m']:,.0f} M multiply-adds at {size[1]} x {size[0]} px; {_start(backbone)}, "
+        f"{fact['macs_m']:,.0f} M multiply-adds at {size[1]} x {size[0]} px; "
+        f"{f'from {config.init}' if config.init else _start(backbone)}, "
         f"learning rates of stem to stage 4 over the head's: {lr_factors(network)}"
     )
     if accelerator.is_main_process:
-        for line in write_preflight(run.folder.path, reports, in_both(train, val)):
+        shared = in_both(sources.train, sources.val)
+        for line in write_preflight(run.folder.path, reports, shared):
             print(line)
+        if config.data.labeled_share < 1:
+            write_atomically(run.folder.path / LABELED, labeled_list(sources.train))
     return run
 
 

@@ -8,11 +8,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from downstream.dense.drawing import image_grid
 from downstream.dense.model import FOLDER
 from downstream.dense.report import write_picture
-from ssld.common.metrics import METRICS
+from ssld.common.metrics import METRICS, ONE_VIEW
 from ssld.data.loading import Maker
 from ssld.engine.start import Run
 from ssld.engine.task import B, N, S, Task
@@ -75,6 +76,14 @@ class Counts(Protocol):
 C = TypeVar("C", bound=Counts)
 
 
+def with_one_view(counts: Counts, one_view: Counts | None) -> dict[str, float]:
+    """Metrics of what is said of images that are seen in several views, and under the same key and
+    `ONE_VIEW` of what is said in one view alone."""
+    metrics = counts.metrics()
+    alone = one_view.metrics() if one_view is not None else {}
+    return {**metrics, **{key + ONE_VIEW: x for key, x in alone.items() if key != "images"}}
+
+
 class AnnotatedScore(Generic[C]):
     """What an evaluation counts, and the images that are drawn.
 
@@ -111,12 +120,21 @@ class AnnotatedTask(Task[Run, B, N, S]):
     exported = FOLDER
     metric: str
     """What decides where `checkpoint.best` says `last`."""
+    joint: bool
+    """Whether some of the annotations are generated."""
     make_train: Maker[B]
     make_held_out: Maker[B]
 
     def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[B]:
         """This process's batches of steps [first_step, last_step)."""
         return run.train_batches(self.make_train, first_step, last_step)
+
+    def groups(self, batch: B) -> Mapping[str, Tensor]:
+        """Images with human and with generated annotations, where there are both."""
+        if not self.joint:
+            return {}
+        generated: Tensor = batch.generated  # type: ignore[attr-defined]
+        return {"human": ~generated, "generated": generated}
 
     def held_out(self, run: Run) -> Iterator[B]:
         """This process's held-out images, each once over all processes."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from downstream.dense.config import ViewsConfig
 from downstream.dense.networks import require_packages
 from ssld.common.paths import check_file
 from ssld.common.settings import Settings, Share, require
@@ -23,6 +24,7 @@ class PredictConfig(Settings):
     """Folder to write, new or empty."""
     score: Share = 0.3
     """Least score of a box that is drawn."""
+    test: ViewsConfig = field(default_factory=ViewsConfig)
     max_unreadable: Share = 0.1
     """Stop when more than this share of the files cannot be read."""
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from downstream.dense.config import ViewsConfig
 from downstream.dense.drawing import draw_boxes, draw_lines, draw_mask
 from downstream.dense.model import FOLDER, read_description
 from downstream.deploy.config import PredictConfig
-from downstream.detection.config import BoxAugmentConfig, BoxTestConfig
 from downstream.detection.inference import predict as find
-from downstream.detection.model import open_detector
-from downstream.segmentation.model import open_segmenter
+from downstream.detection.model import open_detector, views_of
+from downstream.segmentation.model import open_segmenter, test_of
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import read_object
 from ssld.common.streams import is_terminal
@@ -174,6 +174,11 @@ def _open(config: PredictConfig, device: torch.device) -> Predictor:
         and "architecture" in read_object(config_file, "give another copy of it")
     )
     if classifier:
+        if config.test != ViewsConfig():
+            raise InputError(
+                f"{config.run} is a classifier, which sees an image once: leave out "
+                "what begins with test."
+            )
         return _classifier(config.run, device)
     folder, content = read_description(config.run)
     task = {"detection": _detector, "segmentation": _segmenter}[content["task"]]
@@ -184,11 +189,12 @@ def _detector(
     folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
 ) -> Predictor:
     model = open_detector(folder, content).to(device)
-    augment, names = BoxAugmentConfig(**content["view"]), content["class_names"]
+    augment, test = views_of(content)
+    test, names = config.test.over(test), content["class_names"]
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
         image = torch.from_numpy(pixels).to(device)
-        detections = find(model, image, augment, BoxTestConfig())
+        detections = find(model, image, augment, test)
         boxes = detections["boxes"].cpu().numpy()
         scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
         sure = sum(score >= config.score for score in scores)  # best first
@@ -206,9 +212,8 @@ def _segmenter(
     folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
 ) -> Predictor:
     model = open_segmenter(folder, content).to(device)
-    test = dict(content["view"])
-    palette, names = np.array(test.pop("palette"), np.uint8), content["class_names"]
-    test.pop("trained_on")
+    palette, names = np.array(content["view"]["palette"], np.uint8), content["class_names"]
+    test = vars(config.test.over(test_of(content)))
     if len(palette) != len(names):
         raise InputError(
             f"{folder / 'config.json'} is damaged ({len(names)} classes have {len(palette)} "

@@ -1,8 +1,7 @@
-"""What an evaluation of boxes counts: what was found in each image."""
+"""What an evaluation of boxes, keypoints or instance masks counts: what was found in each image."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from downstream.detection.coco_protocol import AREAS, THRESHOLDS, Predicted, evaluate, matches, xywh
+from downstream.detection import coco_results
+from downstream.detection.coco_protocol import (
+    BOXES,
+    THRESHOLDS,
+    Predicted,
+    Similarity,
+    evaluate,
+    keypoints_of,
+    matches,
+    pairs,
+)
 from downstream.detection.coco_protocol import bootstrap as bootstrap
 from downstream.detection.data.boxes import Boxes
-from ssld.common.errors import InputError, one_line
-from ssld.common.files import write_atomically
+from downstream.detection.oks import scaled_distances
+from downstream.detection.pasting import paste
+from ssld.common.errors import InputError
 
 
 class Detections:
@@ -27,6 +37,8 @@ class Detections:
         class_names: by class number.
         image_ids: the ids of `ground_truth` in the annotations.
         category_ids: the classes' ids there; -1 for a class that they do not know.
+        similarity: by what detections are judged; boxes are measured besides.
+        sizes: (h, w) of each image, which masks need.
         expected: numbers of the images that are to be evaluated, by default all.
     """
 
@@ -37,23 +49,27 @@ class Detections:
         *,
         image_ids: Sequence[int],
         category_ids: Sequence[int],
+        similarity: Similarity = BOXES,
+        sizes: Sequence[tuple[int, int]] = (),
         expected: Sequence[int] | None = None,
     ) -> None:
         self.ground_truth = ground_truth
         self.class_names = list(class_names)
         self.image_ids = list(image_ids)
         self.category_ids = list(category_ids)
+        self.similarity = similarity
+        self.sizes = sizes
         self._expected = range(len(ground_truth)) if expected is None else expected
         self._predicted: dict[int, Predicted | None] = {}
-        self._precision: np.ndarray | None = None
+        self._precision: dict[Similarity, np.ndarray] = {}
 
     def add(self, image: int, prediction: Mapping[str, Tensor]) -> None:
         """Count one image.
 
         Args:
             image: its number.
-            prediction: boxes, float [k, 4] xyxy in px of the image as it is stored, upright;
-                scores, float [k]; labels, int64 [k].
+            prediction: as of `downstream/detection/networks.py`, in px of the image as it is
+                stored, upright.
 
         Raises:
             InputError: the image was counted before; a value is not finite, or a box ends before
@@ -62,13 +78,24 @@ class Detections:
         parts = (prediction[key].detach().cpu().numpy() for key in ("boxes", "scores", "labels"))
         boxes, scores, labels = parts
         boxes = boxes.reshape(-1, 4).astype(np.float32)
-        ordered = (boxes[:, 2:] >= boxes[:, :2]).all()
-        if not (ordered and np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        keypoints = masks = None
+        finite = np.isfinite(boxes).all() and np.isfinite(scores).all()
+        if self.similarity.of == "keypoints":
+            shape = (len(boxes), len(self.similarity.sigmas), 3)
+            keypoints = prediction["keypoints"].detach().cpu().numpy().reshape(shape)
+            keypoints = keypoints.astype(np.float32)
+            finite &= np.isfinite(keypoints).all()
+        elif self.similarity.of == "masks":
+            finite &= bool(prediction["masks"].isfinite().all())
+        if not ((boxes[:, 2:] >= boxes[:, :2]).all() and finite):
             raise InputError(
                 f"image {self._name(image)}: a predicted box or score is not finite, or a box ends "
                 "before it begins; the network has diverged, train it with a lower learning rate"
             )
-        self._count(image, (boxes, scores.astype(np.float32), labels))
+        if self.similarity.of == "masks":
+            masks = paste(prediction["masks"].detach(), prediction["boxes"], self.sizes[image])
+        scores = scores.astype(np.float32)
+        self._count(image, Predicted(boxes, scores, labels, keypoints, masks))
 
     def leave_out(self, image: int) -> None:
         """An image that cannot be read: neither its objects nor its detections count."""
@@ -77,7 +104,7 @@ class Detections:
     def _count(self, image: int, predicted: Predicted | None) -> None:
         if image in self._predicted:
             raise self._fault([image], "evaluated twice")
-        self._predicted[image], self._precision = predicted, None
+        self._predicted[image], self._precision = predicted, {}
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """Collect the images of all processes; False when it was cut short on any of them.
@@ -97,7 +124,7 @@ class Detections:
         if lost and not short:
             raise self._fault(lost, "not evaluated")
         gathered = {image: counted for _, part in parts for image, counted in part.items()}
-        self._predicted, self._precision = dict(sorted(gathered.items())), None
+        self._predicted, self._precision = dict(sorted(gathered.items())), {}
         return not short
 
     def _fault(self, images: list[int], what: str) -> InputError:
@@ -120,63 +147,104 @@ class Detections:
             if predicted is not None:
                 yield image, predicted
 
+    @property
+    def measured(self) -> tuple[Similarity, ...]:
+        """What averages there are of: boxes, and what else detections are judged by."""
+        return tuple(dict.fromkeys((BOXES, self.similarity)))
+
     def metrics(self) -> dict[str, float]:
         """COCO's averages over the classes that have objects.
 
         Returns:
             `ap`: over `THRESHOLDS`; `ap50` and `ap75`: at .5 and .75; `ap_small`, `ap_medium`,
-            `ap_large`: `ap` of objects of that size; `images`. What has no object is left out.
+            `ap_large`: `ap` of objects of that size; `keypoint_ap`, ... without small ones, or
+            `mask_ap`, ...; `images`. What has no object is left out.
         """
-        precision = self._evaluated()  # [thresholds, recalls, classes, areas]
-        # The last axis is `AREAS`, of which 0 is all; the first `THRESHOLDS`: 0 is .5, 5 is .75.
-        parts = {"ap": precision[..., 0], "ap50": precision[:1, ..., 0]}
-        parts |= {"ap75": precision[5:6, ..., 0]}
-        parts |= {f"ap_{name}": precision[..., i] for i, name in enumerate(AREAS) if i}
-        averages = {key: _mean(part) for key, part in parts.items()}
+        averages: dict[str, float | None] = {}
+        for similarity in self.measured:
+            precision = self._evaluated(similarity)  # [thresholds, recalls, classes, areas]
+            # Of the last axis 0 is all; of `THRESHOLDS` 0 is .5, 5 is .75.
+            parts = {"ap": precision[..., 0], "ap50": precision[:1, ..., 0]}
+            parts |= {"ap75": precision[5:6, ..., 0]}
+            parts |= {f"ap_{x}": precision[..., i] for i, x in enumerate(similarity.areas) if i}
+            averages |= {f"{similarity.prefix}{key}": _mean(x) for key, x in parts.items()}
         averages |= {"images": float(len(self.images))}
         return {key: value for key, value in averages.items() if value is not None}
 
     def by_class(self) -> list[dict[str, Any]]:
         """By class number: `class`, its name; `objects`, how many there are, without crowds; `ap`
-        and `ap50`, None where there is no object."""
-        precision, objects = self._evaluated(), self._objects().sum(0)
+        and `ap50`, None where there is no object; so `keypoint_objects`, those with a labeled
+        keypoint, and `keypoint_ap`, ..., or `mask_objects`, ..."""
+        rows: list[dict[str, Any]] = [{"class": name} for name in self.class_names]
+        for similarity in self.measured:
+            precision, objects = self._evaluated(similarity), self._objects(similarity).sum(0)
+            for label, row in enumerate(rows):
+                of_class = {"objects": int(objects[label])}
+                of_class |= {"ap": _mean(precision[:, :, label, 0])}
+                of_class |= {"ap50": _mean(precision[:1, :, label, 0])}
+                row |= {f"{similarity.prefix}{key}": value for key, value in of_class.items()}
+        return rows
+
+    def by_keypoint(self) -> list[dict[str, Any]]:
+        """How far each keypoint is off in the objects that are found: those of whose class the best
+        box that is left overlaps theirs by half, whatever its score.
+
+        Returns:
+            by number: `labeled`, how many keypoints of the objects are; `found`, how many of those
+            in found objects; `near`, the share of these at `scaled_distances` up to 1; `median`
+            distance over the square root of the object's area. None where there are none.
+        """
+        labeled, far = np.zeros(len(self.similarity.sigmas), np.int64), []
+        for image, predicted in self._counted():
+            objects = self.ground_truth[image]
+            known = (keypoints_of(objects)[..., 2] > 0) & ~self.similarity.ignored(objects)[:, None]
+            labeled += known.sum(0)
+            for _, own, there, taken in pairs(objects, predicted, BOXES):
+                hit = taken[:, 0] >= 0  # at `THRESHOLDS[0]`
+                points, place = keypoints_of(predicted)[own[hit]], there[taken[hit, 0]]
+                areas, truth = objects.areas[place], keypoints_of(objects)[place]
+                away = scaled_distances(points, truth, areas, self.similarity.sigmas)
+                far.append(np.where(known[place], away, np.nan))
+        table = np.concatenate(far) if far else np.zeros((0, len(labeled)))
         return [
             {
-                "class": name,
-                "objects": int(objects[label]),
-                "ap": _mean(precision[:, :, label, 0]),
-                "ap50": _mean(precision[:1, :, label, 0]),
+                "labeled": int(count),
+                "found": len(known := column[np.isfinite(column)]),
+                "near": float((known <= 1).mean()) if len(known) else None,
+                "median": float(2 * sigma * np.median(known)) if len(known) else None,
             }
-            for label, name in enumerate(self.class_names)
+            for count, column, sigma in zip(labeled, table.T, self.similarity.sigmas, strict=True)
         ]
 
-    def _evaluated(self) -> np.ndarray:
+    def _evaluated(self, similarity: Similarity) -> np.ndarray:
         """float64 [thresholds, recalls, classes, areas], -1 where there is no object."""
-        if self._precision is None:
+        if similarity not in self._precision:
             images = [(i, self.ground_truth[i], predicted) for i, predicted in self._counted()]
-            self._precision = evaluate(images, len(self.class_names))
-        return self._precision
+            self._precision[similarity] = evaluate(images, len(self.class_names), similarity)
+        return self._precision[similarity]
 
-    def _objects(self) -> np.ndarray:
-        """int32 [n, classes]: objects of each image, without crowds."""
-        rows = [
-            np.bincount(boxes.labels[~boxes.crowd], minlength=len(self.class_names))
-            for boxes in (self.ground_truth[image] for image in self.images)
-        ]
-        return np.array(rows, np.int32).reshape(-1, len(self.class_names))
+    def _objects(self, similarity: Similarity) -> np.ndarray:
+        """int32 [n, classes]: objects of each image, without those that are ignored."""
+        count, rows = len(self.class_names), []
+        for objects in (self.ground_truth[image] for image in self.images):
+            counted = objects.labels[~similarity.ignored(objects)]
+            rows.append(np.bincount(counted, minlength=count))
+        return np.array(rows, np.int32).reshape(-1, count)
 
     def matches(self) -> dict[str, np.ndarray]:
         """What `bootstrap` reads, over n images and d detections of the m classes.
 
         Returns:
             image: int32 [d], place in `images`, ascending. label: int32 [d]. score: float32 [d].
-            match: int8 [d, thresholds], 1 for a hit, 0 for a miss, -1 for a crowd's, which does not
-            count. objects: int32 [n, m], without crowds.
+            match: int8 [d, thresholds], 1 for a hit, 0 for a miss, -1 for one that does not
+            count. objects: int32 [n, m], without those that are ignored. By what detections are
+            judged.
         """
         columns = []
         for place, (number, predicted) in enumerate(self._counted()):
             # Place, not number: images that cannot be read have left gaps between the numbers.
-            for label, scores, match in matches(self.ground_truth[number], predicted):
+            objects = self.ground_truth[number]
+            for label, scores, match in matches(objects, predicted, self.similarity):
                 same = np.full((len(scores), 2), (place, label), np.int32)
                 columns.append((same[:, 0], same[:, 1], scores, match))
         empty = np.zeros(0, np.int32)  # so that there is something to concatenate, and its dtypes
@@ -187,29 +255,21 @@ class Detections:
             "label": label,
             "score": score.astype(np.float32),
             "match": match,
-            "objects": self._objects(),
+            "objects": self._objects(self.similarity),
         }
 
     def save(self, path: Path) -> None:
-        """Write the detections as COCO results: a list of image_id, category_id, bbox (x, y, width,
-        height in px) and score, with the ids of the annotations. Classes that these do not know are
-        left out.
+        """Write the detections as COCO results, see `coco_results.py`, with the ids of the
+        annotations. Classes that these do not know are left out.
 
         Raises:
             InputError: it cannot be written.
         """
-        results = [
-            {
-                "image_id": self.image_ids[image],
-                "category_id": self.category_ids[label],
-                "bbox": box,
-                "score": score,
-            }
-            for image, (boxes, scores, labels) in self._counted()
-            for box, score, label in zip(xywh(boxes), scores.tolist(), labels.tolist(), strict=True)
-            if self.category_ids[label] >= 0
-        ]
-        write_atomically(path, json.dumps(results, allow_nan=False))
+        coco_results.write(
+            path,
+            ((self.image_ids[image], predicted) for image, predicted in self._counted()),
+            self.category_ids,
+        )
 
     def load(self, path: Path) -> None:
         """Count what `save` wrote; an image without a line has no detection.
@@ -218,38 +278,11 @@ class Detections:
             InputError: the file is missing, damaged or of other images or classes; images were
                 counted before.
         """
-        numbers = {image_id: image for image, image_id in enumerate(self.image_ids)}
+        numbers = {x: i for i, x in enumerate(self.image_ids)}
         classes = {x: label for label, x in enumerate(self.category_ids) if x >= 0}
-        rows: dict[int, list[tuple[list[float], float, int]]] = {i: [] for i in self._expected}
-        for i, result in enumerate(_read(path)):
-            try:
-                image, label = numbers[result["image_id"]], classes[result["category_id"]]
-                x, y, width, height = map(float, result["bbox"])
-                if not (width >= 0 and height >= 0):
-                    raise ValueError("bbox is no box")
-                rows[image].append(([x, y, x + width, y + height], float(result["score"]), label))
-            except (LookupError, TypeError, ValueError, OverflowError) as error:
-                reason = one_line(error)
-                raise InputError(
-                    f"{path}: result {i} is not of these images and classes or lacks a field "
-                    f"({type(error).__name__}: {reason}); give the predictions of this data"
-                ) from error
-        for image, predicted in rows.items():
-            boxes, scores, labels = zip(*predicted, strict=True) if predicted else ((), (), ())
-            of_image = np.array(boxes, np.float32).reshape(-1, 4)
-            self._count(image, (of_image, np.array(scores, np.float32), np.array(labels, np.int64)))
-
-
-def _read(path: Path) -> list[Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({one_line(error)}); write the predictions again"
-        ) from error
-    if not isinstance(results, list):
-        raise InputError(f"{path} is not a list of COCO results; write the predictions again")
-    return results
+        read = coco_results.read(path, numbers, classes, self.similarity)
+        for image in self._expected:
+            self._count(image, read[image])
 
 
 def _mean(precision: np.ndarray) -> float | None:

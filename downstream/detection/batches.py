@@ -16,6 +16,8 @@ from ssld.data.workers import Rows
 
 GREY_PX = 32
 """Side of what stands in for an unreadable image; its weight is 0."""
+TARGETS = ("boxes", "labels", "weights", "keypoints", "masks")
+"""Keys of a view's target that the network sees."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class BoxBatch(AnyBatch):
     sizes: Tensor
     """int64 [b, 2]: height and width of each in px."""
     targets: list[dict[str, Tensor]]
-    """"boxes" float32 [n, 4] xyxy px, "labels" int64 [n], "weights" float32 [n]."""
-    scales: Tensor
-    """float64 [b, 2]: px of the view for one of the image, across and down; 1 in training."""
+    """"boxes" float32 [n, 4] xyxy px, "labels" int64 [n], "weights" float32 [n]; where the sources
+    have them, "keypoints" float32 [n, k, 3] and, in training, "masks" uint8 [n, h, w] of each one's
+    own size."""
     numbers: Tensor
     """int64 [b]: which held-out image it is; -1 in training."""
+    generated: Tensor
+    """bool [b]: whether its annotations are generated."""
     weight: Tensor
     """float32 [b]: 1, or 0 for an unreadable image."""
     ids: list[str]
@@ -43,11 +47,18 @@ class BoxBatches:
 
     Args:
         view: of training images, or of held-out ones.
+        human: how many sources, the first ones, have human annotations; by default all.
     """
 
-    def __init__(self, sources: Sequence[BoxSource], view: TrainBoxView | EvalBoxView) -> None:
+    def __init__(
+        self,
+        sources: Sequence[BoxSource],
+        view: TrainBoxView | EvalBoxView,
+        human: int | None = None,
+    ) -> None:
         self.sources = list(sources)
         self.view = view
+        self.human = len(self.sources) if human is None else human
 
     def __call__(self, rows: Rows) -> BoxBatch:
         """A batch of rows int64 [b, 4]."""
@@ -57,12 +68,12 @@ class BoxBatches:
         images = torch.zeros(len(views), height, width, 3, dtype=torch.uint8)
         for padded, (image, _) in zip(images, views, strict=True):
             padded[: image.shape[0], : image.shape[1]] = image
-        targets = [{key: t[key] for key in ("boxes", "labels", "weights")} for _, t in views]
-        scales = torch.tensor([t.get("scale", (1.0, 1.0)) for _, t in views], dtype=torch.float64)
+        targets = [{key: t[key] for key in TARGETS if key in t} for _, t in views]
         numbers = image_numbers(self.sources, rows)
         if isinstance(self.view, TrainBoxView):
             numbers.fill_(-1)
-        return BoxBatch(images, sizes, targets, scales, numbers, weight, ids, unreadable)
+        generated = torch.from_numpy(rows[:, 0] >= self.human)
+        return BoxBatch(images, sizes, targets, numbers, generated, weight, ids, unreadable)
 
     def _view(self, number: int, index: int, view: int, batch: int) -> tuple[Tensor, Target]:
         return self.view(self.sources[number], index, view, batch)

@@ -1,4 +1,5 @@
-"""COCO's average precision of boxes, by faster-coco-eval, and the same on draws of images.
+"""COCO's average precision of boxes, keypoints and masks, by faster-coco-eval, and the same on
+draws of images.
 
 The protocol is that of COCO's own evaluation, pycocotools/cocoeval.py.
 """
@@ -6,58 +7,169 @@ The protocol is that of COCO's own evaluation, pycocotools/cocoeval.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from downstream.detection.data.boxes import Boxes
+from downstream.detection.oks import oks, pixel_numbers
+from downstream.detection.pasting import Rle
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""Intersections over union from which on a detection is a hit."""
+"""Similarities from which on a detection is a hit."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 """At which precision is read off."""
-MAX_DETECTIONS = 100
-"""Of an image and a class, the best; the rest is left out."""
-AREAS = ("all", "small", "medium", "large")
-"""Of the objects: up to 32², 96² px, and above."""
 CHUNK_DETECTIONS = 4_000_000
 """Detections at a time in `bootstrap`, to save memory."""
 
-Predicted = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Boxes, float32 [k, 4] xyxy; scores, float32 [k]; labels, int64 [k]."""
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was found in one image, in px of the upright image, continuous."""
+
+    boxes: np.ndarray
+    """float32 [k, 4] xyxy."""
+    scores: np.ndarray
+    """float32 [k]."""
+    labels: np.ndarray
+    """int64 [k]."""
+    keypoints: np.ndarray | None = None
+    """float32 [k, K, 3]: x, y, score."""
+    masks: list[Rle] | None = None
+    """k of the image's size."""
 
 
-def evaluate(images: list[tuple[int, Boxes, Predicted]], num_classes: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Similarity:
+    """By what a detection is compared with an object: intersection over union of their boxes or
+    masks, or similarity of their keypoints."""
+
+    of: Literal["boxes", "keypoints", "masks"] = "boxes"
+    sigmas: tuple[float, ...] = ()
+    """Of keypoints, see `oks.py`."""
+
+    @property
+    def prefix(self) -> str:
+        """Of the metrics' keys: those of boxes have none."""
+        return {"boxes": "", "keypoints": "keypoint_", "masks": "mask_"}[self.of]
+
+    @property
+    def max_detections(self) -> int:
+        """Of an image and a class, the best; the rest is left out."""
+        return 20 if self.of == "keypoints" else 100
+
+    @property
+    def areas(self) -> tuple[str, ...]:
+        """Of the objects: up to 32², 96² px, and above. COCO labels no keypoints in small ones."""
+        sizes = ("all", "small", "medium", "large")
+        return tuple(size for size in sizes if self.of != "keypoints" or size != "small")
+
+    def ignored(self, objects: Boxes) -> np.ndarray:
+        """bool [n]: which objects are neither to be found nor wrong to find: crowds, and what has
+        no labeled keypoint where keypoints are compared."""
+        if self.of != "keypoints":
+            return objects.crowd
+        return objects.crowd | ~(keypoints_of(objects)[..., 2] > 0).any(1)
+
+    def between(
+        self, predicted: Predicted, own: np.ndarray, objects: Boxes, there: np.ndarray
+    ) -> np.ndarray:
+        """Of chosen detections and objects, int64 [d] and [g] places -> float64 [d, g]; with a
+        crowd's box or mask the intersection is over the detection's area."""
+        from faster_coco_eval import mask
+
+        boxes = xywh(objects.xyxy[there])
+        if self.of == "keypoints":
+            points, truth = keypoints_of(predicted)[own], keypoints_of(objects)[there]
+            return oks(points, truth, boxes, objects.areas[there], self.sigmas)
+        crowd = objects.crowd[there].tolist()
+        if self.of == "boxes":
+            return np.asarray(mask.iou(xywh(predicted.boxes[own]), boxes, crowd))
+        found = [masks_of(predicted)[i] for i in own]
+        return np.asarray(mask.iou(found, [masks_of(objects)[i] for i in there], crowd))
+
+
+BOXES = Similarity()
+
+
+def keypoints_of(of: Boxes | Predicted) -> np.ndarray:
+    """float32 [n, K, 3] of those that have some."""
+    assert of.keypoints is not None
+    return of.keypoints
+
+
+def masks_of(of: Boxes | Predicted) -> list[Rle]:
+    """n of those that have some."""
+    assert of.masks is not None
+    return of.masks
+
+
+def evaluate(
+    images: list[tuple[int, Boxes, Predicted]], num_classes: int, similarity: Similarity = BOXES
+) -> np.ndarray:
     """Precision as faster-coco-eval has it, float64 [thresholds, recalls, classes, areas]."""
     # An optional package, which comparing runs (`bootstrap`) does without.
     from faster_coco_eval import COCO, COCOeval_faster
 
     ground_truth: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
-    for number, boxes, (predicted, scores, labels) in images:
-        fields = (xywh(boxes.xyxy), boxes.labels, boxes.crowd, boxes.areas)
-        for box, label, crowd, area in zip(*fields, strict=True):
-            facts = {"bbox": box, "iscrowd": int(crowd), "area": float(area)}
-            ground_truth.append({**facts, "image_id": number, "category_id": int(label)})
-        for box, score, label in zip(xywh(predicted), scores, labels, strict=True):
-            facts = {"bbox": box, "score": float(score), "area": box[2] * box[3], "iscrowd": 0}
-            predictions.append({**facts, "image_id": number, "category_id": int(label)})
-    shape = (len(THRESHOLDS), len(RECALLS), num_classes, len(AREAS))
+    for number, objects, predicted in images:
+        shared = {"image_id": number}
+        ground_truth += [{**x, **shared} for x in _objects(objects, similarity)]
+        predictions += [{**x, **shared} for x in _detections(predicted, similarity)]
+    shape = (len(THRESHOLDS), len(RECALLS), num_classes, len(similarity.areas))
     if not ground_truth:
         return np.full(shape, -1.0)
-    shared = {
-        "images": [{"id": number} for number, _, _ in images],
+    # The size is asked for, but stands in the run lengths.
+    facts = {
+        "images": [{"id": number, "height": 0, "width": 0} for number, _, _ in images],
         "categories": [{"id": label} for label in range(num_classes)],
     }
     both = []
-    for boxes in (ground_truth, predictions):
-        for i, box in enumerate(boxes):
-            box["id"] = 1 + i  # 0 would mean that nothing matched
-        both.append(COCO({**shared, "annotations": boxes}))
-    evaluator = COCOeval_faster(both[0], both[1], "bbox")
+    for rows in (ground_truth, predictions):
+        for i, row in enumerate(rows):
+            row["id"] = 1 + i  # 0 would mean that nothing matched
+        both.append(COCO({**facts, "annotations": rows}))
+    kind: Any = {"boxes": "bbox", "keypoints": "keypoints", "masks": "segm"}[similarity.of]
+    evaluator = COCOeval_faster(
+        both[0], both[1], kind, kpt_oks_sigmas=list(similarity.sigmas) or None
+    )
+    evaluator.params.catIds = list(range(num_classes))  # of keypoints else those with objects alone
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval["precision"].reshape(*shape, -1)[..., -1]  # of up to 1, 10, 100
+
+
+def _objects(objects: Boxes, similarity: Similarity) -> Iterator[dict[str, Any]]:
+    fields = (xywh(objects.xyxy), objects.labels, objects.crowd, objects.areas)
+    for i, (box, label, crowd, area) in enumerate(zip(*fields, strict=True)):
+        row = {"bbox": box, "category_id": int(label), "iscrowd": int(crowd), "area": float(area)}
+        if similarity.of == "keypoints":
+            points = keypoints_of(objects)[i]
+            row["keypoints"] = pixel_numbers(points).ravel().tolist()
+            row["num_keypoints"] = int((points[:, 2] > 0).sum())
+        elif similarity.of == "masks":
+            row["segmentation"] = masks_of(objects)[i]
+        yield row
+
+
+def _detections(predicted: Predicted, similarity: Similarity) -> Iterator[dict[str, Any]]:
+    """With the areas that pycocotools' `loadRes` gives to results of the kind."""
+    from faster_coco_eval import mask
+
+    fields = (xywh(predicted.boxes), predicted.scores, predicted.labels)
+    for i, (box, score, label) in enumerate(zip(*fields, strict=True)):
+        row = {"bbox": box, "category_id": int(label), "iscrowd": 0, "score": float(score)}
+        row["area"] = box[2] * box[3]
+        if similarity.of == "keypoints":
+            points = pixel_numbers(keypoints_of(predicted)[i])
+            row["keypoints"] = points.ravel().tolist()
+            row["area"] = float(np.ptp(points[:, :2], axis=0).prod())
+        elif similarity.of == "masks":
+            row["segmentation"] = masks_of(predicted)[i]
+            row["area"] = float(mask.area(masks_of(predicted)[i]))
+        yield row
 
 
 def xywh(boxes: np.ndarray) -> list[list[float]]:
@@ -67,49 +179,57 @@ def xywh(boxes: np.ndarray) -> list[list[float]]:
 
 
 def matches(
-    ground_truth: Boxes, predicted: Predicted
+    objects: Boxes, predicted: Predicted, similarity: Similarity = BOXES
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Class, scores and matches of each class that is predicted, best first."""
-    from faster_coco_eval import mask
+    ignored = similarity.ignored(objects)
+    for label, own, there, taken in pairs(objects, predicted, similarity):
+        match = (taken >= 0).astype(np.int8)
+        match[(taken >= 0) & np.append(ignored[there], False)[taken]] = -1
+        yield label, predicted.scores[own], match
 
-    boxes, scores, labels = predicted
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        best = own[np.argsort(-scores[own], kind="stable")[:MAX_DETECTIONS]]
-        there = np.flatnonzero(ground_truth.labels == label)
-        crowd = ground_truth.crowd[there]
-        match = np.zeros((len(best), len(THRESHOLDS)), np.int8)
+
+def pairs(
+    objects: Boxes, predicted: Predicted, similarity: Similarity = BOXES
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each class that is predicted: its number; places of its detections, int64 [d], best first;
+    of its objects, int64 [g]; which of these each detection took, see `_assign`."""
+    ignored = similarity.ignored(objects)
+    for label in np.unique(predicted.labels):
+        own = np.flatnonzero(predicted.labels == label)
+        own = own[np.argsort(-predicted.scores[own], kind="stable")[: similarity.max_detections]]
+        there = np.flatnonzero(objects.labels == label)
+        taken = np.full((len(own), len(THRESHOLDS)), -1)
         if len(there):
-            overlap = mask.iou(xywh(boxes[best]), xywh(ground_truth.xyxy[there]), crowd.tolist())
-            match = _assign(np.asarray(overlap), crowd)
-        yield int(label), scores[best], match
+            near = similarity.between(predicted, own, objects, there)
+            taken = _assign(near, ignored[there], objects.crowd[there])
+        yield int(label), own, there, taken
 
 
-def _assign(overlap: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Which detections hit, by pycocotools' evaluateImg: the best first, each takes the object that
-    it overlaps most of those that are left, the last of equals; one that has none may lie in a
-    crowd, which takes any number.
+def _assign(near: np.ndarray, ignored: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Which object each detection takes, by pycocotools' evaluateImg: the best first, each takes
+    the object that is the most similar of those that are left, the last of equals; one that has
+    none may take an ignored one. A crowd is never used up.
 
     Args:
-        overlap: float64 [d, g]: intersection over union, with a crowd over the detection's area.
-        crowd: bool [g].
+        near: float64 [d, g], similarities.
+        ignored, crowd: bool [g]; all crowds are ignored.
 
     Returns:
-        int8 [d, thresholds]: 1 for a hit, 0 for a miss, -1 for a crowd's.
+        int64 [d, thresholds]: an object's place, -1 for none.
     """
-    # A crowd is the last resort of a detection and never used up, so it is settled before the loop.
-    in_crowd = overlap[:, crowd].max(1, initial=0.0)[:, None] >= THRESHOLDS  # [d, thresholds]
-    match = -in_crowd.astype(np.int8)
-    objects = overlap[:, ~crowd]
-    left = np.ones((len(THRESHOLDS), objects.shape[1]), bool)
-    for i in np.flatnonzero(objects.max(1, initial=0.0) >= THRESHOLDS[0]):
-        within = np.where(left, objects[i], -1.0)  # [thresholds, objects], -1 where it is taken
-        # argmax is the first of equals, pycocotools' loop keeps the last: so from the right.
-        taken = within.shape[1] - 1 - within[:, ::-1].argmax(1)
-        hits = np.flatnonzero(within.max(1) >= THRESHOLDS)  # of the thresholds; each matches apart
-        left[hits, taken[hits]] = False
-        match[i, hits] = 1
-    return match
+    taken = np.full((len(near), len(THRESHOLDS)), -1)
+    left = np.ones((len(THRESHOLDS), len(crowd)), bool)
+    for i in np.flatnonzero(near.max(1) >= THRESHOLDS[0]):
+        for among in (ignored, ~ignored):  # what is taken of the second overrules the first
+            within = np.where((left | crowd) & among, near[i], -1.0)  # [thresholds, g]
+            # argmax is the first of equals, pycocotools' loop keeps the last: so from the right.
+            last = len(crowd) - 1 - within[:, ::-1].argmax(1)
+            hit = within.max(1) >= THRESHOLDS
+            taken[i, hit] = last[hit]
+        hits = np.flatnonzero(taken[i] >= 0)  # of the thresholds; each matches apart
+        left[hits, taken[i, hits]] = False
+    return taken
 
 
 def bootstrap(matches: Mapping[str, np.ndarray], draws: np.ndarray) -> np.ndarray:

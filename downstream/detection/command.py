@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 from downstream.dense.preflight import EXAMPLES, findings
-from downstream.dense.start import open_processes, open_sources, start_run
+from downstream.dense.sources import open_sources
+from downstream.dense.start import open_processes, start_run
 from downstream.detection.config import BoxAugmentConfig, DetectionConfig
 from downstream.detection.data.boxes import BoxSource, open_boxes
 from downstream.detection.data.geometry import CROP_SCALE, LEAST_SIDE_PX
@@ -27,25 +28,27 @@ def detection(config: DetectionConfig) -> None:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
     accelerator = open_processes(config)
-    sources, val = open_sources(config.data, open_boxes)
-    note_small(sources, config.augment)
+    sources = open_sources(config.data, open_boxes, config.seed)
+    val = sources.val
+    note_small(sources.seen, config.augment)
     note_other_ids(val)
-    names = sources[0].class_names
+    names = sources.train[0].class_names
     torch.manual_seed(config.seed)
     built = build(config.detector.name, config.backbone, len(names), config.detector.args)
     model = DetectionModel(built, names)
     if model.queries is not None:
-        note_many(sources, model.queries, "detector.args.num_queries has places for")
+        note_many(sources.seen, model.queries, "detector.args.num_queries has places for")
     note_many(val, min(MAX_DETECTIONS, model.queries or MAX_DETECTIONS), "are found in one")
     config = replace(config, data=replace(config.data, classes=names))
     side = max(config.augment.sizes)
     size = (side, side) if config.augment.resize == "square" else (side, round(side * 4 / 3))
     run = start_run(
-        config, accelerator, sources, val, model, size=size, head=config.detector.name,
-        reports={"train": [x.report for x in sources], "val": [x.report for x in val]},
-        annotations_sha256=[source.report.boxes_sha256 for source in (*sources, *val)],
+        config, accelerator, sources, model,
+        task="detection", head=asdict(config.detector), size=size,
+        reports={role: [x.report for x in part] for role, part in sources.by_role().items()},
+        annotations_sha256=[source.report.boxes_sha256 for source in (*sources.seen, *val)],
     )  # fmt: skip
-    task = DetectionTask(sources, val, config.augment, config.detector, config.seed)
+    task = DetectionTask(sources, config.augment, config.test, config.detector, config.seed)
     train(run, task, model)
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from downstream.dense.config import AnnotatedConfig, DownstreamConfig
+from downstream.dense.config import (
+    MAX_SCALE,
+    MAX_SCALES,
+    MAX_SIDE_PX,
+    AnnotatedConfig,
+    DownstreamConfig,
+)
 from downstream.dense.networks import require_packages
 from downstream.detection.networks import DETECTORS
 from ssld.common.settings import (
@@ -80,10 +86,30 @@ class BoxTestConfig(Settings, section="test"):
     """Factors of `augment.test_size` at which an image is seen."""
     flip: bool = False
     """See it mirrored, too, at each scale."""
+    merge: Literal["vote", "nms", "soft_nms"] = "vote"
+    """What is made of the boxes of several views. nms: of those of a class that overlap, the best.
+    vote: the same, moved to the mean of those that overlap it nearly whole, weighted by score.
+    soft_nms: overlapping ones are kept with lower scores."""
+    nms_iou: Probability = 0.5
+    """Overlap above which nms and vote keep the better box alone."""
+    vote_iou: Probability = 0.8
+    """Overlap from which a box votes on the place of a kept one (Detectron `config.py`,
+    `TEST.BBOX_VOTE.VOTE_TH`)."""
+    sigma: PositiveFloat = 0.5
+    """Of soft_nms: scores are multiplied by exp(-IoU^2 / sigma) (Bodla et al. 2017: .5; Zoph et al.
+    2020 with SpineNet: .3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.scales), "test.scales is empty: give one factor, or several")
+        require(
+            0 < len(self.scales) <= MAX_SCALES and max(self.scales) <= MAX_SCALE,
+            f"test.scales is {self.scales}: give 1 to {MAX_SCALES} factors up to {MAX_SCALE}",
+        )
+
+    @property
+    def views(self) -> int:
+        """How often an image is seen."""
+        return len(self.scales) * (1 + self.flip)
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,15 @@ class DetectionConfig(DownstreamConfig):
     augment: BoxAugmentConfig = field(default_factory=BoxAugmentConfig)
     test: BoxTestConfig = field(default_factory=BoxTestConfig)
     checkpoint: DetectionCheckpointConfig = field(default_factory=DetectionCheckpointConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        largest = self.augment.test_size * max(self.test.scales)
+        require(
+            largest <= MAX_SIDE_PX,
+            f"augment.test_size and test.scales make views of {largest:g} px: give smaller ones, "
+            f"{MAX_SIDE_PX} px is the most",
+        )
 
 
 def check(config: DetectionConfig) -> None:

@@ -14,7 +14,8 @@
            Without, per image {"boxes": float32 [k, 4] xyxy px within the picture, "scores":
            float32 [k], "labels": int64 [k] from 0}, best first, k <= 100; of keypoints "keypoints"
            float32 [k, K, 3]: x, y px, score from 0 to 1; of masks "masks" float32 [k, m, m]:
-           probabilities in the frame of each box.
+           probabilities in the frame of each box, whose cell (row r, column c) has its centre at
+           x1 + (c + .5) / m width, y1 + (r + .5) / m height.
 
 One that finds keypoints or masks has, for the mean over several views of an image,
 
@@ -22,8 +23,9 @@ One that finds keypoints or masks has, for the mean over several views of an ima
         forward gives it): of keypoints [k, K, m, m], of masks [k, m, m] of the box's class
     finish(found, parts) -> `found` of one image with "keypoints" or "masks" of such logits
 
-A new detector is such a class and a line in DETECTORS. This file imports neither torch nor a
-network, so that `--help` is fast.
+A new detector is such a class and a line in DETECTORS; the class takes (backbone, number of
+classes, *, its own options), one of keypoints their number after that of the classes. This file
+imports neither torch nor a network, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ HEADS = "downstream.detection.heads"
 TO_32 = (8, 16, 32)
 
 DETECTORS = {
-    "faster_rcnn": NetworkEntry(f"{HEADS}.torchvision_heads:FasterRCNN"),
+    "faster_rcnn": NetworkEntry(f"{HEADS}.faster_rcnn:FasterRCNN"),
+    "keypoint_rcnn": NetworkEntry(f"{HEADS}.part_rcnn:KeypointRCNN", finds="keypoints"),
+    "mask_rcnn": NetworkEntry(f"{HEADS}.part_rcnn:MaskRCNN", finds="masks"),
     "retinanet": NetworkEntry(f"{HEADS}.torchvision_heads:RetinaNet", TO_32),
     "fcos": NetworkEntry(f"{HEADS}.torchvision_heads:FCOS", TO_32),
     "ttfnet": NetworkEntry(f"{HEADS}.ttfnet:TTFNet"),
@@ -61,13 +65,18 @@ def options(name: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
         InputError: an unknown detector or argument; what there is is said.
     """
     entry, given = detector(name), dict(args or {})
-    known = [
-        key
-        for key, parameter in inspect.signature(entry.load(name)).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and key not in entry.fixed
-    ]
+    known = [key for key in _arguments(entry.load(name)) if key not in entry.fixed]
     for key in given:
         if key not in known:
             hint = did_you_mean(key, known)
             raise InputError(f"{name} has no argument {key!r}, it has {', '.join(known)}{hint}")
     return given
+
+
+def _arguments(network: type) -> list[str]:
+    """What can only be given by name to a class, and to its base class where it takes `**`."""
+    parameters = inspect.signature(network).parameters.values()
+    names = [x.name for x in parameters if x.kind is x.KEYWORD_ONLY]
+    if any(x.kind is x.VAR_KEYWORD for x in parameters):
+        names += [x for x in _arguments(network.__bases__[0]) if x not in names]
+    return names

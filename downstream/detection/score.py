@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from downstream.dense.drawing import GRID_PX, draw_boxes
-from downstream.dense.task import AnnotatedScore
+from downstream.dense.task import AnnotatedScore, with_one_view
 from downstream.detection.average_precision import Detections
 from downstream.detection.data.boxes import Boxes, BoxSource
 
@@ -49,22 +50,48 @@ class DetectionScore(AnnotatedScore[Detections]):
 
     Args:
         ground_truth: of all held-out images.
+        several_views: whether images are seen in several views; then what is found in one of them
+            counts apart, too.
     """
 
-    def __init__(self, ground_truth: GroundTruth) -> None:
+    def __init__(self, ground_truth: GroundTruth, several_views: bool = False) -> None:
         super().__init__(ground_truth.detections(), len(ground_truth))
         self.ground_truth = ground_truth
+        self.one_view = ground_truth.detections() if several_views else None
 
-    def add(self, number: int, pixels: np.ndarray, predicted: dict[str, Tensor]) -> None:
+    def add(
+        self,
+        number: int,
+        pixels: np.ndarray,
+        predicted: dict[str, Tensor],
+        in_one_view: dict[str, Tensor],
+    ) -> None:
         """Count one image.
 
         Args:
             pixels: uint8 [h, w, 3], of any size.
             predicted: "boxes" float [k, 4] xyxy in px of the image itself, "scores", "labels".
+            in_one_view: the same, of one view alone.
         """
         self.counts.add(number, predicted)
+        if self.one_view is not None:
+            self.one_view.add(number, in_one_view)
         if number in self.wanted:
             self.drawn[number] = self._draw(number, pixels, predicted)
+
+    def leave_out(self, number: int) -> None:
+        """An image that cannot be read."""
+        for counts in filter(None, (self.counts, self.one_view)):
+            counts.leave_out(number)
+
+    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
+        """See `AnnotatedScore`."""
+        whole = super().reduce(accelerator, cut_short)
+        return whole if self.one_view is None else self.one_view.reduce(accelerator, cut_short)
+
+    def metrics(self) -> dict[str, float]:
+        """See `Detections.metrics`; the same of one view alone under `ap_one_view` and so on."""
+        return with_one_view(self.counts, self.one_view)
 
     def _draw(
         self, number: int, pixels: np.ndarray, predicted: dict[str, Tensor]

@@ -3,21 +3,24 @@ held-out images. What the losses are is in the detectors' own files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from downstream.dense.model import save
 from downstream.dense.report import write_report
+from downstream.dense.sources import Sources
 from downstream.dense.task import AnnotatedTask, ids_of
 from downstream.detection.batches import BoxBatch, BoxBatches
-from downstream.detection.config import BoxAugmentConfig, DetectorConfig
+from downstream.detection.config import BoxAugmentConfig, BoxTestConfig, DetectorConfig
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 from downstream.detection.heads.detector import pad_to_largest
+from downstream.detection.inference import predict_both
 from downstream.detection.model import DetectionModel
 from downstream.detection.score import DetectionScore, GroundTruth
 from ssld.engine.per_image import write_held_out
@@ -30,7 +33,7 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
     """Find boxes.
 
     Args:
-        sources, val: to train on, and held out.
+        sources: to train on and held out.
         seed: the run's.
     """
 
@@ -38,50 +41,55 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
 
     def __init__(
         self,
-        sources: Sequence[BoxSource],
-        val: Sequence[BoxSource],
+        sources: Sources[BoxSource],
         augment: BoxAugmentConfig,
+        test: BoxTestConfig,
         detector: DetectorConfig,
         seed: int,
     ) -> None:
-        self.augment, self.detector = augment, detector
-        self.make_train = BoxBatches(sources, TrainBoxView(augment, seed))
-        self.make_held_out = BoxBatches(val, EvalBoxView(augment))
-        self.ground_truth = GroundTruth(val)
+        self.augment, self.test, self.detector = augment, test, detector
+        self.joint = bool(sources.generated)
+        view, human = TrainBoxView(augment, seed), len(sources.train)
+        self.make_train = BoxBatches(sources.seen, view, human)
+        self.make_held_out = BoxBatches(sources.val, EvalBoxView())
+        self.ground_truth = GroundTruth(sources.val)
 
     def losses(self, detector: Callable[..., Any], batch: BoxBatch) -> dict[str, Tensor]:
-        """{term: float32 [b]}, each the same for all readable images: a detector's losses are of
-        the batch. An unreadable image is not shown to it."""
+        """{term: float32 [b]}, 0 for an unreadable image, which is not shown to the detector."""
         kept = batch.weight.nonzero()[:, 0].tolist() or list(range(len(batch.ids)))
         targets = [batch.targets[i] for i in kept]
         # With square views all have the size of the batch.
         same = self.augment.resize == "square"
         images = batch.images if same else pad_to_largest(batch.images)
         terms = detector(images[kept], batch.sizes[kept], targets)
-        return {name: loss.float().expand(len(batch.ids)) for name, loss in terms.items()}
+        rows = torch.tensor(kept, device=batch.images.device)
+        shapes = {name: tuple(loss.shape) for name, loss in terms.items()}
+        assert set(shapes.values()) == {(len(kept),)}, f"a loss per image is wanted, not {shapes}"
+        return {
+            name: loss.new_zeros(len(batch.ids)).index_copy(0, rows, loss).float()
+            for name, loss in terms.items()
+        }
 
     def evaluate(self, detector: DetectionModel, batches: Iterable[BoxBatch]) -> DetectionScore:
         """What the detector finds in held-out images."""
-        score = DetectionScore(self.ground_truth)
+        score = DetectionScore(self.ground_truth, several_views=self.test.views > 1)
         for batch in batches:
-            result = detector(batch.images, batch.sizes)
             for i, number in enumerate(batch.numbers.tolist()):
                 if batch.weight[i] == 0:
-                    score.counts.leave_out(number)
+                    score.leave_out(number)
                     continue
-                scale = batch.scales[i].repeat(2).to(result[i]["boxes"])
                 height, width = batch.sizes[i].tolist()
-                score.add(
-                    number,
-                    batch.images[i, :height, :width].cpu().numpy(),
-                    {**result[i], "boxes": result[i]["boxes"] / scale},
-                )
+                pixels = batch.images[i, :height, :width]
+                found = predict_both(detector, pixels, self.augment, self.test)
+                score.add(number, pixels.cpu().numpy(), *found)
         return score
 
     def export(self, network: DetectionModel, folder: Path, step: int) -> str:
         """Write the detector; returns the sha256 of its weights."""
-        head, view = asdict(self.detector), asdict(self.augment)
-        return save(network, folder, step, task="detection", head=head, view=view)
+        head = asdict(self.detector)
+        view = {**asdict(self.augment), "test": asdict(self.test)}
+        known = network.keypoints and asdict(network.keypoints)
+        return save(network, folder, step, task="detection", head=head, view=view, keypoints=known)
 
     def keep(self, run: Run, score: DetectionScore, step: int, best: bool) -> None:
         """The drawn images, and of the exported network what it found in each image."""

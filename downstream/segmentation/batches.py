@@ -29,6 +29,8 @@ class MaskBatch(AnyBatch):
     """uint8 [b, h, w]: class numbers, IGNORE where nothing counts."""
     numbers: Tensor
     """int64 [b]: which held-out image it is; -1 in training."""
+    generated: Tensor
+    """bool [b]: whether its mask is generated."""
     weight: Tensor
     """float32 [b]: 1, or 0 for an unreadable image."""
     ids: list[str]
@@ -40,11 +42,18 @@ class MaskBatches:
 
     Args:
         view: of training images, all of one size, or of held-out ones, which come one by one.
+        human: how many sources, the first ones, have human masks; by default all.
     """
 
-    def __init__(self, sources: Sequence[MaskSource], view: TrainMaskView | EvalMaskView) -> None:
+    def __init__(
+        self,
+        sources: Sequence[MaskSource],
+        view: TrainMaskView | EvalMaskView,
+        human: int | None = None,
+    ) -> None:
         self.sources = list(sources)
         self.view = view
+        self.human = len(self.sources) if human is None else human
 
     def __call__(self, rows: Rows) -> MaskBatch:
         """A batch of rows int64 [b, 4]."""
@@ -55,7 +64,8 @@ class MaskBatches:
         numbers = image_numbers(self.sources, rows)
         if isinstance(self.view, TrainMaskView):
             numbers.fill_(-1)
-        return MaskBatch(images, masks, numbers, weight, ids, unreadable)
+        generated = torch.from_numpy(rows[:, 0] >= self.human)
+        return MaskBatch(images, masks, numbers, generated, weight, ids, unreadable)
 
     def _view(self, number: int, index: int, view: int, batch: int) -> tuple[Tensor, Tensor]:
         return self.view(self.sources[number], index, view, batch)

@@ -6,14 +6,14 @@ accelerate launch -m downstream.segmentation --config F.yaml --backbone NAME
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from downstream.dense.start import open_processes, open_sources, start_run
+from downstream.dense.sources import Sources, open_sources
+from downstream.dense.start import open_processes, start_run
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.data.masks import MaskSource, open_masks
 from downstream.segmentation.data.preflight import MaskReport, inspect
@@ -37,23 +37,24 @@ def segmentation(config: SegmentationConfig) -> None:
             f"batch_size is {config.batch_size}, {images} image for each forward pass: the batch "
             f"norm of {config.segmenter.name}'s image pooling needs two, give a larger one"
         )
-    sources, val = open_sources(config.data, open_masks)
-    names = sources[0].class_names
+    sources = open_sources(config.data, open_masks, config.seed)
+    names = sources.train[0].class_names
     torch.manual_seed(config.seed)
     built = build(config.segmenter.name, config.backbone, len(names))
     model = SegmentationModel(built, names)
     config = replace(config, data=replace(config.data, classes=names))
-    reports, digests = _inspected(sources, val, accelerator)
+    reports, digests = _inspected(sources, accelerator)
     run = start_run(
-        config, accelerator, sources, val, model, size=config.augment.crop,
-        head=config.segmenter.name, reports=reports, annotations_sha256=digests,
+        config, accelerator, sources, model,
+        task="segmentation", head=asdict(config.segmenter), size=config.augment.crop,
+        reports=reports, annotations_sha256=digests,
     )  # fmt: skip
-    task = SegmentationTask(sources, val, config, model.mean, model.aux_weight)
+    task = SegmentationTask(sources, config, model.mean, model.aux_weight)
     train(run, task, model)
 
 
 def _inspected(
-    sources: Sequence[MaskSource], val: Sequence[MaskSource], accelerator: Accelerator
+    sources: Sources[MaskSource], accelerator: Accelerator
 ) -> tuple[dict[str, list[MaskReport]], list[str]]:
     """Look at all masks, on the main process only as it reads them all; returns the reports there,
     and their digests on all processes.
@@ -63,8 +64,9 @@ def _inspected(
     """
     reports, digests, problem = {}, [], ""
     if accelerator.is_main_process:
-        reports = {"train": [inspect(x) for x in sources], "val": [inspect(x) for x in val]}
-        every = [*reports["train"], *reports["val"]]
+        roles = sources.by_role()
+        reports = {role: [inspect(x) for x in part] for role, part in roles.items()}
+        every = [report for part in reports.values() for report in part]
         try:
             for report in every:
                 report.check(reports["train"])

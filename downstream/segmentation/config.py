@@ -95,6 +95,11 @@ class TestConfig(Settings, section="test"):
     flip: bool = False
     """See it mirrored, too."""
 
+    @property
+    def views(self) -> int:
+        """How often an image is seen."""
+        return len(self.scales) * (1 + self.flip)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.scales), "test.scales is empty: give one factor, or several")

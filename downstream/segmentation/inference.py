@@ -22,7 +22,6 @@ Size = tuple[int, int]
 """height, width in px."""
 
 
-@torch.no_grad()
 def predict(
     network: nn.Module,
     image: Tensor,
@@ -49,16 +48,35 @@ def predict(
     Raises:
         InputError: windows that leave pixels out, or a scale that leaves no pixel.
     """
+    return predict_both(network, image, crop=crop, stride=stride, scales=scales, flip=flip)[0]
+
+
+@torch.no_grad()
+def predict_both(
+    network: nn.Module,
+    image: Tensor,
+    *,
+    crop: Size | None,
+    stride: Size | None,
+    scales: Sequence[float],
+    flip: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `predict`: the mean over all scales and mirror images, and what is seen in one view
+    alone, the scale nearest to 1, not mirrored. With one view both are the same object."""
     assert not network.training, "networks are evaluated in eval mode"
     size = (int(image.shape[-2]), int(image.shape[-1]))
-    total, views = torch.zeros((), dtype=torch.float64), 0
+    total, views, one = torch.zeros((), dtype=torch.float64), 0, None
+    nearest = min(scales, key=lambda scale: abs(math.log(scale)))
     for scale in scales:
         scaled = resize(image[None], _scaled(size, scale))[0]
         for mirrored in (False, True) if flip else (False,):
             seen = _probabilities(network, scaled.flip(-1) if mirrored else scaled, crop, stride)
-            total = total + resize((seen.flip(-1) if mirrored else seen)[None], size)[0]
-            views += 1
-    return (total / views).float()
+            seen = resize((seen.flip(-1) if mirrored else seen)[None], size)[0]
+            if scale == nearest and not mirrored:
+                one = seen.float()
+            total, views = total + seen, views + 1
+    assert one is not None
+    return ((total / views).float() if views > 1 else one), one
 
 
 def windows(size: Size, crop: Size, stride: Size | None = None) -> list[tuple[int, int, int, int]]:

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from downstream.backbone.backbone import Backbone
 from downstream.backbone.config import BackboneConfig
+from downstream.dense.config import MAX_SCALE, MAX_SCALES
 from downstream.dense.model import DenseModel, backbone_for, load, reading_view, require_sides
 from downstream.segmentation.config import TestConfig
 from downstream.segmentation.heads.segmenter import Segmenter
-from downstream.segmentation.inference import predict
+from downstream.segmentation.inference import predict, predict_both
 from downstream.segmentation.networks import segmenter
-
-MAX_SCALE = 16
-"""Largest factor at which a test sees an image; a stranger's file cannot ask for any memory."""
 
 
 class SegmentationModel(DenseModel):
@@ -54,7 +52,16 @@ class SegmentationModel(DenseModel):
 
     def segment(self, image: Tensor, **test: Any) -> Tensor:
         """Class numbers uint8 [h, w]; see `probabilities`."""
-        return self.probabilities(image, **test).argmax(0).to(torch.uint8)
+        return self.segment_both(image, **test)[0]
+
+    @torch.no_grad()
+    def segment_both(self, image: Tensor, **test: Any) -> tuple[Tensor, Tensor]:
+        """Class numbers uint8 [h, w], of all views and of one alone; see `predict_both` of
+        `downstream.segmentation.inference`."""
+        pixels = self.normalise(image.permute(2, 0, 1)[None].float())[0]
+        views = predict_both(self.model, pixels, **{**vars(TestConfig()), **test})
+        whole, one = (x.argmax(0).to(torch.uint8) for x in views)
+        return whole, one
 
 
 def build(name: str, config: BackboneConfig, num_classes: int) -> Segmenter:
@@ -91,18 +98,24 @@ def open_segmenter(folder: Path, content: dict[str, Any]) -> SegmentationModel:
         InputError: a damaged description, weights that cannot be read or do not fit.
     """
     with reading_view(folder):
-        _check_view(content["view"])
+        _check_view(content)
     model = load(folder, content, lambda x, n: on_backbone(content["head"]["name"], x, n))
     return SegmentationModel(model, content["class_names"]).eval()
 
 
-def _check_view(described: dict[str, Any]) -> None:
-    view = dict(described)
-    palette, trained_on = view.pop("palette"), view.pop("trained_on")
-    test = TestConfig(**view)
+def test_of(content: dict[str, Any]) -> TestConfig:
+    """How an exported segmenter sees images."""
+    other = ("palette", "trained_on")
+    return TestConfig(**{name: x for name, x in content["view"].items() if name not in other})
+
+
+def _check_view(content: dict[str, Any]) -> None:
+    described, test = content["view"], test_of(content)
+    palette, trained_on = described["palette"], described["trained_on"]
     require_sides([*trained_on, *(test.crop or ()), *(test.stride or ())])
     pairs = all(len(sides) == 2 for sides in (trained_on, test.crop, test.stride) if sides)
-    if not pairs or max(test.scales) > MAX_SCALE or type(test.flip) is not bool:
+    many = len(test.scales) > MAX_SCALES or max(test.scales) > MAX_SCALE
+    if not pairs or many or type(test.flip) is not bool:
         raise ValueError(f"view is {described!r}")
     if np.array(palette, np.uint8).shape[1:] != (3,):
         raise ValueError("palette has not three numbers of each class")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from markupsafe import Markup
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 from downstream.dense.drawing import draw_mask
 from downstream.dense.model import save
 from downstream.dense.report import write_report
-from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of
+from downstream.dense.sources import Sources
+from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of, with_one_view
 from downstream.segmentation.batches import MaskBatch, MaskBatches
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.confusion import Confusion, class_iou
@@ -37,23 +39,42 @@ class SegmentationScore(AnnotatedScore[Confusion]):
     Args:
         palette: uint8 [classes, 3].
         images: number of held-out images.
+        several_views: whether images are seen in several views; then what one of them says counts
+            apart, too.
     """
 
-    def __init__(self, palette: np.ndarray, images: int) -> None:
+    def __init__(self, palette: np.ndarray, images: int, several_views: bool = False) -> None:
         super().__init__(Confusion(len(palette)), images)
         self.palette = palette
+        self.one_view = Confusion(len(palette)) if several_views else None
 
-    def add(self, number: int, pixels: Tensor, ground_truth: Tensor, predicted: Tensor) -> None:
-        """Count one image: uint8 [h, w, 3], and class numbers uint8 [h, w]."""
+    def add(
+        self,
+        number: int,
+        pixels: Tensor,
+        ground_truth: Tensor,
+        predicted: Tensor,
+        in_one_view: Tensor,
+    ) -> None:
+        """Count one image: uint8 [h, w, 3], and class numbers uint8 [h, w], of one view alone,
+        too."""
         self.counts.add(number, ground_truth, predicted)
+        if self.one_view is not None:
+            self.one_view.add(number, ground_truth, in_one_view)
         if number in self.wanted:
             image, *masks = (x.cpu().numpy() for x in (pixels, ground_truth, predicted))
             left, right = (draw_mask(image, mask, self.palette) for mask in masks)
             self.drawn[number] = left, right
 
+    def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
+        """See `AnnotatedScore`."""
+        whole = super().reduce(accelerator, cut_short)
+        return whole if self.one_view is None else self.one_view.reduce(accelerator, cut_short)
+
     def metrics(self) -> dict[str, float]:
-        """See `Confusion.metrics`; `classes`: how many have pixels in the ground truth."""
-        metrics = self.counts.metrics()
+        """See `Confusion.metrics`; the same of one view alone under `miou_one_view` and so on;
+        `classes`: how many have pixels in the ground truth."""
+        metrics = with_one_view(self.counts, self.one_view)
         return {**metrics, "classes": float(self.counts.total.any(1).sum())} if metrics else {}
 
 
@@ -61,7 +82,7 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
     """Say the class of every pixel.
 
     Args:
-        sources, val: to train on, and held out.
+        sources: to train on and held out.
         mean: of the network's normalisation.
     """
 
@@ -69,17 +90,18 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
 
     def __init__(
         self,
-        sources: Sequence[MaskSource],
-        val: Sequence[MaskSource],
+        sources: Sources[MaskSource],
         config: SegmentationConfig,
         mean: Sequence[float],
         aux_weight: float,
     ) -> None:
         self.config, self.aux_weight = config, aux_weight
-        self.make_train = MaskBatches(sources, TrainMaskView(config.augment, config.seed, mean))
-        self.make_held_out = MaskBatches(val, EvalMaskView())
-        self.names, self.palette = sources[0].class_names, sources[0].palette
-        self.images = sum(map(len, val))
+        self.joint = bool(sources.generated)
+        view, human = TrainMaskView(config.augment, config.seed, mean), sources.train
+        self.make_train = MaskBatches(sources.seen, view, len(human))
+        self.make_held_out = MaskBatches(sources.val, EvalMaskView())
+        self.names, self.palette = human[0].class_names, human[0].palette
+        self.images = sum(map(len, sources.val))
 
     def losses(self, segmenter: Callable[..., Any], batch: MaskBatch) -> dict[str, Tensor]:
         """{term: float32 [b]}. Every pixel of the batch over all processes that counts weighs the
@@ -99,14 +121,14 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         self, segmenter: SegmentationModel, batches: Iterable[MaskBatch]
     ) -> SegmentationScore:
         """What the segmenter says of held-out images."""
-        score = SegmentationScore(self.palette, self.images)
+        test = self.config.test
+        score = SegmentationScore(self.palette, self.images, several_views=test.views > 1)
         for batch in batches:
             for image, mask, number, weight in zip(
                 batch.images, batch.masks, batch.numbers.tolist(), batch.weight, strict=True
             ):
                 if weight > 0:
-                    predicted = segmenter.segment(image, **vars(self.config.test))
-                    score.add(number, image, mask, predicted)
+                    score.add(number, image, mask, *segmenter.segment_both(image, **vars(test)))
         return score
 
     def export(self, network: SegmentationModel, folder: Path, step: int) -> str:

@@ -221,6 +221,13 @@ COMMANDS = {
         "downstream.deploy.predict:predict",
         positional=("run", "images"),
     ),
+    "pseudo-label": Command(
+        "annotations by a trained detector or segmenter, for images without any",
+        "downstream.pseudo_label.config:PseudoLabelConfig",
+        "downstream.pseudo_label.command:pseudo_label",
+        "downstream.pseudo_label.config:check",
+        positional=("run",),
+    ),
     "export": Command(
         "a detector or segmenter as ONNX, checked against torch",
         "downstream.deploy.config:ExportConfig",

@@ -51,6 +51,8 @@ METRICS = {
     "pixel_accuracy": Metric("pixel accuracy"),
     "mean_accuracy": Metric("mean accuracy of classes"),
 }
+ONE_VIEW = "_one_view"
+"""At the end of a key: what it is in one view alone, where images are seen in several."""
 LOGGED = ("top1", "agreement1", "divergence", "knn", "linear", "ap", "ap50", "miou")
 """What a run prints after an evaluation."""
 RECORDED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear", "ap", "miou")

@@ -22,7 +22,7 @@ from ssld.common.errors import one_line
 from ssld.common.streams import is_terminal
 from ssld.data.decode import Unreadable
 from ssld.data.labels import LabelIndex
-from ssld.data.sampling import Sampler, permutation
+from ssld.data.sampling import Order, permutation
 from ssld.data.source import Images, Source
 from ssld.data.unreadable import Entry, Unreadables
 from ssld.data.workers import Rows, load
@@ -184,7 +184,7 @@ def image_numbers(sources: Sequence[Images], rows: Rows) -> Tensor:
 
 def train_batches(
     make: Maker[Made],
-    sampler: Sampler,
+    sampler: Order,
     *,
     batch_size: int,
     first_step: int,

@@ -8,8 +8,19 @@ end of an epoch.
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import numpy as np
+
+
+class Order(Protocol):
+    """Says what is at each position of the stream."""
+
+    samples_per_epoch: int
+
+    def draw(self, start: int, stop: int) -> np.ndarray:
+        """Positions [start, stop) -> int64 [stop - start, 3]: source, index, view."""
+        ...
 
 
 class Sampler:
@@ -62,6 +73,47 @@ class Sampler:
             parts.append(rows)
             start += taken
         return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+
+
+class ApartSampler:
+    """Two kinds of sources, of which each forward pass sees one only.
+
+    Of the `passes` of a step the first ones are of the second kind, so that running statistics end
+    with the first. Each kind has its own `Sampler`, whose stream is taken in order.
+
+    Args:
+        first, second: of the sources of each kind; those of the second are numbered after those of
+            the first.
+        pass_size: samples of a pass over all processes.
+        second_passes: of the second kind in a step.
+    """
+
+    def __init__(
+        self, first: Sampler, second: Sampler, *, pass_size: int, passes: int, second_passes: int
+    ) -> None:
+        self.first, self.second = first, second
+        self.pass_size, self.passes, self.second_passes = pass_size, passes, second_passes
+        self.samples_per_epoch = first.samples_per_epoch + second.samples_per_epoch
+
+    def draw(self, start: int, stop: int) -> np.ndarray:
+        """See `Order`."""
+        parts = []
+        while start < stop:
+            number, offset = divmod(start, self.pass_size)
+            taken = min(stop - start, self.pass_size - offset)
+            parts.append(self._of_a_pass(*divmod(number, self.passes), offset, taken))
+            start += taken
+        return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+
+    def _of_a_pass(self, step: int, number: int, offset: int, taken: int) -> np.ndarray:
+        is_second = number < self.second_passes
+        sampler = self.second if is_second else self.first
+        before = step * self.second_passes + number  # passes of this kind
+        if not is_second:
+            before = step * (self.passes - self.second_passes) + number - self.second_passes
+        start = before * self.pass_size + offset
+        rows = sampler.draw(start, start + taken)
+        return rows + np.array([len(self.first.sizes), 0, 0]) if is_second else rows
 
 
 def _shares(sizes: list[int], fractions: list[float] | None) -> list[int]:

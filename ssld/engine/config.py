@@ -55,13 +55,21 @@ class ScheduleConfig(Settings, section="schedule"):
     (DeepLab, Chen et al. 2017, section 4.1)."""
     milestones: list[float] = field(default_factory=list)
     """Epochs after which `decay: step` drops the rate."""
+    milestone_shares: list[ShareBelowOne] = field(default_factory=list)
+    """The same as shares of the run, in place of `milestones`: [.7, .9]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            (self.decay == "step") == bool(self.milestones),
-            f"schedule.decay is {self.decay} and schedule.milestones is {self.milestones}: give "
-            "milestones with `decay: step`, and with it only",
+            (self.decay == "step") == bool(self.milestones or self.milestone_shares),
+            f"schedule.decay is {self.decay} and schedule.milestones is "
+            f"{self.milestones or self.milestone_shares}: give milestones with `decay: step`, and "
+            "with it only",
+        )
+        require(
+            not (self.milestones and self.milestone_shares),
+            f"schedule.milestones is {self.milestones} and schedule.milestone_shares is "
+            f"{self.milestone_shares}: give epochs or shares, not both",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -32,7 +33,10 @@ def learning_rate(
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     if schedule.decay == "step":
-        return peak * 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
+        drops = [step >= epoch * steps_per_epoch for epoch in schedule.milestones]
+        # As they are written: .7 as a float is below seven tenths.
+        drops += [step >= Fraction(str(x)) * total_steps for x in schedule.milestone_shares]
+        return peak * 0.1 ** sum(drops)
     done = (step - warmup) / max(1.0, total_steps - warmup)
     if schedule.decay == "poly":
         return peak * (1 - done) ** 0.9

@@ -43,6 +43,7 @@ _WRITTEN = (
     r"(metrics|unreadable)\.jsonl",
     r"report\.html",
     r"preflight\.md",
+    r"labeled\.txt",
     r"held_out\.npz",
     r"model\.onnx(\.data)?",
     r"\.model\.onnx\.tmp/model\.onnx(\.data)?",

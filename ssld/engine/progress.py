@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +49,13 @@ class Forward(NamedTuple):
     ids: list[str]
     blame: Blame | None
     """Asked when a loss is not finite."""
+    groups: Mapping[str, Tensor]
+    """See `Task.groups`."""
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the terms, float64 [b]."""
+        return torch.stack(list(self.terms.values())).double().sum(0)
 
 
 class Progress:
@@ -92,11 +101,16 @@ class Progress:
                 self.unreadables.write()
 
     def add(
-        self, step: int, terms: dict[str, Tensor], batch: AnyBatch, blame: Blame | None
+        self,
+        step: int,
+        terms: dict[str, Tensor],
+        batch: AnyBatch,
+        blame: Blame | None,
+        groups: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Keep one forward pass's losses, {term: [b]}, until the next line."""
         losses = {name: loss.detach() for name, loss in terms.items()}
-        self.kept.append(Forward(step, losses, batch.weight, batch.ids, blame))
+        self.kept.append(Forward(step, losses, batch.weight, batch.ids, blame, groups))
 
     def log(self, step: int, lr: float, stop: bool) -> tuple[bool, bool]:
         """Write the line of the steps since the last one.
@@ -115,12 +129,16 @@ class Progress:
         run, names = self.run, list(self.kept[0].terms)
         sums = [sum((x.terms[name].double() * x.weight).sum() for x in self.kept) for name in names]
         images = sum(x.weight.double().sum() for x in self.kept)
+        kinds = self._kinds()
         overdue = time.monotonic() - self.saved > 60 * run.config.checkpoint.every_minutes
         votes = [float(stop), float(overdue and run.rank == 0), float(len(self.unreadables.new))]
         totals = torch.stack([torch.as_tensor(x) for x in [*sums, images]])
         extra = torch.tensor(votes, dtype=totals.dtype, device=totals.device)
-        reduced: Any = run.accelerator.reduce(torch.cat([totals, extra]), "sum")
-        *sums, images, stops, overdue, unreadable = reduced.tolist()
+        every = [totals, extra, *kinds.values()]
+        reduced: Any = run.accelerator.reduce(torch.cat(every), "sum")
+        values = reduced.tolist()
+        of_kinds = values[len(totals) + len(extra) :]
+        *sums, images, stops, overdue, unreadable = values[: len(totals) + len(extra)]
         if not all(map(_finite, sums)):
             self._alarm()
         if unreadable:
@@ -138,6 +156,11 @@ class Progress:
                 "epoch": round(step / run.steps_per_epoch, 4),
                 "loss": sum(terms.values()),
                 **terms,
+                **{
+                    f"loss_{name}": total / count
+                    for name, total, count in zip(kinds, of_kinds[::2], of_kinds[1::2], strict=True)
+                    if count
+                },
                 "lr": lr,
                 "unreadable": self.unreadables.count,
                 **self._speed(step - self.steps_logged),
@@ -147,6 +170,16 @@ class Progress:
         self.steps_logged = step
         self.restart_clock()
         return stops > 0, overdue > 0
+
+    def _kinds(self) -> dict[str, Tensor]:
+        """Of each group of images: the sum of their losses, and their number, float64 [2]."""
+        kinds: dict[str, Tensor] = {}
+        for forward in self.kept:
+            for name, inside in forward.groups.items():
+                weight = forward.weight.double() * inside
+                both = torch.stack([(forward.loss * weight).sum(), weight.sum()])
+                kinds[name] = kinds.get(name, 0) + both
+        return kinds
 
     def _speed(self, steps: int) -> dict[str, float]:
         """Rates of the steps since the last line, and where their time went on this process."""
@@ -203,7 +236,7 @@ class Progress:
             self.bar.update(line["step"] - self.steps_logged)
 
     def _alarm(self) -> None:
-        for step, terms, weight, ids, blame in self.kept:
+        for step, terms, weight, ids, blame, _ in self.kept:
             for name, loss in terms.items():
                 bad = (~torch.isfinite(loss) & (weight > 0)).nonzero().flatten().tolist()
                 if not bad:

@@ -21,7 +21,7 @@ from ssld.common.errors import InputError
 from ssld.common.streams import bar_seconds
 from ssld.data.folder import FolderSource
 from ssld.data.loading import Made, Maker, eval_batches, train_batches
-from ssld.data.sampling import Sampler
+from ssld.data.sampling import Order
 from ssld.data.source import Images, Subset
 from ssld.data.unreadable import Unreadables
 from ssld.engine import checkpoint
@@ -42,7 +42,7 @@ class Run:
     folder: RunFolder
     sources: Sequence[Images]
     val: Sequence[Images]
-    sampler: Sampler
+    sampler: Order
     total_steps: int
     facts: dict[str, Any]
     previous: Path | None
@@ -122,7 +122,7 @@ def start(
     accelerator: Accelerator,
     sources: Sequence[Images],
     val: Sequence[Images],
-    sampler: Sampler,
+    sampler: Order,
     facts: dict[str, Any],
     *,
     precisions: Sequence[str] = (),
@@ -266,9 +266,12 @@ def _previous_checkpoint(
         accelerator.print(f"no checkpoint in {config.out} yet: from the start")
         return None
     state = checkpoint.read_state(previous)
+    start_of = ("run", "student in `run` to start from")
+    if hasattr(config, "init"):
+        start_of = ("init", "network in `init` to start from")
     for key, group, what in (
         ("teacher_sha256", "teacher", "teacher"),
-        ("start_sha256", "run", "student in `run` to start from"),
+        ("start_sha256", *start_of),
         ("data_sha256", "data", "set of images"),
         ("val_sha256", "data", "set of held-out images"),
         ("annotations_sha256", "data", "set of annotations"),

@@ -75,6 +75,11 @@ class Task(ABC, Generic[R, B, N, S]):
     def losses(self, student: Callable[..., Any], batch: B, /) -> dict[str, Tensor]:
         """{term: float32 [b]}; their sum is what is minimised."""
 
+    def groups(self, batch: B) -> Mapping[str, Tensor]:
+        """{name: bool [b]} of kinds of images whose losses are logged on their own, as `loss_NAME`;
+        the same names for all batches of a run."""
+        return {}
+
     def blame(self) -> Blame | None:
         """Of the last forward pass: whom to blame if a loss of it is not finite. Called at every
         step, so it must not wait for the device."""

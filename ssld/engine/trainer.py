@@ -109,7 +109,9 @@ class Trainer(Generic[R, B, N, S]):
                 with clock.backward():
                     accelerator.backward(_mean(losses, batch.weight) / config.accumulate)
             # Looked at when a line is due: no step waits for the device.
-            progress.add(self.step, losses, batch, self.task.blame())
+            progress.add(
+                self.step, losses, batch, self.task.blame(), self.task.groups(batch)
+            )  # fmt: skip
         with clock.section("optimizer"):
             if config.optimizer.clip_norm:
                 accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)

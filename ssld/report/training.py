@@ -20,6 +20,8 @@ NO_TERMS = {
     "images_per_second_per_device", "seconds", "supervised_ratio",
 }  # fmt: skip
 """Keys of a training line that are no term of the loss."""
+KIND = "loss_"
+"""Before the name of a kind of images (`ssld.engine.task.Task.groups`)."""
 SHARE = {"low": 0, "high": 1.02}
 """Limits of a plot of shares."""
 
@@ -70,8 +72,15 @@ def _headline(run: Run, train: Lines) -> str:
 
 def _training_curves(train: Lines) -> list[Markup]:
     first = train[0] if train else {}
-    terms = {k: k for k in first if k not in NO_TERMS and not k.endswith("_percent")}
-    return plots_of(train, [("loss terms", terms, {}), ("learning rate", {"lr": "lr"}, {"low": 0})])
+    kinds = {k: k.removeprefix(KIND) for x in train for k in x if k.startswith(KIND)}
+    others = NO_TERMS | kinds.keys()
+    terms = {k: k for k in first if k not in others and not k.endswith("_percent")}
+    wanted: Plots = [
+        ("loss terms", terms, {}),
+        ("loss by kind of image", kinds, {}),
+        ("learning rate", {"lr": "lr"}, {"low": 0}),
+    ]
+    return plots_of(train, wanted)
 
 
 def _time_curves(train: Lines) -> list[Markup]:

@@ -13,6 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+Similarity = Callable[[dict[str, Tensor], int, dict[str, Tensor], int], float]
+"""Of what is found, its number, a target and the object's number."""
 COLOURS = ((0.9, 0.1, 0.1), (0.1, 0.8, 0.2), (0.2, 0.2, 0.95))
 
 
@@ -62,6 +64,25 @@ def _intersect(a: list[int], b: list[int]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def triangles(size: int = 96, count: int = 4) -> tuple[Tensor, list[dict]]:
+    """`pictures` where only the lower left triangle of each rectangle has the colour: that are
+    "masks"; "keypoints" are three points in it, each towards a corner."""
+    images, targets = pictures(size, count)
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    for image, target in zip(images, targets, strict=True):
+        masks, keypoints = [], []
+        for x1, y1, x2, y2 in target["boxes"].tolist():
+            inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+            mask = inside & ((y - y1) * (x2 - x1) > (x - x1) * (y2 - y1))
+            image[:, inside & ~mask] = 0
+            corners = torch.tensor([[x1, y1], [x1, y2], [x2, y2]])
+            points = 0.7 * corners + 0.3 * corners.mean(0)
+            keypoints.append(torch.cat([points, torch.full((3, 1), 2.0)], dim=1))
+            masks.append(mask.to(torch.uint8))
+        target["keypoints"], target["masks"] = torch.stack(keypoints), torch.stack(masks)
+    return images, targets
+
+
 def whole(images: Tensor) -> Tensor:
     """The `sizes` of images that are all picture."""
     return torch.tensor([images.shape[-2:]] * len(images))
@@ -76,12 +97,14 @@ def overfit(
     check_every: int = 10,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     clip: float = 10.0,
+    similarity: Similarity | None = None,
 ) -> tuple[float, int]:
-    """Train on `pictures` until AP50 is over .95 or the steps are over; (AP50, steps done).
+    """Train on `pictures`, with another `similarity` than the boxes' on `triangles`, until AP50 is
+    over .95 or the steps are over; (AP50, steps done).
 
     The learning rate rises over 10 steps and falls as a cosine; gradients are clipped at `clip`.
     """
-    images, targets = pictures(size)
+    images, targets = triangles(size) if similarity else pictures(size)
     trained = [p for p in network.parameters() if p.requires_grad]
     sgd = optimizer(trained, lr=lr)
     factor = lambda s: min((s + 1) / 10, 0.5 * (1 + np.cos(np.pi * s / steps)) + 0.05)  # noqa: E731
@@ -100,31 +123,61 @@ def overfit(
         if step % check_every == 0:
             network.eval()
             with torch.no_grad():
-                reached = ap50(network(images, whole(images)), targets)
+                reached = ap50(network(images, whole(images)), targets, similarity or boxes_iou)
             if reached > 0.95:
                 return reached, step
     return reached, steps
 
 
-def ap50(found: list[dict[str, Any]], targets: list[dict[str, Tensor]]) -> float:
-    """Mean over classes of the area under the precision envelope at IoU .5; a plain loop."""
+def boxes_iou(found: dict[str, Tensor], i: int, target: dict[str, Tensor], j: int) -> float:
+    return iou(found["boxes"][i].tolist(), target["boxes"][j].tolist())
+
+
+def oks(found: dict[str, Tensor], i: int, target: dict[str, Tensor], j: int) -> float:
+    """Object keypoint similarity with COCO's 2 sigma .1, the box's area as the object's."""
+    x1, y1, x2, y2 = target["boxes"][j].tolist()
+    off = (found["keypoints"][i, :, :2] - target["keypoints"][j, :, :2]).square().sum(1)
+    return float((-off / (2 * 0.1**2 * (x2 - x1) * (y2 - y1))).exp().mean())
+
+
+def masks_iou(found: dict[str, Tensor], i: int, target: dict[str, Tensor], j: int) -> float:
+    """A pixel is of the object where the cell of the box that holds its centre says so."""
+    wanted, cells = target["masks"][j].bool(), found["masks"][i]
+    x1, y1, x2, y2 = found["boxes"][i].tolist()
+    height, width = wanted.shape
+    rows = ((torch.arange(height) + 0.5 - y1) / (y2 - y1) * len(cells)).floor().long()
+    columns = ((torch.arange(width) + 0.5 - x1) / (x2 - x1) * len(cells)).floor().long()
+    there = ((rows >= 0) & (rows < len(cells)))[:, None] & (columns >= 0) & (columns < len(cells))
+    limit = len(cells) - 1
+    mask = (cells[rows.clamp(0, limit)][:, columns.clamp(0, limit)] >= 0.5) & there
+    return float((mask & wanted).sum() / (mask | wanted).sum())
+
+
+def ap50(
+    found: list[dict[str, Any]],
+    targets: list[dict[str, Tensor]],
+    similarity: Similarity = boxes_iou,
+) -> float:
+    """Mean over classes of the area under the precision envelope at .5; a plain loop."""
     classes = sorted({int(c) for t in targets for c in t["labels"]})
-    return float(np.mean([_class_ap(found, targets, c) for c in classes]))
+    return float(np.mean([_class_ap(found, targets, c, similarity) for c in classes]))
 
 
-def _class_ap(found: list[dict], targets: list[dict], label: int) -> float:
-    truth = [t["boxes"][t["labels"] == label].tolist() for t in targets]
+def _class_ap(found: list[dict], targets: list[dict], label: int, similarity: Similarity) -> float:
+    truth = [(t["labels"] == label).nonzero()[:, 0].tolist() for t in targets]
     ranked = sorted(
-        (-float(score), image, box)
+        (-float(score), image, i)
         for image, one in enumerate(found)
-        for box, score, c in zip(
-            one["boxes"].tolist(), one["scores"], one["labels"].tolist(), strict=True
-        )
+        for i, (score, c) in enumerate(zip(one["scores"], one["labels"].tolist(), strict=True))
         if c == label
     )
     used, hits = set(), []
-    for _, image, box in ranked:
-        overlaps = [(iou(box, t), k) for k, t in enumerate(truth[image]) if (image, k) not in used]
+    for _, image, i in ranked:
+        overlaps = [
+            (similarity(found[image], i, targets[image], k), k)
+            for k in truth[image]
+            if (image, k) not in used
+        ]
         best = max(overlaps, default=(0.0, -1))
         hits.append(best[0] >= 0.5)
         if hits[-1]:

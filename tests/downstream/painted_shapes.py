@@ -71,7 +71,7 @@ def overfit(network: nn.Module, steps: int, lr: float) -> tuple[list[float], flo
         share = (step + 1) / steps
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, 10 * share) * (0.05 + 0.95 * math.cos(share * math.pi / 2))
-        loss = sum(network.train()(images, sizes, targets).values())
+        loss = sum(network.train()(images, sizes, targets).values()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -141,7 +141,7 @@ def _box_views():
     from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 
     augment = BoxAugmentConfig(resize="square", sizes=[32], test_size=32, longest=None)
-    return TrainBoxView(augment, 0), EvalBoxView(augment)
+    return TrainBoxView(augment, 0), EvalBoxView()
 
 
 VOC_OBJECT: dict[str, Any] = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from foreign_sets import box, coco, picture, xml, yolo
 
-from downstream.detection.data.annotations import extent
 from downstream.detection.data.boxes import open_boxes
+from downstream.detection.data.outlines import extent, read_outline
 from ssld.common.errors import InputError
 
 
@@ -120,7 +120,7 @@ def test_run_lengths_are_those_of_coco():
      {"size": [9, 9], "counts": [10**30]}, {"size": [9, 9], "counts": [-5, 86]}],
 )  # fmt: skip
 def test_what_is_no_outline(outline):
-    assert extent(outline) is None
+    assert extent(read_outline(outline)) is None
 
 
 ULTRALYTICS = "path: .\ntrain: images/train\nval: images/val\nnames: [yes, no]\n"

@@ -218,7 +218,7 @@ def test_a_mean_over_one_class_is_no_success():
 
     score = SegmentationScore(np.zeros((2, 3), np.uint8), 1)
     truth = torch.zeros(4, 4, dtype=torch.uint8)
-    score.add(0, torch.zeros(4, 4, 3, dtype=torch.uint8), truth, truth)
+    score.add(0, torch.zeros(4, 4, 3, dtype=torch.uint8), truth, truth, truth)
     assert score.metrics()["miou"] == 1 and score.metrics()["classes"] == 1
     said = verdict("miou", score.metrics(), [], 1.0)
     assert said.startswith("no verdict: held-out pixels are of one class alone")

@@ -7,15 +7,17 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from downstream.dense.texts import shown, writable
+from downstream.detection.data.keypoints import Keypoints
+from downstream.detection.data.outlines import Outline
 from ssld.common.errors import InputError
 from ssld.data.folder import EXTENSIONS
+from ssld.data.source import Source
 
 UNSTATED = -1
 """In `Annotations.stated`."""
@@ -55,11 +57,18 @@ class Annotations:
     shares: bool = False
     areas: np.ndarray | None = None
     """float64 [m] px², where the format has them."""
-    keypoints: np.ndarray | None = None
-    """float64 [m, k, 3]: x, y in continuous px (see `boxes.Boxes`), visibility."""
-    flip_pairs: tuple[tuple[int, int], ...] = ()
+    keypoints: Keypoints | None = None
+    """What the keypoints are, where the set has any."""
+    points: np.ndarray | None = None
+    """float64 [m, k, 3]: x, y in continuous px or shares, like the boxes (see `boxes.Boxes`), and
+    visibility, 0, 1 or 2."""
+    outlines: list[Outline] | None = None
+    """Of each box, where they were asked for."""
     remarks: tuple[str, ...] = ()
     """What the report should say of the reading."""
+    images: Source | None = None
+    """Where the images are, if that is no folder: in the order of `names`, which are their ids.
+    `stated` has the size of each, upright."""
 
     def where(self, j: int) -> str:
         """Box j, for messages."""
@@ -149,84 +158,3 @@ def images_by_stem(folder: Path) -> dict[str, list[str]]:
                 raise InputError(f"{folder}: the name {shown(name)} is not UTF-8; rename the file")
             by_stem[stem].append(name)
     return dict(by_stem)
-
-
-def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Keypoints that change places in a mirror: `left_eye` and `right_eye` of COCO's names."""
-    numbers = {name: i for i, name in enumerate(names)}
-    pairs = [
-        (i, numbers[other])
-        for name, i in numbers.items()
-        if "left" in name and (other := name.replace("left", "right")) in numbers
-    ]
-    return tuple(pairs)
-
-
-Extent = list[float]
-"""x1, y1, x2, y2 in px."""
-
-
-def extent(outline: Any) -> Extent | None:
-    """Of COCO's `segmentation`; None where it is none, or holds nothing.
-
-    Args:
-        outline: polygons [[x, y, x, y, ...], ...], one polygon, or {"size", "counts"}.
-    """
-    try:
-        return _of_runs(outline) if isinstance(outline, dict) else _of_polygons(outline)
-    except (TypeError, ValueError, KeyError, IndexError, OverflowError, MemoryError):
-        return None
-
-
-def _of_polygons(outline: list[Any]) -> Extent | None:
-    while outline and isinstance(outline[0], list):  # polygons, or points of their own
-        outline = list(chain.from_iterable(outline))
-    if not set(map(type, outline)) <= {int, float} or len(outline) % 2 or len(outline) < 6:
-        return None
-    return around(np.array(outline, np.float64))
-
-
-def around(points: np.ndarray) -> Extent:
-    """Of float64 [2 n]: x, y, x, y, ..."""
-    x, y = points[::2], points[1::2]
-    return [float(x.min()), float(y.min()), float(x.max()), float(y.max())]
-
-
-def _of_runs(outline: dict[str, Any]) -> Extent | None:
-    height, width = outline["size"]
-    counts = outline["counts"]
-    runs = np.array(_unpacked(counts) if isinstance(counts, str) else counts)
-    if type(height) is not int or type(width) is not int or runs.dtype.kind != "i":
-        return None
-    ends = runs.cumsum()
-    if (runs < 0).any() or ends[-1] != height * width:
-        return None
-    first, last = ends[:-1:2], ends[1::2] - 1  # of the runs inside, as far as there are any
-    inside = last >= first[: len(last)]
-    first, last = first[: len(last)][inside], last[inside]
-    if not len(first):
-        return None
-    left, right = int(first[0]) // height, int(last[-1]) // height + 1
-    if ((first // height) != (last // height)).any():  # one goes on in the next column
-        return [float(left), 0.0, float(right), float(height)]
-    top, bottom = int((first % height).min()), int((last % height).max()) + 1
-    return [float(left), float(top), float(right), float(bottom)]
-
-
-def _unpacked(text: str) -> list[int]:
-    counts: list[int] = []
-    value = shift = 0
-    for letter in text.encode("ascii"):
-        group = letter - 48
-        if not 0 <= group < 64 or shift > 60:
-            raise ValueError("no run lengths")
-        value |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("no run lengths")
-    return counts

@@ -16,10 +16,12 @@ noticed a box that is there twice, which stays as evaluation elsewhere has it, t
         cannot be read, which counts as such when it is its turn
 
 Both training and evaluation see the same boxes. (COCO's own evaluation neither cuts nor drops.)
+What is done with keypoints and masks says `keypoint_cleaning.py` and `instance_masks.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import os
@@ -31,17 +33,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from downstream.dense.preflight import Finding
+from downstream.dense.generated import ANNOTATIONS, is_generated, open_generated
+from downstream.dense.preflight import Finding, findings
 from downstream.dense.texts import short_line, shown
 from downstream.detection.data.annotations import Annotations
 from downstream.detection.data.cleaning import clean, notice, refuse_other_conventions
 from downstream.detection.data.coco import read_coco
-from downstream.detection.data.frames import decide_frames, read_headers
+from downstream.detection.data.frames import Frames, decide_frames, read_headers
+from downstream.detection.data.instance_masks import PackedMasks, draw_masks
+from downstream.detection.data.keypoint_cleaning import KeypointCounts, clean_points
+from downstream.detection.data.outlines import Rle
 from downstream.detection.data.voc import find_voc, read_voc
 from downstream.detection.data.yolo import read_yolo
 from downstream.detection.data.yolo_layouts import is_yolo
 from ssld.common.errors import InputError, did_you_mean
-from ssld.data.storage import is_remote, read_all
+from ssld.data.storage import Address, absolute, is_remote, read_all
 
 SHOWN = 30
 """Classes in the printed lines; preflight.json has all."""
@@ -63,6 +69,8 @@ class Boxes:
     keypoints: np.ndarray | None
     """float32 [n, k, 3]: x, y, visibility (0 not labeled, 1 hidden, 2 visible). Continuous like the
     boxes: COCO's pixel numbers plus .5."""
+    masks: list[Rle] | None = None
+    """Of n, where they were asked for."""
 
 
 class BoxSource:
@@ -87,11 +95,19 @@ class BoxSource:
         """Ids in the files, by class number; below 0 (and distinct) for a class that they lack."""
         self.image_ids = annotations.image_ids
         """COCO's, or numbers from 1 on."""
-        self.flip_pairs = list(annotations.flip_pairs)
-        """Keypoints that change places when the image is flipped."""
+        self.keypoints = annotations.keypoints
+        """What the keypoints are, where the set has any."""
         self._names = pa.array(annotations.names, pa.large_string())
-        headers = read_headers(self.folder, annotations.names)
-        frames = decide_frames(self.path, annotations.names, headers, annotations.stated)
+        self._images = annotations.images
+        self._rows = np.arange(len(self._names))
+        """Numbers in `_images`."""
+        unreadable: dict[int, str] = {}
+        if self._images is not None:
+            frames = Frames(annotations.stated, np.ones(len(self), np.int64), [])
+        else:
+            headers = read_headers(self.folder, annotations.names)
+            frames = decide_frames(self.path, annotations.names, headers, annotations.stated)
+            unreadable = headers.unreadable
         refuse_other_conventions(annotations, frames)
         self.sizes = frames.sizes
         """int64 [n, 2]: height and width of the upright images; 0 for an unreadable one of unstated
@@ -103,11 +119,17 @@ class BoxSource:
         """float32 [m, 4]."""
         self.counted = ~annotations.crowd[cleaned.kept]
         """bool [m]: is no crowd."""
+        points = clean_points(annotations, cleaned.kept, self.xyxy, frames)
+        drawn = None
+        if annotations.outlines is not None:
+            drawn = draw_masks(annotations, annotations.outlines, cleaned.kept, self.xyxy, frames)
+            self.counted &= ~drawn.missing
         self._offsets = np.searchsorted(self.image, np.arange(len(self) + 1))
         self._labels = mapped[annotations.labels[cleaned.kept]]
         self._areas = cleaned.areas
-        self._keypoints = cleaned.keypoints
-        noticed = notice(annotations, cleaned.kept, headers.unreadable)
+        self._points = points.points
+        self._masks = drawn and drawn.masks
+        noticed = notice(annotations, cleaned.kept, unreadable)
         digests = (hashlib.sha256(Path(x).read_bytes()).digest() for x in annotations.files)
         self.report = BoxReport(
             path=self.path,
@@ -118,9 +140,11 @@ class BoxSource:
             crowd=int((~self.counted).sum()),
             without_boxes=int((np.diff(self._offsets) == 0).sum()),
             classes=self._count_classes(),
-            fixed=cleaned.fixed,
+            masks=drawn is not None,
+            keypoints=points.counts,
+            fixed=[*cleaned.fixed, *points.fixed, *(drawn.fixed if drawn else [])],
             dropped=cleaned.dropped,
-            noticed=noticed,
+            noticed=[*noticed, *points.noticed, *(drawn.noticed if drawn else [])],
             remarks=[*annotations.remarks, *frames.lines],
             files_sha256=hashlib.sha256(b"".join(digests)).hexdigest(),
             boxes_sha256=self._hash(),
@@ -133,6 +157,54 @@ class BoxSource:
                 "annotations"
             )
 
+    def subset(self, images: np.ndarray) -> BoxSource:
+        """Some of the images, with the classes of all.
+
+        Args:
+            images: their numbers, ascending, int64 [n].
+
+        Raises:
+            InputError: none of them has a box to learn from.
+        """
+        part, boxes = copy.copy(self), np.flatnonzero(np.isin(self.image, images))
+        part.image_ids = [self.image_ids[i] for i in images.tolist()]
+        part._names, part._rows = self._names.take(pa.array(images)), self._rows[images]
+        part.sizes = self.sizes[images]
+        part.image = np.searchsorted(images, self.image[boxes])
+        part._offsets = np.searchsorted(part.image, np.arange(len(images) + 1))
+        part.xyxy, part.counted = self.xyxy[boxes], self.counted[boxes]
+        part._labels, part._areas = self._labels[boxes], self._areas[boxes]
+        part._points = None if self._points is None else self._points[boxes]
+        part._masks = self._masks and PackedMasks([self._masks[j] for j in boxes.tolist()])
+        part.report = part._report_of_subset(self.report)
+        if not part.counted.any():
+            raise InputError(
+                f"{self.path}: none of the {len(part)} images that are chosen of {len(self)} has a "
+                "box to learn from; choose more"
+            )
+        return part
+
+    def _report_of_subset(self, whole: BoxReport) -> BoxReport:
+        """What was fixed, dropped and noticed stays that of the whole set."""
+        classes = self._count_classes()
+        gone = [
+            short_line(before.name)
+            for before, now in zip(whole.classes, classes, strict=True)
+            if before.boxes and not now.boxes
+        ]
+        what = f"classes of which none of the {len(self)} chosen images has an object"
+        return dataclasses.replace(
+            whole,
+            images=len(self),
+            boxes=len(self._labels),
+            crowd=int((~self.counted).sum()),
+            without_boxes=int((np.diff(self._offsets) == 0).sum()),
+            classes=classes,
+            noticed=[*whole.noticed, *findings(what, gone)],
+            remarks=[*whole.remarks, f"{len(self)} of {whole.images} images are chosen"],
+            boxes_sha256=self._hash(),
+        )
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -140,12 +212,22 @@ class BoxSource:
         return self._names[i].as_py()
 
     def location(self, i: int) -> str:
+        if self._images is not None:
+            return self._images.location(int(self._rows[i]))
         return os.path.join(self.folder, self.sample_id(i))
 
-    def size(self, i: int) -> None:
-        return None
+    def address(self, i: int) -> Address:
+        """Where the image's bytes lie."""
+        if self._images is not None:
+            return self._images.address(int(self._rows[i]))
+        return Address(absolute(self.location(i)))
+
+    def size(self, i: int) -> int | None:
+        return None if self._images is None else self._images.size(int(self._rows[i]))
 
     def read(self, i: int) -> bytes:
+        if self._images is not None:
+            return self._images.read(int(self._rows[i]))
         return read_all(self.location(i))
 
     def image_size(self, i: int) -> tuple[int, int]:
@@ -154,9 +236,13 @@ class BoxSource:
 
     def boxes(self, i: int) -> Boxes:
         part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
-        keypoints = None if self._keypoints is None else self._keypoints[part]
-        crowd = ~self.counted[part]
-        return Boxes(self.xyxy[part], self._labels[part], crowd, self._areas[part], keypoints)
+        keypoints = None if self._points is None else self._points[part]
+        masks = self._masks and [
+            {"size": self.sizes[i].tolist(), "counts": self._masks[j]}
+            for j in range(part.start, part.stop)
+        ]
+        crowd, areas = ~self.counted[part], self._areas[part]
+        return Boxes(self.xyxy[part], self._labels[part], crowd, areas, keypoints, masks)
 
     def _count_classes(self) -> list[ClassBoxes]:
         labels, images = self._labels[self.counted], self.image[self.counted]
@@ -170,21 +256,27 @@ class BoxSource:
     def _hash(self) -> str:
         digest = hashlib.sha256("\0".join([*self.class_names, *self._names.to_pylist()]).encode())
         arrays = [self.sizes, self._offsets, self.xyxy, self._labels, ~self.counted, self._areas]
-        for array in arrays if self._keypoints is None else [*arrays, self._keypoints]:
+        arrays += [] if self._points is None else [self._points]
+        arrays += [] if self._masks is None else [self._masks.packed]
+        for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
-def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource:
+def open_boxes(
+    path: str, class_names: Sequence[str] | None = None, masks: bool = False
+) -> BoxSource:
     """Open annotated images.
 
     Args:
         path: a COCO json file (`FILE.json`, or `FILE.json::FOLDER` where its images are not beside
             it, in `images/` or in a folder of its name), or a folder in VOC's layout
             (`Annotations/`, `JPEGImages/`; xml files beside the pictures) or YOLO's (`images/`,
-            `labels/`; a `data.yaml`; lists of images), with `::SPLIT` for one of its splits.
+            `labels/`; a `data.yaml`; lists of images), with `::SPLIT` for one of its splits; or a
+            folder that `ssld pseudo-label` wrote.
         class_names: the network's classes in its order, for a set that must fit another one: they
             are matched by name. A class of the set's that has boxes must be among them.
+        masks: draw all outlines, which takes time and memory.
 
     Raises:
         InputError: one sentence naming file, image and field; see the top of this file.
@@ -196,7 +288,7 @@ def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource
     if "\0" in path:
         raise InputError(f"{shown(path)}: no such file or folder; check the path")
     if root.is_file() and place.lower().endswith(".json"):
-        annotations = read_coco(place, split)
+        annotations = read_coco(place, split, masks)
     elif root.is_file() and is_yolo(root, split):
         annotations = read_yolo(path, root, split)
     elif not root.is_dir():
@@ -205,6 +297,10 @@ def open_boxes(path: str, class_names: Sequence[str] | None = None) -> BoxSource
             f"{place}: {wrong}; give COCO's json, YOLO's data.yaml::train, or a folder of VOC's or "
             "YOLO's"
         )
+    elif is_generated(root):
+        _, images = open_generated(root, "detection")
+        annotations = read_coco(str(root / ANNOTATIONS), masks=masks, images_in=images)
+        annotations = dataclasses.replace(annotations, path=path)
     elif (voc := find_voc(root, split)) is not None:
         annotations = read_voc(path, voc, split)
     elif is_yolo(root, split):
@@ -235,7 +331,8 @@ def _in_order(annotations: Annotations) -> Annotations:
         crowd=annotations.crowd[order],
         places=lambda j: places(int(order[j])),
         areas=None if annotations.areas is None else annotations.areas[order],
-        keypoints=None if annotations.keypoints is None else annotations.keypoints[order],
+        points=None if annotations.points is None else annotations.points[order],
+        outlines=annotations.outlines and [annotations.outlines[j] for j in order],
     )
 
 
@@ -286,6 +383,9 @@ class BoxReport:
     without_boxes: int
     """Images on which nothing is annotated; they are kept, as negatives."""
     classes: list[ClassBoxes]
+    masks: bool = False
+    """Whether masks were drawn."""
+    keypoints: list[KeypointCounts] = field(default_factory=list)
     fixed: list[Finding] = field(default_factory=list)
     dropped: list[Finding] = field(default_factory=list)
     noticed: list[Finding] = field(default_factory=list)
@@ -312,6 +412,17 @@ class BoxReport:
         empty = [short_line(entry.name) for entry in self.classes if not entry.boxes]
         if empty:
             lines.append(f"no box of {len(empty)} classes: {', '.join(empty[:SHOWN])}")
+        if self.keypoints:
+            lines.append(
+                f"{len(self.keypoints)} keypoints (name: visible, hidden, not labeled): "
+                + "; ".join(
+                    f"{short_line(x.name)}: {x.visible}, {x.hidden}, {x.unlabeled}"
+                    for x in self.keypoints[:SHOWN]
+                )
+                + (f"; {len(self.keypoints) - SHOWN} more" * (len(self.keypoints) > SHOWN))
+            )
+        if self.masks:
+            lines.append("every box that is not crowd has a mask")
         lines += [f"fixed: {finding.line()}" for finding in self.fixed]
         lines += [f"dropped: {finding.line()}" for finding in self.dropped]
         lines += [f"note: {finding.line()}" for finding in self.noticed]

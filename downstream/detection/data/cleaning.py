@@ -15,7 +15,7 @@ import numpy as np
 
 from downstream.dense.preflight import EXAMPLES, Finding, findings
 from downstream.detection.data.annotations import Annotations
-from downstream.detection.data.frames import Frames, turn_boxes, turn_points
+from downstream.detection.data.frames import Frames, turn_boxes
 from ssld.common.errors import InputError
 
 CORNERS = "x1, y1, x2, y2"
@@ -39,7 +39,6 @@ class Cleaned:
     """int64, indices."""
     xyxy: np.ndarray
     areas: np.ndarray
-    keypoints: np.ndarray | None
     fixed: list[Finding]
     dropped: list[Finding]
 
@@ -88,22 +87,8 @@ def clean(annotations: Annotations, frames: Frames) -> Cleaned:
         kept,
         xyxy[kept],
         areas[kept].astype(np.float32),
-        _turn_keypoints(annotations, kept, turns, sizes),
         fixed,
         dropped,
-    )
-
-
-def _turn_keypoints(
-    annotations: Annotations, kept: np.ndarray, turns: np.ndarray, sizes: np.ndarray
-) -> np.ndarray | None:
-    if annotations.keypoints is None:
-        return None
-    points = annotations.keypoints[kept]
-    turned = turn_points(points[..., :2], turns[kept], sizes[kept])
-    labeled = points[..., 2:] > 0
-    return np.where(labeled, np.concatenate([turned, points[..., 2:]], axis=-1), 0).astype(
-        np.float32
     )
 
 

@@ -1,12 +1,11 @@
-"""COCO's json of boxes and keypoints (cocodataset.org, "Data format").
+"""COCO's json of boxes, keypoints and outlines (cocodataset.org, "Data format").
 
 `bbox` is x, y, width, height in px from the image's upper left corner, continuous. Category ids
 have gaps (COCO's 80 run to 90) and may begin at 0 or 1: class numbers count them in ascending order
-and the report says which is which. Keypoints name pixels, so half a pixel is added to their x and y
-(as detectron2 `detection_utils.transform_instance_annotations` and `coco.py` do); what is written
-for COCO's evaluation takes it off again.
+and the report says which is which. Keypoints are read by `coco_keypoints.py`, outlines
+(`segmentation`) by `outlines.py` and only where masks are asked for.
 
-An annotation without `bbox` has the box around its outline (`segmentation`).
+An annotation without `bbox` has the box around its outline.
 """
 
 from __future__ import annotations
@@ -20,34 +19,53 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from downstream.dense.coco_json import Entries, column, file_names, ids, indices, read_lists
+from downstream.dense.coco_json import (
+    LISTS,
+    Entries,
+    column,
+    file_names,
+    ids,
+    indices,
+    read_content,
+)
 from downstream.dense.texts import require_name, require_unique, shown
 from downstream.detection.data.annotations import (
     LARGEST,
     UNSTATED,
     Annotations,
-    extent,
-    flip_pairs,
     missing_from,
     require_finite,
 )
+from downstream.detection.data.coco_keypoints import read_keypoints
+from downstream.detection.data.outlines import Outline, extent, read_outline
 from ssld.common.errors import InputError
+from ssld.data.source import Source
 
 BBOX = ("bbox[0] (x)", "bbox[1] (y)", "bbox[2] (width)", "bbox[3] (height)")
 PREFIXES = ("instances_", "person_keypoints_")
 """Of the official files: instances_train2017.json describes train2017/."""
-OUTLINE = "outline"
-"""Key of what is kept of an outline: the box around it, None where there is none."""
+AROUND = "around"
+"""Key of the box around an outline that has none beside it, None where it is no outline."""
 
 
-def read_coco(path: str, folder: str | None = None) -> Annotations:
-    """Read `path`; its images lie in `folder`, by default where `_candidates` finds them.
+def read_coco(
+    path: str,
+    folder: str | None = None,
+    masks: bool = False,
+    images_in: Source | None = None,
+) -> Annotations:
+    """Read `path`; its images lie in `folder`, by default where `_candidates` finds them, or are
+    those of `images_in`, in that order.
+
+    Args:
+        masks: keep all outlines.
 
     Raises:
         InputError: not COCO, values of another type, ids that nothing has or that occur twice,
             missing images, boxes that are not four finite numbers.
     """
-    images, annotations, categories = read_lists(path, _without_outline)
+    content = read_content(path, _with_outline if masks else _without_outline)
+    images, annotations, categories = (content[key] for key in LISTS)
     names, image_ids = file_names(f"{path}: images", images), ids(f"{path}: images", images)
     require_unique(names, lambda i: f"{path}: images[{i}].file_name")
     category_ids = ids(f"{path}: categories", categories)
@@ -69,12 +87,13 @@ def read_coco(path: str, folder: str | None = None) -> Annotations:
 
     labels = indices(path, annotations, "category_id", category_ids, place)
     bbox = _boxes(annotations, where)
-    keypoints, pairs = _keypoints(path, annotations, categories, where)
+    keypoints, points, remarks = read_keypoints(path, content, where)
     return Annotations(
         path=path,
         format="COCO",
-        folder=_find_images(path, names, folder),
-        names=names,
+        folder=_find_images(path, names, folder) if images_in is None else images_in.path,
+        names=names if images_in is None else ids_in_order(path, images_in, len(names)),
+        images=images_in,
         stated=_stated(images),
         image_ids=image_ids,
         class_names=class_names,
@@ -87,13 +106,24 @@ def read_coco(path: str, folder: str | None = None) -> Annotations:
         files=[path],
         areas=np.array([_area(entry.get("area")) for entry in annotations], np.float64),
         keypoints=keypoints,
-        flip_pairs=pairs,
-        remarks=_remarks(annotations),
+        points=points,
+        outlines=_outlines(annotations, where) if masks else None,
+        remarks=(*_remarks(annotations), *remarks),
     )
 
 
+def ids_in_order(path: str, images: Source, count: int) -> list[str]:
+    """
+    Raises:
+        InputError: there are more or fewer than `count`.
+    """
+    if len(images) != count:
+        raise InputError(f"{path}: has {count} images, but {images.path} has {len(images)}")
+    return [images.sample_id(i) for i in range(count)]
+
+
 def _remarks(annotations: Entries) -> tuple[str, ...]:
-    outlines = sum(OUTLINE in entry for entry in annotations)
+    outlines = sum(AROUND in entry for entry in annotations)
     given = [entry["id"] for entry in annotations if type(entry.get("id")) in (int, str)]
     again = len(given) - len(set(given))
     remarks = [f"boxes without bbox, taken around their outlines: {outlines}"] * bool(outlines)
@@ -106,8 +136,28 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     beside it the box around it is kept."""
     outline = entry.pop("segmentation", None)
     if outline and not entry.get("bbox"):
-        entry[OUTLINE] = extent(outline)
+        entry[AROUND] = extent(read_outline(outline))
     return entry
+
+
+def _with_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """In arrays and bytes, which are a tenth of what JSON's numbers are in memory."""
+    if "segmentation" in entry:
+        outline = entry["segmentation"] = read_outline(entry["segmentation"])
+        if outline != [] and not entry.get("bbox"):
+            entry[AROUND] = extent(outline)
+    return entry
+
+
+def _outlines(annotations: Entries, where: Callable[[int], str]) -> list[Outline]:
+    outlines = [entry.get("segmentation", []) for entry in annotations]
+    for j, outline in enumerate(outlines):
+        if outline is None:
+            raise InputError(
+                f"{where(j)}: its segmentation is no outline; give polygons of x, y in px, or run "
+                "lengths that fill their size"
+            )
+    return outlines
 
 
 def _boxes(annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
@@ -125,7 +175,7 @@ def _boxes(annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
 
 
 def _box(entry: dict[str, Any]) -> Any:
-    corners = entry.get(OUTLINE)
+    corners = entry.get(AROUND)
     if corners is None:
         return entry.get("bbox")
     x1, y1, x2, y2 = corners
@@ -138,7 +188,7 @@ def _refuse_box(annotations: Entries, values: list[Any], where: Callable[[int], 
         numbers = isinstance(value, list) and {type(x) for x in value} <= {int, float}
         if numbers and len(value) == 4:
             continue
-        if OUTLINE in annotations[j]:
+        if AROUND in annotations[j]:
             raise InputError(
                 f"{where(j)}: has no bbox, and its segmentation is no outline; give polygons of "
                 "three points or more, run lengths, or a bbox"
@@ -175,52 +225,6 @@ def _crowd(annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
         if value is not None and value not in (0, 1):
             raise InputError(f"{where(j)}: iscrowd is {shown(value)}; give 0 or 1")
     return np.array([bool(value) for value in values], bool)
-
-
-def _keypoints(
-    path: str, annotations: Entries, categories: Entries, where: Callable[[int], str]
-) -> tuple[np.ndarray | None, tuple[tuple[int, int], ...]]:
-    """float64 [m, k, 3] and the pairs that a flip swaps; None where no category has keypoints."""
-    names = _keypoint_names(path, categories)
-    if not names:
-        return None, ()
-    count = len(names)
-    values = np.zeros((len(annotations), 3 * count))
-    for j, entry in enumerate(annotations):
-        row = entry.get("keypoints")
-        if row is None or row == []:
-            continue
-        if not isinstance(row, list) or len(row) != 3 * count:
-            what = f"{len(row)} entries" if isinstance(row, list) else shown(row)
-            raise InputError(
-                f"{where(j)}: keypoints has {what}; give x, y, visibility of each of {count}"
-            )
-        for i, x in enumerate(row):
-            if not (_number(x) and abs(x) < LARGEST):
-                raise InputError(f"{where(j)}: keypoints[{i}] is {shown(x)}; give a number")
-        values[j] = row
-    points = values.reshape(-1, count, 3)
-    points[..., :2] += 0.5  # from a pixel's number to its centre
-    return points, flip_pairs(names)
-
-
-def _keypoint_names(path: str, categories: Entries) -> list[str]:
-    """Of all categories that have any."""
-    lists: list[list[str]] = []
-    for entry in categories:
-        names = entry.get("keypoints")
-        if not names:
-            continue
-        where = f"{path}: keypoints of category {entry['id']}"
-        if not isinstance(names, list):
-            raise InputError(f"{where} is {shown(names)}; give the list of their names")
-        lists.append([require_name(x, f"{where}: entry {i}") for i, x in enumerate(names)])
-    if any(other != lists[0] for other in lists):
-        raise InputError(
-            f"{path}: two categories have other 'keypoints'; give them the same list, or one file "
-            "each"
-        )
-    return lists[0] if lists else []
 
 
 def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:

@@ -4,6 +4,8 @@ with these traps mended (torchvision 0.29):
 - its flip maps a keypoint x to W - 1 - x but a box to W - x, and a left eye stays a left eye;
 - its `RandomIoUCrop` divides by zero on images under 4 px, and leaves it to another transform to
   remove boxes;
+- its nearest pixel, the default for masks, is up to half a pixel off from where an image's bilinear
+  ones are: `nearest-exact` is not;
 - AutoAugment and RandAugment raise on boxes: none is offered;
 - keypoints that were not labeled (visibility 0) move like all others: here they stay at 0.
 
@@ -13,13 +15,14 @@ Nothing here reads a global random state: what is drawn is drawn from the `draw`
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes, Image, KeyPoints, Mask
 
@@ -28,8 +31,6 @@ MEAN_COLOUR = (124.0, 116.0, 104.0)
 yolov3_reader.yml)."""
 LEAST_SIDE_PX = 1.0
 """Of a box in a training view."""
-IGNORE = 255
-"""Of a mask, where there is no image."""
 
 OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)
 """Least IoU of a crop with one of the boxes; None keeps the image (torchvision `RandomIoUCrop`;
@@ -60,8 +61,9 @@ class Sample:
     """float [n, k, 2], continuous px: pixel i's centre is i + .5."""
     visibility: Tensor | None = None
     """float [n, k]: 0 where a keypoint is not labeled, which has x = y = 0."""
-    mask: Mask | None = None
-    """uint8 [h, w]."""
+    masks: Mask | None = None
+    """uint8 [n, h, w]: 1 where an object is. A box stays what the geometry makes of it, also where
+    a crop leaves less of the mask."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -74,7 +76,7 @@ def make_sample(
     xyxy: Tensor,
     labels: Tensor,
     keypoints: Tensor | None = None,
-    mask: Tensor | None = None,
+    masks: Tensor | None = None,
 ) -> Sample:
     """
     Args:
@@ -82,7 +84,7 @@ def make_sample(
         xyxy: float [n, 4] px.
         labels: int64 [n].
         keypoints: float [n, k, 3]: x, y, visibility.
-        mask: uint8 [h, w].
+        masks: uint8 [n, h, w], 0 or 1.
     """
     size = (image.shape[-2], image.shape[-1])
     return Sample(
@@ -92,11 +94,11 @@ def make_sample(
         torch.ones(len(labels)),
         None if keypoints is None else _points(keypoints[..., :2], size),
         None if keypoints is None else keypoints[..., 2],
-        None if mask is None else Mask(mask),
+        None if masks is None else Mask(masks),
     )
 
 
-def flip(sample: Sample, pairs: list[tuple[int, int]]) -> Sample:
+def flip(sample: Sample, pairs: Sequence[tuple[int, int]]) -> Sample:
     """Mirror left and right; `pairs` of keypoints change places: a left eye becomes a right one."""
     points, visibility = sample.keypoints, sample.visibility
     if points is not None and visibility is not None:
@@ -113,16 +115,22 @@ def flip(sample: Sample, pairs: list[tuple[int, int]]) -> Sample:
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """To (height, width), bilinear with a low-pass filter; masks by the nearest pixel."""
-    return _at_zero(_apply(sample, lambda part: tv.resize(part, list(size), antialias=True)))
+
+    def transform(part: Any) -> Any:
+        if isinstance(part, Mask):
+            return tv.resize(part, list(size), InterpolationMode.NEAREST_EXACT)
+        return tv.resize(part, list(size), antialias=True)
+
+    return _at_zero(_apply(sample, transform))
 
 
 def pad(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
-    """Onto a canvas of MEAN_COLOUR (masks: IGNORE) of `size` (height, width)."""
+    """Onto a canvas of MEAN_COLOUR (masks: 0) of `size` (height, width)."""
     height, width = sample.size
     padding = [left, top, size[1] - left - width, size[0] - top - height]
 
     def transform(part: Any) -> Any:
-        return tv.pad(part, padding, fill=IGNORE if isinstance(part, Mask) else list(MEAN_COLOUR))
+        return tv.pad(part, padding, fill=0 if isinstance(part, Mask) else list(MEAN_COLOUR))
 
     return _at_zero(_apply(sample, transform))
 
@@ -155,14 +163,19 @@ def keep(sample: Sample, chosen: Tensor) -> Sample:
         if points is None
         else _points(points.as_subclass(Tensor)[chosen], sample.size),
         visibility=None if sample.visibility is None else sample.visibility[chosen],
+        masks=None if sample.masks is None else Mask(sample.masks.as_subclass(Tensor)[chosen]),
     )
 
 
 def drop_small(sample: Sample, side: float = LEAST_SIDE_PX) -> Sample:
     """Without boxes that have a side under `side` px: nothing to learn, NaN in some losses
-    (torchvision `SanitizeBoundingBoxes` has 1 px, too)."""
+    (torchvision `SanitizeBoundingBoxes` has 1 px, too). And without those of whose mask no pixel is
+    left: that nothing is in a box is wrong (detectron2 `filter_empty_instances`)."""
     boxes = sample.boxes.as_subclass(Tensor)
-    return keep(sample, (boxes[:, 2:] - boxes[:, :2] >= side).all(1))
+    chosen = (boxes[:, 2:] - boxes[:, :2] >= side).all(1)
+    if sample.masks is not None:
+        chosen &= sample.masks.as_subclass(Tensor).flatten(1).any(1)
+    return keep(sample, chosen)
 
 
 def mix(first: Sample, second: Sample, ratio: float) -> Sample:
@@ -171,13 +184,16 @@ def mix(first: Sample, second: Sample, ratio: float) -> Sample:
     detection", section 3.1; PaddleDetection `Mixup`, whose gt_score is `weights`)."""
     size = (max(first.size[0], second.size[0]), max(first.size[1], second.size[1]))
     blend = torch.zeros(3, *size)
-    boxes, points = [], []
+    boxes, points, masks = [], [], []
     for part, share in ((first, ratio), (second, 1 - ratio)):
         height, width = part.size
         blend[:, :height, :width] += share * part.image.as_subclass(Tensor)
         boxes.append(part.boxes.as_subclass(Tensor))
         if part.keypoints is not None:
             points.append(part.keypoints.as_subclass(Tensor))
+        if part.masks is not None:
+            padding = (0, size[1] - width, 0, size[0] - height)
+            masks.append(torch.nn.functional.pad(part.masks.as_subclass(Tensor), padding))
     visible = [x for x in (first.visibility, second.visibility) if x is not None]
     with_points = len(visible) == 2
     return Sample(
@@ -187,6 +203,7 @@ def mix(first: Sample, second: Sample, ratio: float) -> Sample:
         torch.cat([first.weights * ratio, second.weights * (1 - ratio)]),
         _points(torch.cat(points), size) if with_points else None,
         torch.cat(visible) if with_points else None,
+        Mask(torch.cat(masks)) if len(masks) == 2 else None,
     )
 
 
@@ -258,13 +275,13 @@ def distort(sample: Sample, draw: random.Random, probability: float) -> Sample:
 
 def _apply(sample: Sample, transform: Callable[[Any], Any]) -> Sample:
     """One of torchvision's functionals on all that it moves."""
-    points, mask = sample.keypoints, sample.mask
+    points, masks = sample.keypoints, sample.masks
     return replace(
         sample,
         image=transform(sample.image),
         boxes=transform(sample.boxes),
         keypoints=None if points is None else transform(points),
-        mask=None if mask is None else transform(mask),
+        masks=None if masks is None else transform(masks),
     )
 
 

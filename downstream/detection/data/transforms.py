@@ -18,6 +18,8 @@ from torch import Tensor
 from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data import geometry
 from downstream.detection.data.boxes import BoxSource
+from downstream.detection.data.outlines import Rle
+from downstream.detection.data.outlines import decode as decode_masks
 from ssld.data.decode import Unreadable, decode
 from ssld.data.transforms import key_of
 
@@ -43,8 +45,9 @@ class TrainBoxView:
             uint8 [h, w, 3] and {"boxes": float32 [n, 4] xyxy in px of the view, each side at least
             1 px; "labels": int64 [n]; "weights": float32 [n], the share of the box's own image in
             a mixed one, by which its loss counts, else 1; "size": height and width of the image in
-            px; "keypoints", where the source has them: float32 [n, k, 3], x, y, visibility}. Crowd
-            boxes are left out; n may be 0.
+            px; "keypoints", where the source has them: float32 [n, k, 3], x, y, visibility;
+            "masks", where it has them: uint8 [n, h, w], 0 or 1}. Crowd boxes are left out; n may be
+            0.
 
         Raises:
             Unreadable, OSError: the image, or the one that is mixed in, cannot be read.
@@ -63,7 +66,9 @@ class TrainBoxView:
         if augment.crop:
             sample = geometry.crop_by_overlap(sample, draw)
         if draw.random() < augment.flip:
-            sample = geometry.flip(sample, source.flip_pairs)
+            sample = geometry.flip(
+                sample, () if source.keypoints is None else source.keypoints.flip_pairs
+            )
         if augment.resize == "square":
             side = self.batch_size_px(batch_number)
         else:
@@ -77,10 +82,7 @@ class TrainBoxView:
 
 
 class EvalBoxView:
-    """The whole image at `augment.test_size`, without chance."""
-
-    def __init__(self, augment: BoxAugmentConfig) -> None:
-        self.augment = augment
+    """The whole image at its own size; `downstream/detection/inference.py` makes views of it."""
 
     def __call__(
         self, source: BoxSource, index: int, view: int = 0, batch_number: int = 0
@@ -90,36 +92,37 @@ class EvalBoxView:
             view, batch_number: not used: there is one view.
 
         Returns:
-            as a training view, and "scale": (sx, sy), px of the view for a px of the image: divide
-            predictions by it. For a loss on held-out images, as crowd boxes are left out; evaluate
-            against `source.boxes(index)`.
+            as a training view, without masks. Crowd boxes are left out: evaluate against
+            `source.boxes(index)`.
 
         Raises:
             Unreadable, OSError: the image cannot be read.
         """
-        sample = load(source, index)
-        height, width = sample.size
-        size = view_size(sample.size, self.augment.test_size, self.augment)
-        image, target = _finish(geometry.resize(sample, size), (height, width))
-        target["scale"] = (size[1] / width, size[0] / height)
-        return image, target
+        return _finish(load(source, index, masks=False), source.image_size(index))
 
 
-def view_size(size: tuple[int, int], side: int, augment: BoxAugmentConfig) -> tuple[int, int]:
+def view_size(
+    size: tuple[int, int], side: int, augment: BoxAugmentConfig, factor: float = 1.0
+) -> tuple[int, int]:
     """Height and width of a view of an image of `size`: `side` squared, or with its shorter side at
     `side` unless the longer one would exceed `augment.longest` (Ren et al. 2015, section 3.3;
-    rounded as detectron2 `ResizeShortestEdge` does)."""
+    rounded as detectron2 `ResizeShortestEdge` does). Both `side` and `longest` grow by `factor`."""
     if augment.resize == "square":
+        side = max(1, int(side * factor + 0.5))
         return side, side
     scale = side / min(size)
     if augment.longest is not None:
         scale = min(scale, augment.longest / max(size))
+    scale *= factor
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
     return height, width
 
 
-def load(source: BoxSource, index: int) -> geometry.Sample:
+def load(source: BoxSource, index: int, masks: bool = True) -> geometry.Sample:
     """The whole upright image with its boxes, without crowd ones.
+
+    Args:
+        masks: with those that the source has.
 
     Raises:
         Unreadable, OSError: it cannot be read, or has another size than at the start.
@@ -137,7 +140,15 @@ def load(source: BoxSource, index: int) -> geometry.Sample:
         torch.from_numpy(boxes.xyxy[chosen]),
         torch.from_numpy(boxes.labels[chosen]),
         None if boxes.keypoints is None else torch.from_numpy(boxes.keypoints[chosen]),
+        None
+        if boxes.masks is None or not masks
+        else _decoded([boxes.masks[j] for j in np.flatnonzero(chosen)], (height, width)),
     )
+
+
+def _decoded(masks: list[Rle], size: tuple[int, int]) -> Tensor:
+    """uint8 [n, h, w], where n may be 0."""
+    return torch.from_numpy(decode_masks(masks) if masks else np.zeros((0, *size), np.uint8))
 
 
 def _load_partner(source: BoxSource, index: int) -> geometry.Sample:
@@ -157,4 +168,6 @@ def _finish(sample: geometry.Sample, size: tuple[int, int]) -> tuple[Tensor, Tar
     if sample.keypoints is not None and sample.visibility is not None:
         points = sample.keypoints.as_subclass(Tensor)
         target["keypoints"] = torch.cat([points, sample.visibility[..., None]], dim=-1)
+    if sample.masks is not None:
+        target["masks"] = sample.masks.as_subclass(Tensor).contiguous()
     return sample.image.as_subclass(Tensor).permute(1, 2, 0).contiguous(), target

@@ -22,9 +22,9 @@ from downstream.detection.data.annotations import (
     UNSTATED,
     Annotations,
     Rows,
-    around,
     require_finite,
 )
+from downstream.detection.data.outlines import around
 from downstream.detection.data.yolo_layouts import Layout, find_layout
 from ssld.common.errors import InputError
 

@@ -7,6 +7,8 @@ the whole batch. The references do neither; on one process nothing differs from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ from ssld.common.errors import InputError
 
 Detections = dict[str, Tensor]
 """Of one image: "boxes" float32 [k, 4] xyxy px, "scores" float32 [k] and "labels" int64 [k] from 0,
-best first."""
+best first; of some "keypoints" or "masks" (`downstream/detection/networks.py`)."""
 
 MAX_DETECTIONS = 100
 """Per image: what COCO's evaluation looks at (cocoeval.py, `maxDets`), and what TTFNet and YOLOv3
@@ -69,6 +71,23 @@ def rescale(count: Tensor, training: bool, least: float = 1.0) -> Tensor:
     """By what to multiply a loss that was divided by `count` (`least` at least) to have it divided
     by the mean over the processes; 1 with one process."""
     return count.detach().float().clamp(min=least) / mean_count(count, training).clamp(min=least)
+
+
+def divisor(count: Tensor, training: bool, least: float = 1.0) -> Tensor:
+    """What a sum over this process's batch is divided by: `count`, or in training its mean over
+    the processes; `least` at least."""
+    return mean_count(count, training).clamp(min=least)
+
+
+def by_image(values: Tensor, images: Tensor, batch: int) -> Tensor:
+    """Sums float32 [batch] of values [n] by the number of their image, int64 [n]."""
+    return values.new_zeros(batch).index_add(0, images, values)
+
+
+def images_of(parts: Sequence[Tensor]) -> Tensor:
+    """The number of the image of each row of `parts`, [n of one image, ...] each, as one int64."""
+    counts = torch.tensor([len(x) for x in parts], device=parts[0].device)
+    return torch.arange(len(parts), device=parts[0].device).repeat_interleave(counts)
 
 
 def pad_to_largest(images: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torch.nn import functional as F
+from torchvision.ops import box_convert, generalized_box_iou
 from transformers import DetrConfig
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 from transformers.models.detr.modeling_detr import (
@@ -38,8 +39,10 @@ from downstream.backbone.backbone import Backbone
 from downstream.detection.heads.detector import (
     MAX_DETECTIONS,
     Detections,
+    by_image,
     clip,
     detections,
+    images_of,
     mean_count,
     rescale,
 )
@@ -90,6 +93,7 @@ class DETR(nn.Module):
         )
         config._attn_implementation = "sdpa"
         self.score_threshold, self.num_queries = score_threshold, num_queries
+        self.num_classes = num_classes
         self.backbone = backbone
         self.input_projection = nn.Conv2d(backbone.channels[-1], width, kernel_size=1)
         self.position_embedding = DetrSinePositionEmbedding(width // 2, normalize=True)
@@ -149,36 +153,48 @@ class DETR(nn.Module):
         if not boxes.isfinite().all():  # the matcher would raise; the loop names the term
             count = torch.full_like(count, torch.nan)
             boxes = boxes.nan_to_num()
-        share = self._share(targets, logits)
+        weight = self._class_weight(targets, logits)
         terms = [
-            self._layer_losses(*one, targets, count) for one in zip(logits, boxes, strict=True)
+            self._layer_losses(*one, targets, count, weight)
+            for one in zip(logits, boxes, strict=True)
         ]
-        terms = [{**term, "classification": term["classification"] * share} for term in terms]
         auxiliary = [loss for layer in terms[:-1] for loss in layer.values()]
-        return terms[-1] | ({"auxiliary": torch.stack(auxiliary).sum()} if auxiliary else {})
+        return terms[-1] | ({"auxiliary": torch.stack(auxiliary).sum(0)} if auxiliary else {})
 
     def _layer_losses(
-        self, logits: Tensor, boxes: Tensor, targets: Targets, count: Tensor
+        self, logits: Tensor, boxes: Tensor, targets: Targets, count: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        outputs = {"logits": logits, "pred_boxes": boxes}
+        """Of each image [b]: its sum, over what the batch's is divided by, times the images."""
+        batch = len(targets)
         # Each layer is matched anew, one query to a box: per image (queries, boxes).
-        pairs = self.criterion.matcher(outputs, targets)
-        classes = self.criterion.loss_labels(outputs, targets, pairs, count)
-        corners = self.criterion.loss_boxes(outputs, targets, pairs, count)
+        pairs = self.criterion.matcher({"logits": logits, "pred_boxes": boxes}, targets)
+        pairs = [(at.to(logits.device), box.to(logits.device)) for at, box in pairs]
+        places = images_of([at for at, _ in pairs]), torch.cat([at for at, _ in pairs])
+        labels, wanted = (
+            torch.cat([t[key][box] for t, (_, box) in zip(targets, pairs, strict=True)])
+            for key in ("class_labels", "boxes")
+        )
+        classes = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
+        classes[places] = labels
+        entropies = F.cross_entropy(
+            logits.transpose(1, 2), classes, self.criterion.empty_weight, reduction="none"
+        )  # [b, queries]
+        off = (boxes[places] - wanted).abs().sum(1)
+        overlaps = generalized_box_iou(_corners(boxes[places]), _corners(wanted)).diag()
         return {
-            "classification": classes["loss_ce"],
-            "boxes": 5 * corners["loss_bbox"],
-            "giou": 2 * corners["loss_giou"],
+            "classification": batch * entropies.sum(1) / weight,
+            "boxes": 5 * batch * by_image(off, places[0], batch) / count,
+            "giou": 2 * batch * by_image(1 - overlaps, places[0], batch) / count,
         }
 
-    def _share(self, targets: Targets, logits: Tensor) -> Tensor:
-        """By what the classes' weighted mean over this process's queries is to be multiplied to be
-        that over the whole batch."""
+    def _class_weight(self, targets: Targets, logits: Tensor) -> Tensor:
+        """What the classes' weighted sum over this process's queries is to be divided by for the
+        weighted mean over those of the whole batch."""
         _, batch, queries, _ = logits.shape
         # A query without a box weighs NO_OBJECT in the cross-entropy's weighted mean, others 1.
         matched = sum(min(len(t["boxes"]), queries) for t in targets)
-        weight = matched + NO_OBJECT * (batch * queries - matched)
-        return rescale(logits.new_tensor(float(weight)), self.training)
+        weight = logits.new_tensor(float(matched + NO_OBJECT * (batch * queries - matched)))
+        return weight / rescale(weight, self.training)
 
     def _boxes_per_process(self, targets: Targets, like: Tensor) -> Tensor:
         """Mean over the processes, at least 1: so that two are worth one with twice the batch. In
@@ -190,11 +206,15 @@ class DETR(nn.Module):
         """The best class of each query (models/detr.py, PostProcess), best queries first."""
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)  # [b, queries]
         scores, best = scores.topk(min(MAX_DETECTIONS, scores.shape[1]))
-        corners = box_convert(boxes, "cxcywh", "xyxy") * _whwh(sizes).to(boxes)[:, None]
+        corners = _corners(boxes) * _whwh(sizes).to(boxes)[:, None]
         # [b, queries, 4] in the order of the scores
         corners = corners.gather(1, best.unsqueeze(2).expand(-1, -1, 4))
         kept = clip(corners, sizes), scores, labels.gather(1, best)
         return detections(*kept, self.score_threshold)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")
 
 
 def _inside(images: Tensor, sizes: Tensor, deepest: Tensor) -> Tensor:

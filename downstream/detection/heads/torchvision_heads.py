@@ -1,19 +1,18 @@
-"""Faster R-CNN, RetinaNet and FCOS: torchvision's heads, losses and decoding over our backbone.
+"""RetinaNet and FCOS: torchvision's heads, losses and decoding over our backbone.
 
 Every constant is torchvision's unless an argument says otherwise (`torchvision/models/detection`:
-faster_rcnn.py, retinanet.py, fcos.py; BSD-3-Clause): RetinaNet matches at IoU .5/.4, focal loss
+retinanet.py, fcos.py; BSD-3-Clause): RetinaNet matches at IoU .5/.4, focal loss
 .25/2, L1 boxes, 3 octaves per level. What differs, and why:
 
-- torchvision's `GeneralizedRCNNTransform` always resizes, so pyramid, RPN and heads are called
+- torchvision's `GeneralizedRCNNTransform` always resizes, so pyramid and heads are called
   directly: what the views made is what the network sees.
 - Anchors lie on the true strides. torchvision divides the padded size by the map's size instead,
   and P6 of a 96 px image then has a stride of 48: anchors drift with the padding.
-- RoIAlign's scales are set, not inferred: torchvision infers them once, from the first batch,
-  as map / picture, and a picture of 100 px padded to 160 would halve every coordinate for good.
 - Whatever leaves a head is float32, and so are anchors, losses and decoding: bfloat16, as autocast
   would have it, rounds 300 px to a multiple of 2.
+- Losses are those of each image; their mean is torchvision's.
 - FCOS divides its losses by the cells of the whole batch that learn a box, not of each process's
-  part. (RetinaNet's are by image; Faster R-CNN's are of boxes that are drawn in each process.)
+  part. (RetinaNet's are by image.)
 - At most 100 boxes (what COCO evaluates), class numbers from 0.
 """
 
@@ -26,21 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS as TorchvisionFCOS
-from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-from torchvision.ops.poolers import LevelMapper
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from downstream.backbone.backbone import Backbone
-from downstream.detection.heads.detector import MAX_DETECTIONS, Detections, require_strides, rescale
+from downstream.detection.heads.detector import MAX_DETECTIONS, Detections, divisor, require_strides
 from ssld.common.errors import InputError
 
 Targets = list[dict[str, Tensor]]
@@ -86,90 +80,6 @@ class _Channels(nn.Module):
         self.out_channels = out_channels
 
 
-class FasterRCNN(TorchvisionFasterRCNN):
-    """Faster R-CNN with a feature pyramid (arXiv:1506.01497, 1612.03144) on strides 4 to 32 + pool.
-
-    Which anchors and proposals are sampled for the losses is drawn from torch's global generator.
-
-    Args:
-        backbone: gives maps of strides 4, 8, 16, 32.
-        num_classes: without background.
-        anchor_sizes: side in px for each of the five levels. The default is for images of 800 px;
-            on smaller ones objects are smaller, and those below about 20 px would match nothing:
-            scale the sizes with the image (320 px: 13, 26, 51, 102, 205).
-        channels, head_channels: width of the pyramid, and of the box head; less for runs on a CPU.
-        rois_per_image: proposals per image that the box head is trained on.
-        score_threshold: detections below are dropped.
-        nms_iou: of two boxes of a class that overlap more, the worse one is dropped.
-    """
-
-    stride = 32
-    roi_heads: RoIHeads
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        *,
-        anchor_sizes: Sequence[float] = COCO_ANCHORS,
-        channels: int = 256,
-        head_channels: int = 1024,
-        rois_per_image: int = 512,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
-    ) -> None:
-        require_strides(backbone, (4, 8, 16, 32))
-        _check_anchors(anchor_sizes)
-        pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
-        pool.scales = [1 / stride for stride in (4, 8, 16, 32)]
-        pool.map_levels = LevelMapper(2, 5)  # log2 of the strides
-        anchors = Anchors([(s,) for s in anchor_sizes], ASPECT_RATIOS, (4, 8, 16, 32, 64))
-        super().__init__(
-            _Channels(channels),
-            rpn_anchor_generator=anchors,
-            rpn_head=_Float32RPNHead(channels, len(ASPECT_RATIOS)),
-            box_roi_pool=pool,
-            box_head=TwoMLPHead(channels * 7**2, head_channels),
-            box_predictor=_Float32Predictor(head_channels, num_classes + 1),
-            box_batch_size_per_image=rois_per_image,
-            box_score_thresh=score_threshold,
-            box_nms_thresh=nms_iou,
-            box_detections_per_img=MAX_DETECTIONS,
-        )
-        del self.transform
-        self.backbone = backbone
-        self.pyramid = FeaturePyramidNetwork(list(backbone.channels), channels, LastLevelMaxPool())
-
-    @property
-    def score_threshold(self) -> float:
-        return self.roi_heads.score_thresh
-
-    @score_threshold.setter
-    def score_threshold(self, threshold: float) -> None:
-        self.roi_heads.score_thresh = threshold
-
-    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
-        """See `downstream/detection/networks.py`; the losses are classification and boxes of the
-        box head, objectness and proposals of the RPN."""
-        listed, maps = _list(images, sizes), _maps(self, images)
-        # These two hold neither batch norm nor dropout: their mode says losses or detections.
-        self.rpn.train(targets is not None)
-        self.roi_heads.train(targets is not None)
-        if targets is not None:  # 0 is the background
-            targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
-        # First stage: objects of any class against anchors; second: the class, and a better box.
-        proposals, first = self.rpn(listed, maps, targets)
-        result, second = self.roi_heads(maps, proposals, listed.image_sizes, targets)
-        if targets is None:
-            return [{**one, "labels": one["labels"] - 1} for one in result]
-        return {
-            "classification": second["loss_classifier"],
-            "boxes": second["loss_box_reg"],
-            "objectness": first["loss_objectness"],
-            "proposals": first["loss_rpn_box_reg"],
-        }
-
-
 class _Thresholded(nn.Module):
     """torchvision's word for it is `score_thresh`."""
 
@@ -210,7 +120,7 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         nms_iou: float = 0.5,
     ) -> None:
         require_strides(backbone, (8, 16, 32))
-        _check_anchors(anchor_sizes)
+        check_anchors(anchor_sizes)
         # Three sizes a level, a third of an octave apart, times three ratios: nine anchors a cell.
         octaves = [[int(size * 2 ** (i / 3)) for i in range(3)] for size in anchor_sizes]
         super().__init__(
@@ -232,12 +142,14 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         if targets is None:
             return _decode(self, outputs, anchors, cells, sizes)
         with torch.autocast(images.device.type, enabled=False):
-            losses = self.compute_loss(targets, outputs, anchors)
-        return {"classification": losses["classification"], "boxes": losses["bbox_regression"]}
+            each = zip(targets, _by_image(outputs), anchors, strict=True)
+            losses = [self.compute_loss([target], one, [a]) for target, one, a in each]
+        terms = {"classification": "classification", "boxes": "bbox_regression"}
+        return {ours: torch.stack([x[name] for x in losses]) for ours, name in terms.items()}
 
 
 class _SharedFCOSHead(FCOSHead):
-    """Divides its losses by what is in the batch of all processes."""
+    """Has losses of each image, divided by what is in the batch of all processes."""
 
     def compute_loss(
         self,
@@ -246,10 +158,14 @@ class _SharedFCOSHead(FCOSHead):
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        images = zip(targets, _by_image(head_outputs), anchors, matched_idxs, strict=True)
+        loss = super().compute_loss
+        losses = [loss([target], one, [a], [matched]) for target, one, a, matched in images]
         # matched_idxs: int64 [anchors] of each image, the box that a cell learns, below 0 for none.
-        share = rescale(torch.stack([(x >= 0).sum() for x in matched_idxs]).sum(), self.training)
-        return {name: loss * share for name, loss in losses.items()}
+        # Each image's losses were divided by its own number of those, 1 at least.
+        counts = torch.stack([(x >= 0).sum() for x in matched_idxs])  # [b]
+        share = len(counts) * counts.clamp(min=1) / divisor(counts.sum(), self.training)
+        return {name: torch.stack([x[name] for x in losses]) * share for name in losses[0]}
 
 
 class FCOS(TorchvisionFCOS, _Thresholded):
@@ -310,19 +226,8 @@ class FCOS(TorchvisionFCOS, _Thresholded):
         }
 
 
-class _Float32RPNHead(RPNHead):
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        objectness, deltas = super().forward(x)
-        return [o.float() for o in objectness], [d.float() for d in deltas]
-
-
-class _Float32Predictor(FastRCNNPredictor):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores, deltas = super().forward(x)
-        return scores.float(), deltas.float()
-
-
-def _check_anchors(sizes: Sequence[float]) -> None:
+def check_anchors(sizes: Sequence[float]) -> None:
+    """Raise InputError unless there is one side in px for each of five levels."""
     if len(sizes) != 5 or min(sizes) <= 0:
         raise InputError(f"anchor_sizes is {list(sizes)}: give five sides in px, one per level")
 
@@ -332,11 +237,14 @@ def _pyramid_to_p7(backbone: Backbone, channels: int) -> FeaturePyramidNetwork:
     return FeaturePyramidNetwork(list(backbone.channels), channels, extra)
 
 
-def _list(images: Tensor, sizes: Tensor) -> ImageList:
+def listed_images(images: Tensor, sizes: Tensor) -> ImageList:
+    """Images [b, 3, H, W] of (h, w) `sizes` [b, 2] as torchvision's heads take them."""
     return ImageList(images, [(int(h), int(w)) for h, w in sizes.tolist()])
 
 
-def _maps(network: Any, images: Tensor) -> Maps:
+def pyramid_maps(network: Any, images: Tensor) -> Maps:
+    """The maps of a network's pyramid on its backbone, finest first, named "0", "1", ...; the last
+    has a name of torchvision's."""
     maps = network.backbone(images)
     return network.pyramid(OrderedDict((str(i), x) for i, x in enumerate(maps)))
 
@@ -345,10 +253,16 @@ def _dense(
     network: TorchvisionRetinaNet | TorchvisionFCOS, images: Tensor, sizes: Tensor
 ) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
     """Head outputs float32 [b, anchors, ...], per image anchors [anchors, 4], cells per level."""
-    maps = list(_maps(network, images).values())
+    maps = list(pyramid_maps(network, images).values())
     outputs = {name: x.float() for name, x in network.head(maps).items()}
-    anchors = network.anchor_generator(_list(images, sizes), maps)
+    anchors = network.anchor_generator(listed_images(images, sizes), maps)
     return outputs, anchors, [int(x.shape[2] * x.shape[3]) for x in maps]
+
+
+def _by_image(outputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Head outputs [b, anchors, ...] -> of each image [1, anchors, ...]."""
+    names, images = list(outputs), zip(*(x.split(1) for x in outputs.values()), strict=True)
+    return [dict(zip(names, image, strict=True)) for image in images]
 
 
 def _decode(

@@ -37,6 +37,7 @@ from downstream.detection.heads.deformable import DeformableConv
 from downstream.detection.heads.detector import (
     MAX_DETECTIONS,
     Detections,
+    by_image,
     clip,
     detections,
     require_strides,
@@ -105,10 +106,10 @@ class TTFNet(nn.Module):
                 be 0. "weights" do not count here: the reference trains TTFNet without mixup.
 
         Returns:
-            With targets "heatmap" and "boxes", float32 scalars, finite also without any box. Both
-            are normalised by what is in the batch (number of peaks, sum of weights), in training
-            that of all processes. Otherwise per image "boxes" float32 [k, 4] xyxy px within the
-            picture, "scores" float32 [k] and "labels" int64 [k], best first, k <= 100.
+            With targets "heatmap" and "boxes" of each image, float32 [b], finite also without any
+            box. Both are normalised by what is in the batch (number of peaks, sum of weights), in
+            training that of all processes. Otherwise per image "boxes" float32 [k, 4] xyxy px
+            within the picture, "scores" float32 [k] and "labels" int64 [k], best first, k <= 100.
         """
         heatmap, distances = self.raw(images)
         if targets is None:
@@ -163,11 +164,12 @@ class TTFNet(nn.Module):
 
 def heatmap_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
     """Focal loss of CornerNet and CenterNet (paper, "Object Localization"; arXiv
-    1808.01244, equation 1), with exponents 2 and 4.
+    1808.01244, equation 1), with exponents 2 and 4. Each image's part, [b], times the images: the
+    mean is the batch's.
 
     With p = sigmoid(logits): -(1 - p)^2 log(p) at the peaks, where `heatmap` is 1, and
-    -(1 - heatmap)^4 p^2 log(1 - p) elsewhere; summed, divided by the number of peaks (by 1 where
-    there is none).
+    -(1 - heatmap)^4 p^2 log(1 - p) elsewhere; summed, divided by the number of peaks in the batch
+    (by 1 where there is none).
 
     Args:
         logits, heatmap: float32 [b, classes, h, w].
@@ -178,20 +180,24 @@ def heatmap_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
     positive = (-at_peaks).sigmoid().square() * F.softplus(-at_peaks)
     background = (1 - heatmap).square().square()  # 0 at the peaks
     negative = background * logits.sigmoid().square() * F.softplus(logits)
-    return (positive.sum() + negative.sum()) / max(len(at_peaks), 1)
+    images, batch = torch.where(peaks)[0], len(logits)
+    sums = by_image(positive, images, batch) + negative.flatten(1).sum(1)
+    return batch * sums / max(len(at_peaks), 1)
 
 
 def box_loss(distances: Tensor, targets: TTFNetTargets) -> Tensor:
     """Weighted mean over the cells of 1 - GIoU of predicted and wanted box (paper, "Size
-    Regression"); the sum of weights is increased by 1e-4, as in both references.
+    Regression"); the sum of weights is increased by 1e-4, as in both references. Each image's part,
+    [b], times the images: the mean is the batch's.
 
     Args:
         distances: float32 [b, 4, h, w] px to left, top, right and bottom.
     """
-    *_, h, w = distances.shape
+    batch, _, h, w = distances.shape
     reach = distances.permute(0, 2, 3, 1).reshape(-1, 4)[targets.cells]  # [p, 4]
     losses = generalized_box_iou_loss(_boxes(targets.cells % (h * w), reach, w), targets.boxes)
-    return (losses * targets.weights).sum() / (targets.weights.sum() + EPSILON)
+    sums = by_image(losses * targets.weights, targets.cells // (h * w), batch)
+    return batch * sums / (targets.weights.sum() + EPSILON)
 
 
 def _boxes(cells: Tensor, reach: Tensor, width: int) -> Tensor:

@@ -23,6 +23,7 @@ from downstream.detection.heads.deformable import deform_last_stage
 from downstream.detection.heads.detector import (
     MAX_DETECTIONS,
     Detections,
+    by_image,
     clip,
     require_strides,
 )
@@ -102,8 +103,8 @@ class YOLOv3(nn.Module):
                 be 0.
 
         Returns:
-            With targets "xy", "wh", "objectness" and "classes", float32 scalars, finite also
-            without any box: sums over an image, means over the images. Otherwise per image
+            With targets "xy", "wh", "objectness" and "classes", float32 [b], finite also without
+            any box: sums over each image. Otherwise per image
             "boxes" float32 [k, 4] xyxy px within the picture, "scores" float32 [k] and "labels"
             int64 [k], best first, k <= 100.
         """
@@ -155,7 +156,7 @@ class YOLOv3(nn.Module):
 def yolov3_losses(
     outputs: Tensor, maps: list[tuple[int, int]], targets: list[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Sums over each image, means over the images (ppdet/modeling/losses/yolo_loss.py).
+    """Sums over each image, float32 [b] (ppdet/modeling/losses/yolo_loss.py takes their mean).
 
     "xy": cross-entropy of sigmoid(tx, ty) and the centre; "wh": L1 of (tw, th) and the logarithms;
     both times `scales`. "classes": cross-entropy of each class. "objectness": cross-entropy with 1
@@ -175,13 +176,15 @@ def yolov3_losses(
     # What finds an object well enough without being its own prediction is neither right nor wrong.
     counts = _unlike_objects(outputs.detach(), maps, targets).view(-1).to(flat)
     counts[wanted.places] = wanted.weights
+    entropies = counts * _cross_entropy(flat[:, 4], objectness)
     losses = {
         "xy": place * _cross_entropy(own[:, :2], wanted.xy),
         "wh": place * (own[:, 2:4] - wanted.wh).abs(),
-        "objectness": counts * _cross_entropy(flat[:, 4], objectness),
         "classes": wanted.weights.unsqueeze(1) * _cross_entropy(own[:, 5:], wanted.classes),
-    }
-    return {name: loss.sum() / b for name, loss in losses.items()}
+    }  # [p, ...] each, of the objects
+    images = wanted.places // n
+    sums = {name: by_image(loss.sum(1), images, b) for name, loss in losses.items()}
+    return {**sums, "objectness": entropies.view(b, n).sum(1)}
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from downstream.dense.generated import AGAIN, IMAGES, open_generated
 from downstream.dense.texts import read_text
 from downstream.segmentation.data.class_table import (
     FILES,
@@ -20,6 +23,7 @@ from downstream.segmentation.data.class_table import (
 )
 from ssld.common.errors import InputError
 from ssld.data.folder import EXTENSIONS, FolderSource
+from ssld.data.source import Source
 
 _CITYSCAPES = [
     (7, "road", (128, 64, 128)),
@@ -70,7 +74,7 @@ VOC2012 development kit, section 3.1 and VOCcolormap.m."""
 class Pairs:
     """Images and their masks."""
 
-    images: FolderSource
+    images: Source
     rows: list[int]
     """Numbers in `images` of those that have a mask."""
     masks: list[str]
@@ -230,6 +234,21 @@ def _pair(
         masks.path,
         [images.sample_id(i) for name, i in image_of.items() if name not in mask_of],
     )
+
+
+def generated(root: Path) -> tuple[Pairs, ClassTable]:
+    """Of `ssld pseudo-label`: `images.parquet`, whose column `mask` names a file below `masks`.
+
+    Raises:
+        InputError: a file of the set is missing or damaged, or it is of a detector.
+    """
+    _, images = open_generated(root, "segmentation")
+    masks = pq.read_table(root / IMAGES, columns=["mask"])["mask"].to_pylist()
+    file = find_table(root)
+    if file is None:
+        raise InputError(f"{root}: no class table; {AGAIN}")
+    pairs = Pairs(images, list(range(len(images))), masks, str(root / "masks"))
+    return _with(pairs, file), read_table(file)
 
 
 def _with(pairs: Pairs, file: Path | None) -> Pairs:

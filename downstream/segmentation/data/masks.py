@@ -7,6 +7,7 @@ resized to fit, for nothing tells which of the ways was meant.
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from downstream.dense.generated import is_generated
 from downstream.segmentation.data.class_table import IGNORE, ClassTable
-from downstream.segmentation.data.layouts import Pairs, cityscapes, plain, voc
+from downstream.segmentation.data.layouts import Pairs, cityscapes, generated, plain, voc
 from downstream.segmentation.data.panoptic import read_panoptic
 from downstream.segmentation.data.pixels import (
     UNKNOWN,
@@ -32,7 +34,7 @@ from downstream.segmentation.data.pixels import (
 )
 from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable, image_size
-from ssld.data.storage import is_remote
+from ssld.data.storage import Address, is_remote
 
 HEADER = 2**18
 """Bytes of an image within which its size and orientation stand, nearly always."""
@@ -112,8 +114,21 @@ class MaskSource:
         self.ignore = IGNORE
         self._images = pairs.images
         self._rows = np.array(pairs.rows, np.int64)
+        self._numbers = np.arange(len(pairs.rows))
+        """By which `labels` knows the masks."""
         # Arrow strings, not a Python list: loader processes share the memory.
         self._masks = pa.array(pairs.masks, pa.large_string())
+
+    def subset(self, images: np.ndarray) -> MaskSource:
+        """Some of the images, with the classes of all.
+
+        Args:
+            images: their numbers, ascending, int64 [n].
+        """
+        part = copy.copy(self)
+        part._rows, part._numbers = self._rows[images], self._numbers[images]
+        part._masks = self._masks.take(pa.array(images))
+        return part
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -123,6 +138,10 @@ class MaskSource:
 
     def location(self, i: int) -> str:
         return self._images.location(int(self._rows[i]))
+
+    def address(self, i: int) -> Address:
+        """Where the image's bytes lie."""
+        return self._images.address(int(self._rows[i]))
 
     def size(self, i: int) -> int | None:
         return self._images.size(int(self._rows[i]))
@@ -149,11 +168,14 @@ class MaskSource:
         Args:
             data: of `read_mask`.
         """
-        return self.labels.read(i, open_png(data), data)
+        return self.labels.read(int(self._numbers[i]), open_png(data), data)
 
     def header(self, i: int) -> bytes:
         """As much of the encoded image as tells its size. Raises OSError, Unreadable."""
-        with open(self.location(i), "rb") as file:
+        address = self.address(i)
+        if address.offset is not None or is_remote(address.path):
+            return self.read(i)
+        with open(address.path, "rb") as file:
             data = file.read(HEADER)
         try:
             image_size(data)
@@ -194,7 +216,8 @@ def open_masks(path: str, class_names: list[str] | None = None) -> MaskSource:
     - `DIR::SPLIT` with `images/SPLIT`, `masks/SPLIT` and a class table (`class_table.py`),
     - `DIR::SPLIT` of Cityscapes: `leftImg8bit/SPLIT`, `gtFine/SPLIT`,
     - `DIR::SPLIT` of VOC: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/SPLIT.txt`,
-    - `FILE.json` or `FILE.json::IMAGES` of COCO panoptic (`panoptic.py`).
+    - `FILE.json` or `FILE.json::IMAGES` of COCO panoptic (`panoptic.py`),
+    - a folder that `ssld pseudo-label` wrote.
 
     Each folder is listed once. Images without a mask are left out and counted.
 
@@ -214,8 +237,11 @@ def open_masks(path: str, class_names: list[str] | None = None) -> MaskSource:
     if folder.is_file():
         pairs, labels = read_panoptic(folder, part or None, class_names)
         return MaskSource(path, "COCO panoptic", pairs, labels)
-    layout, read = _layout(folder)
-    pairs, table = read(folder, part or None)
+    if is_generated(folder):
+        layout, (pairs, table) = "pseudo-labels", generated(folder)
+    else:
+        layout, read = _layout(folder)
+        pairs, table = read(folder, part or None)
     if class_names is not None:
         table = table.ordered(class_names)
     return MaskSource(path, layout, pairs, TableLabels(table))

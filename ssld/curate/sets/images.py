@@ -41,16 +41,16 @@ class ImageSet:
 
     Args:
         name: the setting: gallery, protected or labeled.
-        paths: its sources.
+        paths: its sources, or what is opened of them.
         shard_size: images per shard, at most.
 
     Raises:
         InputError: a source that cannot be opened or is empty.
     """
 
-    def __init__(self, name: str, paths: Sequence[str], shard_size: int) -> None:
+    def __init__(self, name: str, paths: Sequence[str | Source], shard_size: int) -> None:
         self.name = name
-        self.sources = [_open(name, path) for path in paths]
+        self.sources = [_open(name, x) if isinstance(x, str) else x for x in paths]
         self._ends = np.cumsum([0, *map(len, self.sources)])
         cuts = [
             (number, first, min(first + shard_size, end))

@@ -39,7 +39,7 @@ class OneBox(nn.Module):
             return [{"boxes": b[None], "scores": s, "labels": c}
                     for b, s, c in zip(found, scores, labels)]
         terms = [((b - t["boxes"]) / z).abs().sum() for b, t, z in zip(found, targets, scale)]
-        return {"boxes": torch.stack(terms).mean() + out[:, 4:].square().mean()}
+        return {"boxes": torch.stack(terms) + out[:, 4:].square().mean(1)}
 '''
 SEGMENTER = """
 from torch import nn

@@ -25,8 +25,8 @@ def drawn(height=50, width=80, box=(20, 10, 52, 31), points=((30, 12), (45, 25))
     pixels[y1:y2, x1:x2] = RED
     for (x, y), colour in zip(points, (GREEN, BLUE), strict=True):
         pixels[y, x] = colour
-    mask = np.zeros((height, width), np.uint8)
-    mask[y1:y2, x1:x2] = 1
+    mask = np.zeros((1, height, width), np.uint8)
+    mask[0, y1:y2, x1:x2] = 1
     return geometry.make_sample(
         torch.from_numpy(pixels).permute(2, 0, 1),
         torch.tensor([box], dtype=torch.float32),
@@ -52,7 +52,7 @@ def check_exactly(sample, *, swapped=False) -> None:
     pixels = pixels_of(sample)
     coloured = (pixels != 255).any(2) & (pixels != geometry.MEAN_COLOUR).any(2)
     assert sample.boxes.tolist() == [annotated.around(coloured)]
-    assert annotated.around(sample.mask.numpy() == 1) == annotated.around(coloured)
+    assert annotated.around(sample.masks[0].numpy() == 1) == annotated.around(coloured)
     for i, colour in enumerate((BLUE, GREEN) if swapped else (GREEN, BLUE)):
         place = where(pixels, colour)
         assert sample.keypoints[0, i].tolist() == (place or [0, 0])
@@ -77,7 +77,7 @@ def test_pad():
     sample = geometry.pad(drawn(), 7, 11, (90, 120))
     check_exactly(sample)
     assert pixels_of(sample)[0, 0].tolist() == list(geometry.MEAN_COLOUR)
-    assert (sample.mask == geometry.IGNORE).sum() == 90 * 120 - 50 * 80
+    assert sample.masks.sum() == 32 * 21 and sample.masks.max() == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_resize(size):
     assert np.allclose(resized.boxes.numpy(), [expected], atol=1e-4)
     middle = pixels_of(resized)[..., 1] < (255 + RED[1]) / 2
     assert np.abs(np.array(annotated.around(middle)) - expected).max() <= 0.76
-    assert np.abs(np.array(annotated.around(resized.mask.numpy() == 1)) - expected).max() <= 1
+    assert np.abs(np.array(annotated.around(resized.masks[0].numpy() == 1)) - expected).max() <= 1
     points = np.array([[30.5, 12.5], [45.5, 25.5]]) * (sx, sy)
     assert np.allclose(resized.keypoints[0].numpy(), points, atol=1e-4)
 
@@ -138,6 +138,8 @@ def test_mix_is_the_weighted_sum():
     assert mixed.boxes.canvas_size == (70, 80) and mixed.labels.tolist() == [4, 4]
     assert mixed.weights.tolist() == pytest.approx([0.3, 0.7])
     assert mixed.keypoints.shape == (2, 2, 2) and mixed.visibility.shape == (2, 2)
+    around = [annotated.around(mask.numpy() == 1) for mask in mixed.masks]
+    assert mixed.masks.shape == (2, 70, 80) and around == [[20, 10, 52, 31], [1, 2, 30, 40]]
 
 
 def test_crop_windows_overlap_as_drawn():

@@ -118,7 +118,7 @@ def test_mixup_until_an_epoch(source):
 
 def test_crowd_boxes_are_not_trained_on(source):
     assert len(source.boxes(3).labels) == 3 and len(load(source, 3).labels) == 2
-    assert len(EvalBoxView(YOLO)(source, 3)[1]["labels"]) == 2
+    assert len(EvalBoxView()(source, 3)[1]["labels"]) == 2
 
 
 def test_what_becomes_too_small_is_dropped_with_all_that_is_its(tmp_path):
@@ -151,12 +151,10 @@ def test_keypoints_come_with_the_target(tmp_path):
 
 
 def test_evaluation_view(source):
-    image, target = EvalBoxView(BoxAugmentConfig(test_size=90))(source, 1)
-    assert image.shape == (90, 120, 3) and target["size"] == (60, 80)
-    back = target["boxes"] / torch.tensor(target["scale"] * 2)
-    assert np.allclose(back.numpy(), source.boxes(1).xyxy, atol=1e-4)
-    square, target = EvalBoxView(YOLO)(source, 1)
-    assert square.shape == (128, 128, 3) and target["scale"] == (128 / 80, 128 / 60)
+    image, target = EvalBoxView()(source, 1)
+    assert image.shape == (60, 80, 3) and target["size"] == (60, 80)
+    assert torch.equal(image.permute(2, 0, 1), load(source, 1).image)
+    assert (target["boxes"].numpy() == source.boxes(1).xyxy).all()
 
 
 @pytest.mark.parametrize(
@@ -174,6 +172,26 @@ def test_sizes_of_views(size, side, longest, expected):
     assert view_size(size, side, augment) == expected
 
 
+@pytest.mark.parametrize(
+    "factor, longest, expected",
+    [
+        (0.5, 1333, (400, 533)),  # of 800 x 1067
+        (1.5, 1333, (1200, 1600)),
+        (1.5, 900, (1013, 1350)),  # the longer side's limit grows, too
+        (0.001, 1333, (1, 1)),
+    ],
+)
+def test_sizes_of_scaled_views(factor, longest, expected):
+    augment = BoxAugmentConfig(longest=longest, sizes=[800])
+    assert view_size((480, 640), 800, augment, factor) == expected
+
+
+def test_sizes_of_scaled_square_views():
+    augment = BoxAugmentConfig(resize="square")
+    assert view_size((480, 640), 320, augment, 1.25) == (400, 400)
+    assert view_size((480, 640), 320, augment, 0.001) == (1, 1)
+
+
 def test_an_unreadable_partner_is_named(tmp_path):
     path = annotated.coco(tmp_path, [(10, 3, [5, 5, 20, 30])], sizes=[(40, 60)] * 2)
     (tmp_path / "1.png").write_bytes(b"")
@@ -188,7 +206,7 @@ def test_an_image_that_changed_since_the_start(tmp_path):
     source = open_boxes(str(path))
     annotated.save(tmp_path / "0.png", annotated.canvas(60, 60))
     with pytest.raises(Unreadable, match="has 60 x 60 px, its boxes are for 60 x 40"):
-        EvalBoxView(BoxAugmentConfig())(source, 0)
+        EvalBoxView()(source, 0)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_keypoints_are_continuous_and_know_left_from_right(tmp_path):
     annotated.edit(path, "categories", 0, keypoints=names)
     annotated.edit(path, "annotations", 1, keypoints=[6, 7, 2, 8, 9, 1, 0, 0, 0, 10, 11, 2])
     source = open_boxes(str(path))
-    assert source.flip_pairs == [(1, 2)]
+    assert source.keypoints.flip_pairs == ((1, 2),)
     points = source.boxes(0).keypoints
     assert points is not None and points.dtype == np.float32
     assert points[0].tolist() == [[6.5, 7.5, 2], [8.5, 9.5, 1], [0, 0, 0], [10.5, 11.5, 2]]

@@ -1,4 +1,4 @@
-"""The seven detectors by name: all are built, learn with every parameter and find alike."""
+"""The detectors by name: all are built, learn with every parameter and find alike."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import sys
 
 import pytest
 import torch
-from overfit import PlainBackbone, pictures
+from overfit import PlainBackbone, triangles
 
 from downstream.backbone.config import BackboneConfig
+from downstream.detection.data.keypoints import Keypoints
 from downstream.detection.model import build, on_backbone
 from downstream.detection.networks import DETECTORS, options
 from ssld.common.errors import InputError
 
+RCNN = {"channels": 32, "head_channels": 64, "rois_per_image": 16}
 SMALL = {
-    "faster_rcnn": {"channels": 32, "head_channels": 64, "rois_per_image": 16},
+    "faster_rcnn": RCNN,
+    "keypoint_rcnn": {**RCNN, "keypoint_channels": [32]},
+    "mask_rcnn": {**RCNN, "mask_channels": [32]},
     "retinanet": {"channels": 32},
     "fcos": {"channels": 64},
     "yolov3": {"width": 32},
@@ -24,20 +28,24 @@ SMALL = {
 }
 
 
+KEYPOINTS = Keypoints(("top", "left", "right"), ((1, 2),), ((0, 1), (0, 2)))
+
+
 def make(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build(name, BackboneConfig("test_resnet", pretrained=False), 3, SMALL.get(name))
+    config = BackboneConfig("test_resnet", pretrained=False)
+    return build(name, config, 3, SMALL.get(name), KEYPOINTS)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_parameter_learns_and_what_is_found_has_one_form(name: str) -> None:
     network = make(name).train()
     assert network.backbone.strides == DETECTORS[name].strides and network.stride == 32
-    images, targets = pictures(96, count=2)
-    targets[1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    images, targets = triangles(96, count=2)
+    targets[1] = {key: value[:0] for key, value in targets[1].items()}
     sizes = torch.tensor([[96, 96], [64, 80]])
     losses = network(images, sizes, targets)
-    assert all(x.dtype == torch.float32 and x.dim() == 0 for x in losses.values())
+    assert all(x.dtype == torch.float32 and x.shape == (2,) for x in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     idle = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
@@ -45,12 +53,15 @@ def test_every_parameter_learns_and_what_is_found_has_one_form(name: str) -> Non
     network.eval().score_threshold = 0.0
     with torch.no_grad():
         for found, (h, w) in zip(network(images, sizes), sizes.tolist(), strict=True):
-            assert found.keys() == {"boxes", "scores", "labels"}
+            parts = {"keypoints": (3, 3), "masks": (28, 28)}.get(finds := DETECTORS[name].finds)
+            assert found.keys() == {"boxes", "scores", "labels", *([finds] if parts else [])}
+            assert parts is None or found[finds].shape == (len(found["boxes"]), *parts)
             assert 0 < len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) <= 100
             assert (found["boxes"] <= torch.tensor([w, h, w, h])).all()
             assert found["labels"].dtype == torch.int64
         network.score_threshold = 1.0
-        assert [len(found["boxes"]) for found in network(images, sizes)] == [0, 0]
+        for found in network(images, sizes):
+            assert {len(x) for x in found.values()} == {0}
 
 
 def test_dcn_is_what_tells_the_two_yolos_apart() -> None:
@@ -64,6 +75,12 @@ def test_dcn_is_what_tells_the_two_yolos_apart() -> None:
     [
         ("retinanett", {}, "unknown detector 'retinanett', .* did you mean 'retinanet'?"),
         ("retinanet", {"anchor_size": [1]}, "no argument 'anchor_size', .*mean 'anchor_sizes'?"),
+        (
+            "keypoint_rcnn",
+            {"mask_channels": [8]},
+            "it has keypoint_channels, channels",
+        ),
+        ("mask_rcnn", {"num_keypoints": 3}, "it has mask_channels, channels, anchor_sizes"),
         ("yolov3_dcn", {"dcn": False}, "yolov3_dcn has no argument 'dcn', it has width"),
     ],
 )
@@ -75,6 +92,20 @@ def test_unknown_names_are_refused_with_the_nearest(name: str, args: dict, said:
 def test_an_unknown_argument_is_refused_on_a_backbone_that_is_there() -> None:
     with pytest.raises(InputError, match="fcos has no argument 'width'"):
         on_backbone("fcos", PlainBackbone((8, 16, 32)), 3, {"width": 64})
+
+
+def test_keypoints_of_data_without_any_are_refused() -> None:
+    config = BackboneConfig("test_resnet", pretrained=False)
+    for none in (None, Keypoints(())):
+        with pytest.raises(InputError, match="keypoint_rcnn finds keypoints and the data has none"):
+            build("keypoint_rcnn", config, 1, None, none)
+
+
+@pytest.mark.parametrize("widths", [[], 64, [64, 0], [64, "64"], [True]])
+def test_widths_that_are_none_are_refused(widths: object) -> None:
+    for name, key in (("keypoint_rcnn", "keypoint_channels"), ("mask_rcnn", "mask_channels")):
+        with pytest.raises(InputError, match=f"{key} is .*: give the width of each convolution"):
+            on_backbone(name, PlainBackbone((4, 8, 16, 32)), 3, {key: widths}, KEYPOINTS)
 
 
 def test_no_class_is_refused() -> None:

@@ -15,6 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from downstream.detection.heads import torchvision_heads as heads
+from downstream.detection.heads.faster_rcnn import FasterRCNN
 from ssld.common.errors import InputError
 
 KINDS = ["faster_rcnn", "retinanet", "fcos"]
@@ -39,7 +40,7 @@ def make(kind: str, seed: int = 0, **args) -> nn.Module:
     torch.manual_seed(seed)
     if kind == "faster_rcnn":
         args = {"channels": 64, "head_channels": 128, "rois_per_image": 32, **args}
-        return heads.FasterRCNN(PlainBackbone((4, 8, 16, 32)), 3, **args)
+        return FasterRCNN(PlainBackbone((4, 8, 16, 32)), 3, **args)
     network = heads.RetinaNet if kind == "retinanet" else heads.FCOS
     return network(PlainBackbone((8, 16, 32)), 3, channels=64, **args)
 
@@ -115,7 +116,8 @@ def test_losses_and_detections_are_torchvisions(kind: str) -> None:
     losses = ours(images, sizes, targets)
     assert losses.keys() == TERMS[kind].keys()
     for name, theirs_name in TERMS[kind].items():
-        torch.testing.assert_close(losses[name], expected[theirs_name])
+        assert losses[name].shape == (2,)
+        torch.testing.assert_close(losses[name].mean(), expected[theirs_name])
 
     for name in ("score_thresh", "nms_thresh", "detections_per_img"):
         part = "roi_heads." if kind == "faster_rcnn" else ""
@@ -152,7 +154,8 @@ def test_without_any_box_losses_and_gradients_are_finite(kind: str, training: bo
     torch.stack(list(losses.values())).sum().backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert gradients and all(g.isfinite().all() for g in gradients)
-    assert losses["boxes"] == 0 and 0 < losses["classification"] < 100
+    assert (losses["boxes"] == 0).all()
+    assert ((losses["classification"] > 0) & (losses["classification"] < 100)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,14 +184,14 @@ def test_autocast_leaves_anchors_losses_and_boxes_in_float32(kind: str) -> None:
     assert torch.equal(asked[0], asked[1])
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
-        assert loss.isfinite() and exact[name].isfinite()
+        assert loss.isfinite().all() and exact[name].isfinite().all()
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
 def test_anchors_lie_on_the_strides_whatever_the_padding() -> None:
     network = make("retinanet")
     images = torch.zeros(1, 3, 96, 160)
-    maps = list(heads._maps(network, images).values())
+    maps = list(heads.pyramid_maps(network, images).values())
     (anchors,) = network.anchor_generator(ImageList(images, [(96, 160)]), maps)
     per_level = anchors.split([9 * x.shape[2] * x.shape[3] for x in maps])
     for level, stride, x in zip(per_level, (8, 16, 32, 64, 128), maps, strict=True):
@@ -223,7 +226,7 @@ def test_the_first_batch_does_not_decide_the_scales_of_roi_align() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backbone_of_other_strides_is_refused(kind: str) -> None:
-    network = {"faster_rcnn": heads.FasterRCNN, "retinanet": heads.RetinaNet, "fcos": heads.FCOS}
+    network = {"faster_rcnn": FasterRCNN, "retinanet": heads.RetinaNet, "fcos": heads.FCOS}
     with pytest.raises(InputError, match=r"the backbone has \(16, 32\); open it with"):
         network[kind](PlainBackbone((16, 32)), 3)
 

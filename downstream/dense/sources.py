@@ -1,0 +1,182 @@
+"""What a run is trained and evaluated on: human annotations, or a part of them, generated ones
+beside them, and what is held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from downstream.dense.config import AnnotatedConfig, DownstreamConfig
+from downstream.dense.preflight import Annotated, in_both, same_bytes
+from downstream.dense.texts import shown
+from ssld.common.errors import InputError
+from ssld.data.sampling import ApartSampler, Order, Sampler, permutation
+
+Opened = TypeVar("Opened", bound=Annotated)
+LABELED = "labeled.txt"
+"""In a run folder: which images are the labeled share."""
+SHOWN = 5
+"""Images that a message names."""
+
+
+@dataclass(frozen=True)
+class Sources(Generic[Opened]):
+    """What a run is trained and evaluated on, all with the same classes in the same order."""
+
+    train: list[Opened]
+    """With human annotations; of each the part that `data.labeled_share` says."""
+    generated: list[Opened]
+    val: list[Opened]
+
+    @property
+    def seen(self) -> list[Opened]:
+        """All that is trained on, generated sets last."""
+        return [*self.train, *self.generated]
+
+    def by_role(self) -> dict[str, list[Opened]]:
+        roles = {"train": self.train, "generated": self.generated, "val": self.val}
+        return {role: sources for role, sources in roles.items() if sources}
+
+
+def open_sources(
+    data: AnnotatedConfig, open_source: Callable[[str, list[str] | None], Opened], seed: int
+) -> Sources[Opened]:
+    """Open everything that a run names.
+
+    Args:
+        open_source: (path, names of the classes in order, or None for the source's own) -> source.
+        seed: decides the labeled share.
+
+    Raises:
+        InputError: a source that cannot be opened, or has other classes; a share without an image.
+    """
+    names = data.classes
+
+    def opened(setting: str, path: str) -> Opened:
+        nonlocal names
+        try:
+            source = open_source(path, names)
+        except InputError as error:
+            raise InputError(f"{setting}: {error}") from error
+        names = names or source.class_names
+        return source
+
+    train = [opened("data.train", path) for path in data.train]
+    classes = names or []
+    generated = [_open_generated(path, classes, data.train[0], open_source)
+                 for path in data.generated]  # fmt: skip
+    shares = [_labeled(x, i, data.labeled_share, seed) for i, x in enumerate(train)]
+    return Sources(shares, generated, [opened("data.val", path) for path in data.val])
+
+
+def _open_generated(
+    path: str,
+    names: list[str],
+    human: str,
+    open_source: Callable[[str, list[str] | None], Opened],
+) -> Opened:
+    """A set with generated annotations. Its class table must be that of the human ones: a class
+    that the teacher never heard of would be background in all of its images."""
+    try:
+        source = open_source(path, None)
+        own = source.class_names
+        of_one = [name for name in [*names, *own] if (name in names) != (name in own)]
+        if of_one:
+            raise InputError(
+                f"{path} has the classes {shown(own)}, the training set {human} {shown(names)}: "
+                f"only one of them has {shown(of_one[0])}; label the images with a teacher of the "
+                "same classes"
+            )
+        return source if own == names else open_source(path, names)
+    except InputError as error:
+        raise InputError(f"data.generated: {error}") from error
+
+
+def _labeled(source: Opened, number: int, share: float, seed: int) -> Opened:
+    """The part of a training source that counts as labeled: a smaller share is part of a larger."""
+    if share == 1:
+        return source
+    count = round(share * len(source))
+    if count == 0:
+        raise InputError(
+            f"data.labeled_share is {share:g}: of the {len(source)} images of {source.path} that "
+            f"is none; give at least {math.ceil(1000 / len(source)) / 1000:g}"
+        )
+    chosen = np.sort(permutation(len(source), f"{seed}/labeled/{number}")[:count])
+    try:
+        return source.subset(chosen)
+    except InputError as error:
+        raise InputError(f"data.labeled_share is {share:g}: {error}") from error
+
+
+def sample_order(config: DownstreamConfig, sources: Sources[Opened]) -> Order:
+    """Which image is seen when: by size, or with generated sets `generated_share` of them, of each
+    minibatch in expectation or, with `minibatch: apart`, of the forward passes of a step.
+
+    Raises:
+        InputError: a source of which no image would be seen in an epoch.
+    """
+    human, generated = ([len(x) for x in part] for part in (sources.train, sources.generated))
+    if not generated:
+        return Sampler(human, None, config.seed)
+    if config.data.minibatch == "apart":
+        return ApartSampler(
+            Sampler(human, None, config.seed),
+            Sampler(generated, None, config.seed),
+            pass_size=config.batch_size // config.accumulate,
+            passes=config.accumulate,
+            second_passes=int(config.generated_passes),
+        )
+    share = config.data.generated_share
+    fractions = [(1 - share) * size / sum(human) for size in human]
+    fractions += [share * size / sum(generated) for size in generated]
+    order = Sampler([*human, *generated], fractions, config.seed)
+    unseen = [x.path for x, count in zip(sources.seen, order.counts, strict=True) if not count]
+    if unseen:
+        raise InputError(
+            f"data.generated_share is {share:g}: of {unseen[0]} no image would be seen in an epoch "
+            f"of {order.samples_per_epoch} samples; give another share"
+        )
+    return order
+
+
+def labeled_list(train: Sequence[Annotated]) -> str:
+    """The ids of images, one a line; of several sources `PATH<tab>ID`."""
+    several = len(train) > 1
+    lines = [
+        f"{source.path}\t{source.sample_id(i)}\n" if several else f"{source.sample_id(i)}\n"
+        for source in train
+        for i in range(len(source))
+    ]
+    return "".join(lines)
+
+
+def refuse_held_out(accelerator: Accelerator, sources: Sources[Opened]) -> None:
+    """
+    Raises:
+        InputError: images with generated annotations are held out: on all processes, by the main
+            one, that alone reads them.
+    """
+    if not sources.generated:
+        return
+    problem = [""]
+    if accelerator.is_main_process:
+        found = in_both(sources.val, sources.generated) or same_bytes(
+            sources.val, sources.generated
+        )
+        if found:
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            problem = [
+                f"data.generated: {len(found)} of its images are held out in data.val, by place or "
+                f"to the byte ({', '.join(found[:SHOWN])}{more}): the evaluation would be on "
+                "training images; take them out of what is labeled"
+            ]
+    broadcast_object_list(problem)
+    if problem[0]:
+        raise InputError(problem[0])

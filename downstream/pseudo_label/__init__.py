@@ -1,0 +1,1 @@
+"""Annotations by a trained network, for images that have none: `ssld pseudo-label`."""

@@ -1,0 +1,240 @@
+"""The images that are to be annotated, and those that must not be: stage `index`.
+
+Everything is read once before the first image goes through the network: what cannot be read, what
+is held out, what has human annotations already. Two images are the same where their files or their
+pixels are (`ssld.curate.sets.index.measure`); `ssld curate` finds near-duplicates, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from downstream.pseudo_label.config import PseudoLabelConfig
+from downstream.pseudo_label.shards import Shards, Work
+from ssld.common.errors import InputError
+from ssld.common.files import write_atomically
+from ssld.curate.context import key
+from ssld.curate.sets.images import ImageSet
+from ssld.curate.sets.index import measure_all
+from ssld.data.decode import Unreadable, decode
+from ssld.data.sources import read_address
+from ssld.data.storage import Address
+
+VERSION = 1
+"""Of what a row of the index says."""
+INDEX = pa.schema(
+    {
+        "sha256": pa.binary(),
+        "pixel_sha256": pa.binary(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "reason": pa.string(),
+    }
+)
+HELD_OUT = "held_out.txt"
+SHOWN = 6
+"""Images that a message names."""
+AHEAD = 2
+"""Images per thread that are read before it is their turn."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Reader:
+    """Threads that read ahead."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool = ThreadPoolExecutor(workers) if workers else None
+
+    def map(self, job: Any, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
+        """(item, `job` of it) in order, a few of them under way at once."""
+        if self.pool is None:
+            yield from ((item, job(item)) for item in items)
+            return
+        ahead, waiting = self.workers * AHEAD, []
+        for i, item in enumerate(items):
+            while len(waiting) < min(ahead, len(items) - i):
+                waiting.append(self.pool.submit(job, items[i + len(waiting)]))
+            yield item, waiting.pop(0).result()
+
+
+def decoded(address: Address) -> Any:
+    """uint8 [h, w, 3], or what is wrong with an image."""
+    try:
+        return decode(read_address(address))
+    except (OSError, Unreadable) as error:
+        return error
+
+
+class Index:
+    """What is known of each image of a set, by its number."""
+
+    def __init__(self, images: ImageSet, shards: Shards) -> None:
+        self.images = images
+        table = pa.concat_tables(shards.tables()) if images.shards else INDEX.empty_table()
+        self.reason: list[str | None] = table["reason"].to_pylist()
+        """Why it cannot be read."""
+        self.size = list(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
+        """Height and width in px."""
+        self._sums = [table[name].combine_chunks() for name in ("sha256", "pixel_sha256")]
+        self._ids = [images.sample_id(row) for row in range(len(images))]
+
+    def __len__(self) -> int:
+        return len(self.reason)
+
+    def sums(self, row: int) -> tuple[bytes | None, bytes | None]:
+        """sha256 of the file, and of its pixels."""
+        return self._sums[0][row].as_py(), self._sums[1][row].as_py()
+
+    @property
+    def digest(self) -> str:
+        """Of the names and files of all images."""
+        rows = ((self._ids[row], self.sums(row)[0]) for row in range(len(self)))
+        return key(*rows)
+
+    def sample_id(self, row: int) -> str:
+        return self._ids[row]
+
+
+def build_index(work: Work, images: ImageSet, reader: Reader) -> Index:
+    """Measure every image that is not measured yet."""
+    keys = [key(VERSION, images.fingerprint(shard)) for shard in images.shards]
+    shards = Shards(work.out / "index", images.name, keys)
+
+    def make(number: int, bar: tqdm) -> pa.Table:
+        rows = images.shards[number].rows
+        addresses = [[images.address(row)] for row in rows]
+        measured = []
+        for _, (values,) in reader.map(measure_all, addresses):
+            digest, pixels, _, width, height, _, _, reason = values
+            measured.append((digest, pixels, width, height, reason))
+            bar.update()
+        columns = dict(zip(INDEX.names, zip(*measured, strict=True), strict=True))
+        return pa.table({name: list(column) for name, column in columns.items()}, INDEX)
+
+    work.fill(f"index {images.name}", shards, [len(x.rows) for x in images.shards], make)
+    return Index(images, shards)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which images are annotated."""
+
+    rows: list[int]
+    unreadable: list[int]
+    labeled: list[int]
+    """Left out: they have human annotations."""
+    twice: list[int]
+    """Annotated, though the same picture is there before."""
+
+
+def choose(
+    config: PseudoLabelConfig, work: Work, images: Index, labeled: Index | None, val: Index | None
+) -> Chosen:
+    """
+    Raises:
+        InputError: two images have one id; too many cannot be read; some are held out; none is
+            left.
+    """
+    _check_ids(images)
+    unreadable = _unreadable(config, work, images)
+    sums = [set(images.sums(row)) - {None} for row in range(len(images))]
+    held_out = _among(sums, val)
+    if held_out:
+        _refuse_held_out(work, images, held_out)
+    if work.main:
+        (work.out / HELD_OUT).unlink(missing_ok=True)
+    known = set(_among(sums, labeled))
+    seen: set[bytes | None] = set()
+    rows, twice = [], []
+    for row in range(len(images)):
+        if images.reason[row] is None and row not in known:
+            rows.append(row)
+            if sums[row] & seen:
+                twice.append(row)
+            seen |= sums[row]
+    if not rows:
+        raise InputError(
+            f"images: of {len(images)} images {len(known)} have human annotations and "
+            f"{len(unreadable)} cannot be read, so none is left to annotate; give others"
+        )
+    return Chosen(rows, unreadable, sorted(known), twice)
+
+
+def _among(sums: Sequence[set[bytes | None]], other: Index | None) -> list[int]:
+    """Rows of images that are in `other`, too."""
+    if other is None:
+        return []
+    known = {x for row in range(len(other)) for x in other.sums(row) if x is not None}
+    return [row for row, own in enumerate(sums) if own & known]
+
+
+def _check_ids(images: Index) -> None:
+    seen: set[str] = set()
+    for row in range(len(images)):
+        name = images.sample_id(row)
+        if name in seen:
+            raise InputError(
+                f"images: two images have the id {name!r}; give shards names of their own, or list "
+                "each source once"
+            )
+        seen.add(name)
+
+
+def _unreadable(config: PseudoLabelConfig, work: Work, images: Index) -> list[int]:
+    """Say of how many, and list them in unreadable.jsonl."""
+    bad = [row for row in range(len(images)) if images.reason[row] is not None]
+    if work.main:
+        _write_unreadable(work.out / "unreadable.jsonl", images, bad)
+    sources = images.images.sources
+    for number, source in enumerate(sources):
+        mine = [row for row in bad if images.images.place(row)[0] == number]
+        if not mine:
+            continue
+        last = f"{images.images.location(mine[0])} ({images.reason[mine[0]]})"
+        if len(mine) > config.max_unreadable * len(source):
+            raise InputError(
+                f"{source.path}: {len(mine)} of {len(source)} images cannot be read, more than "
+                f"max_unreadable allows ({config.max_unreadable:.1%}), one of them {last}; mend "
+                "the source or raise the limit"
+            )
+        work.say(f"{source.path}: {len(mine)} of {len(source)} cannot be read, {last} for one")
+    return bad
+
+
+def _write_unreadable(path: Path, images: Index, rows: list[int]) -> None:
+    lines = [
+        {
+            "sample_id": images.sample_id(row),
+            "location": images.images.location(row),
+            "reason": images.reason[row],
+        }
+        for row in rows
+    ]
+    if lines:
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _refuse_held_out(work: Work, images: Index, rows: list[int]) -> None:
+    names = [images.sample_id(row) for row in rows]
+    if work.main:
+        text = "".join(f"{images.images.location(row)}\n" for row in rows)
+        write_atomically(work.out / HELD_OUT, text)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise InputError(
+        f"images: {len(names)} of {len(images)} are held out for evaluation, by their bytes or "
+        f"their pixels: {', '.join(names[:SHOWN])}{more}; {work.out / 'held_out.txt'} lists them: "
+        "take them out of the source"
+    )

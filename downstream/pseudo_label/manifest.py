@@ -1,0 +1,195 @@
+"""pseudo_labels.json, what a set was made of and what came of it, and the table of its images: the
+same bytes for the same images, network and settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from downstream.dense.generated import IMAGES, MANIFEST
+from downstream.pseudo_label.config import STATE, WRITTEN, PseudoLabelConfig
+from downstream.pseudo_label.images import Chosen, Index
+from downstream.pseudo_label.labeled import Labeled
+from downstream.pseudo_label.teacher import Description
+from downstream.pseudo_label.thresholds import Threshold
+from ssld.common.errors import InputError
+from ssld.common.files import read_object, write_atomically
+from ssld.curate.context import key
+from ssld.curate.sets.images import ImageSet
+from ssld.engine.run_folder import versions
+from zoo.release import sha256_of
+
+FORMAT = 1
+"""Of the folder."""
+NOTED = {
+    "settings": "other settings",
+    "views": "other views of an image",
+    "teacher": "another network",
+    "images": "other images",
+    "labeled": "another labeled set",
+    "val": "another held-out set",
+}
+"""What is said of each part of the state that differs."""
+
+
+def state_of(
+    config: PseudoLabelConfig,
+    description: Description,
+    views: dict[str, Any],
+    sets: dict[str, ImageSet],
+) -> dict[str, Any]:
+    """All that decides the set: what a resumed command compares."""
+    prints = {
+        name: key(*(images.fingerprint(shard) for shard in images.shards))
+        for name, images in sets.items()
+    }
+    return {
+        "format": FORMAT,
+        "settings": config.deciding,
+        "views": views,
+        "teacher": description.sha256,
+        **{name: prints.get(name) for name in ("images", "labeled", "val")},
+    }
+
+
+def compare_state(out: Path, state: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds work of the same state.
+
+    Raises:
+        InputError: it holds that of another one, and is not to be overwritten.
+    """
+    if not (out / STATE).is_file():
+        return False
+    before = read_object(out / STATE, "give --overwrite, or another folder")
+    differing = [said for name, said in NOTED.items() if before.get(name) != state[name]]
+    if differing and not overwrite:
+        changed = _changed(before, state)
+        raise InputError(
+            f"out {out} holds pseudo-labels of {', '.join(differing)}{changed}: give the same "
+            "command to go on, --overwrite to replace them, or another folder"
+        )
+    return not differing and before.get("format") == FORMAT
+
+
+def _changed(before: dict[str, Any], state: dict[str, Any]) -> str:
+    """` (threshold: 0.5, now count)`, of settings and views."""
+    parts = []
+    for group in ("settings", "views"):
+        old, new = before.get(group), state[group]
+        if isinstance(old, dict):
+            parts += [f"{name}: {old.get(name)}, now {x}" for name, x in new.items()
+                      if old.get(name) != x]  # fmt: skip
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def begin(out: Path, state: dict[str, Any]) -> None:
+    """Remove a set that was made of something else, and note what this one is made of."""
+    stale = [out / name for name in (MANIFEST, *WRITTEN) if (out / name).is_file()]
+    for path in stale:
+        if path.name not in (STATE, "log.jsonl", ".lock"):
+            path.unlink(missing_ok=True)
+    for path in sorted((out / "masks").rglob("*.png")):
+        path.unlink()
+    write_atomically(out / STATE, json.dumps(state, indent=1) + "\n")
+
+
+def is_complete(out: Path) -> bool:
+    """Whether the set is there, each file with the sha256 that it was written with."""
+    if not (out / MANIFEST).is_file():
+        return False
+    try:
+        files = read_object(out / MANIFEST, "it is made again")["files"]
+        return all(sha256_of(out / name) == digest for name, digest in files.items())
+    except (OSError, InputError, KeyError, AttributeError):
+        return False
+
+
+def write_images(out: Path, images: Index, chosen: Chosen, masks: Sequence[str] | None) -> None:
+    """Write images.parquet: where the bytes of each image lie, so that none is copied.
+
+    Args:
+        masks: the file of each, of a segmenter.
+    """
+    addresses = [images.images.address(row) for row in chosen.rows]
+    columns = {
+        "sample_id": pa.array([images.sample_id(row) for row in chosen.rows], pa.string()),
+        "path": pa.array([x.path for x in addresses], pa.string()),
+        "offset": pa.array([x.offset for x in addresses], pa.int64()),
+        "size": pa.array([x.size for x in addresses], pa.int64()),
+        "width": pa.array([images.size[row][1] for row in chosen.rows], pa.int32()),
+        "height": pa.array([images.size[row][0] for row in chosen.rows], pa.int32()),
+    }
+    if masks is not None:
+        columns["mask"] = pa.array(masks, pa.string())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_atomically(out / IMAGES, sink.getvalue().to_pybytes())
+
+
+def write_manifest(
+    out: Path,
+    config: PseudoLabelConfig,
+    description: Description,
+    views: dict[str, Any],
+    *,
+    indexes: dict[str, Index],
+    chosen: Chosen,
+    labeled: Labeled | None,
+    finds: str,
+    thresholds: Sequence[Threshold] | None,
+    facts: dict[str, Any],
+    files: Sequence[str],
+) -> None:
+    """Write pseudo_labels.json, the last file of a set.
+
+    Args:
+        finds: boxes, keypoints, masks, or pixels.
+        thresholds: by class.
+        facts: counts, warnings: what came of it.
+        files: of the set, whose sha256 is noted.
+    """
+    names = description.class_names
+    counts = labeled.counts if labeled else [None] * len(names)
+    manifest = {
+        "format": FORMAT,
+        "task": description.task,
+        "finds": finds,
+        "teacher": description.facts,
+        "settings": {**config.deciding, "test": views},
+        "versions": versions() | {"pyarrow": pa.__version__},
+        "sources": {name: _source(index) for name, index in indexes.items()},
+        "images": {
+            "annotated": len(chosen.rows),
+            "unreadable": len(chosen.unreadable),
+            "left out, with human annotations": len(chosen.labeled),
+            "the same picture as another": len(chosen.twice),
+        },
+        "labeled": {"images": labeled.images, "sets": labeled.paths} if labeled else None,
+        "classes": [
+            {"name": name, "labeled": count, **(asdict(thresholds[k]) if thresholds else {})}
+            for k, (name, count) in enumerate(zip(names, counts, strict=True))
+        ],
+        **facts,
+        "files": {name: sha256_of(out / name) for name in files},
+    }
+    write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _source(index: Index) -> dict[str, Any]:
+    return {
+        "paths": [source.path for source in index.images.sources],
+        "images": len(index),
+        "sha256": index.digest,
+    }
+
+
+def state_digest(state: dict[str, Any]) -> str:
+    """sha256 of a state."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
