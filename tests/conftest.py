@@ -16,10 +16,12 @@ from PIL import Image
 PROCESSES = {"multiprocessing", "sabotage", "subprocess"}
 """A test that names one of these starts processes."""
 SLOW = {
+    *("test_box_sets", "test_mask_sets", "test_pseudo_label_faults", "test_pseudo_label_resumed"),
     *("test_cache", "test_gradient_layout", "test_loading", "test_memory_of_two", "test_terminals"),
     *("test_ab", "test_best", "test_overwrite", "test_python", "test_recorded", "test_trials"),
     *("test_detr", "test_downstream_recipes", "test_segmenters", "test_torchvision_heads"),
     *("test_ttfnet", "test_yolov3", "test_backbone", "test_detector_onnx", "test_segmenter_onnx"),
+    *("test_part_rcnn", "test_detection_model"),
     *("test_convert", "test_export", "test_hub", "test_parity", "test_published_run"),
     *("test_registration", "test_release_run", "test_zoo_command"),
 }

@@ -54,10 +54,12 @@ class Analysis:
     """Both at the preset of distilled backbones."""
     best: Comparison | None
     """Each at the rate of its best mean score, which the held-out images themselves chose."""
+    key: str
+    """Of the metric that all runs are judged by."""
 
     @property
     def label(self) -> str:
-        return METRICS[MEASURES[self.task].key].label
+        return METRICS[self.key].label
 
     @property
     def comparisons(self) -> dict[str, Comparison | None]:
@@ -67,13 +69,25 @@ class Analysis:
 def analyse(config: ABConfig, results: Results) -> Analysis:
     """
     Raises:
-        InputError: runs of a pair were evaluated on different images.
+        InputError: runs of a pair were evaluated on different images, or by different metrics.
     """
+    key = _key(config.task, results)
     same, tuned = (_compare(results, (rate, rate)) for rate in RATES)
     of_a, of_b = (_best_rate(results, side) for side in (0, 1))
     best = _compare(results, (of_a, of_b)) if of_a and of_b else None
     a, b = config.backbones
-    return Analysis(config.task, config.file, (a, b), results, same, tuned, best)
+    return Analysis(config.task, config.file, (a, b), results, same, tuned, best, key)
+
+
+def _key(task: str, results: Results) -> str:
+    keys = {x.key for runs in results.values() for x in runs.values() if x.key}
+    if len(keys) > 1:
+        labels = " and ".join(sorted(METRICS[key].label for key in keys))
+        raise InputError(
+            f"the runs are judged by different metrics ({labels}): has detector.name or data.val "
+            "changed? Start anew with another --out"
+        )
+    return keys.pop() if keys else MEASURES[task].keys[-1]
 
 
 def _best_rate(results: Results, side: int) -> str | None:
@@ -137,7 +151,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     comparisons = analysis.comparisons.items()
     return {
         "task": analysis.task,
-        "metric": MEASURES[analysis.task].key,
+        "metric": analysis.key,
         "file": analysis.file,
         "backbones": dict(zip("AB", analysis.backbones, strict=True)),
         "runs": runs,

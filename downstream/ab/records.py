@@ -2,7 +2,8 @@
 
 The score is that of the exported network. `held_out.npz` in the run folder is what that network
 made of each held-out image: `ids` and, by task, `hits` (transfer), `confusion` (segmentation) or
-what `downstream.detection.coco_protocol.bootstrap` reads (detection).
+what `downstream.detection.coco_protocol.bootstrap` reads (detection): of boxes, or of keypoints or
+masks where these are what the detector finds.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ Arrays = Mapping[str, np.ndarray]
 class Measure:
     """What a task is judged by."""
 
-    key: str
-    """Of the evaluations in metrics.jsonl; a share, more is better."""
+    keys: tuple[str, ...]
+    """Of the evaluations in metrics.jsonl: the first that a run has; a share, more is better."""
     statistic: Callable[[Arrays], Statistic]
 
 
@@ -63,6 +64,8 @@ class Result:
     """Whether the held-out images chose which checkpoint was exported."""
     folder: Path | None = None
     """Of the run."""
+    key: str | None = None
+    """Of `Measure.keys`; None is the last."""
 
 
 def read_result(folder: Path, task: str) -> Result:
@@ -76,19 +79,21 @@ def read_result(folder: Path, task: str) -> Result:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         lines = read_lines(folder / "metrics.jsonl")
         metrics = exported_metrics(facts, lines)
-        if measure.key not in metrics:
+        key = next((key for key in measure.keys if key in metrics), None)
+        if key is None:
             raise InputError(
-                f"{folder}: no evaluation of the exported network has {measure.key!r}; are there "
-                "labeled held-out images?"
+                f"{folder}: no evaluation of the exported network has {measure.keys[-1]!r}; are "
+                "there labeled held-out images?"
             )
-        score = metrics[measure.key]
+        score = metrics[key]
         return Result(
             score,
-            curve=_curve(lines, measure.key),
-            record=_record(folder, measure, score),
+            curve=_curve(lines, key),
+            record=_record(folder, measure, key, score),
             probe=_probe(folder, metrics),
             chosen=facts["exported"].get("metric", "last") != "last",
             folder=folder,
+            key=key,
         )
 
 
@@ -101,7 +106,7 @@ def _curve(lines: list[dict[str, Any]], key: str) -> list[Point]:
     return curve
 
 
-def _record(folder: Path, measure: Measure, score: float) -> Record | None:
+def _record(folder: Path, measure: Measure, key: str, score: float) -> Record | None:
     file = folder / HELD_OUT
     if not file.is_file() or math.isnan(score):
         return None
@@ -111,7 +116,7 @@ def _record(folder: Path, measure: Measure, score: float) -> Record | None:
     whole = float(statistic(np.arange(len(ids))[None])[0])
     if not abs(whole - score) <= TOLERANCE:
         raise InputError(
-            f"{file}: its images make {measure.key} {whole:.4f}, but the exported "
+            f"{file}: its images make {key} {whole:.4f}, but the exported "
             f"network has {score:.4f}; remove {folder}"
         )
     return Record(tuple(map(str, ids.tolist())), statistic)
@@ -149,7 +154,10 @@ def _miou(arrays: Arrays) -> Statistic:
 
 
 MEASURES = {
-    "transfer": Measure("top1", _top1),
-    "segmentation": Measure("miou", _miou),
-    "detection": Measure("ap", lambda arrays: lambda draws: average_precision(arrays, draws)),
+    "transfer": Measure(("top1",), _top1),
+    "segmentation": Measure(("miou",), _miou),
+    "detection": Measure(
+        ("keypoint_ap", "mask_ap", "ap"),
+        lambda arrays: lambda draws: average_precision(arrays, draws),
+    ),
 }

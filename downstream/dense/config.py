@@ -79,28 +79,35 @@ class ViewsConfig(Settings, section="test"):
     flip: bool | None = None
     """See it mirrored, too, at each scale."""
     merge: Literal["vote", "nms", "soft_nms"] | None = None
-    """Of a detector: what is made of the boxes of several views."""
+    """Of a detector: what is made of the boxes of several views, where boxes alone are found."""
     nms_iou: Share | None = None
     """Of a detector: overlap above which nms and vote keep the better box alone."""
     vote_iou: Share | None = None
     """Of a detector: overlap from which a box votes on the place of a kept one."""
-    sigma: PositiveFloat | None = None
-    """Of a detector: how little soft_nms lowers a score; exp(-IoU^2 / sigma)."""
+    soft_nms_sigma: PositiveFloat | None = None
+    """Of a detector: soft_nms multiplies scores by exp(-IoU^2 / sigma)."""
 
     def over(self, test: T) -> T:
         """A run's settings with what is given here instead.
 
         Raises:
-            InputError: they do not have it, or refuse it.
+            InputError: they do not have it, or refuse it; how views are merged is given for one.
         """
         given = {name: x for name, x in vars(self).items() if x is not None}
         for name in given:
             if not hasattr(test, name):
                 raise InputError(f"test.{name} is a setting of detectors: leave it out")
         try:
-            return replace(test, **given)
+            seen = replace(test, **given)
         except ValueError as error:
             raise InputError(str(error)) from error
+        merging = [name for name in given if name not in ("scales", "flip")]
+        if merging and seen.views == 1:
+            raise InputError(
+                f"test.{merging[0]} is for several views, and images are seen in one: give "
+                "test.scales or test.flip, too, or leave it out"
+            )
+        return seen
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Boxes and masks drawn on images."""
+"""Boxes, keypoints and masks drawn on images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +16,17 @@ COLUMNS = 2
 """Pairs in a row of a grid."""
 OPACITY = 0.55
 """Of a mask on its image."""
+SIDE_COLOURS = {"left": (230, 97, 0), "right": (26, 133, 255), "": (250, 210, 50)}
+"""Of keypoints in pairs, orange and blue (told apart by the colour-blind, too), and of others."""
+
+
+class Skeleton(Protocol):
+    """A `downstream.detection.data.keypoints.Keypoints`."""
+
+    @property
+    def skeleton(self) -> Sequence[tuple[int, int]]: ...
+
+    def sides(self) -> list[str]: ...
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -50,6 +62,74 @@ def draw_boxes(
         draw.rectangle(draw.textbbox((x + 1, y), text, font=font), fill=colour)
         draw.text((x + 1, y), text, fill="white", font=font)
     return np.asarray(image)
+
+
+def draw_keypoints(
+    pixels: np.ndarray, points: np.ndarray, keypoints: Skeleton, filled: float = 2.0
+) -> np.ndarray:
+    """A copy of an image with keypoints and the lines between them, left and right ones in two
+    colours.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        points: float [n, k, 3]: x, y in px, and a visibility or a score; what has 0 is not drawn.
+        filled: from this visibility, or score, on a point is filled; below it is hollow.
+    """
+    image = Image.fromarray(pixels.copy())
+    draw = ImageDraw.Draw(image)
+    radius = max(2, round(max(image.size) / 160))
+    sides = keypoints.sides()
+    for one in points.tolist():
+        for a, b in keypoints.skeleton:
+            if one[a][2] > 0 and one[b][2] > 0:
+                side = {sides[a], sides[b]} - {""}
+                colour = SIDE_COLOURS[side.pop() if len(side) == 1 else ""]
+                draw.line([*one[a][:2], *one[b][:2]], fill=colour, width=max(1, radius // 2))
+        for (x, y, sure), side in zip(one, sides, strict=True):
+            if sure > 0:
+                draw.circle((x, y), radius + 1, fill="black")
+                fill = SIDE_COLOURS[side] if sure >= filled else "white"
+                draw.circle((x, y), radius, fill, SIDE_COLOURS[side], max(1, radius // 2))
+    return np.asarray(image)
+
+
+def draw_instances(
+    pixels: np.ndarray,
+    masks: np.ndarray | Sequence[Mapping[str, Any]],
+    labels: Sequence[int],
+) -> np.ndarray:
+    """A copy of an image with the masks of objects in the colours of their classes, and a line
+    around each.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        masks: uint8 or bool [n, h, w], or COCO's run lengths of n masks; of another size they are
+            shown at that of `pixels`.
+    """
+    drawn = pixels.astype(np.float64)
+    for mask, label in reversed(list(zip(_arrays(masks), labels, strict=True))):
+        if mask.shape != pixels.shape[:2]:
+            mask = Image.fromarray(mask).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+        inside = np.asarray(mask) > 0
+        colour = np.array(colour_of(label), np.float64)
+        drawn[inside] = (1 - OPACITY) * drawn[inside] + OPACITY * colour
+        drawn[inside & ~_eroded(inside)] = colour
+    return drawn.round().astype(np.uint8)
+
+
+def _arrays(masks: np.ndarray | Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    if isinstance(masks, np.ndarray):
+        return [mask.astype(np.uint8) for mask in masks]
+    from faster_coco_eval import mask as coco_masks  # only detection needs it
+
+    return [coco_masks.decode(dict(mask)) for mask in masks]
+
+
+def _eroded(inside: np.ndarray) -> np.ndarray:
+    """bool [h, w]: with its four neighbours inside, too; what is beyond the image is."""
+    padded = np.pad(inside, 1, mode="edge")
+    sides = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+    return np.logical_and.reduce(sides)
 
 
 def draw_lines(pixels: np.ndarray, lines: Sequence[str]) -> np.ndarray:

@@ -19,6 +19,8 @@ from ssld.engine.start import Run
 from ssld.report import page
 from ssld.report.training import Lines, Plots, plots_of, write_training_report
 
+Table = tuple[str, Sequence[Sequence[str]], Sequence[str], str]
+"""Title, rows, head, and a note below."""
 PICTURES = "pictures"
 JPEG_QUALITY = 88
 
@@ -42,6 +44,7 @@ def write_report(
     curves: Plots,
     by_class: tuple[Sequence[Sequence[str]], Sequence[str]],
     figures: Sequence[str] = (),
+    tables: Sequence[Table] = (),
 ) -> None:
     """Write `report.html` into the run folder, from its files and the last evaluation.
 
@@ -49,6 +52,7 @@ def write_report(
         curves: of the evaluations.
         by_class: rows of a table, and its head.
         figures: further elements of the page, of the last evaluation.
+        tables: further tables, of the last evaluation.
     """
     out, evaluations = run.folder.path, run.folder.history.evaluations()
     pictures = sorted((out / PICTURES).glob("step-*.jpg"), reverse=True)
@@ -61,7 +65,7 @@ def write_report(
         evaluation_curves=lambda: plots_of(evaluations, curves),
         classes=classes,
         class_head=class_head,
-        gains=_gains(evaluations),
+        tables=[*tables, *_gains(evaluations, run.config.test)],  # type: ignore[attr-defined]
         figures=figures,
         last_picture=_picture(pictures[0]) if pictures else None,
         earlier=pictures[1:],
@@ -76,17 +80,31 @@ def _verdict(evaluations: Lines) -> tuple[str, str]:
     return f"{verdict[:1].upper()}{verdict[1:]}.", kind
 
 
-def _gains(evaluations: Lines) -> list[list[str]]:
+def _gains(evaluations: Lines, test: Any) -> list[Table]:
     """What several views bring at the last evaluation, in points, as the tables of the papers have
     it."""
     last = evaluations[-1] if evaluations else {}
-    known = [key for key in METRICS if key in last and key + ONE_VIEW in last]
-    return [
-        [METRICS[key].label]
+    known = [key for key in last if key + ONE_VIEW in last]
+    if not known:
+        return []
+    rows = [
+        [METRICS[key].label if key in METRICS else _words(key)]
         + [f"{100 * last[name]:.1f}" for name in (key + ONE_VIEW, key)]
         + [f"{100 * (last[key] - last[key + ONE_VIEW]):+.1f}"]
         for key in known
     ]
+    scales = ", ".join(f"{scale:g}" for scale in test.scales)
+    note = (
+        f"Images are seen at {scales} times their size{' and mirrored' * test.flip}: {test.views} "
+        "views. The one view is the scale nearest to 1, not mirrored."
+    )
+    title = "What several views bring, at the last evaluation"
+    return [(title, rows, ["in %", "one view", "all views", "gain"], note)]
+
+
+def _words(key: str) -> str:
+    """keypoint_ap_large: keypoint AP large."""
+    return " ".join("AP" if word == "ap" else word for word in key.split("_"))
 
 
 def _picture(path: Path) -> Markup:

@@ -41,7 +41,8 @@ def load_init(network: DenseModel, path: str, task: str, head: Mapping[str, Any]
         head: settings of the network on the backbone.
 
     Raises:
-        InputError: it is of another task, head or backbone, or has other classes; it is damaged.
+        InputError: it is of another task, head or backbone, or has other classes or keypoints; it
+            is damaged.
     """
     try:
         folder, content = read_description(path)
@@ -49,11 +50,14 @@ def load_init(network: DenseModel, path: str, task: str, head: Mapping[str, Any]
         known = describe(network.backbone)
         own |= {f"backbone.{key}": known[key] for key in ("architecture", "mean", "std")}
         its = {**content, **{f"backbone.{k}": x for k, x in content["backbone"].items()}}
+        points, saved = getattr(network, "keypoints", None), content.get("keypoints")
+        own["keypoints"] = list(points.names) if points else None
+        its["keypoints"] = saved.get("names") if isinstance(saved, dict) else saved
         for key, value in own.items():
             if its[key] != value:
                 raise InputError(
                     f"{folder} has {key} {shown(its[key])}, this run {shown(value)}: give a run of "
-                    "the same network and classes, or leave init out"
+                    "the same network, classes and keypoints, or leave init out"
                 )
         load_weights(network.model, folder)
     except InputError as error:

@@ -119,7 +119,7 @@ class AnnotatedTask(Task[Run, B, N, S]):
 
     exported = FOLDER
     metric: str
-    """What decides where `checkpoint.best` says `last`."""
+    """What decides where `checkpoint.best` says nothing or `last`."""
     joint: bool
     """Whether some of the annotations are generated."""
     make_train: Maker[B]
@@ -144,7 +144,7 @@ class AnnotatedTask(Task[Run, B, N, S]):
 
     def monitor(self, run: Run) -> str:
         """The metric that decides which checkpoint is the best, or last."""
-        return run.config.checkpoint.best  # type: ignore[attr-defined]
+        return run.config.checkpoint.best or self.metric  # type: ignore[attr-defined]
 
     def noted(self, network: Any, metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
         """What is compared of an evaluation: its value, as a score of 0 is behind all others."""

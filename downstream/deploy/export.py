@@ -13,6 +13,7 @@ from downstream.deploy import onnx_detector
 from downstream.deploy.config import ExportConfig
 from downstream.deploy.onnx_detector import pretrained_cfg
 from downstream.detection.model import open_detector
+from downstream.detection.networks import detector
 from downstream.segmentation.model import open_segmenter
 from ssld.common.errors import InputError
 from ssld.models.opening import open_network
@@ -48,13 +49,27 @@ def _detector(folder: Path, content: dict[str, Any], config: ExportConfig) -> tu
     side, stride = content["view"]["test_size"], model.stride
     size = config.size or (-(-side // stride) * stride,) * 2
     names = content["class_names"]
-    exported = onnx_detector.export_onnx(model.model, config.file, size, names)
+    points = model.keypoints and model.keypoints.names
+    exported = onnx_detector.export_onnx(
+        model.model, config.file, size, names, keypoint_names=points
+    )
+    parts = _of_parts(exported, detector(content["head"]["name"]).finds)
     return (
         exported.method,
         size,
         f"{exported.paired} detections in {exported.images} images, the same as PyTorch's: boxes "
         f"off by at most {exported.max_box_px:.2g} px, scores by {exported.max_score:.2g}, found "
-        f"by one side alone {exported.missed:.2%}",
+        f"by one side alone {exported.missed:.2%}{parts}",
+    )
+
+
+def _of_parts(exported: onnx_detector.ExportedDetector, finds: str) -> str:
+    if not exported.parts:
+        return ""
+    unit = " px" if finds == "keypoints" else " in the probability of a cell"
+    return (
+        f"; their {exported.parts} {finds} off by at most {exported.max_part:.2g}{unit}, elsewhere "
+        f"{exported.parts_off:.2%}"
     )
 
 

@@ -2,7 +2,8 @@
 
     in    images  float32 [1, 3, h, w] of one size, normalised with the file's `mean` and `std`
     out   boxes float32 [k, 4] xyxy px, scores float32 [k], labels int64 [k] from 0; best first,
-          k from 0 to 100 as each image has them, for all detectors
+          k from 0 to 100 as each image has them, for all detectors; of some keypoints float32
+          [k, K, 3] (x, y px, score) or masks float32 [k, 28, 28] (probabilities in the box)
 
 All are written by torch's older, tracing exporter, as k, the proposals of Faster R-CNN and what
 non-maximum suppression leaves depend on the image, and torch.export cannot express them without
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +49,8 @@ TIE = 1e-5
 """Of two scores that are nearer than this, float32 decides which one comes first, and with it which
 of two overlapping boxes stays and which one is the 100th."""
 MISSED = 0.01
-"""Share of detections that one side alone may find, ties aside: an overlap may be at the limit."""
+"""Share of detections that one side alone may find, ties aside: an overlap may be at the limit. And
+of keypoints that may lie elsewhere: two cells may be as high."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class ExportedDetector:
         paired: detections that both sides found.
         missed: share that one side alone found, ties aside.
         max_box_px, max_score: largest difference of a pair.
+        parts: keypoints or masks of pairs that were compared, 0 of a detector of boxes.
+        parts_off: share that differs.
+        max_part: largest difference of the others, in px of keypoints, in probability of masks.
     """
 
     path: Path
@@ -73,6 +79,9 @@ class ExportedDetector:
     missed: float
     max_box_px: float
     max_score: float
+    parts: int
+    parts_off: float
+    max_part: float
 
 
 def export_onnx(
@@ -81,6 +90,7 @@ def export_onnx(
     size: tuple[int, int],
     class_names: Sequence[str] | None = None,
     images: Tensor | None = None,
+    keypoint_names: Sequence[str] | None = None,
 ) -> ExportedDetector:
     """Write `network` for images of one size; the network stays as it is.
 
@@ -92,6 +102,7 @@ def export_onnx(
         size: height and width in px, multiples of the network's stride.
         class_names: by class number; travel in the file as `label_names`.
         images: float32 [n, 3, *size], normalised, to compare on besides the synthetic ones.
+        keypoint_names: of a detector of keypoints; travel in the file, too.
 
     Raises:
         InputError: packages are missing, the size does not fit, the network cannot be expressed or
@@ -107,6 +118,12 @@ def export_onnx(
     if images is not None:
         trials = torch.cat([trials, images.cpu().float()])
     threshold = alone.network.score_threshold
+    with torch.no_grad():
+        (found,) = alone.network(trials[:1], alone.sizes)
+    alone.outputs = (*OUTPUTS, *(name for name in found if name not in OUTPUTS))
+    said = facts(alone)
+    if keypoint_names:
+        said["keypoint_names"] = json.dumps(list(keypoint_names), ensure_ascii=False)
     with placed(path) as temporary:
         comparisons, method = [], ""
         for alone.network.score_threshold in (0.0, threshold):  # the file that stays comes last
@@ -114,13 +131,13 @@ def export_onnx(
                 alone,
                 temporary,
                 trials[:1],
-                facts(alone) | {"score_threshold": str(alone.network.score_threshold)},
-                outputs=OUTPUTS,
-                axes={name: {0: "found"} for name in OUTPUTS},
+                said | {"score_threshold": str(alone.network.score_threshold)},
+                outputs=alone.outputs,
+                axes={name: {0: "found"} for name in alone.outputs},
                 tracing=tracing(),
             )
             comparisons += _comparisons(alone, run, trials)
-        name = facts(alone)["architecture"]
+        name = said["architecture"]
         return ExportedDetector(path, method, size, len(trials), *_judged(comparisons, name))
 
 
@@ -152,6 +169,12 @@ class Comparison:
     missed: int
     max_box_px: float
     max_score: float
+    parts: int = 0
+    """Keypoints or masks of the pairs."""
+    parts_off: int = 0
+    """Of them those that differ by more than the tolerances."""
+    max_part: float = 0.0
+    """Largest difference of the others."""
 
 
 def compare(eager: Mapping[str, Tensor], exported: Mapping[str, Tensor]) -> Comparison:
@@ -161,20 +184,39 @@ def compare(eager: Mapping[str, Tensor], exported: Mapping[str, Tensor]) -> Comp
     scores = (eager["scores"][:, None] - exported["scores"]).abs()
     fits = eager["labels"][:, None] == exported["labels"]
     fits &= (boxes <= BOX_TOLERANCE_PX) & (scores <= SCORE_TOLERANCE)
-    rows, columns = set(), set()
-    worst = (0.0, 0.0)
+    rows: list[int] = []
+    columns: list[int] = []
     for i, j in sorted(fits.nonzero().tolist(), key=lambda pair: float(boxes[tuple(pair)])):
         if i not in rows and j not in columns:
-            rows.add(i)
-            columns.add(j)
-            worst = max(worst[0], float(boxes[i, j])), max(worst[1], float(scores[i, j]))
+            rows.append(i)
+            columns.append(j)
+    worst = {
+        "max_box_px": float(boxes[rows, columns].max()) if rows else 0.0,
+        "max_score": float(scores[rows, columns].max()) if rows else 0.0,
+    }
     missed = [
         i
         for side, paired in ((eager, rows), (exported, columns))
         for i, tied in enumerate(_tied(side["scores"]))
         if i not in paired and not tied
     ]
-    return Comparison(len(rows), len(missed), *worst)
+    parts, off, most = _parts(eager, exported, rows, columns)
+    return Comparison(len(rows), len(missed), **worst, parts=parts, parts_off=off, max_part=most)
+
+
+def _parts(
+    eager: Mapping[str, Tensor], exported: Mapping[str, Tensor], rows: list[int], columns: list[int]
+) -> tuple[int, int, float]:
+    """How many keypoints or masks the pairs have, how many differ, how much the others do."""
+    off, right = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+    if "keypoints" in eager:
+        differences = (eager["keypoints"][rows] - exported["keypoints"][columns]).abs()
+        off, scores = differences[..., :2].amax(2), differences[..., 2]
+        right = (off <= BOX_TOLERANCE_PX) & (scores <= SCORE_TOLERANCE)
+    if "masks" in eager:
+        off = (eager["masks"][rows] - exported["masks"][columns]).abs().flatten(1).amax(1)
+        right = off <= SCORE_TOLERANCE
+    return off.numel(), int((~right).sum()), float(off[right].max()) if right.any() else 0.0
 
 
 def _tied(scores: Tensor) -> list[bool]:
@@ -190,16 +232,19 @@ def _comparisons(alone: _OneImage, run: Run, trials: Tensor) -> list[Comparison]
     comparisons = []
     for image in trials.split(1):
         with torch.no_grad():
-            eager = dict(zip(OUTPUTS, alone(image.clone()), strict=True))
+            eager = dict(zip(alone.outputs, alone(image.clone()), strict=True))
         flat = bool((image == image[..., :1, :1]).all())
         if not flat or not len(eager["labels"]):  # on one colour all that is found is tied
-            exported = dict(zip(OUTPUTS, run(image), strict=True))
+            exported = dict(zip(alone.outputs, run(image), strict=True))
             comparisons.append(compare(eager, exported))
     return comparisons
 
 
 class _OneImage(nn.Module):
     """A detector as a function of one image that is all picture."""
+
+    outputs: tuple[str, ...] = OUTPUTS
+    """Keys of what it finds, in the order in which they are returned."""
 
     def __init__(
         self, network: nn.Module, size: tuple[int, int], class_names: Sequence[str] | None
@@ -209,13 +254,16 @@ class _OneImage(nn.Module):
         self.register_buffer("sizes", torch.tensor([size]), persistent=False)
         self.pretrained_cfg = pretrained_cfg(network, size, class_names)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         (detections,) = self.network(images, self.sizes)
-        return detections["boxes"], detections["scores"], detections["labels"]
+        return tuple(detections[name] for name in self.outputs)
 
 
-def _judged(comparisons: list[Comparison], name: str) -> tuple[int, float, float, float]:
-    """-> pairs, share that one side alone found, largest differences of boxes and scores."""
+def _judged(
+    comparisons: list[Comparison], name: str
+) -> tuple[int, float, float, float, int, float, float]:
+    """-> pairs, share that one side alone found, largest differences of boxes and scores; keypoints
+    or masks of the pairs, share that differs, largest difference of the others."""
     paired, missed = sum(c.paired for c in comparisons), sum(c.missed for c in comparisons)
     share = missed / max(1, 2 * paired + missed)
     if paired + missed == 0:
@@ -227,8 +275,17 @@ def _judged(comparisons: list[Comparison], name: str) -> tuple[int, float, float
             f"the ONNX file of {name} does not find what PyTorch finds ({share:.0%} of the "
             f"detections are of one side alone): {INSTEAD}"
         )
-    worst = (max(c.max_box_px for c in comparisons), max(c.max_score for c in comparisons))
-    return paired, share, *worst
+    parts, off = sum(c.parts for c in comparisons), sum(c.parts_off for c in comparisons)
+    elsewhere = off / max(1, parts)
+    if elsewhere > MISSED:
+        raise InputError(
+            f"the ONNX file of {name} has other keypoints or masks than PyTorch in the same boxes "
+            f"({elsewhere:.0%} of them): {INSTEAD}"
+        )
+    boxes, scores, most = (
+        max(getattr(c, key) for c in comparisons) for key in ("max_box_px", "max_score", "max_part")
+    )
+    return paired, share, boxes, scores, parts, elsewhere, most
 
 
 @contextlib.contextmanager

@@ -2,7 +2,10 @@
 
 DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes (PNG if huge)
 DIR/masks/NAME.png      of a segmenter: class numbers as grey values
-DIR/predictions.jsonl   one line an image: boxes, shares of classes, or best classes
+DIR/predictions.jsonl   one line an image: boxes (xyxy px; of some detectors with keypoints, x, y px
+                        and score of each, or a mask, COCO's compressed run lengths; coordinates
+                        are continuous: the centre of the first pixel is .5), shares of classes, or
+                        best classes
 DIR/unreadable.jsonl    images that could not be read
 """
 
@@ -24,8 +27,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from downstream.dense.config import ViewsConfig
-from downstream.dense.drawing import draw_boxes, draw_lines, draw_mask
+from downstream.dense.drawing import (
+    draw_boxes,
+    draw_instances,
+    draw_keypoints,
+    draw_lines,
+    draw_mask,
+)
 from downstream.dense.model import FOLDER, read_description
+from downstream.dense.networks import require_packages
 from downstream.deploy.config import PredictConfig
 from downstream.detection.inference import predict as find
 from downstream.detection.model import open_detector, views_of
@@ -197,15 +207,33 @@ def _detector(
         detections = find(model, image, augment, test)
         boxes = detections["boxes"].cpu().numpy()
         scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
-        sure = sum(score >= config.score for score in scores)  # best first
-        drawn = draw_boxes(pixels, boxes[:sure], labels[:sure], names, scores[:sure])
+        sure, drawn = sum(score >= config.score for score in scores), pixels  # best first
         line = [
             {"class": names[label], "score": score, "box": box}
             for box, score, label in zip(boxes.tolist(), scores, labels, strict=True)
         ]
+        if "masks" in detections:
+            masks = _pasted(detections, pixels.shape[:2])
+            drawn = draw_instances(drawn, masks[:sure], labels[:sure])
+            for one, mask in zip(line, masks, strict=True):
+                one["mask"] = {**mask, "counts": mask["counts"].decode()}
+        drawn = draw_boxes(drawn, boxes[:sure], labels[:sure], names, scores[:sure])
+        if "keypoints" in detections and model.keypoints is not None:
+            points = detections["keypoints"].cpu().numpy()
+            drawn = draw_keypoints(drawn, points[:sure], model.keypoints, filled=0.0)
+            for one, of_object in zip(line, points.tolist(), strict=True):
+                one["keypoints"] = of_object
         return Prediction(drawn, {"boxes": line})
 
     return predictor
+
+
+def _pasted(detections: dict[str, torch.Tensor], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO's run lengths."""
+    require_packages("drawing masks", "faster_coco_eval")
+    from downstream.detection.pasting import paste
+
+    return paste(detections["masks"], detections["boxes"], size)
 
 
 def _segmenter(

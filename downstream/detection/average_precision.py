@@ -63,8 +63,8 @@ class Detections:
         self._predicted: dict[int, Predicted | None] = {}
         self._precision: dict[Similarity, np.ndarray] = {}
 
-    def add(self, image: int, prediction: Mapping[str, Tensor]) -> None:
-        """Count one image.
+    def add(self, image: int, prediction: Mapping[str, Tensor]) -> Predicted:
+        """Count one image; returns what counts.
 
         Args:
             image: its number.
@@ -95,7 +95,9 @@ class Detections:
         if self.similarity.of == "masks":
             masks = paste(prediction["masks"].detach(), prediction["boxes"], self.sizes[image])
         scores = scores.astype(np.float32)
-        self._count(image, Predicted(boxes, scores, labels, keypoints, masks))
+        predicted = Predicted(boxes, scores, labels, keypoints, masks)
+        self._count(image, predicted)
+        return predicted
 
     def leave_out(self, image: int) -> None:
         """An image that cannot be read: neither its objects nor its detections count."""

@@ -6,15 +6,17 @@ The protocol is that of COCO's own evaluation, pycocotools/cocoeval.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from downstream.detection.data.boxes import Boxes
-from downstream.detection.oks import oks, pixel_numbers
-from downstream.detection.pasting import Rle
+from downstream.detection.data.keypoints import Keypoints
+from downstream.detection.data.outlines import Rle
+from downstream.detection.networks import PREFIXES
+from downstream.detection.oks import oks, pixel_numbers, sigmas_of
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """Similarities from which on a detection is a hit."""
@@ -51,8 +53,8 @@ class Similarity:
 
     @property
     def prefix(self) -> str:
-        """Of the metrics' keys: those of boxes have none."""
-        return {"boxes": "", "keypoints": "keypoint_", "masks": "mask_"}[self.of]
+        """Of the metrics' keys."""
+        return PREFIXES[self.of]
 
     @property
     def max_detections(self) -> int:
@@ -91,6 +93,25 @@ class Similarity:
 
 
 BOXES = Similarity()
+
+
+def similarity_of(
+    finds: Literal["boxes", "keypoints", "masks"],
+    keypoints: Keypoints | None,
+    oks_sigmas: float | Sequence[float] | None,
+) -> Similarity:
+    """By what a detector is judged that finds boxes, or keypoints or masks in them.
+
+    Args:
+        keypoints: of the held-out set.
+        oks_sigmas: `test.oks_sigmas`.
+
+    Raises:
+        InputError: the sigmas are not as many as the keypoints.
+    """
+    if finds != "keypoints" or keypoints is None:
+        return Similarity(finds)
+    return Similarity("keypoints", sigmas_of(keypoints.names, oks_sigmas))
 
 
 def keypoints_of(of: Boxes | Predicted) -> np.ndarray:

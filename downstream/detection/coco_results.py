@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from downstream.detection.coco_protocol import Predicted, Similarity, xywh
+from downstream.detection.data.outlines import Rle, read_outline
 from downstream.detection.oks import pixel_numbers
-from downstream.detection.pasting import Rle
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import write_atomically
 
@@ -104,9 +104,11 @@ def _further(result: Mapping[str, Any], similarity: Similarity) -> Any:
     return _runs(result["segmentation"]) if similarity.of == "masks" else None
 
 
-def _runs(runs: Rle) -> Rle:
-    height, width = map(int, runs["size"])
-    return {"size": [height, width], "counts": str(runs["counts"]).encode("ascii")}
+def _runs(value: Any) -> Rle:
+    runs = read_outline(value)
+    if not isinstance(runs, dict):
+        raise ValueError("segmentation is no run lengths")
+    return runs
 
 
 def _predicted(rows: Sequence[tuple[Any, ...]], similarity: Similarity) -> Predicted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,11 +12,17 @@ import torch
 from downstream.dense.preflight import EXAMPLES, findings
 from downstream.dense.sources import open_sources
 from downstream.dense.start import open_processes, start_run
+from downstream.detection.coco_protocol import similarity_of
 from downstream.detection.config import BoxAugmentConfig, DetectionConfig
 from downstream.detection.data.boxes import BoxSource, open_boxes
 from downstream.detection.data.geometry import CROP_SCALE, LEAST_SIDE_PX
+from downstream.detection.data.keypoint_cleaning import common_keypoints
+from downstream.detection.data.keypoints import Keypoints
 from downstream.detection.heads.detector import MAX_DETECTIONS
+from downstream.detection.inference import scaled_size
 from downstream.detection.model import DetectionModel, build
+from downstream.detection.networks import detector
+from downstream.detection.oks import sigmas_line
 from downstream.detection.task import DetectionTask
 from ssld.common.errors import InputError
 from ssld.engine.loop import train
@@ -28,17 +35,27 @@ def detection(config: DetectionConfig) -> None:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
     accelerator = open_processes(config)
-    sources = open_sources(config.data, open_boxes, config.seed)
+    masks = detector(config.detector.name).finds == "masks"
+    sources = open_sources(config.data, partial(open_boxes, masks=masks), config.seed)
     val = sources.val
+    keypoints = keypoints_of(config.detector.name, sources.seen, val)
     note_small(sources.seen, config.augment)
     note_other_ids(val)
+    for height, width in {tuple(size) for source in val for size in source.sizes.tolist()}:
+        if height:  # of the others the size is not known
+            scaled_size((height, width), config.augment, max(config.test.scales))
     names = sources.train[0].class_names
     torch.manual_seed(config.seed)
-    built = build(config.detector.name, config.backbone, len(names), config.detector.args)
-    model = DetectionModel(built, names)
+    head = config.detector
+    built = build(head.name, config.backbone, len(names), head.args, keypoints)
+    model = DetectionModel(built, names, keypoints)
     if model.queries is not None:
         note_many(sources.seen, model.queries, "detector.args.num_queries has places for")
-    note_many(val, min(MAX_DETECTIONS, model.queries or MAX_DETECTIONS), "are found in one")
+    similarity = similarity_of(detector(head.name).finds, keypoints, config.test.oks_sigmas)
+    most = min(MAX_DETECTIONS, similarity.max_detections, model.queries or MAX_DETECTIONS)
+    note_many(val, most, "are found in one")
+    if keypoints:
+        val[0].report.remarks.append(sigmas_line(keypoints.names, config.test.oks_sigmas))
     config = replace(config, data=replace(config.data, classes=names))
     side = max(config.augment.sizes)
     size = (side, side) if config.augment.resize == "square" else (side, round(side * 4 / 3))
@@ -50,6 +67,23 @@ def detection(config: DetectionConfig) -> None:
     )  # fmt: skip
     task = DetectionTask(sources, config.augment, config.test, config.detector, config.seed)
     train(run, task, model)
+
+
+def keypoints_of(
+    name: str, sources: Sequence[BoxSource], val: Sequence[BoxSource]
+) -> Keypoints | None:
+    """The keypoints that a detector of that name is to find, None of one that finds none. Notes
+    those that it ignores.
+
+    Raises:
+        InputError: see `common_keypoints`.
+    """
+    if detector(name).finds == "keypoints":
+        return common_keypoints(sources, val)
+    for source in (*sources, *val):
+        unused = [source.path] if source.keypoints else []
+        source.report.noticed.extend(findings(f"keypoints that {name} does not use", unused))
+    return None
 
 
 def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:

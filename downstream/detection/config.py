@@ -13,7 +13,7 @@ from downstream.dense.config import (
     DownstreamConfig,
 )
 from downstream.dense.networks import require_packages
-from downstream.detection.networks import DETECTORS
+from downstream.detection.networks import DETECTORS, PREFIXES
 from ssld.common.settings import (
     Limits,
     NonNegativeFloat,
@@ -83,21 +83,26 @@ class BoxTestConfig(Settings, section="test"):
     arXiv:1712.04440, sections 4 and 6.1)."""
 
     scales: list[PositiveFloat] = field(default_factory=lambda: [1.0])
-    """Factors of `augment.test_size` at which an image is seen."""
+    """Factors of `augment.test_size` and `augment.longest` at which an image is seen. The boxes of
+    keypoints and masks are those of the factor nearest to 1."""
     flip: bool = False
     """See it mirrored, too, at each scale."""
     merge: Literal["vote", "nms", "soft_nms"] = "vote"
-    """What is made of the boxes of several views. nms: of those of a class that overlap, the best.
-    vote: the same, moved to the mean of those that overlap it nearly whole, weighted by score.
-    soft_nms: overlapping ones are kept with lower scores."""
+    """What is made of the boxes of several views, where boxes alone are found. nms: of those of a
+    class that overlap, the best. vote: the same, moved to the mean of those that overlap it nearly
+    whole, weighted by score. soft_nms: overlapping ones are kept with lower scores."""
     nms_iou: Probability = 0.5
     """Overlap above which nms and vote keep the better box alone."""
     vote_iou: Probability = 0.8
     """Overlap from which a box votes on the place of a kept one (Detectron `config.py`,
     `TEST.BBOX_VOTE.VOTE_TH`)."""
-    sigma: PositiveFloat = 0.5
-    """Of soft_nms: scores are multiplied by exp(-IoU^2 / sigma) (Bodla et al. 2017: .5; Zoph et al.
+    soft_nms_sigma: PositiveFloat = 0.5
+    """soft_nms multiplies scores by exp(-IoU^2 / sigma) (Bodla et al. 2017: .5; Zoph et al.
     2020 with SpineNet: .3)."""
+    oks_sigmas: PositiveFloat | list[PositiveFloat] | None = None
+    """Of keypoint AP: by how much annotators differ in placing a keypoint, over the square root of
+    the object's area; one number for all, or one of each. null: COCO's for people where the names
+    are its own, else 0.05."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,9 +121,11 @@ class BoxTestConfig(Settings, section="test"):
 class DetectionCheckpointConfig(CheckpointConfig):
     """When training state is saved, and which is the best."""
 
-    best: Literal["ap", "ap50", "last"] = "ap"
-    """The metric on held-out images by which the checkpoint is chosen that `model/` holds. last:
-    whatever came last."""
+    best: (
+        Literal["ap", "ap50", "keypoint_ap", "keypoint_ap50", "mask_ap", "mask_ap50", "last"] | None
+    ) = None
+    """The metric on held-out images by which the checkpoint is chosen that `model/` holds; null:
+    keypoint_ap, mask_ap or ap, by what the detector finds. last: whatever came last."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,18 @@ class DetectionConfig(DownstreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name, best = self.detector.name, self.checkpoint.best
+        finds = DETECTORS[name].finds
+        known = [f"{prefix}{ap}" for prefix in ("", PREFIXES[finds]) for ap in ("ap", "ap50")]
+        require(
+            best in (None, "last", *known),
+            f"checkpoint.best is {best}, but {name} finds {finds}: give one of "
+            f"{', '.join(dict.fromkeys(known))}, last, or leave it out",
+        )
+        require(
+            finds == "keypoints" or self.test.oks_sigmas is None,
+            f"test.oks_sigmas is of keypoints, but {name} finds {finds}: leave it out",
+        )
         largest = self.augment.test_size * max(self.test.scales)
         require(
             largest <= MAX_SIDE_PX,

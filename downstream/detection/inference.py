@@ -163,15 +163,25 @@ def views(pixels: Tensor, augment: BoxAugmentConfig, test: BoxTestConfig) -> Ite
     """
     height, width = pixels.shape[:2]
     for factor in sorted(test.scales, key=lambda x: abs(math.log(x))):
-        size = view_size((height, width), augment.test_size, augment, factor)
-        if factor > 1 and max(size) > MAX_SIDE_PX:
-            raise InputError(
-                f"test.scales: {factor:g} makes a view of {size[0]} x {size[1]} px of an image of "
-                f"{height} x {width} px, and {MAX_SIDE_PX} is the most; give smaller factors, or "
-                "set augment.longest"
-            )
+        size = scaled_size((height, width), augment, factor)
         resized = tv.resize(pixels.permute(2, 0, 1), list(size), antialias=True).permute(1, 2, 0)
         view = View(resized, (size[1] / width, size[0] / height))
         yield view
         if test.flip:
             yield view.mirror()
+
+
+def scaled_size(size: tuple[int, int], augment: BoxAugmentConfig, factor: float) -> tuple[int, int]:
+    """Height and width of the view of an image of `size` at one of `test.scales`.
+
+    Raises:
+        InputError: a side of more than `MAX_SIDE_PX`.
+    """
+    height, width = view_size(size, augment.test_size, augment, factor)
+    if factor > 1 and max(height, width) > MAX_SIDE_PX:
+        raise InputError(
+            f"test.scales: {factor:g} makes a view of {height} x {width} px (height, width) of an "
+            f"image of {size[0]} x {size[1]}, and {MAX_SIDE_PX} is the most; give smaller factors, "
+            "or a smaller augment.longest"
+        )
+    return height, width

@@ -37,7 +37,7 @@ def merge(views: Sequence[Detections], test: BoxTestConfig) -> Detections:
     # On the CPU: a few hundred boxes and a loop, each step of which a GPU would wait for.
     union = {key: torch.cat([view[key].cpu() for view in views]) for key in KEYS}
     if test.merge == "soft_nms":
-        merged = soft_nms(union, test.sigma)
+        merged = soft_nms(union, test.soft_nms_sigma)
     else:
         kept = nms(union, test.nms_iou)[:MAX_DETECTIONS]
         merged = {key: union[key][kept] for key in KEYS}

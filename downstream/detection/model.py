@@ -97,7 +97,10 @@ class DetectionModel(DenseModel):
         """What `forward` finds in one image, [1, h, w, 3], and the logits of its keypoints or masks
         (`parts` of `downstream/detection/networks.py`), None of a detector of boxes: both in one
         pass through the backbone."""
-        return self(images, sizes)[0], None
+        if not hasattr(self.model, "parts"):
+            return self(images, sizes)[0], None
+        found, parts = cast(Any, self.model).find(self._padded(images, sizes), sizes)
+        return found[0], parts[0]
 
 
 def build(

@@ -21,6 +21,7 @@ One that finds keypoints or masks has, for the mean over several views of an ima
 
     parts(images, sizes, found) -> per image float32 logits in the frame of each box of `found` (as
         forward gives it): of keypoints [k, K, m, m], of masks [k, m, m] of the box's class
+    find(images, sizes) -> what forward finds, and `parts` of it, in one pass through the backbone
     finish(found, parts) -> `found` of one image with "keypoints" or "masks" of such logits
 
 A new detector is such a class and a line in DETECTORS; the class takes (backbone, number of
@@ -39,6 +40,8 @@ from ssld.common.errors import InputError, did_you_mean
 
 HEADS = "downstream.detection.heads"
 TO_32 = (8, 16, 32)
+PREFIXES = {"boxes": "", "keypoints": "keypoint_", "masks": "mask_"}
+"""Of the metrics of what is found: `keypoint_ap`."""
 
 DETECTORS = {
     "faster_rcnn": NetworkEntry(f"{HEADS}.faster_rcnn:FasterRCNN"),

@@ -34,7 +34,7 @@ def sigmas_of(names: Sequence[str], given: float | Sequence[float] | None) -> tu
 
     Args:
         names: of the keypoints.
-        given: `test.sigmas`: one for all, or one of each. None: COCO's where all names are its
+        given: `test.oks_sigmas`: one for all, or one of each. None: COCO's where all names are its
             own, else `DEFAULT_SIGMA`.
 
     Raises:
@@ -47,7 +47,7 @@ def sigmas_of(names: Sequence[str], given: float | Sequence[float] | None) -> tu
         return (float(given),) * len(names)
     if len(given) != len(names):
         raise InputError(
-            f"test.sigmas has {len(given)} numbers, but there are {len(names)} keypoints "
+            f"test.oks_sigmas has {len(given)} numbers, but there are {len(names)} keypoints "
             f"({', '.join(names)}): give one number for all, or one of each"
         )
     return tuple(map(float, given))
@@ -56,13 +56,13 @@ def sigmas_of(names: Sequence[str], given: float | Sequence[float] | None) -> tu
 def sigmas_line(names: Sequence[str], given: float | Sequence[float] | None) -> str:
     """A line that says by which sigmas keypoints are judged, and whose they are."""
     sigmas = sigmas_of(names, given)
-    whose = "given by test.sigmas"
+    whose = "given by test.oks_sigmas"
     if given is None and sigmas == tuple(COCO_SIGMAS.get(name) for name in names):
         whose = "COCO's of people"
     elif given is None:
         whose = (
             "the default, as the names are not COCO's; what annotators differ by is not known, so "
-            "AP compares with that of the same sigmas alone (test.sigmas)"
+            "AP compares with that of the same sigmas alone (test.oks_sigmas)"
         )
     each = [f"{name} {x:g}" for name, x in zip(names, sigmas, strict=True)]
     shown = f"{sigmas[0]:g} for each keypoint" if len(set(sigmas)) == 1 else ", ".join(each)

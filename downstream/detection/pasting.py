@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
-Rle = dict[str, Any]
+from downstream.detection.data.outlines import Rle, encode
+
 THRESHOLD = 0.5
 """Probability above which a pixel belongs to an instance."""
 
@@ -28,15 +27,13 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Rle]:
     Returns:
         COCO's compressed run lengths of each.
     """
-    from faster_coco_eval import mask
-
     found = []
     for cells, box in zip(masks.cpu().double().numpy(), boxes.cpu().double().numpy(), strict=True):
         whole = np.zeros(size, np.uint8, order="F")
         rows, of_rows = _weights(box[1], box[3], cells.shape[0], size[0])
         columns, of_columns = _weights(box[0], box[2], cells.shape[1], size[1])
         whole[rows, columns] = of_rows @ cells @ of_columns.T > THRESHOLD
-        found.append(mask.encode(whole))
+        found.append(encode(whole))
     return found
 
 

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from downstream.dense.drawing import GRID_PX, draw_boxes
+from downstream.dense.drawing import GRID_PX, draw_boxes, draw_instances, draw_keypoints
 from downstream.dense.task import AnnotatedScore, with_one_view
 from downstream.detection.average_precision import Detections
+from downstream.detection.coco_protocol import BOXES, Predicted, Similarity
 from downstream.detection.data.boxes import Boxes, BoxSource
 
 DRAWN_SCORE = 0.3
@@ -20,10 +21,16 @@ DRAWN_SCORE = 0.3
 
 
 class GroundTruth(Sequence[Boxes]):
-    """The boxes of all held-out images, by number, read when they are asked for."""
+    """The objects of all held-out images, by number, read when they are asked for.
 
-    def __init__(self, sources: Sequence[BoxSource]) -> None:
+    Args:
+        similarity: by what detections are judged.
+    """
+
+    def __init__(self, sources: Sequence[BoxSource], similarity: Similarity = BOXES) -> None:
         self.sources = sources
+        self.similarity = similarity
+        self.keypoints = sources[0].keypoints
         self.places = [(source, i) for source in sources for i in range(len(source))]
 
     def __len__(self) -> int:
@@ -41,7 +48,8 @@ class GroundTruth(Sequence[Boxes]):
             ids = list(range(1, len(ids) + 1))
         first = self.sources[0]
         return Detections(
-            self, first.class_names, image_ids=ids, category_ids=first.category_ids
+            self, first.class_names, image_ids=ids, category_ids=first.category_ids,
+            similarity=self.similarity, sizes=[x.image_size(i) for x, i in self.places],
         )  # fmt: skip
 
 
@@ -62,7 +70,7 @@ class DetectionScore(AnnotatedScore[Detections]):
     def add(
         self,
         number: int,
-        pixels: np.ndarray,
+        pixels: Tensor,
         predicted: dict[str, Tensor],
         in_one_view: dict[str, Tensor],
     ) -> None:
@@ -70,14 +78,14 @@ class DetectionScore(AnnotatedScore[Detections]):
 
         Args:
             pixels: uint8 [h, w, 3], of any size.
-            predicted: "boxes" float [k, 4] xyxy in px of the image itself, "scores", "labels".
+            predicted: as of `downstream/detection/networks.py`, in px of the image itself.
             in_one_view: the same, of one view alone.
         """
-        self.counts.add(number, predicted)
+        found = self.counts.add(number, predicted)
         if self.one_view is not None:
             self.one_view.add(number, in_one_view)
         if number in self.wanted:
-            self.drawn[number] = self._draw(number, pixels, predicted)
+            self.drawn[number] = self._draw(number, pixels.cpu().numpy(), found)
 
     def leave_out(self, number: int) -> None:
         """An image that cannot be read."""
@@ -94,18 +102,41 @@ class DetectionScore(AnnotatedScore[Detections]):
         return with_one_view(self.counts, self.one_view)
 
     def _draw(
-        self, number: int, pixels: np.ndarray, predicted: dict[str, Tensor]
+        self, number: int, pixels: np.ndarray, found: Predicted
     ) -> tuple[np.ndarray, np.ndarray]:
         source, i = self.ground_truth.places[number]
         image = Image.fromarray(pixels)
         image.thumbnail((2 * GRID_PX, 2 * GRID_PX))
-        shown, names = np.asarray(image), self.counts.class_names
+        shown = np.asarray(image)
         height, width = source.image_size(i)
-        scale = np.array([shown.shape[1] / width, shown.shape[0] / height] * 2)
-        objects = self.ground_truth[number]
-        sure = predicted["scores"] >= DRAWN_SCORE
-        boxes, scores, labels = (predicted[k][sure].cpu() for k in ("boxes", "scores", "labels"))
-        return (
-            draw_boxes(shown, objects.xyxy * scale, objects.labels.tolist(), names),
-            draw_boxes(shown, boxes.numpy() * scale, labels.tolist(), names, scores.tolist()),
+        scale = (shown.shape[1] / width, shown.shape[0] / height)
+        truth, sure = self.ground_truth[number], np.flatnonzero(found.scores >= DRAWN_SCORE)
+        every = np.arange(len(truth.labels))
+        there = Predicted(
+            truth.xyxy, np.ones(len(every)), truth.labels, truth.keypoints, truth.masks
         )
+        return (
+            self._drawn(shown, there, every, scale),
+            self._drawn(shown, found, sure, scale, found.scores[sure].tolist()),
+        )
+
+    def _drawn(
+        self,
+        pixels: np.ndarray,
+        objects: Predicted,
+        chosen: np.ndarray,
+        scale: tuple[float, float],
+        scores: Sequence[float] | None = None,
+    ) -> np.ndarray:
+        """Boxes, and what is judged in them; keypoints that are hidden are hollow."""
+        labels, what = objects.labels[chosen].tolist(), self.ground_truth.similarity.of
+        if what == "masks" and objects.masks is not None:
+            pixels = draw_instances(pixels, [objects.masks[i] for i in chosen], labels)
+        boxes = objects.boxes[chosen] * np.array(scale * 2)
+        pixels = draw_boxes(pixels, boxes, labels, self.counts.class_names, scores)
+        known = self.ground_truth.keypoints
+        if what == "keypoints" and objects.keypoints is not None and known is not None:
+            points = objects.keypoints[chosen] * np.array([*scale, 1])
+            filled = 0.0 if scores is not None else 2.0
+            pixels = draw_keypoints(pixels, points, known, filled=filled)
+        return pixels

@@ -16,12 +16,15 @@ from downstream.dense.report import write_report
 from downstream.dense.sources import Sources
 from downstream.dense.task import AnnotatedTask, ids_of
 from downstream.detection.batches import BoxBatch, BoxBatches
+from downstream.detection.coco_protocol import similarity_of
 from downstream.detection.config import BoxAugmentConfig, BoxTestConfig, DetectorConfig
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 from downstream.detection.heads.detector import pad_to_largest
 from downstream.detection.inference import predict_both
 from downstream.detection.model import DetectionModel
+from downstream.detection.networks import DETECTORS, PREFIXES
+from downstream.detection.report import by_class, by_keypoint, curves
 from downstream.detection.score import DetectionScore, GroundTruth
 from ssld.engine.per_image import write_held_out
 from ssld.engine.start import Run
@@ -30,14 +33,12 @@ PREDICTIONS = "predictions.json"
 
 
 class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
-    """Find boxes.
+    """Find boxes, or keypoints or masks in them.
 
     Args:
         sources: to train on and held out.
         seed: the run's.
     """
-
-    metric = "ap"
 
     def __init__(
         self,
@@ -52,7 +53,10 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
         view, human = TrainBoxView(augment, seed), len(sources.train)
         self.make_train = BoxBatches(sources.seen, view, human)
         self.make_held_out = BoxBatches(sources.val, EvalBoxView())
-        self.ground_truth = GroundTruth(sources.val)
+        finds = DETECTORS[detector.name].finds
+        self.metric = f"{PREFIXES[finds]}ap"
+        similarity = similarity_of(finds, sources.val[0].keypoints, test.oks_sigmas)
+        self.ground_truth = GroundTruth(sources.val, similarity)
 
     def losses(self, detector: Callable[..., Any], batch: BoxBatch) -> dict[str, Tensor]:
         """{term: float32 [b]}, 0 for an unreadable image, which is not shown to the detector."""
@@ -81,7 +85,7 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
                 height, width = batch.sizes[i].tolist()
                 pixels = batch.images[i, :height, :width]
                 found = predict_both(detector, pixels, self.augment, self.test)
-                score.add(number, pixels.cpu().numpy(), *found)
+                score.add(number, pixels, *found)
         return score
 
     def export(self, network: DetectionModel, folder: Path, step: int) -> str:
@@ -102,19 +106,9 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
 
     def write_report(self, run: Run, network: DetectionModel, score: DetectionScore | None) -> None:
         """Write report.html."""
-        names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
-        sizes = {f"ap_{size}": size for size in ("small", "medium", "large")}
-        share = {"low": 0, "high": 1.02}
-        rows = [
-            [str(row["class"]), f"{row['objects']:,}", _share(row["ap"]), _share(row["ap50"])]
-            for row in (score.counts.by_class() if score else [])
-        ]
-        write_report(
-            run,
-            [("average precision", names, share), ("AP by size of the object", sizes, share)],
-            (rows, ("class", "objects", "AP", "AP50")),
-        )
-
-
-def _share(value: float | None) -> str:
-    return "no object" if value is None else f"{value:.3f}"
+        counts = (score or DetectionScore(self.ground_truth)).counts
+        tables = []
+        if score and counts.similarity.of == "keypoints":
+            names = [] if self.ground_truth.keypoints is None else self.ground_truth.keypoints.names
+            tables.append(by_keypoint(counts, names, self.test.oks_sigmas))
+        write_report(run, curves(counts), by_class(counts) if score else ([], []), tables=tables)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from downstream.dense.generated import ANNOTATIONS
+from downstream.detection.data.keypoints import Keypoints
 from downstream.pseudo_label.config import PseudoLabelConfig
 from downstream.pseudo_label.images import Chosen, Index
 from downstream.pseudo_label.labeled import Category, Labeled
@@ -40,6 +41,8 @@ class Selection:
     keypoints: Threshold | None
     scores: list[np.ndarray]
     """float32, of all that was found, by class number."""
+    point_scores: np.ndarray | None
+    """float32, of the keypoints of what is kept."""
 
     @property
     def kept(self) -> int:
@@ -65,8 +68,15 @@ def select(
             "threshold is count, and no labeled set is known whose counts could be matched: give "
             "--labeled, or numbers as --threshold and --keypoint_threshold"
         )
-    kept = [threshold(by_class[k], wanted[k], config.threshold) for k in range(classes)]
-    return Selection(kept, _keypoint_threshold(config, found, kept, labeled), by_class)
+    limits = [threshold(by_class[k], wanted[k], config.threshold) for k in range(classes)]
+    points, instances = _point_scores(found, limits)
+    least = None
+    if points is not None:
+        most = None
+        if labeled is not None:
+            most = wanted_count(labeled.keypoints, max(1, labeled.instances), instances)
+        least = threshold(points, most, config.keypoint_threshold)
+    return Selection(limits, least, by_class, points)
 
 
 def _columns(found: Shards) -> tuple[np.ndarray, np.ndarray]:
@@ -76,32 +86,26 @@ def _columns(found: Shards) -> tuple[np.ndarray, np.ndarray]:
     return whole["label"].to_numpy(), whole["score"].to_numpy()
 
 
-def is_kept(label: int, score: float, classes: Sequence[Threshold]) -> bool:
-    """Whether an instance becomes an annotation."""
-    least = classes[label].score
-    return least is not None and bool(np.float32(score) >= np.float32(least))
+def least_scores(classes: Sequence[Threshold]) -> np.ndarray:
+    """By class number, float32 [classes]; infinite where nothing is kept."""
+    return np.array([np.inf if x.score is None else x.score for x in classes], np.float32)
 
 
-def _keypoint_threshold(
-    config: PseudoLabelConfig, found: Shards, kept: list[Threshold], labeled: Labeled | None
-) -> Threshold | None:
-    parts, instances = [np.empty(0, np.float32)], 0
-    has_keypoints = False
+def kept(table: pa.Table, classes: Sequence[Threshold]) -> np.ndarray:
+    """Which rows become annotations, bool [n]."""
+    return table["score"].to_numpy() >= least_scores(classes)[table["label"].to_numpy()]
+
+
+def _point_scores(found: Shards, classes: Sequence[Threshold]) -> tuple[np.ndarray | None, int]:
+    """Scores of the keypoints of instances that are kept, float32, None of a detector that finds
+    none; and how many instances these are."""
+    parts, instances, has_keypoints = [np.empty(0, np.float32)], 0, False
     for table in found.tables():
-        points = table["keypoints"]
-        has_keypoints |= points.null_count < len(points)
-        for label, score, row in zip(
-            table["label"].to_pylist(), table["score"].to_pylist(), points, strict=True
-        ):
-            if row.is_valid and is_kept(label, score, kept):
-                parts.append(row.values.to_numpy()[2::3])
-                instances += 1
-    if not has_keypoints:
-        return None
-    scores, wanted = np.concatenate(parts), None
-    if labeled is not None:
-        wanted = wanted_count(labeled.keypoints, max(1, labeled.instances), instances)
-    return threshold(scores, wanted, config.keypoint_threshold)
+        has_keypoints |= table["keypoints"].null_count < len(table)
+        points = table["keypoints"].filter(pa.array(kept(table, classes))).combine_chunks()
+        parts.append(points.flatten().to_numpy()[2::3])
+        instances += len(points) - points.null_count
+    return (np.concatenate(parts) if has_keypoints else None), instances
 
 
 def warnings(
@@ -146,6 +150,21 @@ def warnings(
     return lines
 
 
+def remarks(config: PseudoLabelConfig, selection: Selection, names: Sequence[str]) -> list[str]:
+    """Counts that are not those that were to be matched, and why."""
+    lines = []
+    if config.threshold == "count":
+        lines += [
+            f"class {name!r}: {one.remark}"
+            for name, one in zip(names, selection.classes, strict=True)
+            if one.remark
+        ]
+    points = selection.keypoints
+    if points and points.remark and config.keypoint_threshold == "count":
+        lines.append(f"keypoints: {points.remark}")
+    return lines
+
+
 def write_annotations(
     out: Path,
     found: Shards,
@@ -153,12 +172,12 @@ def write_annotations(
     chosen: Chosen,
     selection: Selection,
     categories: Sequence[Category],
-    keypoints: dict[str, Any] | None,
+    keypoints: Keypoints | None,
 ) -> None:
     """Write annotations.json.
 
     Args:
-        keypoints: of the network's description: names, flip_pairs, skeleton.
+        keypoints: that the network finds.
     """
     folder = image_folder(images, chosen.rows)
     numbers = {row: i + 1 for i, row in enumerate(chosen.rows)}
@@ -208,13 +227,13 @@ def _image(images: Index, row: int, number: int, folder: str | None) -> dict[str
     return {"id": number, "file_name": name, "width": width, "height": height}
 
 
-def _category(category: Category, keypoints: dict[str, Any] | None) -> dict[str, Any]:
+def _category(category: Category, keypoints: Keypoints | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": category.id, "name": category.name}
-    if keypoints:
-        names = keypoints["names"]
+    if keypoints is not None:
+        names = keypoints.names
         entry["keypoints"] = list(names)
-        entry["skeleton"] = [[a + 1, b + 1] for a, b in keypoints.get("skeleton", ())]
-        entry["flip_pairs"] = [[names[a], names[b]] for a, b in keypoints.get("flip_pairs", ())]
+        entry["skeleton"] = [[a + 1, b + 1] for a, b in keypoints.skeleton]
+        entry["flip_pairs"] = [[names[a], names[b]] for a, b in keypoints.flip_pairs]
     return entry
 
 
@@ -228,9 +247,7 @@ def _annotations(
     number = 0
     least = selection.keypoints.score if selection.keypoints else None
     for table in found.tables():
-        for row in table.to_pylist():
-            if not is_kept(row["label"], row["score"], selection.classes):
-                continue
+        for row in table.filter(pa.array(kept(table, selection.classes))).to_pylist():
             number += 1
             x1, y1, x2, y2 = row["box"]
             width, height = round(x2 - x1, PX_DIGITS), round(y2 - y1, PX_DIGITS)

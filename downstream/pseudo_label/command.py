@@ -14,16 +14,15 @@ DIR/index, predictions    what a resumed command goes on from: hashes of all ima
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import pyarrow as pa
-from tqdm import tqdm
-
-from downstream.dense.generated import ANNOTATIONS, IMAGES
+from downstream.dense.generated import ANNOTATIONS, IMAGES, MASKS
 from downstream.pseudo_label import boxes, masks
+from downstream.pseudo_label.annotate import annotate
 from downstream.pseudo_label.config import PseudoLabelConfig
 from downstream.pseudo_label.images import (
     Chosen,
@@ -31,7 +30,6 @@ from downstream.pseudo_label.images import (
     Reader,
     build_index,
     choose,
-    decoded,
 )
 from downstream.pseudo_label.labeled import (
     Labeled,
@@ -41,6 +39,7 @@ from downstream.pseudo_label.labeled import (
     paths_of,
 )
 from downstream.pseudo_label.manifest import (
+    Made,
     begin,
     compare_state,
     is_complete,
@@ -48,24 +47,20 @@ from downstream.pseudo_label.manifest import (
     write_images,
     write_manifest,
 )
+from downstream.pseudo_label.report import Facts, write_box_report, write_mask_report
 from downstream.pseudo_label.shards import Shards, Work
 from downstream.pseudo_label.teacher import (
     Description,
     Detector,
     Segmenter,
-    Teacher,
     describe,
     open_teacher,
 )
-from ssld.common.errors import InputError, Interrupted
+from ssld.common.errors import Interrupted, attempt
 from ssld.common.files import locked
-from ssld.curate.context import key
 from ssld.curate.sets.images import ImageSet
 from ssld.data.source import Source
 from ssld.engine.loop import lost_process
-
-VERSION = 1
-"""Of what a prediction says."""
 
 
 @contextlib.contextmanager
@@ -105,7 +100,7 @@ def pseudo_label(config: PseudoLabelConfig) -> None:
             sets[name] = ImageSet(name, cast("list[Source]", sources), config.shard_size)
     teacher = open_teacher(description, config, work.processes.device)
     with _opened(work):
-        state = state_of(config, description, teacher.views, sets)
+        state = state_of(Made(config, description, teacher.views), sets, labeled)
         same = compare_state(work.out, state, config.overwrite)
         complete = same and is_complete(work.out)
         work.processes.wait()
@@ -144,12 +139,12 @@ def _run(
     chosen = choose(config, work, images, indexes.get("labeled"), indexes.get("val"))
     for line in _remarks(chosen, images, indexes):
         work.say(line)
-    found = annotate(work, description, teacher, images, chosen, reader)
-    facts = (work, config, description)
+    made = Made(config, description, teacher.views)
+    found = annotate(work, made, teacher, images, chosen, reader)
     if isinstance(teacher, Segmenter):
-        _write_masks(*facts, teacher, indexes, chosen, labeled, found)
+        _write_masks(work, made, teacher, indexes, chosen, labeled, found)
     else:
-        _write_boxes(*facts, teacher, indexes, chosen, labeled, found)
+        _write_boxes(work, made, teacher, indexes, chosen, labeled, found)
     work.processes.wait()
 
 
@@ -167,136 +162,107 @@ def _remarks(chosen: Chosen, images: Index, indexes: dict[str, Index]) -> list[s
         )
     if chosen.twice:
         lines.append(
-            f"note: {len(chosen.twice)} images are the same picture as another one "
-            f"({images.sample_id(chosen.twice[0])} for one), and are annotated, too"
+            f"left out: {len(chosen.twice)} of {len(images)} images are the same picture as "
+            f"another one ({images.sample_id(chosen.twice[0])} for one)"
         )
     return lines
 
 
-def annotate(
-    work: Work,
-    description: Description,
-    teacher: Teacher,
-    images: Index,
-    chosen: Chosen,
-    reader: Reader,
-) -> Shards:
-    """Stage `predictions`: what the network finds in each image.
-
-    Raises:
-        InputError: an image cannot be read any more.
-    """
-    wanted = set(chosen.rows)
-    pieces = [[row for row in shard.rows if row in wanted] for shard in images.images.shards]
-    base = key(VERSION, description.sha256, teacher.views, str(teacher.schema), _least(teacher))
-    keys = [key(base, *((row, images.sums(row)) for row in rows)) for rows in pieces]
-    shards = Shards(work.out / "predictions", description.task, keys)
-
-    def make(number: int, bar: tqdm) -> pa.Table:
-        rows = pieces[number]
-        made: dict[str, list[Any]] = {name: [] for name in teacher.schema.names}
-        addresses = [images.images.address(row) for row in rows]
-        for row, (_, pixels) in zip(rows, reader.map(decoded, addresses), strict=True):
-            if isinstance(pixels, Exception):
-                raise InputError(
-                    f"{images.images.location(row)} could be read before, and now cannot "
-                    f"({pixels}); the same command goes on"
-                ) from pixels
-            for entry in teacher.find(pixels):
-                for name in made:
-                    made[name].append(row if name == "row" else entry[name])
-            bar.update()
-        return pa.table(made, teacher.schema)
-
-    work.fill("annotate", shards, [len(rows) for rows in pieces], make)
-    return shards
-
-
-def _least(teacher: Teacher) -> float | None:
-    return teacher.least if isinstance(teacher, Segmenter) else None
-
-
 def _write_boxes(
     work: Work,
-    config: PseudoLabelConfig,
-    description: Description,
+    made: Made,
     teacher: Detector,
     indexes: dict[str, Index],
     chosen: Chosen,
     labeled: Labeled | None,
     found: Shards,
 ) -> None:
-    names = description.class_names
+    config, names, images = made.config, made.description.class_names, indexes["images"]
     selection = boxes.select(config, found, chosen, labeled, len(names))
     warned = boxes.warnings(selection, labeled, names, len(chosen.rows))
     if not work.main:
         return
-    images, keypoints = indexes["images"], description.content.get("keypoints")
-    classes = categories(labeled, names)
-    write_images(work.out, images, chosen, None)
+    keypoints, classes = teacher.model.keypoints, categories(labeled, names)
+    write_images(work.out, images, chosen)
     boxes.write_annotations(work.out, found, images, chosen, selection, classes, keypoints)
-    remarks = [
-        f"{name}: {one.remark}"
-        for name, one in zip(names, selection.classes, strict=True)
-        if one.remark and config.threshold == "count"
-    ]
-    points = selection.keypoints
-    if points and points.remark and config.keypoint_threshold == "count":
-        remarks.append(f"keypoints: {points.remark}")
+    remarks = boxes.remarks(config, selection, names)
+    said = _said(work, made, images, chosen, labeled, warned, remarks)
+    attempt("report.html", lambda: write_box_report(said, found, selection, keypoints))
     facts = {
         "instances": selection.kept,
-        "keypoints": asdict(points) if points else None,
+        "keypoints": asdict(selection.keypoints) if selection.keypoints else None,
         "remarks": remarks,
         "warnings": warned,
     }
-    for line in remarks:
-        work.say(f"note: {line}")
-    for line in warned:
-        work.say(f"warning: {line}")
-    finds = "keypoints" if points else "masks" if _has_masks(found) else "boxes"
     write_manifest(
-        work.out, config, description, teacher.views, indexes=indexes, chosen=chosen,
-        labeled=labeled, finds=finds, thresholds=selection.classes, facts=facts,
-        files=[ANNOTATIONS, IMAGES],
+        work.out, made, indexes=indexes, chosen=chosen, labeled=labeled,
+        thresholds=selection.classes, facts=facts, files=[ANNOTATIONS, IMAGES],
     )  # fmt: skip
     work.say(
         f"{work.out / ANNOTATIONS}: {selection.kept:,} annotations of {len(chosen.rows):,} images"
     )
 
 
-def _has_masks(found: Shards) -> bool:
-    return any(table["mask"].null_count < len(table) for table in found.tables())
-
-
 def _write_masks(
     work: Work,
-    config: PseudoLabelConfig,
-    description: Description,
+    made: Made,
     teacher: Segmenter,
     indexes: dict[str, Index],
     chosen: Chosen,
     labeled: Labeled | None,
     found: Shards,
 ) -> None:
-    names, images = description.class_names, indexes["images"]
-    counts = masks.pixel_counts(found)
-    warned = masks.warnings(counts, labeled, names, config.pixel_threshold)
+    names, images, least = made.description.class_names, indexes["images"], teacher.least
+    pixels = masks.count_pixels(found)
+    warned = masks.warnings(pixels.counts, labeled, names, least)
     files = masks.mask_names(images, chosen)
     masks.write_masks(work, found, chosen, files)
     work.processes.wait()
     if not work.main:
         return
-    write_images(work.out, images, chosen, files)
+    write_images(work.out, images, chosen, dict(zip(files, masks.digests(found), strict=True)))
     masks.write_table(work.out, names, teacher.palette)
-    pixels = dict(zip([*names, "ignored"], counts.tolist(), strict=True))
-    for line in warned:
-        work.say(f"warning: {line}")
+    said = _said(work, made, images, chosen, labeled, warned, [])
+    attempt("report.html", lambda: write_mask_report(said, found, pixels, teacher.palette, least))
+    counts = dict(zip([*names, "ignored"], pixels.counts.tolist(), strict=True))
     write_manifest(
-        work.out, config, description, teacher.views, indexes=indexes, chosen=chosen,
-        labeled=labeled, finds="pixels", thresholds=None, facts={"pixels": pixels,
-        "warnings": warned}, files=[masks.TABLE, IMAGES],
+        work.out, made, indexes=indexes, chosen=chosen, labeled=labeled,
+        thresholds=None, facts={"pixels": counts, "warnings": warned},
+        files=[masks.TABLE, IMAGES],
     )  # fmt: skip
     work.say(
-        f"{work.out / 'masks'}: masks of {len(chosen.rows):,} images, "
-        f"{counts[-1] / counts.sum():.1%} of the pixels ignored"
+        f"{work.out / MASKS}: masks of {len(chosen.rows):,} images, "
+        f"{pixels.counts[-1] / pixels.counts.sum():.1%} of the pixels ignored"
+    )
+
+
+def _said(
+    work: Work,
+    made: Made,
+    images: Index,
+    chosen: Chosen,
+    labeled: Labeled | None,
+    warned: list[str],
+    remarks: list[str],
+) -> Facts:
+    """Print what is noticed; for the report."""
+    for line in remarks:
+        work.say(f"note: {line}")
+    for line in warned:
+        work.say(f"warning: {line}")
+    left_out = {
+        "cannot be read": len(chosen.unreadable),
+        "have human annotations, left out": len(chosen.labeled),
+        "are the same picture as another, left out": len(chosen.twice),
+    }
+    sources = ", ".join(source.path for source in images.images.sources)
+    rows = [
+        ("images", f"{sources}: {len(images):,}"),
+        *((f"of which {what}", f"{count:,}") for what, count in left_out.items() if count),
+        ("labeled set", ", ".join(labeled.paths) if labeled else "none is known"),
+        ("network", json.dumps(made.description.facts)),
+        ("settings", json.dumps({**made.config.deciding, "test": made.views})),
+    ]
+    return Facts(
+        work.out, made.description.class_names, images, chosen.rows, labeled, warned, remarks, rows
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from downstream.dense.config import ViewsConfig
 from downstream.dense.generated import ANNOTATIONS, IMAGES, MANIFEST, MASKS
 from ssld.common.errors import InputError
 from ssld.common.settings import (
     Limits,
     NonNegativeInt,
     OneOrSeveral,
-    PositiveFloat,
     PositiveInt,
     Probability,
     Settings,
@@ -36,30 +36,11 @@ Count = Annotated[
 
 
 @dataclass(frozen=True)
-class ViewsConfig(Settings, section="test"):
-    """How images are seen, where that is to differ from how the run saw held-out ones."""
-
-    scales: list[PositiveFloat] | None = None
-    """Factors of the size at which an image is seen."""
-    flip: bool | None = None
-    """See it mirrored, too, at each scale."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.scales != [], "test.scales is empty: give one factor, or several")
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Those that are not null."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
 class PseudoLabelConfig(Settings):
-    """`ssld pseudo-label RUN --images SOURCES --out DIR`: a trained network annotates images that
-    have no annotations (Data Distillation, arXiv:1712.04440).
+    """`ssld pseudo-label RUN --images SOURCES --out DIR`: annotate images with a trained network.
 
-    A source of images is a folder, a Parquet manifest or tar shards, local or remote.
+    The method is Data Distillation, arXiv:1712.04440. A source of images is a folder, a Parquet
+    manifest or tar shards, local or remote.
     """
 
     run: str = ""

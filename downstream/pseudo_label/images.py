@@ -92,14 +92,18 @@ class Index:
     def __len__(self) -> int:
         return len(self.reason)
 
-    def sums(self, row: int) -> tuple[bytes | None, bytes | None]:
-        """sha256 of the file, and of its pixels."""
-        return self._sums[0][row].as_py(), self._sums[1][row].as_py()
+    def sums(self, row: int) -> set[bytes]:
+        """sha256 of the file, and of its pixels, as far as they are to be had."""
+        return {x.as_py() for x in (column[row] for column in self._sums) if x.is_valid}
+
+    def file_sum(self, row: int) -> bytes | None:
+        """sha256 of the file."""
+        return self._sums[0][row].as_py()
 
     @property
     def digest(self) -> str:
         """Of the names and files of all images."""
-        rows = ((self._ids[row], self.sums(row)[0]) for row in range(len(self)))
+        rows = ((self._ids[row], self.file_sum(row)) for row in range(len(self)))
         return key(*rows)
 
     def sample_id(self, row: int) -> str:
@@ -135,7 +139,7 @@ class Chosen:
     labeled: list[int]
     """Left out: they have human annotations."""
     twice: list[int]
-    """Annotated, though the same picture is there before."""
+    """Left out: the same picture is there before."""
 
 
 def choose(
@@ -148,35 +152,33 @@ def choose(
     """
     _check_ids(images)
     unreadable = _unreadable(config, work, images)
-    sums = [set(images.sums(row)) - {None} for row in range(len(images))]
-    held_out = _among(sums, val)
+    held_out = _among(images, val)
     if held_out:
         _refuse_held_out(work, images, held_out)
     if work.main:
         (work.out / HELD_OUT).unlink(missing_ok=True)
-    known = set(_among(sums, labeled))
-    seen: set[bytes | None] = set()
+    annotated = _among(images, labeled)
+    known, seen = set(annotated), set[bytes]()
     rows, twice = [], []
     for row in range(len(images)):
         if images.reason[row] is None and row not in known:
-            rows.append(row)
-            if sums[row] & seen:
-                twice.append(row)
-            seen |= sums[row]
+            sums = images.sums(row)
+            (rows if seen.isdisjoint(sums) else twice).append(row)
+            seen |= sums
     if not rows:
         raise InputError(
             f"images: of {len(images)} images {len(known)} have human annotations and "
             f"{len(unreadable)} cannot be read, so none is left to annotate; give others"
         )
-    return Chosen(rows, unreadable, sorted(known), twice)
+    return Chosen(rows, unreadable, annotated, twice)
 
 
-def _among(sums: Sequence[set[bytes | None]], other: Index | None) -> list[int]:
+def _among(images: Index, other: Index | None) -> list[int]:
     """Rows of images that are in `other`, too."""
     if other is None:
         return []
-    known = {x for row in range(len(other)) for x in other.sums(row) if x is not None}
-    return [row for row, own in enumerate(sums) if own & known]
+    known = set[bytes]().union(*(other.sums(row) for row in range(len(other))))
+    return [row for row in range(len(images)) if not known.isdisjoint(images.sums(row))]
 
 
 def _check_ids(images: Index) -> None:

@@ -45,6 +45,12 @@ class Labeled:
     sources: Sequence[BoxSource | MaskSource] = field(default_factory=list)
 
     @property
+    def facts(self) -> list[Any]:
+        """All that a set of pseudo-labels takes from it."""
+        ids = [getattr(source, "category_ids", None) for source in self.sources]
+        return [self.images, self.counts, self.keypoints, ids]
+
+    @property
     def instances(self) -> int:
         return sum(self.counts)
 

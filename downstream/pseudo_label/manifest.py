@@ -3,17 +3,16 @@ same bytes for the same images, network and settings."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downstream.dense.generated import IMAGES, MANIFEST
+from downstream.dense.generated import IMAGES, MANIFEST, MASKS
 from downstream.pseudo_label.config import STATE, WRITTEN, PseudoLabelConfig
 from downstream.pseudo_label.images import Chosen, Index
 from downstream.pseudo_label.labeled import Labeled
@@ -39,24 +38,32 @@ NOTED = {
 """What is said of each part of the state that differs."""
 
 
-def state_of(
-    config: PseudoLabelConfig,
-    description: Description,
-    views: dict[str, Any],
-    sets: dict[str, ImageSet],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Made:
+    """What a set is made with."""
+
+    config: PseudoLabelConfig
+    description: Description
+    views: dict[str, Any]
+    """How the network sees an image: its settings under `test`."""
+
+
+def state_of(made: Made, sets: dict[str, ImageSet], labeled: Labeled | None) -> dict[str, Any]:
     """All that decides the set: what a resumed command compares."""
     prints = {
         name: key(*(images.fingerprint(shard) for shard in images.shards))
         for name, images in sets.items()
     }
-    return {
+    state = {
         "format": FORMAT,
-        "settings": config.deciding,
-        "views": views,
-        "teacher": description.sha256,
-        **{name: prints.get(name) for name in ("images", "labeled", "val")},
+        "settings": made.config.deciding,
+        "views": made.views,
+        "teacher": made.description.sha256,
+        "images": prints["images"],
+        "labeled": labeled and [prints["labeled"], *labeled.facts],
+        "val": prints.get("val"),
     }
+    return json.loads(json.dumps(state))  # as it is read again
 
 
 def compare_state(out: Path, state: dict[str, Any], overwrite: bool) -> bool:
@@ -106,16 +113,27 @@ def is_complete(out: Path) -> bool:
         return False
     try:
         files = read_object(out / MANIFEST, "it is made again")["files"]
-        return all(sha256_of(out / name) == digest for name, digest in files.items())
+        return all(sha256_of(out / x) == digest for x, digest in files.items()) and _has_masks(out)
     except (OSError, InputError, KeyError, AttributeError):
         return False
 
 
-def write_images(out: Path, images: Index, chosen: Chosen, masks: Sequence[str] | None) -> None:
+def _has_masks(out: Path) -> bool:
+    """Whether the masks are those that were written, if there are to be any."""
+    if "mask" not in pq.read_schema(out / IMAGES).names:
+        return True
+    table = pq.read_table(out / IMAGES, columns=["mask", "mask_sha256"])
+    names, digests = (table[name].to_pylist() for name in table.column_names)
+    return all(sha256_of(out / MASKS / x) == y for x, y in zip(names, digests, strict=True))
+
+
+def write_images(
+    out: Path, images: Index, chosen: Chosen, masks: dict[str, str] | None = None
+) -> None:
     """Write images.parquet: where the bytes of each image lie, so that none is copied.
 
     Args:
-        masks: the file of each, of a segmenter.
+        masks: of a segmenter, the file of each and its sha256.
     """
     addresses = [images.images.address(row) for row in chosen.rows]
     columns = {
@@ -127,7 +145,8 @@ def write_images(out: Path, images: Index, chosen: Chosen, masks: Sequence[str] 
         "height": pa.array([images.size[row][0] for row in chosen.rows], pa.int32()),
     }
     if masks is not None:
-        columns["mask"] = pa.array(masks, pa.string())
+        columns["mask"] = pa.array(list(masks), pa.string())
+        columns["mask_sha256"] = pa.array(list(masks.values()), pa.string())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     write_atomically(out / IMAGES, sink.getvalue().to_pybytes())
@@ -135,14 +154,11 @@ def write_images(out: Path, images: Index, chosen: Chosen, masks: Sequence[str] 
 
 def write_manifest(
     out: Path,
-    config: PseudoLabelConfig,
-    description: Description,
-    views: dict[str, Any],
+    made: Made,
     *,
     indexes: dict[str, Index],
     chosen: Chosen,
     labeled: Labeled | None,
-    finds: str,
     thresholds: Sequence[Threshold] | None,
     facts: dict[str, Any],
     files: Sequence[str],
@@ -150,26 +166,25 @@ def write_manifest(
     """Write pseudo_labels.json, the last file of a set.
 
     Args:
-        finds: boxes, keypoints, masks, or pixels.
         thresholds: by class.
         facts: counts, warnings: what came of it.
         files: of the set, whose sha256 is noted.
     """
-    names = description.class_names
+    names = made.description.class_names
     counts = labeled.counts if labeled else [None] * len(names)
     manifest = {
         "format": FORMAT,
-        "task": description.task,
-        "finds": finds,
-        "teacher": description.facts,
-        "settings": {**config.deciding, "test": views},
+        "task": made.description.task,
+        "finds": made.description.finds,
+        "teacher": made.description.facts,
+        "settings": {**made.config.deciding, "test": made.views},
         "versions": versions() | {"pyarrow": pa.__version__},
         "sources": {name: _source(index) for name, index in indexes.items()},
         "images": {
             "annotated": len(chosen.rows),
             "unreadable": len(chosen.unreadable),
             "left out, with human annotations": len(chosen.labeled),
-            "the same picture as another": len(chosen.twice),
+            "left out, the same picture as another": len(chosen.twice),
         },
         "labeled": {"images": labeled.images, "sets": labeled.paths} if labeled else None,
         "classes": [
@@ -188,8 +203,3 @@ def _source(index: Index) -> dict[str, Any]:
         "images": len(index),
         "sha256": index.digest,
     }
-
-
-def state_digest(state: dict[str, Any]) -> str:
-    """sha256 of a state."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from downstream.dense.generated import MASKS
 from downstream.pseudo_label.images import Chosen, Index
 from downstream.pseudo_label.labeled import Labeled
 from downstream.pseudo_label.shards import Shards, Work
+from downstream.pseudo_label.teacher import BINS
 from downstream.segmentation.data.class_table import IGNORE
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
@@ -24,10 +28,33 @@ VANISHED = 0.1
 """Share of a class's share of the labeled pixels, below which it is noticed."""
 
 
-def pixel_counts(found: Shards) -> np.ndarray:
-    """Pixels of each class, and ignored ones last, int64 [classes + 1]."""
-    parts = [np.array(x.as_py()) for table in found.tables() for x in table["counts"]]
-    return np.sum(parts, axis=0)
+@dataclass(frozen=True)
+class Pixels:
+    """Of all images."""
+
+    counts: np.ndarray
+    """int64 [classes + 1]: of each class, and ignored ones last."""
+    histogram: np.ndarray
+    """int64 [classes, BINS]: of each class's probabilities."""
+    near: dict[int, float]
+    """Of each image the share of pixels that are near the threshold."""
+
+
+def count_pixels(found: Shards) -> Pixels:
+    """What the predictions add up to."""
+    counts, histogram, near = 0, 0, {}
+    for table in found.tables():
+        if len(table):
+            counts = counts + _sum(table["counts"])
+            histogram = histogram + _sum(table["histogram"])
+            near |= zip(table["row"].to_pylist(), table["near"].to_pylist(), strict=True)
+    return Pixels(np.asarray(counts), np.reshape(histogram, (-1, BINS)), near)
+
+
+def _sum(column: pa.ChunkedArray) -> np.ndarray:
+    """Of a column of lists of one length, int64 [length]."""
+    values = column.combine_chunks().flatten().to_numpy()
+    return values.reshape(len(column), -1).sum(0)
 
 
 def warnings(
@@ -36,7 +63,7 @@ def warnings(
     """What a user should look at.
 
     Args:
-        counts: of `pixel_counts`.
+        counts: of `Pixels`.
 
     Raises:
         InputError: no pixel has a class, or all have one and the labeled set has others.
@@ -88,6 +115,12 @@ def mask_names(images: Index, chosen: Chosen) -> list[str]:
         taken.add(name)
         names.append(f"{name}.png")
     return names
+
+
+def digests(found: Shards) -> list[str]:
+    """sha256 of each mask, in the order of the images."""
+    columns = (table["mask"].to_pylist() for table in found.tables())
+    return [hashlib.sha256(data).hexdigest() for column in columns for data in column]
 
 
 def write_masks(work: Work, found: Shards, chosen: Chosen, names: Sequence[str]) -> None:

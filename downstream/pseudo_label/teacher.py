@@ -22,11 +22,12 @@ from PIL import Image
 from downstream.dense.model import read_description
 from downstream.detection.config import BoxAugmentConfig, BoxTestConfig
 from downstream.detection.inference import predict
-from downstream.detection.model import DetectionModel, open_detector
-from downstream.pseudo_label.config import PseudoLabelConfig, ViewsConfig
+from downstream.detection.model import DetectionModel, open_detector, views_of
+from downstream.detection.networks import detector
+from downstream.pseudo_label.config import PseudoLabelConfig
 from downstream.segmentation.config import TestConfig
 from downstream.segmentation.data.class_table import IGNORE
-from downstream.segmentation.model import SegmentationModel, open_segmenter
+from downstream.segmentation.model import SegmentationModel, open_segmenter, test_of
 from ssld.common.errors import InputError
 from zoo.release import sha256_of
 
@@ -54,6 +55,13 @@ class Description:
     def task(self) -> str:
         """detection or segmentation."""
         return self.content["task"]
+
+    @property
+    def finds(self) -> str:
+        """boxes, keypoints, masks, or pixels."""
+        if self.task == "segmentation":
+            return "pixels"
+        return detector(self.content["head"]["name"]).finds
 
     @property
     def class_names(self) -> list[str]:
@@ -100,6 +108,7 @@ class Teacher(Protocol):
     """How it sees an image: settings under `test`."""
     schema: pa.Schema
     """Of what it finds; `row` is the number of the image."""
+    device: torch.device
 
     def find(self, pixels: np.ndarray) -> Sequence[Found]:
         """What is in an image, uint8 [h, w, 3]."""
@@ -116,8 +125,17 @@ def open_teacher(
     folder, content = description.folder, description.content
     if description.task == "detection":
         model = open_detector(folder, content).to(device)
-        return Detector(model, BoxAugmentConfig(**content["view"]), config.test, device)
-    return Segmenter(open_segmenter(folder, content).to(device), content["view"], config, device)
+        augment, test = views_of(content)
+        return Detector(model, augment, config.test.over(test), device)
+    palette = np.array(content["view"]["palette"], np.uint8)
+    if len(palette) != len(description.class_names):
+        raise InputError(
+            f"{folder / 'config.json'} is damaged ({len(description.class_names)} classes have "
+            f"{len(palette)} colours); export the model again"
+        )
+    model = open_segmenter(folder, content).to(device)
+    test = config.test.over(test_of(content))
+    return Segmenter(model, test, palette, config.pixel_threshold, device)
 
 
 class Detector:
@@ -127,12 +145,11 @@ class Detector:
         self,
         model: DetectionModel,
         augment: BoxAugmentConfig,
-        views: ViewsConfig,
+        test: BoxTestConfig,
         device: torch.device,
     ) -> None:
-        self.model, self.augment, self.device = model, augment, device
-        self.test = dataclasses.replace(BoxTestConfig(), **views.given)
-        self.views = dataclasses.asdict(self.test)
+        self.model, self.augment, self.test, self.device = model, augment, test, device
+        self.views = dataclasses.asdict(test)
         self.schema = pa.schema(
             {
                 "row": pa.int64(),
@@ -194,21 +211,24 @@ def _rounded(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 class Segmenter:
-    """Gives every pixel a class, or none."""
+    """Gives every pixel a class, or none.
+
+    Args:
+        palette: uint8 [classes, 3].
+        least: probability below which a pixel has no class.
+    """
 
     def __init__(
         self,
         model: SegmentationModel,
-        view: dict[str, Any],
-        config: PseudoLabelConfig,
+        test: TestConfig,
+        palette: np.ndarray,
+        least: float,
         device: torch.device,
     ) -> None:
         self.model, self.device = model, device
-        self.least = config.pixel_threshold
-        self.palette = np.array(view["palette"], np.uint8)
-        own = {name: x for name, x in view.items() if name not in ("palette", "trained_on")}
-        self.test = dataclasses.asdict(TestConfig(**{**own, **config.test.given}))
-        self.views = self.test
+        self.palette, self.least = palette, least
+        self.views = dataclasses.asdict(test)
         classes = len(model.label_names or ())
         self.schema = pa.schema(
             {
@@ -231,7 +251,7 @@ class Segmenter:
         """
         image = torch.from_numpy(pixels).to(self.device)
         with torch.inference_mode():
-            best, labels = self.model.probabilities(image, **self.test).max(0)
+            best, labels = self.model.probabilities(image, **self.views).max(0)
         if not bool(best.isfinite().all()):
             raise InputError("the network's predictions are not finite: it has diverged")
         sure, numbers = best.cpu().numpy(), labels.cpu().numpy().astype(np.uint8)  # [h, w] each

@@ -228,6 +228,13 @@ COMMANDS = {
         "downstream.pseudo_label.config:check",
         positional=("run",),
     ),
+    "selftrain": Command(
+        "teacher, labels for unlabeled images, student: self-training in one command, resumable",
+        "downstream.selftrain.config:SelftrainConfig",
+        "downstream.selftrain.command:selftrain",
+        "downstream.selftrain.recipe:as_asked",
+        words="downstream.selftrain.config:words",
+    ),
     "export": Command(
         "a detector or segmenter as ONNX, checked against torch",
         "downstream.deploy.config:ExportConfig",

@@ -47,20 +47,29 @@ METRICS = {
     "ap": Metric("AP"),
     "ap50": Metric("AP50"),
     "ap75": Metric("AP75"),
+    "keypoint_ap": Metric("keypoint AP"),
+    "keypoint_ap50": Metric("keypoint AP50"),
+    "keypoint_ap75": Metric("keypoint AP75"),
+    "mask_ap": Metric("mask AP"),
+    "mask_ap50": Metric("mask AP50"),
+    "mask_ap75": Metric("mask AP75"),
     "miou": Metric("mIoU"),
     "pixel_accuracy": Metric("pixel accuracy"),
     "mean_accuracy": Metric("mean accuracy of classes"),
 }
 ONE_VIEW = "_one_view"
 """At the end of a key: what it is in one view alone, where images are seen in several."""
-LOGGED = ("top1", "agreement1", "divergence", "knn", "linear", "ap", "ap50", "miou")
+_AVERAGE_PRECISION = ("keypoint_ap", "mask_ap", "ap")
+LOGGED = ("top1", "agreement1", "divergence", "knn", "linear")
+LOGGED += ("keypoint_ap", "keypoint_ap50", "mask_ap", "mask_ap50", "ap", "ap50", "miou")
 """What a run prints after an evaluation."""
-RECORDED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear", "ap", "miou")
+RECORDED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear")
+RECORDED += (*_AVERAGE_PRECISION, "miou")
 """What results.csv holds of a trial, in this order."""
 COMPARED = tuple(key for key in RECORDED if key != "top5")
 """What `ssld compare` shows of a run."""
-RESULTS = ("top1", "agreement1", "ap", "miou")
-"""The first of these that a run has is its result."""
+RESULTS = ("top1", "agreement1", *_AVERAGE_PRECISION, "miou")
+"""The first of these that a run has is its result; what finds keypoints or masks has `ap`, too."""
 CHANCE = {key: metric.chance for key, metric in METRICS.items() if metric.chance}
 
 

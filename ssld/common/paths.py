@@ -99,7 +99,7 @@ KINDS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-SOURCES = ("labeled", "unlabeled", "train", "val")
+SOURCES = ("labeled", "unlabeled", "train", "generated", "val")
 
 
 def check_inputs(config: Any, where: str = "") -> None:
@@ -113,7 +113,7 @@ def check_inputs(config: Any, where: str = "") -> None:
         InputError: there is nothing, or an empty folder.
     """
     for name, path in [*_sources(config), *_weights(config)]:
-        _check(f"{where}: {name}" if where else name, path)
+        check_path(f"{where}: {name}" if where else name, path)
 
 
 def _sources(config: Any) -> list[tuple[str, str]]:
@@ -130,6 +130,7 @@ def _weights(config: Any) -> list[tuple[str, str]]:
         groups.append(("student", getattr(config, "student", None)))
     groups.append(("backbone", getattr(config, "backbone", None)))
     results = [(f"{name}.checkpoint", getattr(x, "checkpoint", None)) for name, x in groups]
+    results.append(("init", getattr(config, "init", None)))
     return [(name, path) for name, path in results if path]
 
 
@@ -137,7 +138,11 @@ def _listed(paths: str | list[str] | None) -> list[str]:
     return [paths] if isinstance(paths, str) else paths or []
 
 
-def _check(name: str, given: str) -> None:
+def check_path(name: str, given: str) -> None:
+    """
+    Raises:
+        InputError: there is nothing, or an empty folder, where a source or weights should be.
+    """
     path = given
     if not os.path.exists(given):
         path = os.path.expanduser(given.partition("::")[0])  # annotations::images, folder::split

@@ -48,7 +48,7 @@ def recipe(recipe: Recipe) -> None:
         Interrupted: see `ssld.engine.loop.train`; the same command goes on.
     """
     main = open_processes().is_main_process
-    problem = _on_main(next, check_classes(recipe.configs()), None)
+    problem = on_main(next, check_classes(recipe.configs()), None)
     if problem:
         raise InputError(f"{recipe.file}, {problem}")
     with locked(recipe.out) if main else contextlib.nullcontext():
@@ -63,23 +63,10 @@ def _run(recipe: Recipe, main: bool) -> None:
     before: tuple[dict[str, Any], bool] = ({}, False)
     for stage in recipe.stages:
         settings = recipe.config(stage, *before)
-        state = _on_main(_look, recipe, stage, settings, recipe.overwrite)
+        state = on_main(_look, recipe, stage, settings, recipe.overwrite)
         place = StagePlace(recipe.out, stage)
-        if main:
-            skipped = state == "complete"
-            words = "complete and unchanged, skipped" if skipped else f"{state} in {place.folder}"
-            print(f"{stage}: {words}", flush=True)
-        if state != "complete":
-            moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
-            try:
-                stage_of(stage)[1](replace(settings, resume=True, allow_changes=moved))
-            except InputError:
-                if main and not place.begun:  # refused: nothing of the old is lost
-                    place.put_back()
-                raise
-            AcceleratorState._reset_state()  # the next stage may have another precision
-        if main:
-            place.forget_asides()
+        moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
+        run_stage(place, replace(settings, resume=True, allow_changes=moved), state, main)
         if len(recipe.stages) > 1:
             finished = open_parent_run(str(place.folder))
             before = finished.settings, finished.taught
@@ -88,12 +75,42 @@ def _run(recipe: Recipe, main: bool) -> None:
         print(f"report over all stages: {recipe.out / 'report.html'}")
 
 
-def _on_main(look: Callable[..., Any], *args: Any) -> Any:
-    """The main process looks, all hear of it."""
+def run_stage(place: StagePlace, config: LoopConfig, state: str, main: bool) -> None:
+    """Go on with a stage, or begin it, unless it is complete.
+
+    Args:
+        state: of `StagePlace.prepare`.
+        main: whether this is the main process.
+
+    Raises:
+        InputError: the stage's command refuses it; what was put aside for it is back.
+    """
+    if main:
+        skipped = state == "complete"
+        words = "complete and unchanged, skipped" if skipped else f"{state} in {place.folder}"
+        print(f"{place.stage}: {words}", flush=True)
+    if state != "complete":
+        try:
+            stage_of(place.command or place.stage)[1](config)
+        except InputError:
+            if main and not place.begun:  # refused: nothing of the old is lost
+                place.put_back()
+            raise
+        AcceleratorState._reset_state()  # the next stage may have another precision
+    if main:
+        place.forget_asides()
+
+
+def on_main(look: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The main process looks, all hear of it.
+
+    Raises:
+        InputError: it did there.
+    """
     heard: list[Any] = [None, None]  # what it sees, and what is wrong
     if open_processes().is_main_process:
         try:
-            heard[0] = look(*args)
+            heard[0] = look(*args, **options)
         except InputError as error:
             heard[1] = str(error)
     broadcast_object_list(heard)
@@ -103,30 +120,11 @@ def _on_main(look: Callable[..., Any], *args: Any) -> Any:
 
 
 def _look(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
-    """complete, going on, from the start, or anew; of what is not complete it is noted what it is
-    asked for."""
-    place = StagePlace(recipe.out, stage)
+    """See `StagePlace.prepare`."""
     asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
     if isinstance(config, FinetuneConfig):
         asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
         asked["start_sha256"] = open_parent_run(config.run).student_sha256()
-    if not place.begun:  # killed before the new one began
-        place.put_back()
-    state = "from the start"
-    if place.begun:
-        changed = place.changes(asked)
-        if changed and not overwrite:
-            raise InputError(
-                f"{place.folder} was made with other settings: {changed}; set them back, use "
-                "another `out`, or redo it and what follows with --overwrite"
-            )
-        if changed and place.put_back(asked):  # it is the one that was asked for before
-            changed = ""
-        if changed:
-            for follows in recipe.stages[recipe.stages.index(stage) :]:  # they are redone, too
-                StagePlace(recipe.out, follows).check_overwrite(plain(config))
-            place.put_aside()
-        state = "anew" if changed else "complete" if place.complete else "going on"
-    if state != "complete":
-        place.note(asked)
-    return state
+    places = [StagePlace(recipe.out, x) for x in recipe.stages]
+    place, *following = places[recipe.stages.index(stage) :]
+    return place.prepare(asked, plain(config), overwrite=overwrite, following=following)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class StagePlace:
 
     out: Path
     stage: str
+    command: str = ""
+    """That makes it, by default the one of its name."""
 
     @property
     def folder(self) -> Path:
@@ -53,7 +56,8 @@ class StagePlace:
         if not exported or (self.stage == "fix" and not facts.get("resolution")):
             return False
         try:
-            file = self.folder / str(COMMANDS[self.stage].exported) / "model.safetensors"
+            exported = COMMANDS[self.command or self.stage].exported
+            file = self.folder / str(exported) / "model.safetensors"
             check_recorded(file)
             return file.is_file()
         except (OSError, InputError):
@@ -73,6 +77,46 @@ class StagePlace:
                     f"{self.folder} is not a run folder (no config.yaml): move it away, or give "
                     "another `out`"
                 )
+
+    def prepare(
+        self,
+        asked: dict[str, Any],
+        settings: dict[str, Any],
+        *,
+        overwrite: bool,
+        following: Sequence[StagePlace] = (),
+    ) -> str:
+        """What is to be done here: complete, going on, from the start, or anew; of what is not
+        complete it is noted what it is asked for.
+
+        Args:
+            asked: all that decides the result, by full name.
+            settings: of the stage, nested.
+            following: stages that are done anew if this one is.
+
+        Raises:
+            InputError: it was asked for something else, and is not to be overwritten.
+        """
+        if not self.begun:  # killed before the new one began
+            self.put_back()
+        state = "from the start"
+        if self.begun:
+            changed = self.changes(asked)
+            if changed and not overwrite:
+                raise InputError(
+                    f"{self.folder} was made with other settings: {changed}; set them back, use "
+                    "another `out`, or redo it and what follows with --overwrite"
+                )
+            if changed and self.put_back(asked):  # it is the one that was asked for before
+                changed = ""
+            if changed:
+                for place in (self, *following):  # they are redone, too
+                    place.check_overwrite(settings)
+                self.put_aside()
+            state = "anew" if changed else "complete" if self.complete else "going on"
+        if state != "complete":
+            self.note(asked)
+        return state
 
     def note(self, asked: dict[str, Any]) -> None:
         """Keep what the stage is asked for, before anything is resolved."""

@@ -26,6 +26,8 @@ from ssld.report.plots import png
 
 Bar = tuple[Sequence[str], Sequence[tuple[float, str]]]
 """Cells, the first a heading, and parts: (length, colour)."""
+JPEG_QUALITY = 85
+"""Of photographs."""
 PIXELATED_BELOW = 400
 """Width in px of a picture that is shown with its pixels as squares."""
 
@@ -49,6 +51,12 @@ def picture(caption: str, pixels: np.ndarray) -> Markup:
     """uint8 [h, w, 3] as an element of a page; small ones keep their pixels."""
     css = "pixels" if pixels.shape[1] < PIXELATED_BELOW else ""
     return _element("picture", caption, pixels_uri(pixels), css)
+
+
+def photograph(caption: str, pixels: np.ndarray) -> Markup:
+    """uint8 [h, w, 3] as an element of a page, as JPEG: for pages of many."""
+    uri = pixels_uri(pixels, "JPEG", quality=JPEG_QUALITY)
+    return _element("picture", caption, uri)
 
 
 def bars(caption: str, rows: Sequence[Bar], head: Sequence[str]) -> Markup:

@@ -81,6 +81,41 @@ def coco(
     return path
 
 
+PART_SIZES = [(40, 60), (60, 40), (50, 50)]
+PART_BOXES = [(4, 6, 24, 30), (8, 10, 30, 50), (20, 20, 45, 40)]  # x1, y1, x2, y2, one an image
+
+
+def coco_parts(folder: Path, names: list[str]) -> str:
+    """A json and its three images, each with one object: three keypoints (visible, hidden, and in
+    its upper left corner one that the first object lacks) and an outline like its box.
+
+    Args:
+        names: of the keypoints.
+    """
+    annotations = []
+    for i, (x1, y1, x2, y2) in enumerate(PART_BOXES):
+        pixels = canvas(*PART_SIZES[i])
+        pixels[y1:y2, x1:x2] = (200, 40, 40)
+        save(folder / f"{i}.png", pixels)
+        x, y, w, h = x1, y1, x2 - x1, y2 - y1
+        points = [[x + w // 4, y + h // 4, 2], [x + w // 2, y + h // 2, 1], [x, y, 2 * (i > 0)]]
+        annotations.append(
+            {
+                "id": i + 1, "image_id": 10 + i, "category_id": 5, "bbox": [x, y, w, h],
+                "area": w * h, "iscrowd": 0, "keypoints": sum(points, []),
+                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+            }
+        )  # fmt: skip
+    images = [
+        {"id": 10 + i, "file_name": f"{i}.png", "height": h, "width": w}
+        for i, (h, w) in enumerate(PART_SIZES)
+    ]
+    categories = [{"id": 5, "name": "cat", "keypoints": names, "skeleton": [[1, 2]]}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "set.json").write_text(json.dumps(content))
+    return str(folder / "set.json")
+
+
 def edit(path: Path, part: str, row: int, **values: Any) -> Path:
     """Change one entry of a json; `...` deletes a key."""
     content = json.loads(path.read_text())

@@ -140,6 +140,7 @@ def test_two_processes_train_and_evaluate_as_one(scenes, tmp_path) -> None:
     started, words_of = [], {}
     for task in TASKS:
         words = [*COMMON, *TASKS[task][0], *sources(task, scenes), "--checkpoint.best=last",
+                 "--test.flip=true",
                  *(sizes if task == "detection" else []), f"--out={tmp_path / task}"]  # fmt: skip
         words_of[task] = words
         started += sabotage.ranks([task, *words], tmp_path / f"{task}.said")
@@ -156,6 +157,7 @@ def test_two_processes_train_and_evaluate_as_one(scenes, tmp_path) -> None:
         assert all(np.array_equal(one[key], two[key]) for key in one)
         lines = read_lines(run / "metrics.jsonl")
         assert sum(line["kind"] == "train" for line in lines) == STEPS
+        assert any(f"{TASKS[task][1]}_one_view" in line for line in lines)
         if task == "segmentation":  # FCN drops other activations out in each process
             continue
         assert main([task, *words[:-1], "--steps=1", f"--out={tmp_path / task}-alone"]) == 0
@@ -216,6 +218,25 @@ def test_a_flipped_bit_is_found(trained, scenes, tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists() and not (tmp_path / "m.onnx").exists()
 
 
+MANY: list[dict] = [{"scales": [1.0] * 999}, {"scales": [99.0]}, {"scales": [float("inf")]},
+                    {"scales": "abc"}, {"scales": 1.0}, {"flip": 1}]  # fmt: skip
+STRANGE = {
+    "segmentation": MANY,
+    "detection": [
+        {"test": x}
+        for x in (
+            *MANY,
+            {"merge": "eval"},
+            {"soft_nms_sigma": 0},
+            {"nms_iou": 2},
+            {"x": 1},
+            [],
+            "abc",
+        )
+    ],
+}
+
+
 def test_a_strangers_description_opens_nothing(trained, scenes, tmp_path, capsys) -> None:
     task, run = trained
     shutil.copytree(run / "model", tmp_path / "model")
@@ -230,6 +251,7 @@ def test_a_strangers_description_opens_nothing(trained, scenes, tmp_path, capsys
         ({"backbone": {**backbone, "args": {"pretrained": True}}}, "pretrained"),
         ({"backbone": {**backbone, "mean": [1e300] * 3}}, "makes no numbers"),
         ({"view": {**view, **huge}}, "9999"),
+        *(({"view": {**view, **x}}, "") for x in STRANGE[task]),
     ):
         file.write_text(json.dumps({**content, **changed}))
         words = [str(tmp_path / "model"), str(scenes / "images/val"), f"--out={tmp_path / 'o'}"]
@@ -259,6 +281,64 @@ def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> N
             x, y, w, h = one["bbox"]
             assert other["box"] == pytest.approx([x, y, x + w, y + h], abs=1e-2)
             assert other["score"] == pytest.approx(one["score"], abs=1e-5)
+
+
+VIEWS = ["--test.scales=[1.0, 1.5]", "--test.flip=true"]
+
+
+def test_several_views(trained, scenes, tmp_path, capsys) -> None:
+    """The same training evaluated in four views: one of them alone is the evaluation of the other
+    run, and what the four bring is in the report."""
+    task, run = trained
+    metric, several = TASKS[task][1], tmp_path / "several"
+    assert train(task, scenes, several, *VIEWS) == 0
+    lines, plain = (
+        [line for line in read_lines(x / "metrics.jsonl") if line["kind"] == "eval"]
+        for x in (several, run)
+    )
+    for line, other in zip(lines, plain, strict=True):
+        assert line[f"{metric}_one_view"] == other[metric]
+        assert f"{metric}_one_view" not in other
+    assert any(line[metric] != line[f"{metric}_one_view"] for line in lines)
+    report, last = (several / "report.html").read_text(), lines[-1]
+    assert "What several views bring" in report and "seen at 1, 1.5 times" in report
+    gain = 100 * (last[metric] - last[f"{metric}_one_view"])
+    assert f"<td>{gain:+.1f}</td>" in report
+    assert "What several views bring" not in (run / "report.html").read_text()
+
+    def predictions(of: Path, *words: str) -> str:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert main(["predict", str(of), str(scenes / "images/val"), f"--out={out}", *words]) == 0
+        return (out / "predictions.jsonl").read_text()
+
+    once, united = predictions(run), predictions(several)
+    assert once != united  # what the run was evaluated with is what its network is used with
+    assert predictions(several, "--test.scales=[1.0]", "--test.flip=false") == once
+    assert predictions(run, *VIEWS) == united
+    if task == "detection":
+        assert predictions(several, "--test.merge=nms") != united
+        out = f"--out={tmp_path / 'once'}"
+        words = [str(run), str(scenes / "images/val"), out, "--test.merge=nms"]
+        assert main(["predict", *words]) == 2  # it would change nothing
+        assert "images are seen in one" in capsys.readouterr().err
+        file = several / "model/config.json"
+        content = json.loads(file.read_text())
+        del content["view"]["test"]  # as it was written before there were views
+        file.write_text(json.dumps(content))
+        assert predictions(several) == once
+    else:
+        out = f"--out={tmp_path / 'merged'}"
+        words = [str(run), str(scenes / "images/val"), out, "--test.merge=nms"]
+        assert main(["predict", *words]) == 2
+        assert "test.merge is a setting of detectors" in capsys.readouterr().err
+
+
+def test_views_that_are_too_large(scenes, tmp_path, capsys) -> None:
+    """Of the held-out images, which says the start and not the first evaluation."""
+    words = ["--augment.resize=shorter", "--augment.sizes=[900]", "--augment.test_size=900"]
+    assert train("detection", scenes, tmp_path / "run", *words, "--test.scales=[9.0]") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "test.scales: 9 makes a view of 8100 x" in said and "8192 is the most" in said
 
 
 def test_an_export_is_checked(trained, tmp_path, capsys) -> None:

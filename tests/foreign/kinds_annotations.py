@@ -54,7 +54,16 @@ POINTS: dict[str, Any] = {
             "name": "cat",
             "keypoints": ["left_eye", "right_eye", "nose"],
             "skeleton": [[1, 2]],
+            "flip_idx": [1, 0, 2],
         }
+    ],
+    "info": {"flip_pairs": [["left_eye", "right_eye"]]},
+}
+INSTANCES: dict[str, Any] = {
+    **POINTS,
+    "annotations": [
+        {**entry, "segmentation": RLE["annotations"][i]["segmentation"] if i % 2 else OUTLINE}
+        for i, entry in enumerate(POINTS["annotations"])
     ],
 }
 OUTLINES: dict[str, Any] = {
@@ -96,22 +105,26 @@ def pictures(rng: random.Random, folder: Path, names: tuple[str, ...] = NAMES) -
 
 
 def write_coco(rng: random.Random, folder: Path) -> None:
-    tree = rng.choice((COCO, COCO, RLE, POINTS, OUTLINES))
+    tree = rng.choice((COCO, RLE, POINTS, INSTANCES, OUTLINES))
     tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.95 else tree
     pictures(rng, folder)
     (folder / "a.json").write_bytes(as_json(rng, tree))
 
 
 def use_coco(folder: Path, out: Path) -> str | None:
-    return _boxes(str(folder / "a.json"), out)
+    file = folder / "a.json"
+    return _boxes(str(file), out, masks=file.stat().st_size % 2 == 0)
 
 
-def _boxes(path: str, out: Path) -> str | None:
+def _boxes(path: str, out: Path, masks: bool = False) -> str | None:
     """As a detector's run sees them before and in its first step."""
+    import numpy as np
+
+    from downstream.dense.drawing import draw_instances, draw_keypoints
     from downstream.dense.preflight import in_both, write_preflight
     from downstream.detection.data.boxes import open_boxes
 
-    source = open_boxes(path)
+    source = open_boxes(path, masks=masks)
     reports = [source.report]
     write_preflight(out, {"train": reports, "val": reports}, in_both([source], [source]))
     unreadable = False
@@ -119,6 +132,11 @@ def _boxes(path: str, out: Path) -> str | None:
     for i in range(len(source)):
         boxes = source.boxes(i)
         assert len(boxes.xyxy) == len(boxes.labels) == len(boxes.areas)
+        pixels = np.zeros((*source.image_size(i), 3), np.uint8)
+        if boxes.masks is not None:
+            draw_instances(pixels, boxes.masks, boxes.labels.tolist())
+        if boxes.keypoints is not None and pixels.size:
+            draw_keypoints(pixels, boxes.keypoints, source.keypoints)
         unreadable |= _seen(lambda i=i: (train(source, i, 0, 0), test(source, i)))
     return "unreadable" if unreadable else None
 
@@ -221,24 +239,28 @@ def use_voc(folder: Path, out: Path) -> str | None:
 
 YOLO = {"path": ".", "train": "images/train", "val": "images/val", "nc": 2, "names": ["cat", "dog"]}
 ROWS = ("0 0.5 0.5 0.2 0.3", "1 0.25 0.5 0.125 0.25", "0 0.2 0.2 0.6 0.2 0.6 0.6")
+POSE = {**YOLO, "kpt_shape": [2, 3], "flip_idx": [1, 0], "kpt_names": {0: ["a", "b"]}}
+POSE_ROWS = ("0 0.5 0.5 0.2 0.3 0.5 0.5 2 0.45 0.5 1", "1 0.25 0.5 0.125 0.25 0 0 0 0 0 0")
 
 
 def write_yolo(rng: random.Random, folder: Path) -> None:
     pictures(rng, folder / "images" / "train")
     (folder / "labels" / "train").mkdir(parents=True)
+    pose = rng.random() < 0.3
+    table, rows = (POSE, POSE_ROWS) if pose else (YOLO, ROWS)
     for name in NAMES:
-        lines = [rng.choice(ROWS[:2]) for _ in range(3)]
+        lines = [rng.choice(rows[:2]) for _ in range(3)]
         if rng.random() < 0.15:
             place = rng.randrange(3)
-            parts = rng.choice(ROWS).split()
+            parts = rng.choice(rows).split()
             parts[rng.randrange(5)] = str(rng.choice(NASTY))
             lines[place] = " ".join(parts)
         if rng.random() < 0.05:
-            lines.append(ROWS[2])
+            lines.append(rows[-1])
         file = folder / "labels" / "train" / name.replace("png", "txt")
         whole = "\n".join(lines).encode("utf-8", "surrogatepass")
         _lines(rng, file, lines) if rng.random() < 0.1 else file.write_bytes(whole)
-    tree = {**YOLO, "names": rng.choice((YOLO["names"], {0: "cat", 1: "dog"}))}
+    tree = {**table, "names": rng.choice((YOLO["names"], {0: "cat", 1: "dog"}))}
     tree = changed(rng, tree, rng.choice((1, 1, 3))) if rng.random() < 0.5 else tree
     (folder / "data.yaml").write_bytes(encoded(rng, yaml.dump(tree, sort_keys=False)))
     if rng.random() < 0.2:
@@ -248,7 +270,8 @@ def write_yolo(rng: random.Random, folder: Path) -> None:
 
 def use_yolo(folder: Path, out: Path) -> str | None:
     file = (folder / "labels" / "train" / "0.txt").stat().st_size % 3
-    return _boxes(f"{folder / 'data.yaml' if file == 0 else folder}::train", out)
+    path = f"{folder / 'data.yaml' if file == 0 else folder}::train"
+    return _boxes(path, out, masks=file == 1)
 
 
 TABLE: dict[str, Any] = {
@@ -364,6 +387,8 @@ def use_panoptic(folder: Path, out: Path) -> str | None:
 
 RESULTS = [
     {"image_id": 10 * i, "category_id": 3 + 4 * (i % 2), "bbox": BOX, "score": 0.5 + i / 10}
+    | {"keypoints": [3.0, 4.0, 0.5, 6.5, 7.0, 0.1]}
+    | {"segmentation": {"size": [4, 5], "counts": [3, 4, 13] if i else "34="}}
     for i in range(3)
 ]
 
@@ -378,13 +403,20 @@ def use_results(folder: Path, out: Path) -> None:
     import numpy as np
 
     from downstream.detection.average_precision import Detections
+    from downstream.detection.coco_protocol import Similarity
     from downstream.detection.data.boxes import Boxes
 
     one = np.array([BOX], np.float32)
-    truth = Boxes(one, np.zeros(1, np.int64), np.zeros(1, bool), np.array([48.0], np.float32), None)
+    points = np.array([[[3, 4, 2], [6, 7, 1]]], np.float32)
+    mask = {"size": [4, 5], "counts": b"34="}
+    area = np.array([48.0], np.float32)
+    truth = Boxes(one, np.zeros(1, np.int64), np.zeros(1, bool), area, points, [mask])
     ids = {"image_ids": [0, 10, 20], "category_ids": [3, 7]}
-    found = Detections([truth] * 3, ["cat", "dog"], **ids)
-    found.load(folder / "results.json")
+    judged = Similarity(), Similarity("keypoints", (0.1, 0.1)), Similarity("masks")
+    for similarity in judged:
+        found = Detections([truth] * 3, ["cat", "dog"], similarity=similarity, **ids)
+        found.load(folder / "results.json")
+        found.matches()
 
 
 BOXES = (

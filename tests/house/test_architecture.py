@@ -144,3 +144,11 @@ def test_what_counts_as_a_circle():
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
     source = "if TYPE_CHECKING:\n    import a\ndef f():\n    import b\nfrom c import d, e\n"
     assert list(imported(source, {"a", "b", "c.d", "c"})) == ["b", "c.d", "c"]
+
+
+def test_the_picture_shows_these_floors() -> None:
+    from architecture_picture import PICTURE, picture  # imports this file
+
+    assert PICTURE.read_text(encoding="utf-8") == picture(floors()), (
+        "draw docs/architecture.svg again: see tests/house/architecture_picture.py"
+    )

@@ -88,15 +88,24 @@ class Rows:
     crowd: list[bool] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
     """File and place in it."""
+    more: list[Sequence[float]] = field(default_factory=list)
+    """Numbers of each one's keypoints, or outline."""
 
     def add(
-        self, image: int, label: Any, numbers: Sequence[float], where: str, crowd: bool = False
+        self,
+        image: int,
+        label: Any,
+        numbers: Sequence[float],
+        where: str,
+        crowd: bool = False,
+        more: Sequence[float] = (),
     ) -> None:
         self.image.append(image)
         self.labels.append(label)
         self.numbers.append(numbers)
         self.crowd.append(crowd)
         self.where.append(where)
+        self.more.append(more)
 
     def table(self) -> np.ndarray:
         """float64 [m, 4]."""

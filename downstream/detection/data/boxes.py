@@ -2,7 +2,7 @@
 
 The enemy is a mean average precision of about 0 without a message. So what cannot be told apart
 from a wrong file is an error, and what is certain to be a slip in single boxes is mended, counted
-and reported (`BoxReport`), because one slip in 860,000 boxes should not keep anyone from
+and reported (`box_report.py`), because one slip in 860,000 boxes should not keep anyone from
 training:
 
 error   an id that nothing has; an id, a name or a file that occurs twice; an image that is missing;
@@ -26,31 +26,33 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from downstream.dense.generated import ANNOTATIONS, is_generated, open_generated
-from downstream.dense.preflight import Finding, findings
+from downstream.dense.preflight import findings
 from downstream.dense.texts import short_line, shown
 from downstream.detection.data.annotations import Annotations
+from downstream.detection.data.box_report import BoxReport, ClassBoxes
 from downstream.detection.data.cleaning import clean, notice, refuse_other_conventions
 from downstream.detection.data.coco import read_coco
 from downstream.detection.data.frames import Frames, decide_frames, read_headers
 from downstream.detection.data.instance_masks import PackedMasks, draw_masks
-from downstream.detection.data.keypoint_cleaning import KeypointCounts, clean_points
+from downstream.detection.data.keypoint_cleaning import (
+    KeypointCounts,
+    clean_points,
+    count_points,
+    none_labeled,
+)
 from downstream.detection.data.outlines import Rle
 from downstream.detection.data.voc import find_voc, read_voc
 from downstream.detection.data.yolo import read_yolo
 from downstream.detection.data.yolo_layouts import is_yolo
 from ssld.common.errors import InputError, did_you_mean
 from ssld.data.storage import Address, absolute, is_remote, read_all
-
-SHOWN = 30
-"""Classes in the printed lines; preflight.json has all."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class BoxSource:
         self.counted = ~annotations.crowd[cleaned.kept]
         """bool [m]: is no crowd."""
         points = clean_points(annotations, cleaned.kept, self.xyxy, frames)
+        self.keypoint_fault = points.fault
+        """Why keypoints cannot be learned from this set, where they cannot."""
         drawn = None
         if annotations.outlines is not None:
             drawn = draw_masks(annotations, annotations.outlines, cleaned.kept, self.xyxy, frames)
@@ -141,11 +145,15 @@ class BoxSource:
             without_boxes=int((np.diff(self._offsets) == 0).sum()),
             classes=self._count_classes(),
             masks=drawn is not None,
-            keypoints=points.counts,
+            keypoints=self._count_keypoints(),
             fixed=[*cleaned.fixed, *points.fixed, *(drawn.fixed if drawn else [])],
             dropped=cleaned.dropped,
             noticed=[*noticed, *points.noticed, *(drawn.noticed if drawn else [])],
-            remarks=[*annotations.remarks, *frames.lines],
+            remarks=[
+                *annotations.remarks,
+                *frames.lines,
+                *[f"keypoints cannot be learned here: {points.fault}"] * bool(points.fault),
+            ],
             files_sha256=hashlib.sha256(b"".join(digests)).hexdigest(),
             boxes_sha256=self._hash(),
         )
@@ -177,6 +185,7 @@ class BoxSource:
         part._points = None if self._points is None else self._points[boxes]
         part._masks = self._masks and PackedMasks([self._masks[j] for j in boxes.tolist()])
         part.report = part._report_of_subset(self.report)
+        part.keypoint_fault = self.keypoint_fault or none_labeled(part.report.keypoints)
         if not part.counted.any():
             raise InputError(
                 f"{self.path}: none of the {len(part)} images that are chosen of {len(self)} has a "
@@ -192,6 +201,10 @@ class BoxSource:
             for before, now in zip(whole.classes, classes, strict=True)
             if before.boxes and not now.boxes
         ]
+        points = self._count_keypoints()
+        seen = {entry.name for entry in whole.keypoints if entry.labeled}
+        lost = [entry.name for entry in points if entry.name in seen and not entry.labeled]
+        never = f"keypoints that are labeled in none of the {len(self)} chosen images"
         what = f"classes of which none of the {len(self)} chosen images has an object"
         return dataclasses.replace(
             whole,
@@ -200,7 +213,8 @@ class BoxSource:
             crowd=int((~self.counted).sum()),
             without_boxes=int((np.diff(self._offsets) == 0).sum()),
             classes=classes,
-            noticed=[*whole.noticed, *findings(what, gone)],
+            keypoints=points,
+            noticed=[*whole.noticed, *findings(what, gone), *findings(never, lost)],
             remarks=[*whole.remarks, f"{len(self)} of {whole.images} images are chosen"],
             boxes_sha256=self._hash(),
         )
@@ -253,6 +267,11 @@ class BoxSource:
             for k, name in enumerate(self.class_names)
         ]
 
+    def _count_keypoints(self) -> list[KeypointCounts]:
+        if self.keypoints is None or self._points is None:
+            return []
+        return count_points(self.keypoints, self._points, self._labels, self.counted)
+
     def _hash(self) -> str:
         digest = hashlib.sha256("\0".join([*self.class_names, *self._names.to_pylist()]).encode())
         arrays = [self.sizes, self._offsets, self.xyxy, self._labels, ~self.counted, self._areas]
@@ -290,7 +309,7 @@ def open_boxes(
     if root.is_file() and place.lower().endswith(".json"):
         annotations = read_coco(place, split, masks)
     elif root.is_file() and is_yolo(root, split):
-        annotations = read_yolo(path, root, split)
+        annotations = read_yolo(path, root, split, masks)
     elif not root.is_dir():
         wrong = "not json, data.yaml or a folder" if root.exists() else "no such file or folder"
         raise InputError(
@@ -302,9 +321,14 @@ def open_boxes(
         annotations = read_coco(str(root / ANNOTATIONS), masks=masks, images_in=images)
         annotations = dataclasses.replace(annotations, path=path)
     elif (voc := find_voc(root, split)) is not None:
+        if masks:
+            raise InputError(
+                f"{path}: VOC's xml has boxes and no masks; give COCO's json or YOLO's outlines, "
+                "or choose a detector of boxes"
+            )
         annotations = read_voc(path, voc, split)
     elif is_yolo(root, split):
-        annotations = read_yolo(path, root, split)
+        annotations = read_yolo(path, root, split, masks)
     else:
         files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
         hint = (
@@ -355,83 +379,3 @@ def _map_classes(
             f"sets with the same classes{did_you_mean(name, wanted)}"
         )
     return list(wanted), mapped
-
-
-@dataclass(frozen=True)
-class ClassBoxes:
-    name: str
-    category_id: int
-    """Its number in the annotation files; its number for the network is its place in the list."""
-    boxes: int
-    """Without crowd ones."""
-    images: int
-    """With such a box."""
-
-
-@dataclass(frozen=True)
-class BoxReport:
-    """Of one set of boxes."""
-
-    path: str
-    format: str
-    folder: str
-    images: int
-    boxes: int
-    """That are kept, with crowd ones."""
-    crowd: int
-    """COCO's iscrowd, VOC's difficult."""
-    without_boxes: int
-    """Images on which nothing is annotated; they are kept, as negatives."""
-    classes: list[ClassBoxes]
-    masks: bool = False
-    """Whether masks were drawn."""
-    keypoints: list[KeypointCounts] = field(default_factory=list)
-    fixed: list[Finding] = field(default_factory=list)
-    dropped: list[Finding] = field(default_factory=list)
-    noticed: list[Finding] = field(default_factory=list)
-    """What was left as it is."""
-    remarks: list[str] = field(default_factory=list)
-    files_sha256: str = ""
-    """Of the annotation files, in order: each one's own sha256."""
-    boxes_sha256: str = ""
-    """Of image names, sizes and boxes as they are trained on."""
-
-    def lines(self) -> list[str]:
-        """For the terminal."""
-        lines = [
-            f"{self.path} ({self.format}): {self.images} images ({self.without_boxes} negatives, "
-            f"without boxes), {self.boxes} boxes ({self.crowd} crowd or difficult, untrained), "
-            f"{len(self.classes)} classes",
-            "classes (number: name, id in the file, boxes): "
-            + ", ".join(
-                f"{i}: {short_line(entry.name)}, {entry.category_id}, {entry.boxes}"
-                for i, entry in enumerate(self.classes[:SHOWN])
-            )
-            + (f", {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""),
-        ]
-        empty = [short_line(entry.name) for entry in self.classes if not entry.boxes]
-        if empty:
-            lines.append(f"no box of {len(empty)} classes: {', '.join(empty[:SHOWN])}")
-        if self.keypoints:
-            lines.append(
-                f"{len(self.keypoints)} keypoints (name: visible, hidden, not labeled): "
-                + "; ".join(
-                    f"{short_line(x.name)}: {x.visible}, {x.hidden}, {x.unlabeled}"
-                    for x in self.keypoints[:SHOWN]
-                )
-                + (f"; {len(self.keypoints) - SHOWN} more" * (len(self.keypoints) > SHOWN))
-            )
-        if self.masks:
-            lines.append("every box that is not crowd has a mask")
-        lines += [f"fixed: {finding.line()}" for finding in self.fixed]
-        lines += [f"dropped: {finding.line()}" for finding in self.dropped]
-        lines += [f"note: {finding.line()}" for finding in self.noticed]
-        lines += self.remarks
-        lines.append(
-            f"sha256 of the files {self.files_sha256[:16]}, of the boxes {self.boxes_sha256[:16]}"
-        )
-        return lines
-
-    def as_dict(self) -> dict[str, Any]:
-        """For json."""
-        return dataclasses.asdict(self)

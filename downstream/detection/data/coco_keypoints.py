@@ -5,10 +5,7 @@ Keypoints name pixels, so half a pixel is added to their x and y (as detectron2
 `detection_utils.transform_instance_annotations` and `coco.py` do); what is written for COCO's
 evaluation takes it off again.
 
-All categories that have keypoints have the same; an object of one without has none labeled. A
-visibility is 0 (not labeled), 1 (hidden) or 2 (visible). Others are refused, as what they mean
-differs: 3 is "not labeled" in AI Challenger's sets, "hidden by another" in OCHuman's, and .87 would
-be the score of a prediction.
+All categories that have keypoints have the same; an object of one without has none labeled.
 """
 
 from __future__ import annotations
@@ -21,7 +18,12 @@ import numpy as np
 from downstream.dense.coco_json import Entries
 from downstream.dense.texts import require_name, require_unique, shown
 from downstream.detection.data.annotations import LARGEST
-from downstream.detection.data.keypoints import Keypoints, find_pairs, read_skeleton
+from downstream.detection.data.keypoints import (
+    Keypoints,
+    find_pairs,
+    read_skeleton,
+    require_visibilities,
+)
 from ssld.common.errors import InputError
 
 
@@ -81,19 +83,6 @@ def _points(annotations: Entries, count: int, where: Callable[[int], str]) -> np
     require_visibilities(points[..., 2], where)
     points[..., :2] += 0.5  # from a pixel's number to its centre
     return points
-
-
-def require_visibilities(values: np.ndarray, where: Callable[[int], str]) -> None:
-    """Raise InputError naming the first row, of float64 [m, k], that has one that is none."""
-    odd = ~np.isin(values, (0, 1, 2))
-    rows = np.flatnonzero(odd.any(1))
-    if len(rows):
-        row, column = int(rows[0]), int(np.flatnonzero(odd[rows[0]])[0])
-        more = f" (and {len(rows) - 1} more objects are like it)" if len(rows) > 1 else ""
-        raise InputError(
-            f"{where(row)}: the visibility of keypoint {column + 1} is {values[row, column]:g}"
-            f"{more}; give 0 (not labeled), 1 (hidden) or 2 (visible)"
-        )
 
 
 def _keypoints(path: str, content: dict[str, Any]) -> tuple[Keypoints | None, list[str]]:

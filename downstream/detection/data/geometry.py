@@ -174,7 +174,7 @@ def drop_small(sample: Sample, side: float = LEAST_SIDE_PX) -> Sample:
     boxes = sample.boxes.as_subclass(Tensor)
     chosen = (boxes[:, 2:] - boxes[:, :2] >= side).all(1)
     if sample.masks is not None:
-        chosen &= sample.masks.as_subclass(Tensor).flatten(1).any(1)
+        chosen &= (sample.masks.as_subclass(Tensor) > 0).flatten(1).any(1)
     return keep(sample, chosen)
 
 

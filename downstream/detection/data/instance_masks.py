@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from faster_coco_eval import mask as coco_masks
 
 from downstream.dense.preflight import EXAMPLES, Finding, findings
 from downstream.detection.data.annotations import Annotations
 from downstream.detection.data.frames import Frames
-from downstream.detection.data.outlines import Outline, Rle, of_box, to_rle
+from downstream.detection.data.outlines import Outline, Rle, coco_masks, of_box, to_rle
 from ssld.common.errors import InputError
 
 BOX_SLACK, BOX_SLACK_PX = 0.05, 2.0
@@ -131,7 +130,7 @@ def _reach_out(rles: Sequence[Rle], xyxy: np.ndarray) -> np.ndarray:
     """bool [n]."""
     if not rles:
         return np.zeros(0, bool)
-    boxes = coco_masks.toBbox(list(rles)).reshape(-1, 4)
+    boxes = coco_masks().toBbox(list(rles)).reshape(-1, 4)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     over = np.maximum(xyxy[:, :2] - low, high - xyxy[:, 2:])
     slack = np.maximum(BOX_SLACK_PX, BOX_SLACK * (xyxy[:, 2:] - xyxy[:, :2]))

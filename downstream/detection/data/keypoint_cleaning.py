@@ -2,7 +2,9 @@
 `boxes.py`).
 
 error   more than half of the labeled ones outside of their images, or of their boxes; shares where
-        px belong; sets that are trained on together and have other keypoints
+        px belong; none labeled in the whole set; sets that are trained on together and have other
+        keypoints: of a run that learns keypoints (`common_keypoints`), as boxes may be learned from
+        such a set, whose report says so
 fixed   one that lies over the image's edge is at the edge (by at most 1 px, which is rounding) or
         not labeled (by more: nothing there shows it)
 noticed one far outside of its object's box, which no detector finds there; one that is labeled at
@@ -28,6 +30,7 @@ ROUNDING_PX = 1.0
 BOX_SLACK, BOX_SLACK_PX = 0.1, 2.0
 """Of the box's longer side, or px: what a keypoint may lie outside of its box. Boxes drawn by hand
 end at what is seen, keypoints such as ankles lie on its edge."""
+NONE_LABELED = "no keypoint is labeled"
 NAMED = 10
 """Keypoints named in a sentence."""
 
@@ -41,6 +44,10 @@ class KeypointCounts:
     hidden: int
     unlabeled: int
 
+    @property
+    def labeled(self) -> int:
+        return self.visible + self.hidden
+
 
 @dataclass(frozen=True)
 class CleanedPoints:
@@ -48,7 +55,8 @@ class CleanedPoints:
 
     points: np.ndarray | None = None
     """float32 [kept, k, 3]: x, y in px of the upright image, visibility; 0 where not labeled."""
-    counts: list[KeypointCounts] = field(default_factory=list)
+    fault: str = ""
+    """Why they cannot be learned from."""
     fixed: list[Finding] = field(default_factory=list)
     noticed: list[Finding] = field(default_factory=list)
 
@@ -61,9 +69,6 @@ def clean_points(
     Args:
         kept: int64, indices of the objects that are.
         xyxy: float [kept, 4], their boxes.
-
-    Raises:
-        InputError: see above.
     """
     if annotations.points is None or annotations.keypoints is None:
         return CleanedPoints()
@@ -73,18 +78,20 @@ def clean_points(
     written = annotations.points[kept]
     places, visibility = written[..., :2], written[..., 2]
     labeled = visibility > 0
-    if not annotations.shares:
-        _refuse_shares(annotations.path, places, labeled, edges)
     raw = turn_points(places * edges if annotations.shares else places, turns, sizes)
     over = np.maximum(-raw, raw - edges).max(-1)  # [kept, k]
     counted = labeled & ~annotations.crowd[kept][:, None]
-    _refuse_outside(annotations, "images", over > ROUNDING_PX, counted, raw, edges)
     lost = labeled & (over > ROUNDING_PX)
     points = np.clip(raw, 0, edges)
     sides = xyxy[:, None, 2:] - xyxy[:, None, :2]
     away = np.maximum(xyxy[:, None, :2] - points, points - xyxy[:, None, 2:]).max(-1)
     far = counted & ~lost & (away > np.maximum(BOX_SLACK_PX, BOX_SLACK * sides.max(-1)))
-    _refuse_outside(annotations, "objects' boxes", far, counted & ~lost, raw, edges)
+    fault = (
+        (NONE_LABELED if not counted.any() else "")
+        or (_only_shares(places[counted], edges) if not annotations.shares else "")
+        or _mostly(counted & lost, counted, "images", raw, edges)
+        or _mostly(far, counted & ~lost, "objects' boxes", raw, edges)
+    )
     visibility = np.where(lost, 0, visibility)
     labeled = visibility > 0
 
@@ -95,13 +102,14 @@ def clean_points(
     zero = 0.0 if annotations.shares else 0.5  # COCO's are at pixels' centres here
     at_zero = (places == zero).all(-1)
     placed = ~at_zero & (places != 0).any(-1) & (written[..., 2] == 0)
-    having = np.isin(annotations.labels[kept], annotations.labels[kept][labeled.any(1)])
-    having &= ~annotations.crowd[kept]
-    counts = _counts(annotations.keypoints, visibility[having])
-    never = [entry.name for entry in counts if not entry.visible + entry.hidden]
+    cleaned = np.where(labeled[..., None], np.dstack([points, visibility]), 0).astype(np.float32)
+    learned, labels = ~annotations.crowd[kept], annotations.labels[kept]
+    counts = count_points(annotations.keypoints, cleaned, labels, learned)
+    never = [entry.name for entry in counts if not entry.labeled]
+    without = _of_posed_classes(labeled, labels, learned) & ~labeled.any(1)
     return CleanedPoints(
-        np.where(labeled[..., None], np.dstack([points, visibility]), 0).astype(np.float32),
-        counts,
+        cleaned,
+        fault,
         [
             *found("keypoints over the image's edge by more than 1 px, not labeled", lost),
             *found("keypoints over the image's edge by rounding (at most 1 px), moved", rounded),
@@ -111,40 +119,31 @@ def clean_points(
             *found("keypoints labeled at 0, 0, where many tools put those that are not",
                    labeled & at_zero),
             *found("keypoints with a place but visibility 0, taken as not labeled", placed),
-            *found("objects without a labeled keypoint", (having & ~labeled.any(1))[:, None]),
+            *found("objects without a labeled keypoint", without[:, None]),
             *findings("keypoints that are labeled nowhere", never),
         ],
     )  # fmt: skip
 
 
-def _refuse_shares(path: str, places: np.ndarray, labeled: np.ndarray, edges: np.ndarray) -> None:
-    if labeled.any() and edges.min() > 2 and (abs(places[labeled] - 0.5) <= 1).all():
-        raise InputError(
-            f"{path}: no labeled keypoint has a number above 1, so they are shares of the image's "
-            "size; COCO's are px: multiply them by width and height"
+def _only_shares(places: np.ndarray, edges: np.ndarray) -> str:
+    """Of labeled keypoints, float64 [n, 2], at pixels' centres."""
+    if edges.min() > 2 and (abs(places - 0.5) <= 1).all():
+        return (
+            "no labeled keypoint has a number above 1: they are shares of the image's size, not px"
         )
+    return ""
 
 
-def _refuse_outside(
-    annotations: Annotations,
-    what: str,
-    outside: np.ndarray,
-    labeled: np.ndarray,
-    raw: np.ndarray,
-    edges: np.ndarray,
-) -> None:
-    """Raise InputError where most labeled keypoints are, bool [kept, k]."""
-    wrong, total = int((outside & labeled).sum()), int(labeled.sum())
-    if 2 * wrong > total:
-        swapped = raw[labeled][:, ::-1] <= np.broadcast_to(edges, raw.shape)[labeled]
-        hint = "; in the order y, x they would be inside" * bool(
-            what == "images" and swapped.all(1).mean() > 0.99
-        )
-        raise InputError(
-            f"{annotations.path}: {wrong} of {total} labeled keypoints lie outside of their {what}"
-            f"{hint}; {annotations.format}'s are x, y, visibility, of the whole image that was "
-            "annotated"
-        )
+def _mostly(
+    outside: np.ndarray, labeled: np.ndarray, of: str, raw: np.ndarray, edges: np.ndarray
+) -> str:
+    """That most labeled keypoints, bool [kept, k], are outside."""
+    wrong, total = int(outside.sum()), int(labeled.sum())
+    if 2 * wrong <= total:
+        return ""
+    swapped = (raw[labeled][:, ::-1] <= np.broadcast_to(edges, raw.shape)[labeled]).all(1)
+    hint = ", but not in the order y, x" if of == "images" and swapped.mean() > 0.99 else ""
+    return f"{wrong} of {total} labeled keypoints lie outside of their {of}{hint}"
 
 
 def _findings(
@@ -155,14 +154,32 @@ def _findings(
     return findings(what, [annotations.where(int(j)) for j in rows], int(mask.sum()))
 
 
-def _counts(keypoints: Keypoints, visibility: np.ndarray) -> list[KeypointCounts]:
-    """Of float [n, k]."""
-    columns = [[int((visibility == v).sum(0)[i]) for v in (2, 1, 0)] for i in range(
-        len(keypoints.names)
-    )]  # fmt: skip
+def count_points(
+    keypoints: Keypoints, points: np.ndarray, labels: np.ndarray, counted: np.ndarray
+) -> list[KeypointCounts]:
+    """
+    Args:
+        points: float [n, k, 3] of n objects.
+        labels: int64 [n], class numbers.
+        counted: bool [n], is no crowd.
+    """
+    visibility = points[..., 2]
+    chosen = visibility[_of_posed_classes(visibility > 0, labels, counted)]
+    columns = np.stack([(chosen == v).sum(0) for v in (2, 1, 0)], axis=1).tolist()
     return [
         KeypointCounts(name, *column) for name, column in zip(keypoints.names, columns, strict=True)
     ]
+
+
+def _of_posed_classes(labeled: np.ndarray, labels: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """bool [n]: objects of classes of which one has a labeled keypoint; a set's other classes have
+    none."""
+    return np.isin(labels, labels[labeled.any(1)]) & counted
+
+
+def none_labeled(counts: Sequence[KeypointCounts]) -> str:
+    """That no keypoint is labeled, where there are any."""
+    return NONE_LABELED if counts and not any(x.labeled for x in counts) else ""
 
 
 class WithKeypoints(Protocol):
@@ -170,30 +187,42 @@ class WithKeypoints(Protocol):
 
     path: str
     keypoints: Keypoints | None
+    keypoint_fault: str
 
 
-def common_keypoints(sources: Sequence[WithKeypoints]) -> Keypoints:
-    """The keypoints of sets that one network learns and finds. Names and pairs must agree; lines
-    are the first set's.
+def common_keypoints(
+    sources: Sequence[WithKeypoints], val: Sequence[WithKeypoints] = ()
+) -> Keypoints:
+    """The keypoints of sets that one network learns (`sources`) and finds (`val`): the first one's.
+    Names must agree everywhere, pairs where images are mirrored; lines need not.
 
     Raises:
-        InputError: a set has none, or others, or in another order.
+        InputError: a set has none, or none that is labeled right, or others, or in another order,
+            or to train on with other pairs.
     """
     first = sources[0]
-    for source in sources:
+    for source in (*sources, *val):
         if source.keypoints is None:
             raise InputError(
                 f"{source.path}: has no keypoints; give a set whose categories name them "
                 "(categories[].keypoints), or choose a detector of boxes"
             )
+        if source.keypoint_fault:
+            raise InputError(
+                f"{source.path}: {source.keypoint_fault}; give x, y, visibility of each in the "
+                "image that was annotated, visibility above 0"
+            )
     assert first.keypoints is not None
-    for source in sources[1:]:
+    for i, source in enumerate((*sources, *val)):
         assert source.keypoints is not None
-        _require_same(first.path, first.keypoints, source.path, source.keypoints)
+        mirrored = i < len(sources)
+        _require_same(first.path, first.keypoints, source.path, source.keypoints, mirrored)
     return first.keypoints
 
 
-def _require_same(path: str, ours: Keypoints, other_path: str, theirs: Keypoints) -> None:
+def _require_same(
+    path: str, ours: Keypoints, other_path: str, theirs: Keypoints, mirrored: bool
+) -> None:
     if ours.names != theirs.names:
         if sorted(ours.names) == sorted(theirs.names):
             what = "the same keypoints in another order"
@@ -205,7 +234,7 @@ def _require_same(path: str, ours: Keypoints, other_path: str, theirs: Keypoints
             f"{other_path}: has {what}: {_listed(theirs.names)}; {path} has {_listed(ours.names)}; "
             "give sets with the same keypoints in the same order"
         )
-    if set(ours.flip_pairs) != set(theirs.flip_pairs):
+    if mirrored and set(ours.flip_pairs) != set(theirs.flip_pairs):
         raise InputError(
             f"{other_path}: in a mirror other keypoints change places than in {path}: "
             f"{_paired(theirs)}, there {_paired(ours)}; give both files the same info.flip_pairs"

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 
@@ -50,6 +52,16 @@ class Keypoints:
             order[a], order[b] = b, a
         return order
 
+    def sides(self) -> list[str]:
+        """By number `left`, `right`, or nothing where a keypoint is in no pair. Where names do not
+        tell, the first of a pair is the left one."""
+        found = [""] * len(self.names)
+        for pair in self.flip_pairs:
+            first, second = (_is_left(self.names[i]) for i in pair)
+            left, right = pair[::-1] if second and not first else pair
+            found[left], found[right] = "left", "right"
+        return found
+
 
 def find_pairs(
     names: Sequence[str], places: Sequence[tuple[str, Mapping[str, Any]]]
@@ -79,7 +91,8 @@ def find_pairs(
                 f"{where} pairs {_listed(names, pairs)}, but {other} {_listed(names, theirs)}; "
                 "mend one"
             )
-    remarks = _describe(names, pairs, f"by {where.rpartition('/')[2]}")
+    place = where.rpartition(": ")[2].rpartition("/")[2]  # without the file's path
+    remarks = _describe(names, pairs, f"by {place}")
     if differing := [pair for pair in by_name if pair not in pairs]:
         remarks.append(
             f"by their names {_listed(names, differing)} would be pairs, which the file denies"
@@ -129,6 +142,10 @@ def pairs_by_name(names: Sequence[str]) -> Pairs:
             if i < j and len(found) == 1 == len(partners[j])
         )
     )
+
+
+def _is_left(name: str) -> bool:
+    return any(True for _ in _others(name))
 
 
 def _others(name: str) -> Iterator[str]:
@@ -279,3 +296,25 @@ def read_skeleton(names: Sequence[str], value: Any) -> tuple[Pairs, list[str]]:
             f"{len(given)}"
         )
     return tuple(kept), remarks
+
+
+def require_visibilities(values: np.ndarray, where: Callable[[int], str]) -> None:
+    """Refuse what is not 0 (not labeled), 1 (hidden) or 2 (visible), as what it means differs: 3 is
+    "not labeled" in AI Challenger's sets, "hidden" in OCHuman's, and .87 a prediction's score.
+
+    Args:
+        values: float64 [m, k].
+        where: row -> file, entry and image.
+
+    Raises:
+        InputError: naming the first.
+    """
+    odd = ~np.isin(values, (0, 1, 2))
+    rows = np.flatnonzero(odd.any(1))
+    if len(rows):
+        row, column = int(rows[0]), int(np.flatnonzero(odd[rows[0]])[0])
+        more = f" (and {len(rows) - 1} more objects are like it)" if len(rows) > 1 else ""
+        raise InputError(
+            f"{where(row)}: the visibility of keypoint {column + 1} is {values[row, column]:g}"
+            f"{more}; give 0 (not labeled), 1 (hidden) or 2 (visible)"
+        )

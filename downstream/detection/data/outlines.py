@@ -15,7 +15,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask as coco_masks
 
 FARTHEST_PX = 1e5
 """Of an outline's point from the image's corner; no picture has a side that long, and the time and
@@ -29,6 +28,13 @@ Outline = list[np.ndarray] | Rle
 """Polygons, each float64 [2 n]: x, y, x, y, ... in px, of which there may be none, or a mask."""
 Extent = list[float]
 """x1, y1, x2, y2 in px."""
+
+
+def coco_masks() -> Any:
+    """faster-coco-eval's routines of masks: a package that what finds boxes does without."""
+    from faster_coco_eval import mask
+
+    return mask
 
 
 def read_outline(value: Any) -> Outline | None:
@@ -109,7 +115,7 @@ def extent(outline: Outline | None) -> Extent | None:
         return None
     if isinstance(outline, list):
         return around(np.concatenate(outline))
-    x, y, width, height = coco_masks.toBbox(outline).tolist()
+    x, y, width, height = coco_masks().toBbox(outline).tolist()
     return [x, y, x + width, y + height] if width and height else None
 
 
@@ -135,10 +141,10 @@ def to_rle(outline: Outline, size: tuple[int, int], turn: int, shares: bool = Fa
         scale = np.array(size[::-1], np.float64) if shares else np.ones(2)
         polygons = [(polygon.reshape(-1, 2) * scale).ravel().tolist() for polygon in outline]
         parts = _drawn(polygons, size)
-        rle = parts[0] if len(parts) == 1 else coco_masks.merge(parts)
+        rle = parts[0] if len(parts) == 1 else coco_masks().merge(parts)
     else:
         return None
-    if not coco_masks.area(rle):
+    if not coco_masks().area(rle):
         return None
     return rle if turn == 1 else encode(turn_pixels(decode([rle])[0], turn))
 
@@ -151,17 +157,17 @@ def of_box(xyxy: Sequence[float], size: tuple[int, int]) -> Rle:
 
 def _drawn(objects: Any, size: tuple[int, int]) -> Any:
     """A mask of run lengths, masks of polygons."""
-    return coco_masks.frPyObjects(objects, *size)
+    return coco_masks().frPyObjects(objects, *size)
 
 
 def decode(rles: Sequence[Rle]) -> np.ndarray:
     """uint8 [n, h, w], 0 or 1, of masks of one size; n > 0."""
-    return np.ascontiguousarray(coco_masks.decode(list(rles)).transpose(2, 0, 1))
+    return np.ascontiguousarray(coco_masks().decode(list(rles)).transpose(2, 0, 1))
 
 
 def encode(mask: np.ndarray) -> Rle:
     """Of uint8 [h, w]."""
-    return coco_masks.encode(np.asfortranarray(mask))
+    return coco_masks().encode(np.asfortranarray(mask))
 
 
 def _fitted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,9 +4,10 @@
 
 A line is `class x y width height`: centre and size as shares of the image (darknet; ultralytics'
 "Detect" format), or `class x y x y x y ...`, an outline of three points or more, whose box is
-taken. Labels speak of the upright image, as the tools that write them (ultralytics
-`verify_image_label`, which turns the size by EXIF) see it. An image without a label file is a
-negative, as there; a label file without an image is an error.
+taken. In a pose set (`kpt_shape`) x y, or x y visibility, of each keypoint follow the box; of two
+numbers, 0 0 and negative ones are none. Labels speak of the upright image, as the tools that write
+them (ultralytics `verify_image_label`, which turns the size by EXIF) see it. An image without a
+label file is a negative, as there; a label file without an image is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from downstream.detection.data.annotations import (
     Rows,
     require_finite,
 )
-from downstream.detection.data.outlines import around
+from downstream.detection.data.keypoints import require_visibilities
+from downstream.detection.data.outlines import Outline, around
 from downstream.detection.data.yolo_layouts import Layout, find_layout
 from ssld.common.errors import InputError
 
@@ -33,12 +35,13 @@ PX = 1.5
 """A share above this is no rounding: it is px."""
 
 
-def read_yolo(path: str, root: Path, split: str | None) -> Annotations:
+def read_yolo(path: str, root: Path, split: str | None, masks: bool = False) -> Annotations:
     """Read the labels of a split.
 
     Args:
         path: what the user gave, for messages.
         root: a folder, or a `data.yaml`.
+        masks: keep the outlines.
 
     Raises:
         InputError: no names, a label file without image, a line that is not a class and 4 shares.
@@ -52,7 +55,11 @@ def read_yolo(path: str, root: Path, split: str | None) -> Annotations:
         if label is not None:
             outlines += _read_labels(Path(label), number, layout, rows)
     shares = rows.table()
-    _check_shares(shares, lambda j: f"{rows.where[j]} of image {names[rows.image[j]]!r}")
+
+    def where(j: int) -> str:
+        return f"{rows.where[j]} of image {names[rows.image[j]]!r}"
+
+    _check_shares(shares, where)
     centres, halves = shares[:, :2], shares[:, 2:] / 2
     return Annotations(
         path=path,
@@ -70,8 +77,32 @@ def read_yolo(path: str, root: Path, split: str | None) -> Annotations:
         places=rows.where.__getitem__,
         files=[*layout.files, *filter(None, layout.labels)],
         shares=True,
+        keypoints=layout.keypoints,
+        points=_points(layout, rows, where),
+        outlines=_outlines(layout, rows) if masks else None,
         remarks=_remarks(layout, outlines),
     )
+
+
+def _points(layout: Layout, rows: Rows, where: Callable[[int], str]) -> np.ndarray | None:
+    """float64 [m, k, 3] in shares; None where it is no pose set."""
+    if layout.keypoints is None:
+        return None
+    count = len(layout.keypoints.names)
+    none = [0.0] * (count * layout.dimensions)
+    table = np.array([more or none for more in rows.more], np.float64).reshape(-1, len(none))
+    require_finite(table, [f"keypoint number {i + 1}" for i in range(len(none))], where)
+    points = table.reshape(len(table), count, layout.dimensions)
+    if layout.dimensions == 2:
+        labeled = (points >= 0).all(-1, keepdims=True) & (points > 0).any(-1, keepdims=True)
+        return np.concatenate([points, 2.0 * labeled], axis=-1)
+    require_visibilities(points[..., 2], where)
+    return points
+
+
+def _outlines(layout: Layout, rows: Rows) -> list[Outline]:
+    pose = layout.keypoints is not None
+    return [[np.array(more)] if more and not pose else [] for more in rows.more]
 
 
 def _remarks(layout: Layout, outlines: int) -> tuple[str, ...]:
@@ -80,8 +111,7 @@ def _remarks(layout: Layout, outlines: int) -> tuple[str, ...]:
         f"images without a label file, taken as without boxes: {missing} of {images}"
     ] * bool(missing)
     remarks += [f"boxes taken around outlines: {outlines}"] * bool(outlines)
-    remarks += ["keypoints are not read"] * bool(layout.keypoints)
-    return tuple(remarks)
+    return (*remarks, *layout.remarks)
 
 
 def _read_labels(file: Path, image: int, layout: Layout, rows: Rows) -> int:
@@ -100,7 +130,8 @@ def _read_labels(file: Path, image: int, layout: Layout, rows: Rows) -> int:
             values = [float(part) for part in parts]
         except ValueError:
             values = []
-        box = _box(values, layout.keypoints)
+        numbers = len(layout.keypoints.names) * layout.dimensions if layout.keypoints else 0
+        box = _box(values, numbers)
         if box is None:
             hint = "; a sixth is a score, which annotations do not have" * (len(values) == 6)
             raise InputError(
@@ -112,8 +143,9 @@ def _read_labels(file: Path, image: int, layout: Layout, rows: Rows) -> int:
                 f"{where}: class is {parts[0][:40]}; the {classes} classes have the numbers 0 to "
                 f"{classes - 1}"
             )
-        outlines += len(values) != 5 and not layout.keypoints
-        rows.add(image, int(values[0]), box, where)
+        outlines += len(values) != 5 and not numbers
+        more = [] if len(values) == 5 else values[5:] if numbers else values[1:]
+        rows.add(image, int(values[0]), box, where, more=more)
     return outlines
 
 

@@ -9,6 +9,7 @@ number and nothing.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from downstream.dense.texts import (
     shown,
     writable,
 )
+from downstream.detection.data.keypoints import Keypoints, find_pairs
 from ssld.common.errors import InputError
 from ssld.data.folder import FolderSource
 
@@ -47,8 +49,12 @@ class Layout:
     files: list[str] = field(default_factory=list)
     """With the names and the lists, for their hash."""
     class_names: list[str] = field(default_factory=list)
-    keypoints: int = 0
-    """Numbers behind each box that are its keypoints."""
+    keypoints: Keypoints | None = None
+    """Of a pose set."""
+    dimensions: int = 0
+    """Numbers of each keypoint behind a box: x, y and, if 3, visibility."""
+    remarks: list[str] = field(default_factory=list)
+    """What the report should say of the keypoints."""
 
     def add(self, other: Layout) -> None:
         """Images, labels and files of another one."""
@@ -86,19 +92,34 @@ def find_layout(path: str, root: Path, split: str | None) -> Layout:
     if not layout.images:
         raise InputError(f"{path}: no image in {folder}")
     layout.files.insert(0, str(source))
-    layout.keypoints = _keypoints(table, content)
+    _read_pose(layout, table, content)
     return layout
 
 
-def _keypoints(table: Path, content: dict) -> int:
-    """`kpt_shape: [17, 3]` of ultralytics' pose sets."""
+def _read_pose(layout: Layout, table: Path, content: dict) -> None:
+    """`kpt_shape: [17, 3]`, `flip_idx` and `kpt_names` of ultralytics' pose sets; without names
+    keypoints are called 1, 2, 3, ..."""
     shape = content.get("kpt_shape")
     if shape is None:
-        return 0
-    known = isinstance(shape, list) and len(shape) == 2
-    if not known or not all(isinstance(x, str) and x.isdecimal() for x in shape):
+        return
+    known = isinstance(shape, list) and len(shape) == 2 and shape[1] in ("2", "3")
+    if not known or not isinstance(shape[0], str) or not re.fullmatch("[1-9][0-9]{0,3}", shape[0]):
         raise InputError(f"{table}: kpt_shape is {shown(shape)}; give [keypoints, 2 or 3]")
-    return int(shape[0]) * int(shape[1])
+    count = int(shape[0])
+    names = content.get("kpt_names")
+    if isinstance(names, dict):  # by class
+        names = next(iter(names.values()), None)
+    if names is None:
+        names = [str(i + 1) for i in range(count)]
+    if not isinstance(names, list) or len(names) != count:
+        raise InputError(f"{table}: kpt_names is {shown(names)}; give {count} names")
+    names = [require_name(name, f"{table}: kpt_names[{i}]") for i, name in enumerate(names)]
+    require_unique(names, lambda i: f"{table}: kpt_names[{i}]")
+    partners = content.get("flip_idx")
+    if isinstance(partners, list):
+        partners = [int(x) if isinstance(x, str) and x.isdecimal() else x for x in partners]
+    pairs, layout.remarks = find_pairs(names, [(f"{table}", {"flip_idx": partners})])
+    layout.keypoints, layout.dimensions = Keypoints(tuple(names), pairs), int(shape[1])
 
 
 def _of_table(table: Path, content: dict, split: str | None) -> Layout:

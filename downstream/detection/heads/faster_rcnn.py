@@ -110,7 +110,7 @@ class FasterRCNN(nn.Module):
             nms_thresh=0.7,
         )
         self.roi_heads = _RoIHeads(
-            roi_align(7),
+            box_pool(7),
             TwoMLPHead(channels * 7**2, head_channels),
             _Float32Predictor(head_channels, num_classes + 1),
             fg_iou_thresh=0.5,
@@ -202,7 +202,7 @@ class _RoIHeads(RoIHeads):
         scores, deltas = self._look(maps, proposals, shapes)
         batch, images, classes = len(targets), images_of(labels), torch.cat(labels)
         rows = torch.where(classes > 0)[0]
-        of_class = deltas.view(len(classes), -1, 4)[rows, classes[rows]]
+        of_class = deltas.view(*scores.shape, 4)[rows, classes[rows]]
         boxes = _box_losses(of_class, torch.cat(wanted)[rows])
         entropies = F.cross_entropy(scores, classes, reduction="none")
         scale = batch / max(1, len(classes))
@@ -229,7 +229,7 @@ class _RoIHeads(RoIHeads):
         return self.box_predictor(self.box_head(pooled))
 
 
-def roi_align(output_size: int) -> MultiScaleRoIAlign:
+def box_pool(output_size: int) -> MultiScaleRoIAlign:
     """Of maps of strides 4 to 32, [boxes, channels, output_size, output_size]; a box's side says
     of which map (FPN, equation 1)."""
     pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size, sampling_ratio=2)

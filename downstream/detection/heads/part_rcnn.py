@@ -28,9 +28,8 @@ from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoi
 from torchvision.ops import roi_align
 
 from downstream.backbone.backbone import Backbone
-from downstream.detection.heads import faster_rcnn
 from downstream.detection.heads.detector import Detections, by_image, divisor, images_of
-from downstream.detection.heads.faster_rcnn import FasterRCNN, Learned, Shapes
+from downstream.detection.heads.faster_rcnn import FasterRCNN, Learned, Shapes, box_pool
 from downstream.detection.heads.torchvision_heads import Maps, Targets, listed_images, pyramid_maps
 from ssld.common.errors import InputError
 
@@ -51,7 +50,7 @@ class PartRCNN(FasterRCNN):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(backbone, num_classes, **options)
-        self.part_pool = faster_rcnn.roi_align(14)
+        self.part_pool = box_pool(14)
         self.part_head, self.part_predictor = head, predictor
 
     @torch.no_grad()
@@ -64,10 +63,23 @@ class PartRCNN(FasterRCNN):
         """See `downstream/detection/networks.py`."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def find(self, images: Tensor, sizes: Tensor) -> tuple[list[Detections], list[Tensor]]:
+        """What `forward` finds and its `parts`, in one pass through the backbone."""
+        listed, maps = listed_images(images, sizes), pyramid_maps(self, images)
+        self.rpn.train(False)
+        proposals, _ = self.rpn(listed, maps)
+        return self._find_parts(maps, proposals, listed.image_sizes)
+
     def _find(self, maps: Maps, proposals: list[Tensor], shapes: Shapes) -> list[Detections]:
+        return self._find_parts(maps, proposals, shapes)[0]
+
+    def _find_parts(
+        self, maps: Maps, proposals: list[Tensor], shapes: Shapes
+    ) -> tuple[list[Detections], list[Tensor]]:
         found = super()._find(maps, proposals, shapes)
         parts = self._parts(maps, shapes, found)
-        return [self.finish(*one) for one in zip(found, parts, strict=True)]
+        return [self.finish(*one) for one in zip(found, parts, strict=True)], parts
 
     def _parts(self, maps: Maps, shapes: Shapes, found: list[Detections]) -> list[Tensor]:
         boxes = [x["boxes"] for x in found]
@@ -117,23 +129,22 @@ class KeypointRCNN(PartRCNN):
         Args:
             parts: float32 [k, K, m, m], logits, or logarithms of probabilities.
         """
-        cells = parts.flatten(2).log_softmax(2)  # [k, K, m * m]
-        scores = cells.amax(2).exp()
-        maps = cells.clamp(min=LEAST_LOG).view_as(parts)
-        places = heatmaps_to_keypoints(maps, found["boxes"])[0][..., :2]  # [k, K, 2] px
+        maps = parts - parts.logsumexp((2, 3), keepdim=True)  # of no box, too, in an ONNX file
+        scores = maps.amax((2, 3)).exp()  # [k, K]
+        # [k, K, 2] px
+        places = heatmaps_to_keypoints(maps.clamp(min=LEAST_LOG), found["boxes"])[0][..., :2]
         return {**found, "keypoints": torch.cat([places, scores.unsqueeze(2)], dim=2)}
 
     def _part_losses(
         self, maps: Maps, shapes: Shapes, learned: Learned, targets: Targets
     ) -> dict[str, Tensor]:
         logits = self._logits(maps, learned.boxes, shapes)  # [p, K, m, m]
-        wanted = [
-            t["keypoints"].float()[objects]
-            for t, objects in zip(targets, learned.objects, strict=True)
-        ]
-        cells, counted = keypoints_to_heatmap(
-            torch.cat(wanted), torch.cat(learned.boxes), logits.shape[-1]
-        )  # [p, K] each
+        wanted = [logits.new_zeros(0, logits.shape[1], 3)]  # images without objects need not say
+        for target, objects in zip(targets, learned.objects, strict=True):
+            if len(objects):
+                wanted.append(target["keypoints"].float()[objects])
+        boxes = torch.cat(learned.boxes)
+        cells, counted = keypoints_to_heatmap(torch.cat(wanted), boxes, logits.shape[-1])  # [p, K]
         rows = torch.where(counted.flatten())[0]
         losses = F.cross_entropy(
             logits.flatten(2).flatten(0, 1)[rows], cells.flatten()[rows], reduction="none"
@@ -184,15 +195,14 @@ class MaskRCNN(PartRCNN):
         pairs = list(zip(targets, learned.objects, strict=True))
         labels = [t["labels"][objects] for t, objects in pairs]
         logits = self._of_classes(self._logits(maps, learned.boxes, shapes), labels)  # [p, m, m]
-        wanted = [
-            masks_in_boxes(t["masks"], objects, boxes, logits.shape[-1])
-            for (t, objects), boxes in zip(pairs, learned.boxes, strict=True)
-        ]
+        wanted = [logits[:0].detach()]  # images without objects need not have masks
+        for (target, objects), boxes in zip(pairs, learned.boxes, strict=True):
+            if len(objects):
+                wanted.append(masks_in_boxes(target["masks"], objects, boxes, logits.shape[-1]))
         losses = F.binary_cross_entropy_with_logits(logits, torch.cat(wanted), reduction="none")
-        images = images_of(learned.boxes)
-        count = divisor(torch.tensor(len(images), device=logits.device), self.training)
-        by = by_image(losses.mean((1, 2)), images, len(targets))
-        return {"masks": by * (len(targets) / count)}
+        sums = by_image(losses.mean((1, 2)), images_of(learned.boxes), len(targets))
+        count = divisor(torch.tensor(len(losses), device=logits.device), self.training)
+        return {"masks": sums * (len(targets) / count)}
 
 
 def masks_in_boxes(masks: Tensor, objects: Tensor, boxes: Tensor, cells: int) -> Tensor:

@@ -142,8 +142,8 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         if targets is None:
             return _decode(self, outputs, anchors, cells, sizes)
         with torch.autocast(images.device.type, enabled=False):
-            each = zip(targets, _by_image(outputs), anchors, strict=True)
-            losses = [self.compute_loss([target], one, [a]) for target, one, a in each]
+            ones = zip(targets, _by_image(outputs), anchors, strict=True)
+            losses = [self.compute_loss([target], one, [a]) for target, one, a in ones]
         terms = {"classification": "classification", "boxes": "bbox_regression"}
         return {ours: torch.stack([x[name] for x in losses]) for ours, name in terms.items()}
 

@@ -84,6 +84,29 @@ def test_detection_is_the_average_precision_of_each_draw(tmp_path):
     assert statistic(np.array([[0, 0]])) == pytest.approx([51 / 101])  # half, and all right
 
 
+@pytest.mark.parametrize("of", ["keypoint", "mask"])
+def test_what_finds_keypoints_or_masks_is_judged_by_them(tmp_path, of):
+    """The record, too, is of these; AP of boxes is in the same line."""
+    record = {"objects": np.array([[1], [1]], np.int32), "label": np.zeros(2, np.int32)}
+    record |= {"image": np.array([0, 1], np.int32), "score": np.array([0.9, 0.8], np.float32)}
+    record |= {"match": np.array([[1] * 10, [0] * 10], np.int8), "ids": np.array(["a", "b"])}
+    key = f"{of}_ap"
+    run = write_run(tmp_path / "run", key, [0.1, 51 / 101], **record)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    added = [{**line, "ap": 0.9} if line["kind"] == "eval" else line for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in added))
+    found = read_result(run, "detection")
+    assert (found.score, found.key) == (51 / 101, key) and found.record is not None
+    assert [point.score for point in found.curve] == [0.1, 51 / 101]
+    config = ABConfig(task="detection", file="F.yaml", backbones=["plain", "ssld"])
+    analysis = ab.analyse(config, dict.fromkeys(FULL, {0: found, 1: found}))
+    assert ab.as_json(analysis)["metric"] == key and analysis.label == f"{of} AP"
+    assert f"## {of} AP, %" in ab_report.markdown(analysis)
+    boxes = Result(0.5, [], None, {}, key="ap")
+    with pytest.raises(InputError, match=f"judged by different metrics .AP and {of} AP."):
+        ab.analyse(config, {**dict.fromkeys(FULL, {0: found}), (1, "same"): {0: boxes}})
+
+
 def test_what_is_damaged_or_missing(tmp_path):
     run = write_run(tmp_path / "a", "ap", [0.5])
     with pytest.raises(InputError, match="no evaluation of the exported network has 'top1'"):

@@ -13,7 +13,7 @@ from scenes import boxes, make_scenes
 
 from downstream.dense.sources import Sources, labeled_list, open_sources, sample_order
 from downstream.detection.batches import BoxBatches
-from downstream.detection.config import BoxAugmentConfig, BoxDataConfig, DetectionConfig
+from downstream.detection.config import BoxDataConfig, DetectionConfig
 from downstream.detection.data.boxes import open_boxes
 from downstream.detection.data.transforms import EvalBoxView
 from downstream.segmentation.data.masks import open_masks
@@ -82,6 +82,26 @@ def test_a_subset_of_masks_is_the_masks_of_its_images(scenes) -> None:
     assert np.array_equal(twice.mask(0), whole.mask(5))
 
 
+def test_a_subset_has_the_keypoints_and_masks_of_its_objects(tmp_path) -> None:
+    path = annotated.coco(tmp_path, [(10 * (i % 3 + 1), 3, [5, 5, 20 + i, 20]) for i in range(7)])
+    for i in range(7):
+        corners = [5, 5, 25 + i, 5, 25 + i, 25]
+        points = [6, 6, 1 + i % 2, 9, 9, 2 if i % 3 == 0 else 0]
+        annotated.edit(path, "annotations", i, keypoints=points, segmentation=[corners])
+    annotated.edit(path, "categories", 0, keypoints=["nose", "tail"], skeleton=[[1, 2]])
+    whole = open_boxes(str(path), masks=True)
+    part = whole.subset(np.array([1, 2]))
+    for k, i in enumerate((1, 2)):
+        one, other = part.boxes(k), whole.boxes(i)
+        assert np.array_equal(one.keypoints, other.keypoints) and one.masks == other.masks
+        assert one.masks and len(one.masks) == 2
+    assert part.keypoints == whole.keypoints and part.report.masks
+    tail = part.report.keypoints[1]
+    assert (tail.name, tail.visible, tail.unlabeled) == ("tail", 0, 4)
+    assert [x.examples for x in part.report.noticed if "labeled in none" in x.what] == [("tail",)]
+    assert not [x for x in whole.subset(np.arange(3)).report.noticed if "none of" in x.what]
+
+
 def test_an_empty_share_is_refused(scenes) -> None:
     with pytest.raises(InputError, match=r"share is 0.02: of the 20 images .* none; give at l"):
         opened(scenes, labeled_share=0.02)
@@ -99,6 +119,13 @@ def test_a_share_without_a_box_is_refused_and_one_without_a_class_is_noticed(tmp
     (found,) = [x for x in whole.subset(np.arange(4)).report.noticed if "chosen" in x.what]
     assert found.examples == ("dog",)  # bird has no object at all
     assert not [x for x in whole.subset(np.arange(8)).report.noticed if "chosen" in x.what]
+
+
+def test_generated_sets_without_an_object_are_refused(scenes, tmp_path) -> None:
+    content = json.loads((scenes / "train.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(InputError, match="data.generated: .*none of the 20 images has a box"):
+        opened(scenes, generated=f"{tmp_path / 'none.json'}::{scenes / 'images/train'}")
 
 
 def renamed(scenes: Path, place: Path, names: list[str]) -> str:
@@ -207,10 +234,10 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 def test_a_batch_says_which_of_its_images_are_generated(scenes) -> None:
     human, generated = (open_boxes(boxes(scenes, x)) for x in ("train", "val"))
-    make = BoxBatches([human, generated], EvalBoxView(BoxAugmentConfig(test_size=32)), human=1)
+    make = BoxBatches([human, generated], EvalBoxView(), human=1)
     rows = np.array([[1, 0, 0, 0], [0, 3, 0, 0], [1, 1, 0, 0]])
     assert make(rows).generated.tolist() == [True, False, True]
-    alone = BoxBatches([human, generated], EvalBoxView(BoxAugmentConfig(test_size=32)))
+    alone = BoxBatches([human, generated], EvalBoxView())
     assert not alone(rows).generated.any()
 
 

@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from downstream.backbone.config import BackboneConfig
 from downstream.deploy import onnx_detector as exporting
 from downstream.deploy.onnx_detector import compare, export_onnx, tracing
+from downstream.detection.data.keypoints import Keypoints
 from downstream.detection.model import build
 from downstream.detection.networks import DETECTORS
 from ssld.common.errors import InputError
 from zoo.export.checked import TRACING_OPSET, Run
 
 SIZE = (64, 96)
+RCNN = {"channels": 32, "head_channels": 64, "anchor_sizes": [8, 16, 32, 64, 128]}
 SMALL = {
-    "faster_rcnn": {"channels": 32, "head_channels": 64, "anchor_sizes": [8, 16, 32, 64, 128]},
+    "faster_rcnn": RCNN,
+    "keypoint_rcnn": {**RCNN, "keypoint_channels": [32]},
+    "mask_rcnn": {**RCNN, "mask_channels": [32]},
     "retinanet": {"channels": 32, "anchor_sizes": [8, 16, 32, 64, 128]},
     "fcos": {"channels": 64},
     "yolov3": {"width": 32},
@@ -35,7 +39,8 @@ def make(name: str) -> nn.Module:
     """A detector whose scores differ, whose deformable convolutions reach out, and whose threshold
     lies between what it finds on grey and on noise."""
     torch.manual_seed(0)
-    network = build(name, BackboneConfig("test_resnet", pretrained=False), 3, SMALL.get(name))
+    config = BackboneConfig("test_resnet", pretrained=False)
+    network = build(name, config, 3, SMALL.get(name), Keypoints(("left", "right", "top", "é")))
     for key, weight in network.named_parameters():
         if any(last in key for last in LAST) and weight.dim() > 1:
             nn.init.normal_(weight, std=0.3)
@@ -69,9 +74,14 @@ def whole() -> Tensor:
 def test_onnxruntime_finds_what_pytorch_finds(name: str, tmp_path: Path) -> None:
     network = make(name).train()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    exported = export_onnx(network, tmp_path / "d.onnx", SIZE, ["a", "b", "ü"])
+    points = ["left", "right", "top", "é"] if name == "keypoint_rcnn" else None
+    exported = export_onnx(
+        network, tmp_path / "d.onnx", SIZE, ["a", "b", "ü"], keypoint_names=points
+    )
     assert exported.paired > 30 and exported.missed == 0
     assert exported.max_box_px < 1e-3 and exported.max_score < 1e-5
+    assert exported.max_part < 1e-3 and exported.parts_off == 0
+    assert exported.parts == {"keypoint_rcnn": 4, "mask_rcnn": 1}.get(name, 0) * exported.paired
     assert [path.name for path in tmp_path.iterdir()] == ["d.onnx"]
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert network.training
@@ -80,12 +90,14 @@ def test_onnxruntime_finds_what_pytorch_finds(name: str, tmp_path: Path) -> None
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
     counts = []
     for image in (grey(), *noise().split(1)):
-        boxes, scores, labels = session.run(
-            ["boxes", "scores", "labels"], {"images": image.numpy()}
-        )
         with torch.no_grad():
             eager = network(image, whole())[0]
+        names = ["boxes", "scores", "labels", *(eager.keys() & {"keypoints", "masks"})]
+        assert {x.name for x in session.get_outputs()} == set(names) == eager.keys()
+        boxes, scores, labels, *parts = session.run(names, {"images": image.numpy()})
         counts.append(len(labels))
+        for found in parts:
+            torch.testing.assert_close(torch.tensor(found), eager[names[3]], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(torch.tensor(boxes), eager["boxes"], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(torch.tensor(scores), eager["scores"], rtol=1e-4, atol=1e-5)
         assert labels.tolist() == eager["labels"].tolist()
@@ -94,10 +106,11 @@ def test_onnxruntime_finds_what_pytorch_finds(name: str, tmp_path: Path) -> None
     model = onnx.load(str(exported.path))
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert said["input_size"] == "3,64,96" and said["label_names"] == '["a", "b", "ü"]'
+    assert said.get("keypoint_names") == (points and '["left", "right", "top", "é"]')
     assert float(said["score_threshold"]) == pytest.approx(network.score_threshold)
     operators = {node.op_type for node in model.graph.node}
     assert ("DeformConv" in operators) == (name in ("ttfnet", "yolov3_dcn"))
-    assert ("RoiAlign" in operators) == (name == "faster_rcnn")
+    assert ("RoiAlign" in operators) == name.endswith("rcnn")
 
 
 class Splitting(nn.Module):
@@ -168,6 +181,25 @@ def test_comparison_of_two_sides() -> None:
     assert compare(found(), found()).paired == compare(found(), found()).missed == 0
     twice = found((0, 0.9, 1), (0, 0.8, 1))  # one partner cannot serve two
     assert compare(twice, found((0, 0.9, 1))).missed == 1
+
+
+@pytest.mark.parametrize("kind", ["keypoints", "masks"])
+def test_comparison_of_keypoints_and_masks(kind: str) -> None:
+    one, other = found((0, 0.9, 1), (30, 0.7, 0)), found((30, 0.7, 0), (0, 0.9, 1))
+    one[kind] = torch.rand(2, 4, 3)
+    other[kind] = one[kind].flip(0) + 1e-4
+    same = compare(one, other)
+    count = 8 if kind == "keypoints" else 2
+    assert (same.parts, same.parts_off) == (count, 0)
+    assert same.max_part == pytest.approx(1e-4, abs=1e-6)
+    other[kind][0, 3, 1] += 0.5  # y of a keypoint, or a cell
+    off = compare(one, other)
+    assert (off.paired, off.parts, off.parts_off) == (2, count, 1)
+    assert off.max_part == pytest.approx(1e-4, abs=1e-6)
+    other[kind][0, 3, 1] -= 0.5
+    other[kind][1, 2, 2] -= 0.01  # a score, or a cell
+    assert compare(one, other).parts_off == 1
+    assert compare(found(), found()).parts == 0
 
 
 def test_of_two_equal_scores_either_may_be_the_one_that_is_kept() -> None:

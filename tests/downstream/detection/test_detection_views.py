@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
+from downstream.backbone.config import BackboneConfig
 from downstream.detection import inference
 from downstream.detection.config import BoxAugmentConfig, BoxTestConfig
 from downstream.detection.data.keypoints import Keypoints
 from downstream.detection.data.transforms import view_size
 from downstream.detection.inference import predict, predict_both, views
+from downstream.detection.model import DetectionModel, build
 from ssld.common.errors import InputError
 
 OBJECTS = {0: (8, 12, 24, 20), 1: (40, 4, 52, 28)}  # class: x1, y1, x2, y2 in an image of 64 x 40
@@ -280,3 +282,65 @@ def test_parts_that_are_no_numbers_are_said():
         model = PartFinder(kind, noise=torch.nan).eval()
         with pytest.raises(InputError, match="not finite"):
             predict(model, face(), PLAIN, VIEWS)
+
+
+SMALL = {"channels": 32, "head_channels": 32, "score_threshold": 0.0, "nms_iou": 0.9}
+
+
+@pytest.fixture(scope="module", params=["faster_rcnn", "keypoint_rcnn", "mask_rcnn"])
+def detector(request) -> DetectionModel:
+    """Random weights, which find what they find."""
+    torch.manual_seed(0)
+    further = {
+        "faster_rcnn": {},
+        "keypoint_rcnn": {"keypoint_channels": [16]},
+        "mask_rcnn": {"mask_channels": [16]},
+    }[request.param]
+    config = BackboneConfig(name="test_resnet", pretrained=False)
+    points = Keypoints(("a", "b", "c"), flip_pairs=((0, 1),))
+    built = build(request.param, config, 3, {**SMALL, **further}, points)
+    finds = request.param == "keypoint_rcnn"
+    return DetectionModel(built, list("xyz"), points if finds else None).eval()
+
+
+def test_the_networks_themselves(detector):
+    """One view is what forward says, to the bit, and a second costs one more pass."""
+    torch.manual_seed(1)
+    image = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8)
+    augment = BoxAugmentConfig(sizes=[64], test_size=64, longest=None)
+    plain = predict(detector, image, augment, BoxTestConfig())
+    view = next(views(image, augment, BoxTestConfig()))
+    with torch.no_grad():
+        expected = view.leave(detector(view.images, view.sizes)[0])
+    assert plain.keys() == expected.keys() and len(plain["boxes"]) > 20
+    assert all(torch.equal(plain[key], expected[key]) for key in plain)
+    passes = []
+    hook = detector.backbone.register_forward_hook(lambda *_: passes.append(1))
+    found, one = predict_both(detector, image, augment, BoxTestConfig(scales=[1, 1.5], flip=True))
+    hook.remove()
+    assert len(passes) == 4 and all(torch.equal(one[key], plain[key]) for key in one)
+    assert found.keys() == one.keys()
+    part = {"keypoints", "masks"} & found.keys()
+    assert all(torch.equal(found["boxes"], one["boxes"]) for _ in part)
+    assert all(found[key].shape == one[key].shape and found[key].isfinite().all() for key in part)
+    assert not any(torch.equal(found[key], one[key]) for key in part or ["boxes"])
+
+
+def test_views_smaller_than_the_stride(detector):
+    """Of 2 x 2 px, and an image of 1 px."""
+    augment = BoxAugmentConfig(sizes=[64], test_size=64, longest=None)
+    for size in ((50, 70), (1, 1), (1, 90)):
+        image = torch.full((*size, 3), 128, dtype=torch.uint8)
+        found = predict(detector, image, augment, BoxTestConfig(scales=[1, 0.03], flip=True))
+        boxes = found["boxes"]
+        edges = torch.tensor([size[1], size[0]] * 2)
+        assert (boxes >= -1e-3).all() and (boxes <= edges + 1e-3).all()
+
+
+def test_the_same_in_half_precision(detector):
+    """As an evaluation with `precision: bf16` runs it."""
+    image = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8)
+    augment = BoxAugmentConfig(sizes=[64], test_size=64, longest=None)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = predict(detector, image, augment, BoxTestConfig(scales=[1, 0.5], flip=True))
+    assert all(x.dtype == torch.float32 for key, x in found.items() if key != "labels")

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from overfit import PlainBackbone, triangles
+from overfit import PlainBackbone, triangles, whole
+from torch import nn
 
 from downstream.backbone.config import BackboneConfig
 from downstream.detection.data.keypoints import Keypoints
@@ -62,6 +63,44 @@ def test_every_parameter_learns_and_what_is_found_has_one_form(name: str) -> Non
         network.score_threshold = 1.0
         for found in network(images, sizes):
             assert {len(x) for x in found.values()} == {0}
+
+
+@pytest.mark.parametrize("name", [x for x in DETECTORS if not x.endswith("rcnn")])
+def test_an_images_losses_do_not_depend_on_which_process_has_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with half of a batch each have those of one with all of it. The R-CNNs draw
+    their proposals in each process."""
+    network = make(name).train()
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.Dropout)):
+            module.eval()
+    if name == "detr":
+        for part in (*network.encoder.modules(), *network.decoder.modules()):
+            part.dropout = 0.0  # of attention, too
+    images, targets = triangles(96, count=4)
+    targets[1] = {key: value[:0] for key, value in targets[1].items()}
+
+    def losses(part: slice) -> dict[str, torch.Tensor]:
+        return network(images[part], whole(images[part]), targets[part])
+
+    expected = losses(slice(None))
+    halves = (slice(0, 2), slice(2, 4))
+    counts: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    found = []
+    for mine, other in (halves, halves[::-1]):
+        counts.clear()
+        keep = lambda x: counts.append(x.clone())  # noqa: E731
+        monkeypatch.setattr(torch.distributed, "all_reduce", keep)
+        losses(other)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(counts.pop(0)))
+        found.append(losses(mine))
+        assert not counts
+    for key, loss in expected.items():
+        torch.testing.assert_close(torch.cat([half[key] for half in found]), loss)
+        assert loss.mean() > 0
 
 
 def test_dcn_is_what_tells_the_two_yolos_apart() -> None:

@@ -360,7 +360,7 @@ def test_sigmas():
     assert "left_eye 0.025" in oks.sigmas_line(
         coco, None
     ) and "COCO's of people" in oks.sigmas_line(coco, None)
-    assert "sigma a 0.1, b 0.2: given by test.sigmas" in oks.sigmas_line(["a", "b"], [0.1, 0.2])
+    assert "sigma a 0.1, b 0.2: given by test.oks_sigmas" in oks.sigmas_line(["a", "b"], [0.1, 0.2])
 
 
 @pytest.mark.parametrize("similarity", [KEYPOINTS, MASKS], ids=["keypoints", "masks"])
@@ -406,6 +406,8 @@ def test_predictions_are_coco_results(tmp_path, similarity):
         (MASKS, {"keypoints": [1] * 12}),
         (MASKS, {"segmentation": [[1, 2, 3, 4, 5, 6]]}),
         (MASKS, {"segmentation": {"counts": "abc"}}),
+        (MASKS, {"segmentation": {"size": [4, 5], "counts": "0ab"}}),
+        (MASKS, {"segmentation": {"size": [4, 5], "counts": [7, 8]}}),
     ],
 )
 def test_other_predictions_are_refused(tmp_path, similarity, further):

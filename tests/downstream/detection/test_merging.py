@@ -112,14 +112,14 @@ def test_soft_nms_by_hand():
     """Identical boxes stay, lower; scores fall below the next object's and the order changes."""
     twice = [[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [30, 0, 40, 10]]
     views = [found(twice[:1], [0.9]), found(twice[1:], [0.8, 0.8, 0.5])]
-    merged = merge(views, BoxTestConfig(scales=[1, 2], merge="soft_nms", sigma=0.5))
+    merged = merge(views, BoxTestConfig(scales=[1, 2], merge="soft_nms", soft_nms_sigma=0.5))
     once = 0.8 * math.exp(-1 / 0.5)
     np.testing.assert_allclose(
         merged["scores"], [0.9, 0.5, once, once * math.exp(-1 / 0.5)], rtol=1e-6
     )
     assert merged["boxes"][1].tolist() == [30, 0, 40, 10]
     # exp(-1 / .1) leaves less than a detection has.
-    sharp = merge(views, BoxTestConfig(scales=[1, 2], merge="soft_nms", sigma=0.1))
+    sharp = merge(views, BoxTestConfig(scales=[1, 2], merge="soft_nms", soft_nms_sigma=0.1))
     np.testing.assert_allclose(sharp["scores"], [0.9, 0.5], rtol=1e-6)
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from operator import attrgetter
 
 import pytest
 import torch
 from overfit import PlainBackbone, overfit, pictures, whole
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision_models import SMALL_ANCHORS, Pyramid, padded_batch, spread
 
 from downstream.detection.heads import torchvision_heads as heads
 from downstream.detection.heads.faster_rcnn import FasterRCNN
 from ssld.common.errors import InputError
 
 KINDS = ["faster_rcnn", "retinanet", "fcos"]
-SMALL_ANCHORS = (16, 32, 64, 128, 256)
 TERMS = {
     "faster_rcnn": {
         "classification": "loss_classifier",
@@ -43,38 +42,6 @@ def make(kind: str, seed: int = 0, **args) -> nn.Module:
         return FasterRCNN(PlainBackbone((4, 8, 16, 32)), 3, **args)
     network = heads.RetinaNet if kind == "retinanet" else heads.FCOS
     return network(PlainBackbone((8, 16, 32)), 3, channels=64, **args)
-
-
-def spread(network: nn.Module) -> nn.Module:
-    """Scores that differ, as after some training."""
-    for name, weight in network.named_parameters():
-        if "cls_" in name and weight.dim() > 1:
-            nn.init.normal_(weight, std=0.3)
-        elif "head.conv" in name and weight.dim() > 1:
-            nn.init.kaiming_normal_(weight)
-    return network
-
-
-def padded_batch() -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
-    """Two images of 128 px, the second 96 x 112 with padding. torchvision's anchors have their
-    true strides at multiples of 128 px only."""
-    images, targets = pictures(128, count=2)
-    targets[1]["boxes"] = targets[1]["boxes"] * 0.75
-    images[1, :, 96:], images[1, :, :, 112:] = 0, 0
-    return images, torch.tensor([[128, 128], [96, 112]]), targets
-
-
-class Pyramid(nn.Module):
-    """Our backbone and pyramid as torchvision takes them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.out_channels = 64
-        self.parts = [network.backbone, network.pyramid]
-
-    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.parts[0](x)
-        return self.parts[1](OrderedDict((str(i), m) for i, m in enumerate(maps)))
 
 
 def torchvision_model(kind: str, ours: nn.Module) -> nn.Module:
@@ -115,6 +82,12 @@ def test_losses_and_detections_are_torchvisions(kind: str) -> None:
     torch.manual_seed(1)
     losses = ours(images, sizes, targets)
     assert losses.keys() == TERMS[kind].keys()
+    shared = [p for p in ours.pyramid.parameters()]
+    gradients = [
+        torch.autograd.grad(sum(terms.values()), shared)
+        for terms in ({k: v.mean() for k, v in losses.items()}, expected)
+    ]
+    torch.testing.assert_close(*gradients)
     for name, theirs_name in TERMS[kind].items():
         assert losses[name].shape == (2,)
         torch.testing.assert_close(losses[name].mean(), expected[theirs_name])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from downstream.segmentation.heads.deeplab import DeepLabV3Plus
 from downstream.segmentation.heads.fcn import FCN
-from downstream.segmentation.inference import predict, windows
+from downstream.segmentation.inference import predict, predict_both, windows
 from ssld.common.errors import InputError
 
 
@@ -120,6 +120,22 @@ def test_scales_and_mirror_images_average_probabilities():
     found = predict(network, image, scales=(0.5, 1.0, 1.75), flip=True)
     torch.testing.assert_close(found.double(), total / 6, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.sum(0), torch.ones(20, 30))
+
+
+@pytest.mark.parametrize("scales", [(0.5, 1.0, 1.75), (2.0, 0.8), (1.0,)])
+def test_one_view_beside_all_of_them(scales):
+    """The same bits as alone, and nothing is seen twice."""
+    image, network = picture(20, 30), Global()
+    test = {"crop": (16, 16), "stride": None}
+    nearest = min(scales, key=lambda scale: abs(math.log(scale)))
+    alone = predict(network, image, scales=[nearest], **test)
+    whole = predict(network, image, scales=scales, flip=True, **test)
+    before, network.seen = len(network.seen), []
+    found, one = predict_both(network, image, scales=scales, flip=True, **test)
+    assert torch.equal(found, whole) and torch.equal(one, alone) and not torch.equal(found, one)
+    assert found.dtype == one.dtype == torch.float32
+    windows_of = {s: len(windows((int(20 * s + 0.5), int(30 * s + 0.5)), (16, 16))) for s in scales}
+    assert len(network.seen) == 2 * sum(windows_of.values()) < before
 
 
 @pytest.mark.parametrize("crop", [None, (16, 16)])

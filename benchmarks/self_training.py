@@ -1,0 +1,279 @@
+"""Self-training on real images, for docs/self-training.md: each share of the labels, seed, variant.
+
+    python benchmarks/prepare.py downstream --packs PACKS     # once, writes runs/downstream
+    python benchmarks/self_training.py run                    # hours on two cores; goes on
+    python benchmarks/self_training.py collect                # tables and figures, from the runs
+    python benchmarks/self_training.py collect --runs ""      # the same from the committed CSVs
+
+`run` writes RUNS/SET/SHARE/SEED/VARIANT, each a folder of `ssld selftrain`. All variants of a
+share and seed have the same labeled images and the same teacher; `one view`, `fixed threshold` and
+those of the views have labels of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from measure import Rows, parser, plain, read, show, spread, write
+
+from downstream.ab.records import Result, read_result
+from downstream.ab.statistics import compare
+from ssld.report.plots import COLOURS
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "docs" / "self-training"
+SEEDS = (0, 1, 2)
+ONE_VIEW = ("--labels.test.scales=[{scale}]", "--labels.test.flip=false")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "distilled": (),
+    "one view": ONE_VIEW,
+    "ratio 8:2": ("--student.data.generated_share=0.2",),
+    "ratio 4:6": ("--student.data.generated_share=0.6",),
+    "half as long": ("--student.steps={half}",),
+    "twice as long": ("--student.steps={twice}",),
+    "from the teacher": ("--student.start=teacher",),
+    "fixed threshold": ("--labels.threshold=0.4",),
+    "flip alone": (ONE_VIEW[0],),
+    "scales alone": (ONE_VIEW[1],),
+}
+"""Words of `ssld selftrain` beside those of `distilled`, which also trains the teacher, and the
+baseline and the oracle of as many steps."""
+TABLE_2 = ("half as long", "twice as long")
+"""Their baselines are as long as they."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """Images with labels, of which a share is used."""
+
+    task: str
+    shares: tuple[float, ...]
+    steps: int
+    """Of the student."""
+    scale: float = 1.0
+    """Of the one view."""
+    ablated: float | None = None
+    """The share with which all variants are tried."""
+
+
+SETS = {
+    "bccd": Set("detection", (0.1, 0.3), 300, ablated=0.1),
+    "camvid": Set("segmentation", (0.1, 0.3), 300, scale=0.5),
+    "mouse": Set("detection", (1 / 6, 0.5), 400),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One call of `ssld selftrain`."""
+
+    name: str
+    share: float
+    seed: int
+    variant: str
+
+    def folder(self, runs: Path) -> Path:
+        words = self.variant.replace(" ", "-").replace(":", "-")
+        return runs / self.name / f"{self.share:.2f}" / str(self.seed) / words
+
+    def words(self, runs: Path) -> list[str]:
+        given, first = SETS[self.name], self.folder(runs).parent / "distilled"
+        values = {"scale": given.scale, "half": given.steps // 2, "twice": 2 * given.steps}
+        words = [str(HERE / "selftrain" / f"{self.name}.yaml"), f"--out={self.folder(runs)}"]
+        if self.variant == "distilled":
+            words += [f"--seed={self.seed}", f"--data.labeled_share={self.share}"]
+            words += ["--baseline=true"]
+            words += ["--oracle=true"] if self.share == given.shares[0] else []
+        else:
+            words += [f"--teacher.run={first / 'teacher'}"]
+            words += ["--baseline=true"] if self.variant in TABLE_2 else []
+        return words + [word.format(**values) for word in VARIANTS[self.variant]]
+
+
+def trials(names: list[str]) -> Iterator[Trial]:
+    """In an order in which each set is soon complete; `distilled` comes before its variants."""
+    for name in names:
+        for seed in SEEDS:
+            for share in SETS[name].shares:
+                yield Trial(name, share, seed, "distilled")
+                yield Trial(name, share, seed, "one view")
+        if SETS[name].ablated:
+            for variant in list(VARIANTS)[2:]:
+                for seed in SEEDS:
+                    yield Trial(name, SETS[name].ablated, seed, variant)
+
+
+def run(names: list[str], runs: Path, jobs: int) -> None:
+    """All trials, so many cells (a set, share and seed) at a time, each on one core."""
+    cells: dict[tuple[str, int, float], list[Trial]] = {}
+    for trial in trials(names):
+        cells.setdefault((trial.name, trial.seed, trial.share), []).append(trial)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda cell: [_run(trial, runs) for trial in cell], cells.values()))
+
+
+def _run(trial: Trial, runs: Path) -> None:
+    folder = trial.folder(runs)
+    if (folder / "selftrain.json").is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    words = trial.words(runs)
+    print("$ ssld selftrain", *words, flush=True)
+    with folder.with_suffix(".log").open("a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "ssld", "selftrain", *words]
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
+    if code:
+        print(f"ended with {code}: {folder.with_suffix('.log')}", flush=True)
+
+
+def stages(trial: Trial, runs: Path) -> dict[str, Result]:
+    """What the networks of a trial reached, by stage."""
+    folder, task = trial.folder(runs), SETS[trial.name].task
+    names = [x for x in ("teacher", "baseline", "oracle", "student") if (folder / x).is_dir()]
+    return {name: read_result(folder / name, task) for name in names}
+
+
+def collect(names: list[str], runs: Path, out: Path) -> None:
+    """CSVs of what there is."""
+    scores: list[dict[str, Any]] = []
+    results: dict[tuple[str, str, str], dict[int, Result]] = {}
+    for trial in trials(names):
+        if not (trial.folder(runs) / "selftrain.json").is_file():
+            continue
+        for stage, result in stages(trial, runs).items():
+            method = trial.variant if stage == "student" else stage
+            if trial.variant in TABLE_2 and stage == "baseline":
+                method = f"baseline, {trial.variant}"
+            place = {"set": trial.name, "share": f"{trial.share:.2f}", "method": method}
+            line = {**place, "seed": trial.seed, "metric": result.key, "score": result.score}
+            scores.append({**line, "labels": _labels(trial, runs) if stage == "student" else ""})
+            results.setdefault(tuple(place.values()), {})[trial.seed] = result
+    write(out / "runs.csv", scores)
+    write(out / "differences.csv", list(_differences(results)))
+
+
+def _labels(trial: Trial, runs: Path) -> int:
+    manifest = json.loads((trial.folder(runs) / "labels" / "pseudo_labels.json").read_text())
+    return manifest["instances"] if manifest.get("instances") is not None else ""
+
+
+def _differences(results: dict[Any, dict[int, Result]]) -> Iterator[dict[str, Any]]:
+    """Of each method less supervised training of as many steps, and less what it departs from."""
+    for (name, share, method), runs in results.items():
+        against = [f"baseline, {method}" if method in TABLE_2 else "baseline"]
+        against += ["one view"] if method == "distilled" else []
+        against += ["distilled"] if method in list(VARIANTS)[2:] else []
+        if method not in (*VARIANTS, "oracle"):
+            continue
+        for other in against:
+            others = results.get((name, share, other), {})
+            seeds = sorted(set(runs) & set(others))
+            if not seeds:
+                continue
+            pairs = [(others[seed], runs[seed]) for seed in seeds]
+            records = [(a.record.statistic, b.record.statistic) for a, b in pairs]
+            found = compare(
+                [a.score for a, _ in pairs], [b.score for _, b in pairs], records,
+                images=len(pairs[0][0].record.ids),
+            )  # fmt: skip
+            limits = {}
+            for what in ("over_seeds", "over_images", "over_both"):
+                interval = getattr(found, what)
+                for side in ("low", "high"):
+                    limits[f"{what}_{side}"] = getattr(interval, side) if interval else ""
+            yield {
+                "set": name, "share": share, "method": method, "less": other,
+                "seeds": len(seeds), "mean": found.mean, **limits,
+            }  # fmt: skip
+
+
+def tables(out: Path) -> None:
+    """Print both tables of each set."""
+    runs, differences = read(out / "runs.csv"), read(out / "differences.csv")
+    for name in dict.fromkeys(row["set"] for row in runs):
+        own = [row for row in runs if row["set"] == name]
+        shares = list(dict.fromkeys(row["share"] for row in own))
+        methods = list(dict.fromkeys(row["method"] for row in own))
+        print(f"\n{name}, {own[0]['metric']}, %\n")
+        rows = [[m, *(spread(_scores(own, share, m)) for share in shares)] for m in methods]
+        show(["method", *(f"{share} of the labels" for share in shares)], rows)
+        print()
+        rows = [
+            [f"{x['method']} less {x['less']}", x["share"], _points(x), _verdict(x)]
+            for x in differences
+            if x["set"] == name
+        ]
+        show(["difference", "share", "points, 95 % interval", "verdict"], rows)
+
+
+def _scores(rows: Rows, share: str, method: str) -> list[float]:
+    chosen = {x["seed"]: x for x in rows if x["share"] == share and x["method"] == method}
+    return [100 * float(x["score"]) for x in chosen.values()]
+
+
+def _interval(row: dict[str, str]) -> tuple[float, float] | None:
+    low, high = row["over_both_low"], row["over_both_high"]
+    return (100 * float(low), 100 * float(high)) if low else None
+
+
+def _points(row: dict[str, str]) -> str:
+    interval = _interval(row)
+    limits = f" [{interval[0]:+.1f} to {interval[1]:+.1f}]" if interval else ""
+    return f"{100 * float(row['mean']):+.1f}{limits}"
+
+
+def _verdict(row: dict[str, str]) -> str:
+    interval = _interval(row)
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "no difference shown"
+    return "better" if interval[0] > 0 else "worse"
+
+
+def draw(out: Path) -> None:
+    """The differences of all sets with their intervals."""
+    rows = [x for x in read(out / "differences.csv") if _interval(x)]
+    figure = Figure(figsize=(9, 0.28 * len(rows) + 1), layout="constrained")
+    axes = plain(figure.subplots(), "x")
+    for i, row in enumerate(rows):
+        low, high = _interval(row) or (0, 0)
+        mean = 100 * float(row["mean"])
+        colour = {"better": COLOURS[0], "worse": COLOURS[1]}.get(_verdict(row), "#888888")
+        axes.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
+    labels = [f"{x['set']} {x['share']}: {x['method']} less {x['less']}" for x in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("points, 95 % interval over seeds and images")
+    figure.savefig(out / "differences.png", dpi=110)
+
+
+def main() -> None:
+    words = parser(__doc__)
+    words.add_argument("what", choices=("run", "collect"))
+    words.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
+    words.add_argument("--runs", default="runs/selftrain", help="empty: from the CSVs alone")
+    words.add_argument("--jobs", type=int, default=2, help="trials at a time")
+    words.add_argument("--out", type=Path, default=OUT)
+    given = words.parse_args()
+    if given.what == "run":
+        run(given.sets, Path(given.runs), given.jobs)
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.runs:
+        collect(given.sets, Path(given.runs), given.out)
+    tables(given.out)
+    draw(given.out)
+
+
+if __name__ == "__main__":
+    main()

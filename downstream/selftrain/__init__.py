@@ -1,0 +1,1 @@
+"""Self-training: a teacher, its labels for unlabeled images, a student of both."""

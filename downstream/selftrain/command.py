@@ -1,0 +1,114 @@
+"""`ssld selftrain F.yaml`: Data Distillation (arXiv:1712.04440, section 3) as one command.
+
+OUT/teacher    trained on human annotations, unless a run is given
+OUT/labels     its annotations of unlabeled images, as `ssld pseudo-label` writes them
+OUT/baseline   where asked: as the student, on human annotations alone
+OUT/oracle     where asked: the baseline with all human annotations
+OUT/student    trained on both kinds
+OUT/selftrain.json, report.html    all of them side by side
+
+Complete stages are skipped, incomplete ones go on. Nothing is trained or labeled here: the stages
+are `ssld detection`, `ssld segmentation` and `ssld pseudo-label`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from downstream.dense.generated import MANIFEST
+from downstream.selftrain.outcome import compare, teacher_warning
+from downstream.selftrain.recipe import LABELS, TRAINED, Selftrain, stages_of
+from downstream.selftrain.report import as_json, summary, write_report
+from ssld.cli.commands import COMMANDS, work_of
+from ssld.common.errors import InputError, Interrupted, attempt
+from ssld.common.files import locked, read_object, write_atomically
+from ssld.common.settings import flat, plain, under
+from ssld.engine.processes import open_processes
+from ssld.engine.run_folder import HARMLESS
+from ssld.recipe.command import on_main, run_stage
+from zoo.release import sha256_of
+
+MOVED = ("data.generated", "init")
+"""Settings of the student that change when the whole folder is moved; digests decide."""
+
+
+def selftrain(recipe: Selftrain) -> None:
+    """Run what is not complete, then write one report over all stages.
+
+    Raises:
+        InputError: a stage whose settings changed, or that refuses them; another command at work in
+            the same folder.
+        Interrupted: see `ssld.engine.loop.train`; the same command goes on.
+    """
+    main = open_processes().is_main_process
+    with locked(recipe.out) if main else contextlib.nullcontext():
+        try:
+            for stage in stages_of(recipe):
+                if stage == LABELS:
+                    _label(recipe, main)
+                else:
+                    _train(recipe, stage, main)
+        except Interrupted as error:
+            message = str(error).replace("go on with --resume", "the same command goes on")
+            raise Interrupted(message) from error
+        if main:
+            _finish(recipe)
+
+
+def _train(recipe: Selftrain, stage: str, main: bool) -> None:
+    config, place = recipe.configs[stage], recipe.place(stage)
+    state = on_main(_prepare, recipe, stage)
+    changes = list(MOVED) if stage == "student" else []
+    run_stage(place, replace(config, resume=True, allow_changes=changes), state, main)
+
+
+def _prepare(recipe: Selftrain, stage: str) -> str:
+    """See `StagePlace.prepare`; the student depends on the teacher and its labels, too."""
+    config = recipe.configs[stage]
+    asked: dict[str, Any] = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
+    if stage == "student":
+        asked = {key: value for key, value in asked.items() if key not in MOVED}
+        asked["labels_sha256"] = labels_sha256(recipe.out / LABELS)
+        asked["start_sha256"] = _start_sha256(config.init) if config.init else None
+    later = TRAINED[TRAINED.index(stage) + 1 :] if stage == "teacher" else ()
+    following = [recipe.place(name) for name in later if name == "student"]
+    return recipe.place(stage).prepare(
+        asked, plain(config), overwrite=recipe.overwrite, following=following
+    )  # fmt: skip
+
+
+def labels_sha256(folder: Path) -> str:
+    """Of the files of a set of pseudo-labels."""
+    files = read_object(folder / MANIFEST, "the same command makes it again").get("files")
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _start_sha256(run: str) -> str:
+    for file in (Path(run) / "model/model.safetensors", Path(run) / "model.safetensors"):
+        if file.is_file():
+            return sha256_of(file)
+    raise InputError(f"{run} has no model.safetensors to start from")
+
+
+def _label(recipe: Selftrain, main: bool) -> None:
+    if main:
+        print(f"labels: in {recipe.out / LABELS}", flush=True)
+        warning = teacher_warning(recipe)
+        if warning:
+            print(f"warning: {warning}", flush=True)
+    config = replace(recipe.labels, overwrite=recipe.overwrite)
+    work_of(COMMANDS["pseudo-label"], config)
+    open_processes().wait_for_everyone()
+
+
+def _finish(recipe: Selftrain) -> None:
+    outcome = compare(recipe)
+    write_atomically(recipe.out / "selftrain.json", json.dumps(as_json(outcome), indent=1) + "\n")
+    attempt("report.html over all stages", lambda: write_report(outcome, recipe))
+    print(f"\n{summary(outcome)}\nnumbers: {recipe.out / 'selftrain.json'}\n"
+          f"report:  {recipe.out / 'report.html'}")  # fmt: skip

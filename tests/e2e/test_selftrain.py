@@ -1,0 +1,279 @@
+"""`ssld selftrain` as users run it: all stages, killed and gone on with, changed, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scenes import boxes, make_scenes
+
+from downstream.selftrain.config import SelftrainConfig
+from downstream.selftrain.recipe import as_asked
+from ssld.cli.run import main
+from ssld.common.errors import InputError
+from ssld.engine.progress import depends_on_the_clock
+from ssld.engine.run_folder import read_lines
+from ssld.engine.trainer import Trainer
+
+LOOP: dict[str, Any] = {
+    "steps": 3, "batch_size": 2, "log_every_steps": 1, "trackers": [],
+    "evaluate_every_epochs": 100, "checkpoint": {"every_steps": 1},
+    "backbone": {"name": "test_resnet", "pretrained": False},
+}  # fmt: skip
+SCHEDULE = {"lr": 0.05, "warmup_epochs": 0, "decay": "step", "milestone_shares": [0.7, 0.9]}
+DETECTION = {
+    "detector": {"name": "ttfnet"},
+    "augment": {"resize": "square", "sizes": [64], "longest": None, "test_size": 64},
+    "schedule": SCHEDULE,
+}
+SEGMENTATION = {"segmenter": {"name": "fcn"}, "augment": {"crop": [32, 32]}}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    make_scenes(root / "unlabeled", train=4, val=1, seed=1)
+    return make_scenes(root / "human", train=6, val=3)
+
+
+def recipe(scenes: Path, task: str = "detection", **changes: Any) -> dict[str, Any]:
+    where = {
+        split: boxes(scenes, split) if task == "detection" else f"{scenes}::{split}"
+        for split in ("train", "val")
+    }
+    data = {"labeled_share": 0.5, "workers": 0, **where}
+    of_task = DETECTION if task == "detection" else SEGMENTATION
+    tree = {
+        "task": task,
+        "unlabeled": str(scenes.parent / "unlabeled/images/train"),
+        "teacher": {**LOOP, **of_task, "data": data},
+        "labels": {"workers": 0, "shard_size": 2},
+        "student": {"steps": 4},
+        **changes,
+    }
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def write(folder: Path, tree: dict[str, Any]) -> str:
+    folder.mkdir(exist_ok=True)
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def whole(scenes, tmp_path_factory) -> Path:
+    """A recipe with all stages, run at once."""
+    folder = tmp_path_factory.mktemp("whole")
+    file = write(folder, recipe(scenes, baseline=True, oracle=True))
+    assert main(["selftrain", file, f"--out={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def facts(run: Path) -> dict[str, Any]:
+    return json.loads((run / "run.json").read_text())
+
+
+def test_all_stages_are_side_by_side(whole, scenes) -> None:
+    content = json.loads((whole / "selftrain.json").read_text())
+    stages = content["stages"]
+    assert list(stages) == ["teacher", "baseline", "oracle", "student"]
+    assert [x["steps"] for x in stages.values()] == [3, 4, 4, 4]
+    assert [x["human_images"] for x in stages.values()] == [3, 3, 6, 3]
+    assert [x["generated_images"] for x in stages.values()] == [0, 0, 0, 4]
+    assert (content["metric"], content["held_out_images"]) == ("ap", 3)
+    learned = stages["teacher"]["score"] >= 1e-3
+    assert (content["warning"] is None) == learned
+    assert [(x["of"], x["less"]) for x in content["differences"]] == [
+        ("student", "teacher"), ("student", "baseline"), ("student", "oracle")
+    ]  # fmt: skip
+    for x in content["differences"]:
+        assert x["mean"] == stages[x["of"]]["score"] - stages[x["less"]]["score"]
+    lists = [(whole / x / "labeled.txt").read_text() for x in ("teacher", "baseline", "student")]
+    assert len(set(lists)) == 1 and not (whole / "oracle/labeled.txt").exists()
+    settings = yaml.safe_load((whole / "student/config.yaml").read_text())
+    assert settings["schedule"]["milestone_shares"] == [0.7, 0.9] and settings["init"] is None
+    report = (whole / "report.html").read_text()
+    assert "student less baseline" in report and 'href="labels/report.html"' in report
+    lines = [x for x in read_lines(whole / "student/metrics.jsonl") if x["kind"] == "train"]
+    assert any("loss_generated" in line for line in lines)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_in_every_stage_it_goes_on_to_the_same_bits(whole, scenes, tmp_path, monkeypatch):
+    from downstream.pseudo_label.teacher import Detector
+
+    file = write(tmp_path, recipe(scenes, baseline=True, oracle=True))
+    words = ["selftrain", file, f"--out={tmp_path / 'run'}"]
+    train_step, find, images = Trainer.train_step, Detector.find, iter(range(99))
+
+    def killed_step(self, *args):
+        if (self.run.folder.path.name, self.step) == at:
+            raise Killed
+        train_step(self, *args)
+
+    def killed_find(self, pixels):
+        if at == "labels" and next(images) == 3:
+            raise Killed
+        return find(self, pixels)
+
+    monkeypatch.setattr(Trainer, "train_step", killed_step)
+    monkeypatch.setattr(Detector, "find", killed_find)
+    for at in (("teacher", 2), "labels", ("student", 3)):  # noqa: B007 - the functions look at it
+        with pytest.raises(Killed):
+            main(words)
+    monkeypatch.undo()
+    assert main(words) == 0
+    for name in ("labels/annotations.json", "student/model/model.safetensors",
+                 "baseline/model/model.safetensors", "student/held_out.npz"):  # fmt: skip
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
+    lines = [
+        [{k: v for k, v in x.items() if not depends_on_the_clock(k)} for x in read_lines(file)]
+        for file in (x / "student/metrics.jsonl" for x in (whole, tmp_path / "run"))
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_complete_stages_are_skipped_and_changed_ones_refused(whole, scenes, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "moved")
+    file = write(tmp_path, recipe(scenes, baseline=True, oracle=True))
+    words = ["selftrain", file, f"--out={run}"]
+    before = (run / "student/metrics.jsonl").stat().st_mtime_ns
+    assert main(words) == 0  # moved: nothing is done anew
+    said = capsys.readouterr().out
+    assert said.count("complete and unchanged, skipped") == 4 and "nothing to do" in said
+    assert (run / "student/metrics.jsonl").stat().st_mtime_ns == before
+    for change, what in (
+        ("--student.ema.decay=0.5", "ema.decay was 0.0 and is 0.5"),
+        ("--schedule.lr=0.1", "teacher was made with other settings: schedule.lr was 0.05"),
+        ("--labels.threshold=0.001", "threshold: count, now 0.001"),
+        ("--student.start=teacher", "went on from is another one now"),
+    ):
+        assert main([*words, change]) == 2
+        assert what in capsys.readouterr().err, change
+    teacher = (run / "teacher/run.json").read_bytes()
+    changed = [*words, "--labels.threshold=0.001", "--overwrite"]
+    assert main(changed) == 0  # other labels: the student is another one
+    said = capsys.readouterr().out
+    assert "teacher: complete" in said and "baseline: complete" in said
+    assert "student: anew" in said and (run / "teacher/run.json").read_bytes() == teacher
+    assert (
+        facts(run / "student")["annotations_sha256"]
+        != (facts(whole / "student")["annotations_sha256"])
+    )
+
+
+def test_a_given_teacher_from_which_the_student_starts(
+    whole, scenes, tmp_path, monkeypatch, capsys
+) -> None:
+    from downstream.selftrain import outcome
+
+    monkeypatch.setattr(outcome, "NO_SCORE", 1.0)  # as if it had learned nothing
+    tree = recipe(scenes, teacher={"run": str(whole / "teacher")},
+                  student={"steps": 2, "start": "teacher"})  # fmt: skip
+    assert main(["selftrain", write(tmp_path, tree), f"--out={tmp_path / 'run'}"]) == 0
+    student = facts(tmp_path / "run/student")
+    assert student["start_sha256"] == facts(whole / "teacher")["exported"]["sha256"]
+    assert not (tmp_path / "run/teacher").exists()
+    stages = json.loads((tmp_path / "run/selftrain.json").read_text())["stages"]
+    assert stages["teacher"]["folder"] == str(whole / "teacher")
+    said = "the teacher learned nothing"
+    assert f"warning: {said}" in capsys.readouterr().out
+    assert said in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_segmenter_teaches_one(scenes, tmp_path) -> None:
+    tree = recipe(scenes, "segmentation")
+    tree["labels"]["pixel_threshold"] = 0.1
+    assert main(["selftrain", write(tmp_path, tree), f"--out={tmp_path / 'run'}"]) == 0
+    content = json.loads((tmp_path / "run/selftrain.json").read_text())
+    assert content["metric"] == "miou" and content["stages"]["student"]["generated_images"] == 4
+    assert "ignored" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_teacher_of_another_task_is_refused_and_a_copy_of_its_network_is_not(
+    whole, scenes, tmp_path
+) -> None:
+    copy = shutil.copytree(whole / "teacher/model", tmp_path / "copy")
+    whole_student = {**recipe(scenes)["teacher"], "steps": 4}
+    tree = recipe(scenes, teacher={"run": str(copy)}, student=whole_student)
+    found = asked(tmp_path, tree)
+    assert found.labels.labeled == [boxes(scenes, "train")] and found.teacher == str(copy)
+    with pytest.raises(InputError, match="is of detection, and the task is segmentation"):
+        asked(tmp_path, recipe(scenes, "segmentation", teacher={"run": str(copy)}))
+
+
+def asked(tmp_path: Path, tree: dict[str, Any], *overrides: str):
+    file = write(tmp_path, {"out": str(tmp_path / "run"), **tree})
+    return as_asked(SelftrainConfig(file=file, overrides=list(overrides)))
+
+
+def test_what_a_stage_does_not_say_is_as_before(scenes, tmp_path) -> None:
+    tree = recipe(scenes, baseline={"compile": True}, oracle={"seed": 7})
+    tree["teacher"] |= {"accumulate": 2, "batch_size": 10}
+    tree["student"] = {"steps": 9, "schedule": {"milestones": [1, 2]}, "accumulate": 5,
+                       "data": {"minibatch": "apart"}}  # fmt: skip
+    found = asked(
+        tmp_path, tree, "schedule.lr=0.3", "student.ema.decay=.9", "labels.test.flip=true"
+    )
+    configs = found.configs
+    assert list(configs) == ["teacher", "baseline", "oracle", "student"]
+    student = configs["student"]
+    assert [x.ema.decay for x in configs.values()] == [0, 0.9, 0.9, 0.9]
+    assert [x.compile for x in configs.values()] == [False, True, False, False]
+    assert [x.seed for x in configs.values()] == [0, 0, 7, 0]  # that one has all labels
+    assert all(x.schedule.lr == 0.3 and x.batch_size == 10 for x in configs.values())
+    assert student.schedule.milestones == [1, 2] and student.schedule.milestone_shares == []
+    assert student.data.generated == [str(tmp_path / "run/labels")]
+    for stage in ("baseline", "oracle"):
+        assert configs[stage].steps == 9 and configs[stage].data.generated == []
+        assert configs[stage].data.minibatch == "mixed" and configs[stage].init is None
+    assert [x.data.labeled_share for x in configs.values()] == [0.5, 0.5, 1.0, 0.5]
+    assert found.labels.test.flip is True and found.labels.val == list(student.data.val)
+    assert found.labels.run == str(tmp_path / "run/teacher")
+    started = asked(tmp_path, {**tree, "student": {"steps": 9, "start": "teacher"}})
+    assert started.configs["student"].init == str(tmp_path / "run/teacher")
+    assert started.configs["baseline"].init is None
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "said"),
+    [
+        ({"studnet": {}}, (), "'studnet' is no section; did you mean 'student'"),
+        ({"task": "transfer"}, (), "task is 'transfer'"),
+        ({"teacher": None}, (), "teacher is missing"),
+        ({"unlabeled": None}, (), "unlabeled is missing"),
+        ({"unlabeled": "nowhere"}, (), "unlabeled: nowhere: no such file"),
+        ({"teacher": {"run": "nowhere"}}, (), "teacher.run: nowhere"),
+        ({"teacher": {"run": ".", "steps": 3}}, (), "steps beside run"),
+        ({"teacher": {"run": "."}}, (), "teacher.run . has no trained detector or segmenter"),
+        ({"student": {"start": "end"}}, (), "start is 'end'"),
+        ({"student": {"data": {"generated": ["x"]}}}, (), "data.generated is the recipe's"),
+        ({"student": {"out": "x"}}, (), "student: out is the recipe's to decide"),
+        ({"student": {"stepz": 3}}, (), "student: unknown setting 'stepz'"),
+        ({}, ("student.seed=3",), "student: seed is 3 and the teacher's 0, which draws another"),
+        ({"labels": {"run": "x"}}, (), "labels: run is the recipe's to decide"),
+        ({"labels": {"threshold": 2}}, (), "labels: threshold"),
+        ({}, ("student.init=x",), "student: --student.init is the recipe's"),
+        ({}, ("baseline.seed=1",), "the recipe has no baseline"),
+        ({"student": {"epochs": 3}, "baseline": True}, (), "give student.steps instead"),
+        ({"oracle": True}, ("data.labeled_share=1",), "oracle: it would be the baseline"),
+        ({"student": {"start": "teacher", "detector": {"name": "retinanet"}}}, (),
+         "start is teacher, but detector is another one"),
+        ({"student": {"start": "teacher", "data": {"classes": ["red", "blue"]}}}, (),
+         "start is teacher, but data.classes is another one"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_the_first_stage(scenes, tmp_path, change, overrides, said):
+    with pytest.raises(InputError) as raised:
+        asked(tmp_path, recipe(scenes, **change) if change.get("teacher", 1) else
+              {k: v for k, v in recipe(scenes).items() if k != "teacher"}, *overrides)  # fmt: skip
+    assert said in str(raised.value)
+    assert not (tmp_path / "run").exists()
