@@ -66,7 +66,7 @@ class Set:
 
 
 SETS = {
-    "bccd": Set("detection", (0.1, 0.3), 300, ablated=0.1),
+    "bccd": Set("detection", (0.1, 0.3), 600, ablated=0.1),
     "camvid": Set("segmentation", (0.1, 0.3), 300, scale=0.5),
     "mouse": Set("detection", (1 / 6, 0.5), 400),
 }

@@ -3,6 +3,7 @@ imported, so that `--help` is fast."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,6 +29,22 @@ MAX_SIDE_PX = 8192
 MAX_SCALES, MAX_SCALE = 32, 16
 """Most factors at which a test sees an image, and the largest; a stranger's file cannot ask for any
 memory."""
+
+
+def require_scales(scales: Sequence[float]) -> None:
+    """Of `test.scales`.
+
+    Raises:
+        ValueError: there is none, there are too many, or one is too large or counts twice.
+    """
+    require(
+        0 < len(scales) <= MAX_SCALES and max(scales) <= MAX_SCALE,
+        f"test.scales is {scales}: give 1 to {MAX_SCALES} factors up to {MAX_SCALE}",
+    )
+    require(
+        len(set(scales)) == len(scales),
+        f"test.scales is {scales}: give each factor once, or it counts twice",
+    )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
+from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 from ssld.common.files import read_object
 from ssld.data.manifest import ManifestSource
+from ssld.data.storage import is_remote
 from zoo.release import sha256_of
 
 MANIFEST = "pseudo_labels.json"
 """Written last: a folder that has it holds a whole set."""
-IMAGES, ANNOTATIONS, MASKS = "images.parquet", "annotations.json", "masks"
+IMAGES, ANNOTATIONS = "images.parquet", "annotations.json"
+MASKS, TABLE = "masks", "classes.json"
 AGAIN = "the command that wrote the folder makes it again"
 
 
@@ -37,8 +42,17 @@ def open_generated(folder: Path, task: str) -> tuple[dict[str, Any], ManifestSou
             f"{folder}: has pseudo-labels of {manifest.get('task')}, not of {task}; give another "
             "set"
         )
-    for name, digest in dict(manifest.get("files") or {}).items():
+    files = manifest.get("files")
+    wanted = {IMAGES, ANNOTATIONS} if task == "detection" else {IMAGES, TABLE}
+    if not isinstance(files, dict) or files.keys() != wanted:
+        raise InputError(
+            f"{folder / MANIFEST}: files are {shown(files)}, not the sha256 of "
+            f"{', '.join(sorted(wanted))}; {AGAIN}"
+        )
+    for name, digest in files.items():
         try:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(ENOENT, "no such file")
             written = sha256_of(folder / name)
         except OSError as error:
             raise InputError(
@@ -49,4 +63,26 @@ def open_generated(folder: Path, task: str) -> tuple[dict[str, Any], ManifestSou
                 f"{folder / name} is damaged or was changed: its sha256 is not the one in "
                 f"{MANIFEST}; {AGAIN}"
             )
-    return manifest, ManifestSource(str(folder / IMAGES))
+    images = ManifestSource(str(folder / IMAGES))
+    _require_images(images)
+    return manifest, images
+
+
+def _require_images(images: ManifestSource) -> None:
+    """
+    Raises:
+        InputError: the set is on another machine, or its images were moved.
+    """
+    there: dict[str, bool] = {}
+    missing = []
+    for i in range(len(images)):
+        path = images.address(i).path
+        if path not in there:
+            there[path] = is_remote(path) or os.path.exists(path)
+        if not there[path]:
+            missing.append(images.location(i))
+    if missing:
+        raise InputError(
+            f"{images.path}: {len(missing)} of its {len(images)} images are not where they were, "
+            f"{missing[0]} for one: bring them back, or label them where they are now"
+        )

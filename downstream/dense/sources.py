@@ -117,7 +117,8 @@ def _labeled(source: Opened, number: int, share: float, seed: int) -> Opened:
 
 def sample_order(config: DownstreamConfig, sources: Sources[Opened]) -> Order:
     """Which image is seen when: by size, or with generated sets `generated_share` of them, of each
-    minibatch in expectation or, with `minibatch: apart`, of the forward passes of a step.
+    minibatch in expectation (an epoch has whole images of each source, so to half an image of it)
+    or, with `minibatch: apart`, of the forward passes of a step.
 
     Raises:
         InputError: a source of which no image would be seen in an epoch.

@@ -21,7 +21,7 @@ from downstream.detection.data.keypoints import Keypoints
 from downstream.detection.heads.detector import MAX_DETECTIONS
 from downstream.detection.inference import scaled_size
 from downstream.detection.model import DetectionModel, build
-from downstream.detection.networks import detector
+from downstream.detection.networks import PREFIXES, detector
 from downstream.detection.oks import sigmas_line
 from downstream.detection.task import DetectionTask
 from ssld.common.errors import InputError
@@ -56,7 +56,12 @@ def detection(config: DetectionConfig) -> None:
     note_many(val, most, "are found in one")
     if keypoints:
         val[0].report.remarks.append(sigmas_line(keypoints.names, config.test.oks_sigmas))
-    config = replace(config, data=replace(config.data, classes=names))
+    best = config.checkpoint.best or f"{PREFIXES[detector(head.name).finds]}ap"
+    config = replace(
+        config,
+        data=replace(config.data, classes=names),
+        checkpoint=replace(config.checkpoint, best=best),
+    )
     side = max(config.augment.sizes)
     size = (side, side) if config.augment.resize == "square" else (side, round(side * 4 / 3))
     run = start_run(

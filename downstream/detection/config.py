@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from downstream.dense.config import (
-    MAX_SCALE,
-    MAX_SCALES,
     MAX_SIDE_PX,
     AnnotatedConfig,
     DownstreamConfig,
+    require_scales,
 )
 from downstream.dense.networks import require_packages
 from downstream.detection.networks import DETECTORS, PREFIXES
@@ -106,10 +105,7 @@ class BoxTestConfig(Settings, section="test"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 < len(self.scales) <= MAX_SCALES and max(self.scales) <= MAX_SCALE,
-            f"test.scales is {self.scales}: give 1 to {MAX_SCALES} factors up to {MAX_SCALE}",
-        )
+        require_scales(self.scales)
 
     @property
     def views(self) -> int:

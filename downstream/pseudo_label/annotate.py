@@ -15,10 +15,11 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from downstream.detection.inference import scaled_size
 from downstream.pseudo_label.images import Chosen, Index, Reader, decoded
 from downstream.pseudo_label.manifest import Made
 from downstream.pseudo_label.shards import Shards, Work
-from downstream.pseudo_label.teacher import Found, Segmenter, Teacher
+from downstream.pseudo_label.teacher import Detector, Found, Segmenter, Teacher
 from ssld.common.errors import InputError
 from ssld.curate.context import key
 from ssld.data.storage import Address
@@ -37,6 +38,7 @@ def annotate(
     Raises:
         InputError: an image cannot be read any more; a prediction is not finite.
     """
+    _check_sizes(teacher, images, chosen)
     wanted = set(chosen.rows)
     pieces = [[row for row in shard.rows if row in wanted] for shard in images.images.shards]
     least = teacher.least if isinstance(teacher, Segmenter) else None
@@ -47,12 +49,15 @@ def annotate(
     def make(number: int, bar: tqdm) -> pa.Table:
         rows = pieces[number]
         table: dict[str, list[Any]] = {name: [] for name in teacher.schema.names}
-        addresses = [images.images.address(row) for row in rows]
-        for row, found in zip(rows, _found(teacher, reader, addresses), strict=True):
+        places = [(images.images.address(row), images.file_sum(row)) for row in rows]
+        for row, found in zip(rows, _found(teacher, reader, places), strict=True):
+            if isinstance(found, InputError):
+                raise InputError(f"{images.images.location(row)}: {found}") from found
             if isinstance(found, Exception):
                 raise InputError(
                     f"{images.images.location(row)} could be read before, and now cannot "
-                    f"({found}); the same command goes on"
+                    f"({found}): put it back and give the same command, or go on without it by "
+                    "--overwrite"
                 ) from found
             for entry in found:
                 for name, column in table.items():
@@ -65,6 +70,20 @@ def annotate(
             reader = Reader(at_once)
         work.fill("annotate", shards, [len(rows) for rows in pieces], make)
     return shards
+
+
+def _check_sizes(teacher: Teacher, images: Index, chosen: Chosen) -> None:
+    """
+    Raises:
+        InputError: a view of an image would be too large; before any work is done.
+    """
+    if not isinstance(teacher, Detector):
+        return
+    for row in chosen.rows:
+        try:
+            scaled_size(images.size[row], teacher.augment, max(teacher.test.scales))
+        except InputError as error:
+            raise InputError(f"{images.images.location(row)}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -83,16 +102,19 @@ def _one_thread_an_image(device: torch.device) -> Iterator[int]:
 
 
 def _found(
-    teacher: Teacher, reader: Reader, addresses: list[Address]
+    teacher: Teacher, reader: Reader, places: list[tuple[Address, bytes | None]]
 ) -> Iterator[list[Found] | Exception]:
-    """In order: what is found in each image, or why it cannot be read."""
+    """In order: what is found in each image, or why it cannot be read or seen."""
 
     def find(pixels: Any) -> list[Found] | Exception:
-        return pixels if isinstance(pixels, Exception) else list(teacher.find(pixels))
+        try:
+            return pixels if isinstance(pixels, Exception) else list(teacher.find(pixels))
+        except InputError as error:
+            return error
 
     if teacher.device.type == "cpu":
-        for _, found in reader.map(lambda x: find(decoded(x)), addresses):
+        for _, found in reader.map(lambda x: find(decoded(*x)), places):
             yield found
     else:
-        for _, pixels in reader.map(decoded, addresses):
+        for _, pixels in reader.map(lambda x: decoded(*x), places):
             yield find(pixels)

@@ -20,7 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from downstream.dense.generated import ANNOTATIONS, IMAGES, MASKS
+from downstream.dense.generated import ANNOTATIONS, IMAGES, MANIFEST, MASKS, TABLE
+from downstream.detection.data.keypoints import Keypoints
 from downstream.pseudo_label import boxes, masks
 from downstream.pseudo_label.annotate import annotate
 from downstream.pseudo_label.config import PseudoLabelConfig
@@ -39,6 +40,7 @@ from downstream.pseudo_label.labeled import (
     paths_of,
 )
 from downstream.pseudo_label.manifest import (
+    Annotated,
     Made,
     begin,
     compare_state,
@@ -48,7 +50,7 @@ from downstream.pseudo_label.manifest import (
     write_manifest,
 )
 from downstream.pseudo_label.report import Facts, write_box_report, write_mask_report
-from downstream.pseudo_label.shards import Shards, Work
+from downstream.pseudo_label.shards import Work
 from downstream.pseudo_label.teacher import (
     Description,
     Detector,
@@ -93,7 +95,7 @@ def pseudo_label(config: PseudoLabelConfig) -> None:
     description = describe(config.run)
     labeled_paths, val_paths, part = paths_of(config, description)
     labeled = open_labeled(labeled_paths, part, description)
-    val = open_val(val_paths, description)
+    val = open_val(val_paths, description.task, description.class_names)
     sets = {"images": ImageSet("images", config.images, config.shard_size)}
     for name, sources in (("labeled", labeled.sources if labeled else ()), ("val", val)):
         if sources:
@@ -102,7 +104,7 @@ def pseudo_label(config: PseudoLabelConfig) -> None:
     with _opened(work):
         state = state_of(Made(config, description, teacher.views), sets, labeled)
         same = compare_state(work.out, state, config.overwrite)
-        complete = same and is_complete(work.out)
+        complete = same and is_complete(work.out, description.task)
         work.processes.wait()
         if complete:
             work.say(f"{work.out}: complete, nothing to do")
@@ -111,6 +113,32 @@ def pseudo_label(config: PseudoLabelConfig) -> None:
             begin(work.out, state)
         work.processes.wait()
         _run(work, config, description, teacher, sets, labeled)
+
+
+def check_images(config: PseudoLabelConfig, task: str, class_names: list[str] | None) -> None:
+    """Refuse images that `pseudo_label` would refuse, before there is a network to annotate them;
+    what is measured for that is kept. A set that is there is looked at by `pseudo_label`.
+
+    Args:
+        config: with all sets named that are held out.
+        class_names: the network's, if they are known.
+
+    Raises:
+        InputError: held-out images among those to annotate; too many that cannot be read.
+    """
+    work = Work(Path(config.out))
+    if (work.out / MANIFEST).is_file():
+        return
+    val = open_val(config.val, task, class_names)
+    with _opened(work):
+        reader = Reader(config.workers)
+        sets = {"images": config.images, "val": cast("list[Source]", val)}
+        images, held_out = (
+            build_index(work, ImageSet(name, sources, config.shard_size), reader)
+            for name, sources in sets.items()
+        )
+        choose(config, work, images, None, held_out)
+        work.processes.wait()
 
 
 @contextlib.contextmanager
@@ -141,10 +169,11 @@ def _run(
         work.say(line)
     made = Made(config, description, teacher.views)
     found = annotate(work, made, teacher, images, chosen, reader)
+    done = Annotated(work.out, made, indexes, chosen, labeled, found)
     if isinstance(teacher, Segmenter):
-        _write_masks(work, made, teacher, indexes, chosen, labeled, found)
+        _write_masks(work, done, teacher)
     else:
-        _write_boxes(work, made, teacher, indexes, chosen, labeled, found)
+        _write_boxes(work, done, teacher.model.keypoints)
     work.processes.wait()
 
 
@@ -168,88 +197,59 @@ def _remarks(chosen: Chosen, images: Index, indexes: dict[str, Index]) -> list[s
     return lines
 
 
-def _write_boxes(
-    work: Work,
-    made: Made,
-    teacher: Detector,
-    indexes: dict[str, Index],
-    chosen: Chosen,
-    labeled: Labeled | None,
-    found: Shards,
-) -> None:
-    config, names, images = made.config, made.description.class_names, indexes["images"]
-    selection = boxes.select(config, found, chosen, labeled, len(names))
-    warned = boxes.warnings(selection, labeled, names, len(chosen.rows))
+def _write_boxes(work: Work, done: Annotated, keypoints: Keypoints | None) -> None:
+    config, names, images = done.made.config, done.class_names, len(done.chosen.rows)
+    selection = boxes.select(config, done.found, done.chosen, done.labeled, len(names))
+    warned = boxes.warnings(selection, done.labeled, names, images)
     if not work.main:
         return
-    keypoints, classes = teacher.model.keypoints, categories(labeled, names)
-    write_images(work.out, images, chosen)
-    boxes.write_annotations(work.out, found, images, chosen, selection, classes, keypoints)
+    write_images(done)
+    boxes.write_annotations(done, selection, categories(done.labeled, names), keypoints)
     remarks = boxes.remarks(config, selection, names)
-    said = _said(work, made, images, chosen, labeled, warned, remarks)
-    attempt("report.html", lambda: write_box_report(said, found, selection, keypoints))
+    said = _said(work, done, warned, remarks)
+    attempt("report.html", lambda: write_box_report(said, done.found, selection, keypoints))
     facts = {
         "instances": selection.kept,
+        "images_without": selection.empty,
         "keypoints": asdict(selection.keypoints) if selection.keypoints else None,
         "remarks": remarks,
         "warnings": warned,
     }
-    write_manifest(
-        work.out, made, indexes=indexes, chosen=chosen, labeled=labeled,
-        thresholds=selection.classes, facts=facts, files=[ANNOTATIONS, IMAGES],
-    )  # fmt: skip
-    work.say(
-        f"{work.out / ANNOTATIONS}: {selection.kept:,} annotations of {len(chosen.rows):,} images"
-    )
+    write_manifest(done, selection.classes, facts, [ANNOTATIONS, IMAGES])
+    work.say(f"{work.out / ANNOTATIONS}: {boxes.summary(selection, images)}")
 
 
-def _write_masks(
-    work: Work,
-    made: Made,
-    teacher: Segmenter,
-    indexes: dict[str, Index],
-    chosen: Chosen,
-    labeled: Labeled | None,
-    found: Shards,
-) -> None:
-    names, images, least = made.description.class_names, indexes["images"], teacher.least
-    pixels = masks.count_pixels(found)
-    warned = masks.warnings(pixels.counts, labeled, names, least)
-    files = masks.mask_names(images, chosen)
-    masks.write_masks(work, found, chosen, files)
+def _write_masks(work: Work, done: Annotated, teacher: Segmenter) -> None:
+    pixels = masks.count_pixels(done.found)
+    warned = masks.warnings(pixels.counts, done.labeled, done.class_names, teacher.least)
+    files = masks.mask_names(done.images, done.chosen)
+    masks.write_masks(work, done.found, done.chosen, files)
     work.processes.wait()
     if not work.main:
         return
-    write_images(work.out, images, chosen, dict(zip(files, masks.digests(found), strict=True)))
-    masks.write_table(work.out, names, teacher.palette)
-    said = _said(work, made, images, chosen, labeled, warned, [])
-    attempt("report.html", lambda: write_mask_report(said, found, pixels, teacher.palette, least))
-    counts = dict(zip([*names, "ignored"], pixels.counts.tolist(), strict=True))
-    write_manifest(
-        work.out, made, indexes=indexes, chosen=chosen, labeled=labeled,
-        thresholds=None, facts={"pixels": counts, "warnings": warned},
-        files=[masks.TABLE, IMAGES],
-    )  # fmt: skip
+    write_images(done, dict(zip(files, masks.digests(done.found), strict=True)))
+    masks.write_table(work.out, done.class_names, teacher.palette)
+    said = _said(work, done, warned, [])
+    attempt(
+        "report.html",
+        lambda: write_mask_report(said, done.found, pixels, teacher.palette, teacher.least),
+    )
+    counts = dict(zip([*done.class_names, "ignored"], pixels.counts.tolist(), strict=True))
+    facts = {"pixels": counts, "warnings": warned}
+    write_manifest(done, None, facts, [TABLE, IMAGES])
     work.say(
-        f"{work.out / MASKS}: masks of {len(chosen.rows):,} images, "
+        f"{work.out / MASKS}: masks of {len(files):,} images, "
         f"{pixels.counts[-1] / pixels.counts.sum():.1%} of the pixels ignored"
     )
 
 
-def _said(
-    work: Work,
-    made: Made,
-    images: Index,
-    chosen: Chosen,
-    labeled: Labeled | None,
-    warned: list[str],
-    remarks: list[str],
-) -> Facts:
+def _said(work: Work, done: Annotated, warned: list[str], remarks: list[str]) -> Facts:
     """Print what is noticed; for the report."""
     for line in remarks:
         work.say(f"note: {line}")
     for line in warned:
         work.say(f"warning: {line}")
+    images, chosen, labeled, made = done.images, done.chosen, done.labeled, done.made
     left_out = {
         "cannot be read": len(chosen.unreadable),
         "have human annotations, left out": len(chosen.labeled),
@@ -263,6 +263,4 @@ def _said(
         ("network", json.dumps(made.description.facts)),
         ("settings", json.dumps({**made.config.deciding, "test": made.views})),
     ]
-    return Facts(
-        work.out, made.description.class_names, images, chosen.rows, labeled, warned, remarks, rows
-    )
+    return Facts(work.out, done.class_names, images, chosen.rows, labeled, warned, remarks, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -104,6 +105,12 @@ def check(config: PseudoLabelConfig) -> None:
             f"out {out}: {inside[0][0]} {inside[0][1]} lies inside of it, where files are "
             "replaced: give another `out`, or move that"
         )
+    for source in config.images:
+        if os.path.isdir(source) and inputs_inside(Path(source), {"out": str(out)}, ("out",)):
+            raise InputError(
+                f"out {out} lies inside of images {source}, where its masks would be taken for "
+                "images: give a folder elsewhere"
+            )
     if not out.is_dir():
         return
     others = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))

@@ -7,8 +7,10 @@ pixels are (`ssld.curate.sets.index.measure`); `ssld curate` finds near-duplicat
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from tqdm import tqdm
 
-from downstream.pseudo_label.config import PseudoLabelConfig
+from downstream.pseudo_label.config import STATE, PseudoLabelConfig
 from downstream.pseudo_label.shards import Shards, Work
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
@@ -42,6 +44,8 @@ INDEX = pa.schema(
 HELD_OUT = "held_out.txt"
 SHOWN = 6
 """Images that a message names."""
+NAME_BYTES = 200
+"""Of a name's end that are kept where it is longer; Linux allows 255."""
 AHEAD = 2
 """Images per thread that are read before it is their turn."""
 
@@ -68,10 +72,17 @@ class Reader:
             yield item, waiting.pop(0).result()
 
 
-def decoded(address: Address) -> Any:
-    """uint8 [h, w, 3], or what is wrong with an image."""
+def decoded(address: Address, file_sum: bytes | None = None) -> Any:
+    """uint8 [h, w, 3], or what is wrong with an image.
+
+    Args:
+        file_sum: sha256 that the file has to have.
+    """
     try:
-        return decode(read_address(address))
+        data = read_address(address)
+        if file_sum is not None and hashlib.sha256(data).digest() != file_sum:
+            return Unreadable("it was changed")
+        return decode(data)
     except (OSError, Unreadable) as error:
         return error
 
@@ -108,6 +119,26 @@ class Index:
 
     def sample_id(self, row: int) -> str:
         return self._ids[row]
+
+
+def relative_names(ids: Iterable[str]) -> list[str]:
+    """A relative path for each id, which may be anything: absolute, too long, `../x`. No two differ
+    in case alone, and with the ending .png none is a folder of another."""
+    names, taken = [], set[str]()
+    for sample_id in ids:
+        parts = [
+            os.fsdecode(os.fsencode(part)[-NAME_BYTES:])
+            for part in sample_id.replace("\0", "").split("/")
+            if part.strip() not in ("", ".", "..")
+        ] or ["image"]
+        folders = [f"{part}~" if part.lower().endswith(".png") else part for part in parts[:-1]]
+        stem, number = "/".join([*folders, parts[-1]]), 2
+        name = stem
+        while name.casefold() in taken:
+            name, number = f"{stem}~{number}", number + 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def build_index(work: Work, images: ImageSet, reader: Reader) -> Index:
@@ -153,8 +184,8 @@ def choose(
     _check_ids(images)
     unreadable = _unreadable(config, work, images)
     held_out = _among(images, val)
-    if held_out:
-        _refuse_held_out(work, images, held_out)
+    if val and held_out:
+        _refuse_held_out(work, images, val, held_out)
     if work.main:
         (work.out / HELD_OUT).unlink(missing_ok=True)
     annotated = _among(images, labeled)
@@ -170,15 +201,16 @@ def choose(
             f"images: of {len(images)} images {len(known)} have human annotations and "
             f"{len(unreadable)} cannot be read, so none is left to annotate; give others"
         )
-    return Chosen(rows, unreadable, annotated, twice)
+    return Chosen(rows, unreadable, list(annotated), twice)
 
 
-def _among(images: Index, other: Index | None) -> list[int]:
-    """Rows of images that are in `other`, too."""
+def _among(images: Index, other: Index | None) -> dict[int, int]:
+    """Rows of images that are in `other`, too, and which one there."""
     if other is None:
-        return []
-    known = set[bytes]().union(*(other.sums(row) for row in range(len(other))))
-    return [row for row in range(len(images)) if not known.isdisjoint(images.sums(row))]
+        return {}
+    known = {x: row for row in reversed(range(len(other))) for x in other.sums(row)}
+    found = {row: [known[x] for x in images.sums(row) if x in known] for row in range(len(images))}
+    return {row: min(there) for row, there in found.items() if there}
 
 
 def _check_ids(images: Index) -> None:
@@ -229,14 +261,18 @@ def _write_unreadable(path: Path, images: Index, rows: list[int]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refuse_held_out(work: Work, images: Index, rows: list[int]) -> None:
-    names = [images.sample_id(row) for row in rows]
+def _refuse_held_out(work: Work, images: Index, val: Index, rows: dict[int, int]) -> None:
     if work.main:
-        text = "".join(f"{images.images.location(row)}\n" for row in rows)
+        text = "".join(
+            f"{images.images.location(row)}\t{val.images.location(there)}\n"
+            for row, there in rows.items()
+        )
         write_atomically(work.out / HELD_OUT, text)
+        (work.out / STATE).unlink(missing_ok=True)  # other images may be given at once
+    names = [f"{images.sample_id(row)} (is {val.sample_id(there)})" for row, there in rows.items()]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     raise InputError(
-        f"images: {len(names)} of {len(images)} are held out for evaluation, by their bytes or "
-        f"their pixels: {', '.join(names[:SHOWN])}{more}; {work.out / 'held_out.txt'} lists them: "
-        "take them out of the source"
+        f"images: {len(names)} of {len(images)} are held out for evaluation, too, the same bytes "
+        f"or pixels: {', '.join(names[:SHOWN])}{more}; {work.out / HELD_OUT} lists them: take "
+        "them out of one of the two"
     )

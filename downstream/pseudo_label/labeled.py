@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from downstream.dense.sources import LABELED
 from downstream.detection.data.boxes import BoxSource, open_boxes
 from downstream.detection.data.keypoints import Keypoints
 from downstream.pseudo_label.config import PseudoLabelConfig
@@ -19,8 +20,6 @@ from downstream.segmentation.data.preflight import inspect
 from ssld.common.errors import InputError
 from ssld.common.files import read_object
 
-LABELED = "labeled.txt"
-"""In a run folder, of a run with `data.labeled_share`: the images that it was trained on."""
 Opened = TypeVar("Opened", BoxSource, MaskSource)
 
 
@@ -94,14 +93,14 @@ def open_labeled(
     if not paths:
         return None
     if description.task == "segmentation":
-        sources = _opened("labeled", paths, part, description, open_masks)
+        sources = _opened("labeled", paths, part, description.class_names, open_masks)
         reports = [inspect(source) for source in sources]
         for report in reports:
             report.check(reports)
         counts = [sum(x.classes[k].pixels for x in reports)
                   for k in range(len(description.class_names))]  # fmt: skip
         return Labeled(list(paths), sum(map(len, sources)), counts, 0, sources)
-    sources = _opened("labeled", paths, part, description, open_boxes)
+    sources = _opened("labeled", paths, part, description.class_names, open_boxes)
     _check_classes(sources, description)
     _check_keypoints(sources, description)
     counts = [sum(x.report.classes[k].boxes for x in sources)
@@ -110,27 +109,32 @@ def open_labeled(
     return Labeled(list(paths), sum(map(len, sources)), counts, points, sources)
 
 
-def open_val(paths: Sequence[str], description: Description) -> list[BoxSource] | list[MaskSource]:
+def open_val(
+    paths: Sequence[str], task: str, class_names: list[str] | None
+) -> list[BoxSource] | list[MaskSource]:
     """
+    Args:
+        class_names: the network's, if they are known.
+
     Raises:
         InputError: a set cannot be opened.
     """
-    if description.task == "segmentation":
-        return _opened("val", paths, None, description, open_masks)
-    return _opened("val", paths, None, description, open_boxes)
+    if task == "segmentation":
+        return _opened("val", paths, None, class_names, open_masks)
+    return _opened("val", paths, None, class_names, open_boxes)
 
 
 def _opened(
     setting: str,
     paths: Sequence[str],
     part: Path | None,
-    description: Description,
+    class_names: list[str] | None,
     open_source: Callable[[str, list[str] | None], Opened],
 ) -> list[Opened]:
     sources = []
     for path in paths:
         try:
-            source = open_source(path, description.class_names)
+            source = open_source(path, class_names)
         except InputError as error:
             raise InputError(
                 f"{setting}: {error} (--{setting} names another set than the run's)"
@@ -143,15 +147,16 @@ def _part(source: Opened, file: Path, several: bool) -> Opened:
     """The images of a set that a file lists: an id a line, of several sets `PATH<tab>ID`.
 
     Raises:
-        InputError: it lists none of them.
+        InputError: it lists none of them, or others.
     """
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").split("\n")  # a name may have other line ends
     prefix = f"{source.path}\t" if several else ""
-    listed = {line.removeprefix(prefix) for line in lines if line.startswith(prefix)}
+    listed = {line.removeprefix(prefix) for line in lines if line and line.startswith(prefix)}
     chosen = [i for i in range(len(source)) if source.sample_id(i) in listed]
-    if not chosen:
+    if not chosen or len(chosen) != len(listed):
         raise InputError(
-            f"labeled: {file} lists no image of {source.path}; give the set as --labeled"
+            f"labeled: {file} lists {len(listed)} images of {source.path}, of which that has "
+            f"{len(chosen)}; give the set as --labeled"
         )
     return source.subset(np.array(chosen))
 

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downstream.dense.generated import IMAGES, MANIFEST, MASKS
+from downstream.dense.generated import IMAGES, MANIFEST, MASKS, open_generated
 from downstream.pseudo_label.config import STATE, WRITTEN, PseudoLabelConfig
 from downstream.pseudo_label.images import Chosen, Index
 from downstream.pseudo_label.labeled import Labeled
+from downstream.pseudo_label.shards import Shards
 from downstream.pseudo_label.teacher import Description
 from downstream.pseudo_label.thresholds import Threshold
 from ssld.common.errors import InputError
@@ -48,6 +49,27 @@ class Made:
     """How the network sees an image: its settings under `test`."""
 
 
+@dataclass(frozen=True)
+class Annotated:
+    """All that the files of a set are written from."""
+
+    out: Path
+    made: Made
+    indexes: dict[str, Index]
+    """Of the images, and of the labeled and the held-out set where there are any."""
+    chosen: Chosen
+    labeled: Labeled | None
+    found: Shards
+
+    @property
+    def images(self) -> Index:
+        return self.indexes["images"]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.made.description.class_names
+
+
 def state_of(made: Made, sets: dict[str, ImageSet], labeled: Labeled | None) -> dict[str, Any]:
     """All that decides the set: what a resumed command compares."""
     prints = {
@@ -74,7 +96,12 @@ def compare_state(out: Path, state: dict[str, Any], overwrite: bool) -> bool:
     """
     if not (out / STATE).is_file():
         return False
-    before = read_object(out / STATE, "give --overwrite, or another folder")
+    try:
+        before = read_object(out / STATE, "give --overwrite, or another folder")
+    except InputError:
+        if overwrite:
+            return False
+        raise
     differing = [said for name, said in NOTED.items() if before.get(name) != state[name]]
     if differing and not overwrite:
         changed = _changed(before, state)
@@ -107,14 +134,14 @@ def begin(out: Path, state: dict[str, Any]) -> None:
     write_atomically(out / STATE, json.dumps(state, indent=1) + "\n")
 
 
-def is_complete(out: Path) -> bool:
+def is_complete(out: Path, task: str) -> bool:
     """Whether the set is there, each file with the sha256 that it was written with."""
     if not (out / MANIFEST).is_file():
         return False
     try:
-        files = read_object(out / MANIFEST, "it is made again")["files"]
-        return all(sha256_of(out / x) == digest for x, digest in files.items()) and _has_masks(out)
-    except (OSError, InputError, KeyError, AttributeError):
+        open_generated(out, task)
+        return _has_masks(out)
+    except (OSError, InputError, pa.ArrowException):
         return False
 
 
@@ -124,41 +151,36 @@ def _has_masks(out: Path) -> bool:
         return True
     table = pq.read_table(out / IMAGES, columns=["mask", "mask_sha256"])
     names, digests = (table[name].to_pylist() for name in table.column_names)
-    return all(sha256_of(out / MASKS / x) == y for x, y in zip(names, digests, strict=True))
+    files = [out / MASKS / name for name in names]
+    return all(x.is_file() and sha256_of(x) == y for x, y in zip(files, digests, strict=True))
 
 
-def write_images(
-    out: Path, images: Index, chosen: Chosen, masks: dict[str, str] | None = None
-) -> None:
+def write_images(done: Annotated, masks: dict[str, str] | None = None) -> None:
     """Write images.parquet: where the bytes of each image lie, so that none is copied.
 
     Args:
         masks: of a segmenter, the file of each and its sha256.
     """
-    addresses = [images.images.address(row) for row in chosen.rows]
+    images, rows = done.images, done.chosen.rows
+    addresses = [images.images.address(row) for row in rows]
     columns = {
-        "sample_id": pa.array([images.sample_id(row) for row in chosen.rows], pa.string()),
+        "sample_id": pa.array([images.sample_id(row) for row in rows], pa.string()),
         "path": pa.array([x.path for x in addresses], pa.string()),
         "offset": pa.array([x.offset for x in addresses], pa.int64()),
         "size": pa.array([x.size for x in addresses], pa.int64()),
-        "width": pa.array([images.size[row][1] for row in chosen.rows], pa.int32()),
-        "height": pa.array([images.size[row][0] for row in chosen.rows], pa.int32()),
+        "width": pa.array([images.size[row][1] for row in rows], pa.int32()),
+        "height": pa.array([images.size[row][0] for row in rows], pa.int32()),
     }
     if masks is not None:
         columns["mask"] = pa.array(list(masks), pa.string())
         columns["mask_sha256"] = pa.array(list(masks.values()), pa.string())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
-    write_atomically(out / IMAGES, sink.getvalue().to_pybytes())
+    write_atomically(done.out / IMAGES, sink.getvalue().to_pybytes())
 
 
 def write_manifest(
-    out: Path,
-    made: Made,
-    *,
-    indexes: dict[str, Index],
-    chosen: Chosen,
-    labeled: Labeled | None,
+    done: Annotated,
     thresholds: Sequence[Threshold] | None,
     facts: dict[str, Any],
     files: Sequence[str],
@@ -166,12 +188,12 @@ def write_manifest(
     """Write pseudo_labels.json, the last file of a set.
 
     Args:
-        thresholds: by class.
+        thresholds: of a detector, by class.
         facts: counts, warnings: what came of it.
         files: of the set, whose sha256 is noted.
     """
-    names = made.description.class_names
-    counts = labeled.counts if labeled else [None] * len(names)
+    made, chosen, labeled = done.made, done.chosen, done.labeled
+    counts = labeled.counts if labeled else [None] * len(done.class_names)
     manifest = {
         "format": FORMAT,
         "task": made.description.task,
@@ -179,7 +201,7 @@ def write_manifest(
         "teacher": made.description.facts,
         "settings": {**made.config.deciding, "test": made.views},
         "versions": versions() | {"pyarrow": pa.__version__},
-        "sources": {name: _source(index) for name, index in indexes.items()},
+        "sources": {name: _source(index) for name, index in done.indexes.items()},
         "images": {
             "annotated": len(chosen.rows),
             "unreadable": len(chosen.unreadable),
@@ -189,12 +211,12 @@ def write_manifest(
         "labeled": {"images": labeled.images, "sets": labeled.paths} if labeled else None,
         "classes": [
             {"name": name, "labeled": count, **(asdict(thresholds[k]) if thresholds else {})}
-            for k, (name, count) in enumerate(zip(names, counts, strict=True))
+            for k, (name, count) in enumerate(zip(done.class_names, counts, strict=True))
         ],
         **facts,
-        "files": {name: sha256_of(out / name) for name in files},
+        "files": {name: sha256_of(done.out / name) for name in files},
     }
-    write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_atomically(done.out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def _source(index: Index) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from downstream.dense.generated import MASKS
-from downstream.pseudo_label.images import Chosen, Index
+from downstream.dense.generated import MASKS, TABLE
+from downstream.pseudo_label.images import Chosen, Index, relative_names
 from downstream.pseudo_label.labeled import Labeled
 from downstream.pseudo_label.shards import Shards, Work
 from downstream.pseudo_label.teacher import BINS
@@ -21,9 +20,6 @@ from downstream.segmentation.data.class_table import IGNORE
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
 
-TABLE = "classes.json"
-NAME_BYTES = 200
-"""Of a name's end that are kept where it is longer; Linux allows 255."""
 VANISHED = 0.1
 """Share of a class's share of the labeled pixels, below which it is noticed."""
 
@@ -100,21 +96,8 @@ def warnings(
 
 
 def mask_names(images: Index, chosen: Chosen) -> list[str]:
-    """A file below masks/ for each image; ids may be anything: absolute, too long, `../x`."""
-    names, taken = [], set()
-    for row in chosen.rows:
-        parts = [
-            os.fsdecode(os.fsencode(part)[-NAME_BYTES:])
-            for part in images.sample_id(row).replace("\0", "").split("/")
-            if part not in ("", ".", "..")
-        ] or ["image"]
-        stem, number = "/".join(parts), 2
-        name = stem
-        while name in taken:
-            name, number = f"{stem}~{number}", number + 1
-        taken.add(name)
-        names.append(f"{name}.png")
-    return names
+    """A file below masks/ for each image."""
+    return [f"{name}.png" for name in relative_names(map(images.sample_id, chosen.rows))]
 
 
 def digests(found: Shards) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from downstream.dense.drawing import draw_boxes, draw_instances, draw_keypoints, draw_mask
 from downstream.detection.data.keypoints import Keypoints
-from downstream.pseudo_label.boxes import Selection, kept, least_scores
+from downstream.pseudo_label.boxes import Selection, kept, least_scores, summary
 from downstream.pseudo_label.images import Index, decoded
 from downstream.pseudo_label.labeled import Labeled
 from downstream.pseudo_label.masks import Pixels
@@ -85,10 +85,12 @@ def write_box_report(
         counts=_count_rows(facts, selection),
         count_head=("class", "labeled", "per image", "threshold", "predicted", "pseudo-labels",
                     "per image"),
+        lead=summary(selection, len(facts.rows)),
         count_note=(
-            f"{selection.kept:,} instances in {len(facts.rows):,} images"
-            + (f"; the labeled set has {facts.labeled.instances:,} in {facts.labeled.images:,}"
-               if facts.labeled else "; no labeled set is known")
+            (f"The labeled set has {facts.labeled.instances:,} in {facts.labeled.images:,} images."
+             if facts.labeled else "No labeled set is known.")
+            + " An image in which nothing is kept tells a student that nothing is there."
+            * (selection.empty > 0)
         ),
         histograms=histograms,
         histogram_note="Of all that was found; what is right of the line is a pseudo-label.",
@@ -215,6 +217,7 @@ def write_mask_report(
     ignored = pixels.counts[-1] / pixels.counts.sum()
     _write(
         facts,
+        lead=f"{len(facts.rows):,} images, {ignored:.1%} of their pixels ignored",
         counts=_pixel_rows(facts, pixels),
         count_head=("class", "labeled: share of the pixels", "pseudo-labels: share", "pixels"),
         count_note=f"{ignored:.1%} of all pixels are below {least:g}, and are ignored.",
@@ -269,6 +272,7 @@ class _MaskDrawer:
 def _write(
     facts: Facts,
     *,
+    lead: str,
     counts: Sequence[Sequence[str]],
     count_head: Sequence[str],
     count_note: str,
@@ -304,7 +308,7 @@ def _write(
         facts.out / "report.html",
         "downstream/pseudo_label/report.html",
         title="Pseudo-labels",
-        lead=f"{len(facts.rows):,} images",
+        lead=lead,
         warnings=facts.warnings,
         remarks=facts.remarks,
         counts=counts,

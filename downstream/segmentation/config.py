@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from downstream.dense.config import AnnotatedConfig, DownstreamConfig
+from downstream.dense.config import AnnotatedConfig, DownstreamConfig, require_scales
 from downstream.dense.networks import require_packages
 from downstream.segmentation.networks import SEGMENTERS
 from ssld.common.settings import (
@@ -102,7 +102,7 @@ class TestConfig(Settings, section="test"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.scales), "test.scales is empty: give one factor, or several")
+        require_scales(self.scales)
         require(
             self.stride is None or self.crop is not None,
             "test.stride is given without test.crop: give both, or neither",

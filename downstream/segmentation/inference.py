@@ -46,7 +46,7 @@ def predict(
         float32 [classes, h, w]: the mean over windows, then over scales and mirror images.
 
     Raises:
-        InputError: windows that leave pixels out, or a scale that leaves no pixel.
+        InputError: windows that leave pixels out.
     """
     return predict_both(network, image, crop=crop, stride=stride, scales=scales, flip=flip)[0]
 
@@ -128,10 +128,6 @@ def _probabilities(
 
 
 def _scaled(size: Size, scale: float) -> Size:
-    """Rounded as PaddleSeg `aug_inference` does: half up."""
-    height, width = (int(side * scale + 0.5) for side in size)
-    if min(height, width) < 1:
-        raise InputError(
-            f"scale {scale} leaves no pixel of {size[0]} x {size[1]}; give larger ones"
-        )
+    """Rounded as PaddleSeg `aug_inference` does: half up; at least a pixel."""
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from downstream.dense.generated import MANIFEST
+from downstream.pseudo_label.command import check_images
+from downstream.pseudo_label.config import check
 from downstream.selftrain.outcome import compare, teacher_warning
 from downstream.selftrain.recipe import LABELS, TRAINED, Selftrain, stages_of
 from downstream.selftrain.report import as_json, summary, write_report
@@ -48,6 +50,8 @@ def selftrain(recipe: Selftrain) -> None:
     main = open_processes().is_main_process
     with locked(recipe.out) if main else contextlib.nullcontext():
         try:
+            if recipe.given_teacher is None:
+                _check_images(recipe, main)
             for stage in stages_of(recipe):
                 if stage == LABELS:
                     _label(recipe, main)
@@ -93,6 +97,16 @@ def _start_sha256(run: str) -> str:
         if file.is_file():
             return sha256_of(file)
     raise InputError(f"{run} has no model.safetensors to start from")
+
+
+def _check_images(recipe: Selftrain, main: bool) -> None:
+    """A teacher is not trained for hours where held-out images are to be annotated."""
+    config = replace(recipe.labels, overwrite=recipe.overwrite)
+    check(config)
+    if main:
+        print("unlabeled: looking for held-out images among them", flush=True)
+    check_images(config, recipe.task, recipe.configs["teacher"].data.classes)
+    open_processes().wait_for_everyone()
 
 
 def _label(recipe: Selftrain, main: bool) -> None:

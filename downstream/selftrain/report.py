@@ -105,7 +105,9 @@ def headline(outcome: Outcome) -> list[str]:
     """What came of it, a sentence for each difference."""
     label = METRICS[outcome.key].label
     return [
-        f"Student less {x.less}: {100 * x.mean:+.2f} points of {label}, {x.verdict}."
+        f"Student less {x.less}: "
+        + ("" if x.flaw else f"{100 * x.mean:+.2f} points of {label}, ")
+        + f"{x.verdict}."
         for x in outcome.differences
     ] or ["The teacher's run is not known, so that the student is held against nothing."]
 

@@ -85,6 +85,18 @@ def plain(config: Any) -> dict[str, Any]:
     return {**settings, "resume": False, "overwrite": False, "allow_changes": []}
 
 
+def default_settings(config_class: Any) -> dict[str, Any]:
+    """Of a class of settings those that need not be given, by their full names."""
+    known: dict[str, Any] = {}
+    for x in dataclasses.fields(config_class):
+        value: Any = x.default
+        if x.default_factory is not dataclasses.MISSING:
+            value = x.default_factory()
+        if value is not dataclasses.MISSING:
+            known[x.name] = dataclasses.asdict(value) if isinstance(value, Settings) else value
+    return flat(json.loads(json.dumps(known)))
+
+
 def under(key: str, names: Sequence[str]) -> bool:
     """Whether `key` is one of the settings or in one of the groups."""
     return any(key == name or key.startswith(f"{name}.") for name in names)

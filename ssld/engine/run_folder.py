@@ -25,7 +25,7 @@ import yaml
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.files import LOCK, cannot_write, locked, read_object, write_atomically
 from ssld.common.paths import check_inputs
-from ssld.common.settings import flat, plain, under
+from ssld.common.settings import default_settings, flat, plain, under
 from ssld.engine import overwrite
 from ssld.engine.config import LoopConfig
 from ssld.engine.overwrite import CONFIG, OLD, remove
@@ -261,11 +261,12 @@ def changed_settings(previous: Path, config: LoopConfig, *, given: bool = False)
         if not any(under(key, [name]) for key in known):
             hint = did_you_mean(name, sorted(known))
             raise InputError(f"allow_changes names {name!r}, which is no setting{hint}")
-    absent = object()  # a setting that the other version of ssld did not know
+    # What the run's version of ssld did not know was as the default says.
+    before, absent = {**default_settings(type(config)), **old}, object()
     changed = {
-        key: f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        key: f"{key} was {before.get(key)!r} and is {new.get(key)!r}"
         for key in sorted(known)
-        if old.get(key, absent) != new.get(key, absent)
+        if before.get(key, absent) != new.get(key, absent)
         and not under(key, HARMLESS)
         and not (given and new.get(key) is None)
     }

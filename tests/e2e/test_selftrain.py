@@ -103,6 +103,19 @@ def test_all_stages_are_side_by_side(whole, scenes) -> None:
     assert any("loss_generated" in line for line in lines)
 
 
+def test_held_out_images_are_refused_before_the_teacher_is_trained(scenes, tmp_path, capsys):
+    unlabeled = shutil.copytree(scenes.parent / "unlabeled/images/train", tmp_path / "unlabeled")
+    held_out = min((scenes / "images/val").iterdir())
+    copy = shutil.copy(held_out, unlabeled / f"copy{held_out.suffix}")
+    file = write(tmp_path / "run", recipe(scenes, unlabeled=str(unlabeled)))
+    words = ["selftrain", file, f"--out={tmp_path / 'run/out'}"]
+    assert main(words) == 2
+    assert f"{copy.name} (is {held_out.name})" in capsys.readouterr().err
+    assert not (tmp_path / "run/out/teacher").exists()
+    copy.unlink()
+    assert main([*words, "--teacher.steps=1", "--student.steps=1"]) == 0
+
+
 class Killed(BaseException):
     pass
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from ssld.__main__ import main
@@ -229,6 +230,19 @@ def test_changes_on_resume_are_refused_or_allowed_by_name(command, tmp_path, cap
     said = capsys.readouterr().err
     assert "allow_changes names 'schedul.lr'" in said and "did you mean 'schedule.lr'" in said
     assert metrics(tmp_path / "run", "train")[-1]["step"] == 20
+
+
+def test_a_setting_that_the_run_did_not_know_was_as_its_default(command, tmp_path, capsys):
+    """A run of an older version of ssld, whose config.yaml lacks what is new."""
+    assert command("distill", **{"steps": 10}) == 0
+    file = tmp_path / "run/config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    del settings["schedule"]["milestone_shares"], settings["data"]["unlabeled_share"]
+    file.write_text(yaml.safe_dump(settings))
+    assert command("distill", "--resume", **{"steps": 10, "data.unlabeled_share": 0.5}) == 2
+    said = capsys.readouterr().err
+    assert "data.unlabeled_share was 1.0 and is 0.5; set" in said
+    assert command("distill", "--resume", **{"steps": 10}) == 0
 
 
 def test_another_teacher_on_resume_is_refused(command, tmp_path, teacher, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from downstream.dense.generated import AGAIN, IMAGES, open_generated
-from downstream.dense.texts import read_text
+from downstream.dense.texts import read_text, shown, writable
 from downstream.segmentation.data.class_table import (
     FILES,
     IGNORE,
@@ -243,12 +243,32 @@ def generated(root: Path) -> tuple[Pairs, ClassTable]:
         InputError: a file of the set is missing or damaged, or it is of a detector.
     """
     _, images = open_generated(root, "segmentation")
-    masks = pq.read_table(root / IMAGES, columns=["mask"])["mask"].to_pylist()
+    masks = _mask_names(root / IMAGES)
     file = find_table(root)
     if file is None:
         raise InputError(f"{root}: no class table; {AGAIN}")
     pairs = Pairs(images, list(range(len(images))), masks, str(root / "masks"))
     return _with(pairs, file), read_table(file)
+
+
+def _mask_names(file: Path) -> list[str]:
+    """
+    Raises:
+        InputError: a row names no file below masks/.
+    """
+    if "mask" not in pq.read_schema(file).names:
+        raise InputError(f"{file}: has no column mask; {AGAIN}")
+    names = pq.read_table(file, columns=["mask"])["mask"].to_pylist()
+    for row, name in enumerate(names):
+        if not isinstance(name, str) or not writable(name) or not _is_below(name):
+            raise InputError(
+                f"{file}: row {row}: mask {shown(name)} is no file below masks/; {AGAIN}"
+            )
+    return names
+
+
+def _is_below(name: str) -> bool:
+    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts
 
 
 def _with(pairs: Pairs, file: Path | None) -> Pairs:

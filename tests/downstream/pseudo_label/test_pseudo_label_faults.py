@@ -59,13 +59,17 @@ def test_nothing_above_the_threshold(run, source, tmp_path, monkeypatch, capsys)
     assert "nothing was found at all" in refused(capsys, run, source, tmp_path / "other")
 
 
-def test_an_image_in_which_nothing_is_found_is_a_negative(run, source, tmp_path, monkeypatch):
+def test_an_image_in_which_nothing_is_found_is_a_negative(
+    run, source, tmp_path, monkeypatch, capsys
+):
     finds(monkeypatch, lambda i: classes(0, 1, 2)(i) if i == 2 else [])
     out = tmp_path / "out"
     assert label(run, source, out, "--threshold=.5") == 0
     generated = open_boxes(str(out))
     assert len(generated) == 4 and generated.report.without_boxes == 3
-    assert read(out)["warnings"] == []
+    assert read(out)["warnings"] == [] and read(out)["images_without"] == 3
+    said = "3 annotations of 4 images, of scores from 0.500; none in 3 of them"
+    assert said in capsys.readouterr().out and said in (out / "report.html").read_text()
 
 
 def test_a_class_that_vanished(run, source, tmp_path, monkeypatch, capsys):
@@ -102,14 +106,16 @@ def test_held_out_images_are_refused_with_the_list(run, source, tmp_path, monkey
             assert name.read_bytes() != (tmp_path / "val" / f"{i}.png").read_bytes()
     out = tmp_path / "out"
     said = refused(capsys, run, source, out)
-    assert "2 of 6 are held out" in said and "copy of 201.png, copy of 203.png" in said
-    listed = (out / "held_out.txt").read_text().splitlines()
-    assert listed == [str(source / f"copy of {i}.png") for i in (201, 203)] and not seen
+    assert "2 of 6 are held out" in said
+    assert "copy of 201.png (is 201.png), copy of 203.png (is 203.png)" in said
+    listed = [x.split("\t") for x in (out / "held_out.txt").read_text().splitlines()]
+    pairs = [(source / f"copy of {i}.png", tmp_path / "val" / f"{i}.png") for i in (201, 203)]
+    assert listed == [[str(x) for x in pair] for pair in pairs] and not seen
     for path in source.glob("copy*"):
         pixels = np.array(Image.open(path))
         pixels[1, 1] ^= 1
         Image.fromarray(pixels).save(path)  # nearly the same is not the same
-    assert label(run, source, out, "--overwrite=true") == 0
+    assert label(run, source, out) == 0  # as nothing was labeled yet, nothing is overwritten
     assert not (out / "held_out.txt").exists()
 
 

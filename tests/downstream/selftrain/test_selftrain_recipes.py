@@ -110,7 +110,8 @@ def test_a_kind_of_recipe_takes_a_step(name, scenes, tmp_path) -> None:
         f"--detector.args={NARROW[recipe.configs['teacher'].detector.name]}",
     ]  # fmt: skip
     assert main([recipe.task, "--config", str(settings), *given, *small, "--backbone=test_resnet",
-                 "--backbone.pretrained=false", "--steps=1", "--batch_size=2", "--trackers=[]",
-                 "--data.workers=0", f"--out={tmp_path / 'run'}"]) == 0  # fmt: skip
+                 "--backbone.pretrained=false", "--backbone.frozen_stages=0", "--steps=1",
+                 "--batch_size=2", "--trackers=[]", "--data.workers=0",
+                 f"--out={tmp_path / 'run'}"]) == 0  # fmt: skip
     lines = read_lines(tmp_path / "run/metrics.jsonl")
     assert [line["kind"] for line in lines] == ["train", "eval"]
