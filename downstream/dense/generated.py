@@ -7,6 +7,8 @@ from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 from ssld.common.files import read_object
@@ -18,6 +20,8 @@ MANIFEST = "pseudo_labels.json"
 """Written last: a folder that has it holds a whole set."""
 IMAGES, ANNOTATIONS = "images.parquet", "annotations.json"
 MASKS, TABLE = "masks", "classes.json"
+PIXELS = "pixel_sha256"
+"""Column of the former: of each image's pixels, as `ssld.curate.sets.index.measure` has it."""
 AGAIN = "the command that wrote the folder makes it again"
 
 
@@ -66,6 +70,14 @@ def open_generated(folder: Path, task: str) -> tuple[dict[str, Any], ManifestSou
     images = ManifestSource(str(folder / IMAGES))
     _require_images(images)
     return manifest, images
+
+
+def pixel_sums(folder: Path) -> list[bytes | None]:
+    """Of all images of a set that `open_generated` has opened; empty where it has none."""
+    if PIXELS not in pq.read_schema(folder / IMAGES).names:
+        return []
+    sums = pq.read_table(folder / IMAGES, columns=[PIXELS])[PIXELS].to_pylist()
+    return [x if isinstance(x, bytes) else None for x in sums]
 
 
 def _require_images(images: ManifestSource) -> None:

@@ -6,15 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
+from downstream.dense.generated import is_generated, pixel_sums
 from ssld.common.files import write_atomically
+from ssld.curate.sets.index import measure
 from ssld.data.decode import Unreadable
 
+THREADS = 4
+"""That decode held-out images."""
 EXAMPLES = 5
 """Places named of each finding."""
 
@@ -90,6 +96,34 @@ def same_bytes(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[
         place for size in sorted(common) for digest, place in _digests(sizes[1][size])
         if digest in seen
     ]  # fmt: skip
+
+
+def same_pixels(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str]:
+    """Images of `second`, as far as those are sets of `ssld pseudo-label`, that have the very
+    pixels of one of `first`, however they are stored. What cannot be read is like no other."""
+    places = {
+        digest: source.location(i)
+        for source in second
+        if is_generated(Path(source.path))
+        for i, digest in enumerate(pixel_sums(Path(source.path)))
+        if digest is not None
+    }
+    if not places:
+        return []
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [
+            digest
+            for source in first
+            for digest in pool.map(partial(_pixels, source), range(len(source)))
+        ]
+    return sorted({places[digest] for digest in found if digest in places})
+
+
+def _pixels(source: Annotated, i: int) -> bytes | None:
+    try:
+        return measure(source.read(i))[1]
+    except (OSError, Unreadable):
+        return None
 
 
 Places = list[tuple[Annotated, int]]

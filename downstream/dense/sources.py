@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.preflight import Annotated, in_both, same_bytes
+from downstream.dense.preflight import Annotated, in_both, same_bytes, same_pixels
 from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 from ssld.data.sampling import ApartSampler, Order, Sampler, permutation
@@ -168,15 +168,17 @@ def refuse_held_out(accelerator: Accelerator, sources: Sources[Opened]) -> None:
         return
     problem = [""]
     if accelerator.is_main_process:
-        found = in_both(sources.val, sources.generated) or same_bytes(
-            sources.val, sources.generated
+        found = (
+            in_both(sources.val, sources.generated)
+            or same_bytes(sources.val, sources.generated)
+            or same_pixels(sources.val, sources.generated)
         )
         if found:
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             problem = [
-                f"data.generated: {len(found)} of its images are held out in data.val, by place or "
-                f"to the byte ({', '.join(found[:SHOWN])}{more}): the evaluation would be on "
-                "training images; take them out of what is labeled"
+                f"data.generated: {len(found)} of its images are held out in data.val, by place, "
+                f"to the byte or by their pixels ({', '.join(found[:SHOWN])}{more}): the "
+                "evaluation would be on training images; take them out of what is labeled"
             ]
     broadcast_object_list(problem)
     if problem[0]:

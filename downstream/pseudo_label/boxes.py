@@ -31,6 +31,9 @@ from ssld.data.storage import is_remote
 VANISHED = 0.1
 """Share of the instances that the labeled set makes one expect, below which a class is noticed."""
 
+UNSURE = 0.1
+"""Score below which a threshold that matches counts is noticed: most of what is kept is guessed."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -123,7 +126,11 @@ def _point_scores(found: Shards, classes: Sequence[Threshold]) -> tuple[np.ndarr
 
 
 def warnings(
-    selection: Selection, labeled: Labeled | None, names: Sequence[str], images: int
+    config: PseudoLabelConfig,
+    selection: Selection,
+    labeled: Labeled | None,
+    names: Sequence[str],
+    images: int,
 ) -> list[str]:
     """What a user should look at.
 
@@ -150,6 +157,12 @@ def warnings(
                 lines.append(
                     f"class {name!r} has nearly vanished: {one.kept} pseudo-labels, of "
                     f"{one.wanted} that the labeled set makes one expect"
+                )
+            elif config.threshold == "count" and one.score is not None and one.score < UNSURE:
+                lines.append(
+                    f"class {name!r}: as many as the labeled set has are only there from a score "
+                    f"of {one.score:.3f} on, so most may be wrong: train the teacher longer, or "
+                    "give a --threshold"
                 )
     present = [name for name, one in zip(names, selection.classes, strict=True) if one.kept]
     several = labeled is not None and sum(count > 0 for count in labeled.counts) > 1

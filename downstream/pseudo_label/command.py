@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from downstream.dense.generated import ANNOTATIONS, IMAGES, MANIFEST, MASKS, TABLE
 from downstream.detection.data.keypoints import Keypoints
@@ -165,7 +165,7 @@ def _run(
     indexes = {name: build_index(work, images, reader) for name, images in sets.items()}
     images = indexes["images"]
     chosen = choose(config, work, images, indexes.get("labeled"), indexes.get("val"))
-    for line in _remarks(chosen, images, indexes):
+    for line in _remarks(chosen, images, indexes, teacher.views):
         work.say(line)
     made = Made(config, description, teacher.views)
     found = annotate(work, made, teacher, images, chosen, reader)
@@ -177,8 +177,15 @@ def _run(
     work.processes.wait()
 
 
-def _remarks(chosen: Chosen, images: Index, indexes: dict[str, Index]) -> list[str]:
+def _remarks(
+    chosen: Chosen, images: Index, indexes: dict[str, Index], views: dict[str, Any]
+) -> list[str]:
     lines = []
+    if len(views["scales"]) == 1 and not views["flip"]:
+        lines.append(
+            "note: each image is seen in one view; --test.scales and --test.flip give it several, "
+            "as Data Distillation does"
+        )
     if "val" not in indexes:
         lines.append(
             "note: no held-out set is known, so nothing tells whether such images are among these; "
@@ -200,7 +207,7 @@ def _remarks(chosen: Chosen, images: Index, indexes: dict[str, Index]) -> list[s
 def _write_boxes(work: Work, done: Annotated, keypoints: Keypoints | None) -> None:
     config, names, images = done.made.config, done.class_names, len(done.chosen.rows)
     selection = boxes.select(config, done.found, done.chosen, done.labeled, len(names))
-    warned = boxes.warnings(selection, done.labeled, names, images)
+    warned = boxes.warnings(config, selection, done.labeled, names, images)
     if not work.main:
         return
     write_images(done)

@@ -105,8 +105,9 @@ def check(config: PseudoLabelConfig) -> None:
             f"out {out}: {inside[0][0]} {inside[0][1]} lies inside of it, where files are "
             "replaced: give another `out`, or move that"
         )
+    nearest = next(x for x in (out.absolute(), *out.absolute().parents) if x.exists())
     for source in config.images:
-        if os.path.isdir(source) and inputs_inside(Path(source), {"out": str(out)}, ("out",)):
+        if os.path.isdir(source) and inputs_inside(Path(source), {"out": str(nearest)}, ("out",)):
             raise InputError(
                 f"out {out} lies inside of images {source}, where its masks would be taken for "
                 "images: give a folder elsewhere"

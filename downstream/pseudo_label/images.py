@@ -111,6 +111,10 @@ class Index:
         """sha256 of the file."""
         return self._sums[0][row].as_py()
 
+    def pixel_sum(self, row: int) -> bytes | None:
+        """sha256 of the pixels, see `measure`."""
+        return self._sums[1][row].as_py()
+
     @property
     def digest(self) -> str:
         """Of the names and files of all images."""

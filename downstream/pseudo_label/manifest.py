@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downstream.dense.generated import IMAGES, MANIFEST, MASKS, open_generated
+from downstream.dense.generated import IMAGES, MANIFEST, MASKS, PIXELS, open_generated
 from downstream.pseudo_label.config import STATE, WRITTEN, PseudoLabelConfig
 from downstream.pseudo_label.images import Chosen, Index
 from downstream.pseudo_label.labeled import Labeled
@@ -170,6 +170,7 @@ def write_images(done: Annotated, masks: dict[str, str] | None = None) -> None:
         "size": pa.array([x.size for x in addresses], pa.int64()),
         "width": pa.array([images.size[row][1] for row in rows], pa.int32()),
         "height": pa.array([images.size[row][0] for row in rows], pa.int32()),
+        PIXELS: pa.array([images.pixel_sum(row) for row in rows], pa.binary()),
     }
     if masks is not None:
         columns["mask"] = pa.array(list(masks), pa.string())

@@ -82,7 +82,7 @@ def _row(stage: Stage) -> list[str]:
 def difference_rows(differences: Sequence[Difference]) -> list[list[str]]:
     """A row of DIFFERENCES for each."""
     return [
-        [f"{x.of} less {x.less}", f"{100 * x.mean:+.2f}", _points(x.interval), x.verdict]
+        [f"{x.of} minus {x.less}", f"{100 * x.mean:+.2f}", _points(x.interval), x.verdict]
         for x in differences
     ]
 
@@ -105,7 +105,7 @@ def headline(outcome: Outcome) -> list[str]:
     """What came of it, a sentence for each difference."""
     label = METRICS[outcome.key].label
     return [
-        f"Student less {x.less}: "
+        f"Student minus {x.less}: "
         + ("" if x.flaw else f"{100 * x.mean:+.2f} points of {label}, ")
         + f"{x.verdict}."
         for x in outcome.differences
@@ -125,7 +125,7 @@ def write_report(outcome: Outcome, recipe: Selftrain) -> Markup | None:
         difference_head=DIFFERENCES,
         differences=difference_rows(outcome.differences),
         note=NOTE + CHOSEN * outcome.chosen,
-        curves=lambda: [_curves(outcome)],
+        curves=(lambda: [_curves(outcome)]) if _several_evaluations(outcome) else None,
         label_rows=label_rows(outcome.labels),
         warnings=[
             *([outcome.warning] if outcome.warning else []),
@@ -145,6 +145,10 @@ def _links(outcome: Outcome, recipe: Selftrain) -> list[tuple[str, str]]:
     ]
 
 
+def _several_evaluations(outcome: Outcome) -> bool:
+    return any(len(stage.result.curve) > 1 for stage in outcome.stages if stage.result)
+
+
 def _curves(outcome: Outcome) -> Markup:
     """The score over steps."""
     series = {
@@ -152,7 +156,7 @@ def _curves(outcome: Outcome) -> Markup:
         for stage in outcome.stages
         if stage.result
     }
-    return page.plot(METRICS[outcome.key].label, plots.curves(series))
+    return page.plot(METRICS[outcome.key].label, plots.curves(series, low=0))
 
 
 def label_rows(manifest: dict[str, Any]) -> list[list[str]]:

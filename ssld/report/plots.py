@@ -75,6 +75,9 @@ def curves(
     for (name, points), colour in zip(shown.items(), COLOURS * 4, strict=False):
         line(plot, points, colour, label=label(name))
     plot.set_ylim(low, high)
+    steps = {x for points in shown.values() for x, _ in points}
+    if len(steps) == 1 and max(steps) > 0:  # its surroundings are no scale
+        plot.set_xlim(0, 1.05 * max(steps))
     plot.ticklabel_format(axis="y", scilimits=(-3, 5))  # no longer than the margin
     if len(shown) > 1:
         plot.legend(frameon=False, fontsize=8)

@@ -98,7 +98,7 @@ def test_all_stages_are_side_by_side(whole, scenes) -> None:
     settings = yaml.safe_load((whole / "student/config.yaml").read_text())
     assert settings["schedule"]["milestone_shares"] == [0.7, 0.9] and settings["init"] is None
     report = (whole / "report.html").read_text()
-    assert "student less baseline" in report and 'href="labels/report.html"' in report
+    assert "student minus baseline" in report and 'href="labels/report.html"' in report
     lines = [x for x in read_lines(whole / "student/metrics.jsonl") if x["kind"] == "train"]
     assert any("loss_generated" in line for line in lines)
 

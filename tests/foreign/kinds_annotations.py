@@ -4,6 +4,7 @@ others, up to the preflight and the views of training and evaluation."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import random
 from pathlib import Path
@@ -385,6 +386,52 @@ def use_panoptic(folder: Path, out: Path) -> str | None:
     return _masks(str(folder / "panoptic_val.json"), out)
 
 
+PLACES = ("../outside.png", "/dev/zero", "/etc/passwd", "", ".", "\0", "0.png/", None)
+"""Of files that are none of a set's."""
+
+
+def write_generated(rng: random.Random, folder: Path) -> None:
+    """A set of `ssld pseudo-label` by somebody else, whose sums are right as a rule."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    of_masks = rng.random() < 0.5
+    pictures(rng, folder)
+    if of_masks:
+        (folder / "masks").mkdir()
+        for name in NAMES:
+            (folder / "masks" / name).write_bytes(png("L", 3))
+        tree = changed(rng, TABLE) if rng.random() < 0.3 else TABLE
+        (folder / "classes.json").write_bytes(as_json(rng, tree))
+    else:
+        tree = rng.choice((COCO, RLE, POINTS, INSTANCES))
+        tree = changed(rng, tree) if rng.random() < 0.4 else tree
+        (folder / "annotations.json").write_bytes(as_json(rng, tree))
+    columns: dict[str, list[Any]] = {x: list(NAMES) for x in ("sample_id", "path", "mask")}
+    if rng.random() < 0.5:
+        columns[rng.choice(list(columns))][rng.randrange(3)] = rng.choice(PLACES)
+    columns["pixel_sha256"] = rng.choice(([b"0" * 32] * 3, [[1], [2], [3]], [None] * 3))
+    if rng.random() < 0.1:
+        columns.pop(rng.choice(list(columns)))
+    pq.write_table(pa.table(columns), folder / "images.parquet")
+    names = ("classes.json" if of_masks else "annotations.json", "images.parquet")
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    manifest = {"format": 1, "task": "segmentation" if of_masks else "detection", "files": sums}
+    if rng.random() < 0.3:
+        manifest = changed(rng, manifest)
+    elif rng.random() < 0.1:
+        manifest["files"] = {**sums, str(rng.choice(PLACES)): "0"}
+    (folder / "pseudo_labels.json").write_bytes(as_json(rng, manifest))
+
+
+def use_generated(folder: Path, out: Path) -> str | None:
+    from downstream.dense.generated import pixel_sums
+
+    seen = (_masks if (folder / "masks").is_dir() else _boxes)(str(folder), out)
+    pixel_sums(folder)
+    return seen
+
+
 RESULTS = [
     {"image_id": 10 * i, "category_id": 3 + 4 * (i % 2), "bbox": BOX, "score": 0.5 + i / 10}
     | {"keypoints": [3.0, 4.0, 0.5, 6.5, 7.0, 0.1]}
@@ -435,6 +482,7 @@ KINDS = {
     "annotations.yolo": Kind(write_yolo, use_yolo, BOXES),
     "annotations.masks": Kind(write_masks, use_masks, MASKS),
     "annotations.panoptic": Kind(write_panoptic, use_panoptic, MASKS),
+    "annotations.generated": Kind(write_generated, use_generated, (*BOXES, *MASKS)),
     "annotations.results": Kind(
         write_results, use_results, ("downstream.detection.average_precision",)
     ),

@@ -13,6 +13,7 @@ INPUTS = [
     ("annotations.yolo", 100),
     ("annotations.masks", 100),
     ("annotations.panoptic", 80),
+    ("annotations.generated", 60),
     ("annotations.results", 100),
 ]
 

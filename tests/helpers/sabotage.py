@@ -306,10 +306,10 @@ def note_samples(file: str) -> None:
     """Write each step's sample ids of this process to `file`."""
 
     def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(progress: Any, step: int, terms: Any, batch: Any, blame: Any) -> Any:
+        def call(progress: Any, step: int, terms: Any, batch: Any, *others: Any) -> Any:
             with contextlib.suppress(AttributeError), open(file, "a") as lines:
                 lines.write(json.dumps([step, batch.ids]) + "\n")
-            return function(progress, step, terms, batch, blame)
+            return function(progress, step, terms, batch, *others)
 
         return call
 

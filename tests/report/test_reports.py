@@ -61,6 +61,13 @@ def test_plots_with_foreign_names():
     assert "<img" in page.plot("a", plots.curves(series))
 
 
+def test_one_step_alone_is_on_the_scale_of_all_steps():
+    (plot,) = plots.curves({"a": [(30, 0.5)], "b": [(30, 0.2)]}).axes
+    assert plot.get_xlim() == (0, 31.5)
+    (plot,) = plots.curves({"a": [(30, 0.5)], "b": [(40, 0.2)]}, low=0).axes
+    assert plot.get_xlim()[0] > 20 and plot.get_ylim()[0] == 0
+
+
 def test_classes_are_named_on_the_page_in_any_language():
     measured = ClassificationMetrics(len(NAMES), torch.device("cpu"))
     measured.by_class = torch.tensor([[4.0, 1.0]] * len(NAMES))

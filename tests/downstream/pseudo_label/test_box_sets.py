@@ -254,7 +254,7 @@ def test_masks_are_run_lengths_of_the_image(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "finds_in_it"), [
     ("keypoint_rcnn", "keypoints"), ("mask_rcnn", "masks")
 ])  # fmt: skip
-def test_real_networks_see_several_views(tmp_path, name, finds_in_it):
+def test_real_networks_see_several_views(tmp_path, capsys, name, finds_in_it):
     """What they find by `predict` is what is written, each thing in its place."""
     entries = {"keypoints": [[5, 5, 2, 8, 8, 1, 0, 0, 0]]} if name == "keypoint_rcnn" else {}
     train = coco(tmp_path / "train", COUNTS, **entries)
@@ -263,6 +263,7 @@ def test_real_networks_see_several_views(tmp_path, name, finds_in_it):
     words = ("--test.scales=[0.5, 1]", "--test.flip=true", "--threshold=0.2",
              "--keypoint_threshold=0")  # fmt: skip
     assert label(run, source, out, *words) == 0
+    assert "in one view" not in capsys.readouterr().out
     folder, content = read_description(str(run))
     model, (augment, test) = open_detector(folder, content), views_of(content)
     test = replace(test, scales=[0.5, 1.0], flip=True)

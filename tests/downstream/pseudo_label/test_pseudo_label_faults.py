@@ -68,8 +68,9 @@ def test_an_image_in_which_nothing_is_found_is_a_negative(
     generated = open_boxes(str(out))
     assert len(generated) == 4 and generated.report.without_boxes == 3
     assert read(out)["warnings"] == [] and read(out)["images_without"] == 3
-    said = "3 annotations of 4 images, of scores from 0.500; none in 3 of them"
-    assert said in capsys.readouterr().out and said in (out / "report.html").read_text()
+    said, lead = capsys.readouterr().out, (out / "report.html").read_text()
+    line = "3 annotations of 4 images, of scores from 0.500; none in 3 of them"
+    assert line in said and line in lead and "note: each image is seen in one view" in said
 
 
 def test_a_class_that_vanished(run, source, tmp_path, monkeypatch, capsys):
@@ -84,6 +85,20 @@ def test_a_class_that_vanished(run, source, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "class 'cat' has nearly vanished: 1 pseudo-labels, of 50 that" in said
     assert "'dog'" not in said
+
+
+def test_a_count_that_is_only_reached_by_guesses(run, source, tmp_path, monkeypatch, capsys):
+    def unsure(i):
+        scores = {0: 0.02, 1: 0.3, 2: 0.9}
+        return [{"label": k, "score": x, "box": [2, 2, 20, 20]} for k, x in scores.items()]
+
+    finds(monkeypatch, unsure)
+    assert label(run, source, tmp_path / "a") == 0
+    said = capsys.readouterr().out
+    assert "class 'cat': as many as the labeled set has are only there from a score of 0.02" in said
+    assert "class 'dog': as many" not in said and "class 'bird': as many" not in said
+    assert label(run, source, tmp_path / "b", "--threshold=.01") == 0  # who asks for it gets it
+    assert "as many as" not in capsys.readouterr().out
 
 
 def test_all_of_one_class(run, source, tmp_path, monkeypatch, capsys):
