@@ -58,31 +58,14 @@ from downstream.pseudo_label.teacher import (
     describe,
     open_teacher,
 )
-from ssld.common.errors import Interrupted, attempt
+from ssld.common.errors import attempt
 from ssld.common.files import locked
 from ssld.curate.sets.images import ImageSet
 from ssld.data.source import Source
-from ssld.engine.loop import lost_process
+from ssld.engine.loop import lost_processes
 
 
-@contextlib.contextmanager
-def _lost_processes() -> Iterator[None]:
-    """
-    Raises:
-        Interrupted: another process of this command is gone.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        lost = lost_process(error)
-        if lost is None:
-            raise
-        message = str(lost).replace("of this run", "of this command")
-        message = message.replace("go on with --resume", "the same command goes on")
-        raise Interrupted(message) from error
-
-
-@_lost_processes()
+@lost_processes("command")
 def pseudo_label(config: PseudoLabelConfig) -> None:
     """Annotate what is not annotated yet, then write the set.
 

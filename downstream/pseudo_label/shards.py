@@ -8,19 +8,17 @@ depends on. The processes take pieces in turn; no piece depends on another, or o
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from ssld.common.files import cannot_write, write_atomically
+from ssld.common.files import write_atomically
 from ssld.common.streams import bar_seconds
-from ssld.curate.context import Processes
+from ssld.curate.context import Call
 
 DIGEST = 32
 """Bytes of a sha256."""
@@ -81,30 +79,8 @@ class Shards:
                 path.unlink(missing_ok=True)
 
 
-class Work:
+class Work(Call):
     """One call of the command, on one of its processes."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.processes = Processes()
-
-    @property
-    def main(self) -> bool:
-        return self.processes.rank == 0
-
-    def say(self, line: str) -> None:
-        if self.main:
-            tqdm.write(line)
-
-    def log(self, **facts: Any) -> None:
-        """One line of log.jsonl; lines of several processes do not mix."""
-        line = json.dumps({**facts, "process": self.processes.rank, "time": round(time.time(), 3)})
-        path = self.out / "log.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise cannot_write(path, error) from error
 
     def fill(
         self,

@@ -12,12 +12,9 @@ then asks for no more of `duplicates` than it needs.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 
-from ssld.common.errors import Interrupted, attempt
+from ssld.common.errors import attempt
 from ssld.curate import manifest
 from ssld.curate.config import CurateConfig
 from ssld.curate.context import Work
@@ -30,27 +27,10 @@ from ssld.curate.select.score import Scorer, embed_reference_set, score, verify
 from ssld.curate.select.select import excluded_keys, select, write_selection
 from ssld.curate.sets.images import ImageSet
 from ssld.curate.sets.index import build, reader
-from ssld.engine.loop import lost_process
+from ssld.engine.loop import lost_processes
 
 
-@contextlib.contextmanager
-def _lost_processes() -> Iterator[None]:
-    """
-    Raises:
-        Interrupted: another process of this curation is gone.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        lost = lost_process(error)
-        if lost is None:
-            raise
-        message = str(lost).replace("of this run", "of this curation")
-        message = message.replace("go on with --resume", "the same command goes on")
-        raise Interrupted(message) from error
-
-
-@_lost_processes()
+@lost_processes("curation")
 def curate(config: CurateConfig, stage: str | None = None) -> None:
     """Run `stage` and what it needs, or everything.
 

@@ -65,12 +65,15 @@ class Part(Generic[Rows]):
         return len(self.rows) // self.per_image
 
 
-class Work:
-    """One call of `ssld curate`."""
+class Call:
+    """One call of a command that does its work in pieces, on one of its processes.
 
-    def __init__(self, config: CurateConfig) -> None:
-        self.config = config
-        self.out = Path(config.out)
+    Args:
+        out: its folder, where log.jsonl is.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
         self.processes = Processes()
 
     @property
@@ -90,6 +93,14 @@ class Work:
                 file.write(line + "\n")
         except OSError as error:
             raise cannot_write(path, error) from error
+
+
+class Work(Call):
+    """One call of `ssld curate`."""
+
+    def __init__(self, config: CurateConfig) -> None:
+        super().__init__(Path(config.out))
+        self.config = config
 
     def ordered(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`job` of each item, in order, by the workers that the settings ask for."""

@@ -7,6 +7,9 @@ has exactly the lines of one that was not.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from ssld.common.errors import Interrupted, one_line
@@ -99,3 +102,24 @@ def lost_process(error: RuntimeError) -> Interrupted | None:
             "said itself tells why; go on with --resume"
         )
     return None
+
+
+@contextlib.contextmanager
+def lost_processes(what: str) -> Iterator[None]:
+    """For a command that is no run, and goes on when it is given again.
+
+    Args:
+        what: the command is, as a sentence calls it.
+
+    Raises:
+        Interrupted: another of its processes is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        message = str(lost).replace("of this run", f"of this {what}")
+        message = message.replace("go on with --resume", "the same command goes on")
+        raise Interrupted(message) from error
