@@ -13,7 +13,6 @@ are `ssld detection`, `ssld segmentation` and `ssld pseudo-label`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from dataclasses import replace
@@ -27,12 +26,12 @@ from downstream.selftrain.outcome import compare, teacher_warning
 from downstream.selftrain.recipe import LABELS, TRAINED, Selftrain, stages_of
 from downstream.selftrain.report import as_json, summary, write_report
 from ssld.cli.commands import COMMANDS, work_of
-from ssld.common.errors import InputError, Interrupted, attempt
-from ssld.common.files import locked, read_object, write_atomically
+from ssld.common.errors import InputError, attempt
+from ssld.common.files import read_object, write_atomically
 from ssld.common.settings import flat, plain, under
 from ssld.engine.processes import open_processes
 from ssld.engine.run_folder import HARMLESS
-from ssld.recipe.command import on_main, run_stage
+from ssld.recipe.command import on_main, one_command, run_stage
 from zoo.release import sha256_of
 
 MOVED = ("data.generated", "init")
@@ -48,18 +47,14 @@ def selftrain(recipe: Selftrain) -> None:
         Interrupted: see `ssld.engine.loop.train`; the same command goes on.
     """
     main = open_processes().is_main_process
-    with locked(recipe.out) if main else contextlib.nullcontext():
-        try:
-            if recipe.given_teacher is None:
-                _check_images(recipe, main)
-            for stage in stages_of(recipe):
-                if stage == LABELS:
-                    _label(recipe, main)
-                else:
-                    _train(recipe, stage, main)
-        except Interrupted as error:
-            message = str(error).replace("go on with --resume", "the same command goes on")
-            raise Interrupted(message) from error
+    with one_command(recipe.out, main):
+        if recipe.given_teacher is None:
+            _check_images(recipe, main)
+        for stage in stages_of(recipe):
+            if stage == LABELS:
+                _label(recipe, main)
+            else:
+                _train(recipe, stage, main)
         if main:
             _finish(recipe)
 

@@ -17,8 +17,9 @@ nothing is trained here. One section `transfer`, `detection` or `segmentation` i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState
@@ -51,9 +52,22 @@ def recipe(recipe: Recipe) -> None:
     problem = on_main(next, check_classes(recipe.configs()), None)
     if problem:
         raise InputError(f"{recipe.file}, {problem}")
-    with locked(recipe.out) if main else contextlib.nullcontext():
+    with one_command(recipe.out, main):
+        _run(recipe, main)
+
+
+@contextlib.contextmanager
+def one_command(out: Path, main: bool) -> Iterator[None]:
+    """While a command runs its stages below `out`: no other one does, and who stops it need not
+    know the stage.
+
+    Raises:
+        InputError: another command is at work there.
+        Interrupted: the same command goes on.
+    """
+    with locked(out) if main else contextlib.nullcontext():
         try:
-            _run(recipe, main)
+            yield
         except Interrupted as error:
             message = str(error).replace("go on with --resume", "the same command goes on")
             raise Interrupted(message) from error

@@ -16,6 +16,7 @@ map enlarged to whole px of the box, the centre of the highest) agree with both.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ LEAST_LOG = -100.0
 """Below the logarithm of any float32, so that a probability of 0 can be told, too."""
 
 
-class PartRCNN(FasterRCNN):
+class PartRCNN(FasterRCNN, ABC):
     """Faster R-CNN with a head that sees 14 x 14 cells of each box that is found.
 
     Args:
@@ -59,9 +60,9 @@ class PartRCNN(FasterRCNN):
         shapes = listed_images(images, sizes).image_sizes
         return self._parts(pyramid_maps(self, images), shapes, found)
 
+    @abstractmethod
     def finish(self, found: Detections, parts: Tensor) -> Detections:
         """See `downstream/detection/networks.py`."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def find(self, images: Tensor, sizes: Tensor) -> tuple[list[Detections], list[Tensor]]:
