@@ -41,12 +41,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "half as long": ("--student.steps={half}",),
     "twice as long": ("--student.steps={twice}",),
     "from the teacher": ("--student.start=teacher",),
-    "fixed threshold": ("--labels.threshold=0.4",),
+    "fixed threshold": ("--labels.threshold=0.5",),
     "flip alone": (ONE_VIEW[0],),
     "scales alone": (ONE_VIEW[1],),
 }
-"""Words of `ssld selftrain` beside those of `distilled`, which also trains the teacher, and the
-baseline and the oracle of as many steps."""
+"""Words of `ssld selftrain` beside those of `distilled`, which also trains the teacher and the
+oracle. The teacher has as many steps as the student: it is the supervised baseline."""
 TABLE_2 = ("half as long", "twice as long")
 """Their baselines are as long as they."""
 
@@ -58,7 +58,7 @@ class Set:
     task: str
     shares: tuple[float, ...]
     steps: int
-    """Of the student."""
+    """Of teacher, oracle and student."""
     scale: float = 1.0
     """Of the one view."""
     ablated: float | None = None
@@ -68,7 +68,7 @@ class Set:
 SETS = {
     "bccd": Set("detection", (0.1, 0.3), 600, ablated=0.1),
     "camvid": Set("segmentation", (0.1, 0.3), 300, scale=0.5),
-    "mouse": Set("detection", (1 / 6, 0.5), 400),
+    "mouse": Set("detection", (1 / 6, 0.5), 300),
 }
 
 
@@ -91,7 +91,6 @@ class Trial:
         words = [str(HERE / "selftrain" / f"{self.name}.yaml"), f"--out={self.folder(runs)}"]
         if self.variant == "distilled":
             words += [f"--seed={self.seed}", f"--data.labeled_share={self.share}"]
-            words += ["--baseline=true"]
             words += ["--oracle=true"] if self.share == given.shares[0] else []
         else:
             words += [f"--teacher.run={first / 'teacher'}"]
@@ -100,12 +99,13 @@ class Trial:
 
 
 def trials(names: list[str]) -> Iterator[Trial]:
-    """In an order in which each set is soon complete; `distilled` comes before its variants."""
+    """All sets first, then the ablations; `distilled` comes before its variants."""
     for name in names:
         for seed in SEEDS:
             for share in SETS[name].shares:
                 yield Trial(name, share, seed, "distilled")
                 yield Trial(name, share, seed, "one view")
+    for name in names:
         if SETS[name].ablated:
             for variant in list(VARIANTS)[2:]:
                 for seed in SEEDS:
@@ -113,10 +113,11 @@ def trials(names: list[str]) -> Iterator[Trial]:
 
 
 def run(names: list[str], runs: Path, jobs: int) -> None:
-    """All trials, so many cells (a set, share and seed) at a time, each on one core."""
-    cells: dict[tuple[str, int, float], list[Trial]] = {}
+    """All trials, so many cells (a set, share and seed; an ablation of it) at a time, a core each."""
+    cells: dict[tuple[str, int, float, str], list[Trial]] = {}
     for trial in trials(names):
-        cells.setdefault((trial.name, trial.seed, trial.share), []).append(trial)
+        ablation = trial.variant if trial.variant in list(VARIANTS)[2:] else ""
+        cells.setdefault((trial.name, trial.seed, trial.share, ablation), []).append(trial)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda cell: [_run(trial, runs) for trial in cell], cells.values()))
 
@@ -152,6 +153,7 @@ def collect(names: list[str], runs: Path, out: Path) -> None:
             continue
         for stage, result in stages(trial, runs).items():
             method = trial.variant if stage == "student" else stage
+            method = "baseline" if stage == "teacher" else method
             if trial.variant in TABLE_2 and stage == "baseline":
                 method = f"baseline, {trial.variant}"
             place = {"set": trial.name, "share": f"{trial.share:.2f}", "method": method}
