@@ -12,6 +12,7 @@ those of the views have labels of their own.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -22,11 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
 from matplotlib.figure import Figure
 from measure import Rows, parser, plain, read, show, spread, write
+from PIL import Image
 
 from downstream.ab.records import Result, read_result
 from downstream.ab.statistics import compare
+from downstream.dense.drawing import draw_boxes, draw_keypoints, draw_mask, image_grid
+from downstream.detection.data.boxes import BoxSource, open_boxes
+from downstream.segmentation.data.masks import MaskSource, open_masks
 from ssld.report.plots import COLOURS
 
 HERE = Path(__file__).parent
@@ -47,6 +54,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Words of `ssld selftrain` beside those of `distilled`, which also trains the teacher and the
 oracle. The teacher has as many steps as the student: it is the supervised baseline."""
+METHODS = ("baseline", "one view", "distilled", "oracle")
+"""Of which the scores are drawn."""
 TABLE_2 = ("half as long", "twice as long")
 """Their baselines are as long as they."""
 
@@ -113,7 +122,7 @@ def trials(names: list[str]) -> Iterator[Trial]:
 
 
 def run(names: list[str], runs: Path, jobs: int) -> None:
-    """All trials, so many cells (a set, share and seed; an ablation of it) at a time, a core each."""
+    """All trials, so many cells (a set, share and seed, or an ablation) at a time, a core each."""
     cells: dict[tuple[str, int, float, str], list[Trial]] = {}
     for trial in trials(names):
         ablation = trial.variant if trial.variant in list(VARIANTS)[2:] else ""
@@ -259,6 +268,79 @@ def draw(out: Path) -> None:
     figure.savefig(out / "differences.png", dpi=110)
 
 
+def draw_scores(out: Path) -> None:
+    """The score of each set over the share of the labels: mean and standard deviation of seeds."""
+    rows = read(out / "runs.csv")
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        own = [row for row in rows if row["set"] == name]
+        shares = sorted({row["share"] for row in own})
+        for colour, method in zip(COLOURS, METHODS, strict=False):
+            found = [(100 * float(x), _scores(own, x, method)) for x in shares]
+            if method == "oracle":
+                axes.axhline(np.mean(found[0][1]), color="#888888", ls="--", label="all labels")
+                continue
+            places = [place for place, scores in found if scores]
+            means = [np.mean(scores) for _, scores in found if scores]
+            spreads = [np.std(scores, ddof=1) for _, scores in found if scores]
+            axes.errorbar(places, means, spreads, fmt="o-", color=colour, capsize=3, label=method)
+        plain(axes, "y").set_title(name, fontsize=10)
+        axes.set_xlabel("share of the labels, %")
+        axes.set_ylabel(f"{own[0]['metric']}, %")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(out / "scores.png", dpi=110)
+
+
+def draw_labels(names: list[str], runs: Path, out: Path) -> None:
+    """Human annotations, or the mere image where there are none, beside the teacher's: of the first
+    seed and share."""
+    rows = []
+    for name in names:
+        trial = Trial(name, SETS[name].shares[0], SEEDS[0], "distilled")
+        labels = trial.folder(runs) / "labels"
+        if (labels / "pseudo_labels.json").is_file():
+            rows.append(_sheet(SETS[name].task, _train(name), str(labels)))
+    width = max(row.shape[1] for row in rows)
+    padded = [
+        np.pad(x, ((0, 16), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in rows
+    ]
+    Image.fromarray(np.concatenate(padded)).save(out / "labels.png", optimize=True)
+
+
+def _train(name: str) -> str:
+    recipe = yaml.safe_load((HERE / "selftrain" / f"{name}.yaml").read_text())
+    return recipe["teacher"]["data"]["train"]
+
+
+def _sheet(task: str, human: str, generated: str) -> np.ndarray:
+    """Of two images, evenly spread."""
+    open_source, draw = (
+        (open_boxes, _with_boxes) if task == "detection" else (open_masks, _with_masks)
+    )
+    theirs = open_source(human)
+    own = open_source(generated, theirs.class_names)
+    known = {Path(theirs.sample_id(i)).name: i for i in range(len(theirs))}
+    pairs = []
+    for i in (len(own) // 3, 2 * len(own) // 3):
+        pixels = np.asarray(Image.open(io.BytesIO(own.read(i))).convert("RGB"))
+        j = known.get(Path(own.sample_id(i)).name)
+        pairs.append((pixels if j is None else draw(theirs, j, pixels), draw(own, i, pixels)))
+    return image_grid(pairs)
+
+
+def _with_boxes(source: BoxSource, i: int, pixels: np.ndarray) -> np.ndarray:
+    found = source.boxes(i)
+    drawn = draw_boxes(pixels, found.xyxy, found.labels.tolist(), [""] * len(source.class_names))
+    if found.keypoints is not None and source.keypoints is not None:
+        drawn = draw_keypoints(drawn, found.keypoints, source.keypoints)
+    return drawn
+
+
+def _with_masks(source: MaskSource, i: int, pixels: np.ndarray) -> np.ndarray:
+    return draw_mask(pixels, source.mask(i), source.palette)
+
+
 def main() -> None:
     words = parser(__doc__)
     words.add_argument("what", choices=("run", "collect"))
@@ -273,8 +355,10 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     if given.runs:
         collect(given.sets, Path(given.runs), given.out)
+        draw_labels(given.sets, Path(given.runs), given.out)
     tables(given.out)
     draw(given.out)
+    draw_scores(given.out)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def write_picture(run: Run, step: int, make: Callable[[], np.ndarray]) -> None:
     attempt(f"the pictures of step {step:,}", write)
 
 
+def pictures(run: Path) -> list[Path]:
+    """The sheets of a run folder, the last one first."""
+    return sorted((run / PICTURES).glob("step-*.jpg"), reverse=True)
+
+
 def write_report(
     run: Run,
     curves: Plots,
@@ -55,7 +60,7 @@ def write_report(
         tables: further tables, of the last evaluation.
     """
     out, evaluations = run.folder.path, run.folder.history.evaluations()
-    pictures = sorted((out / PICTURES).glob("step-*.jpg"), reverse=True)
+    sheets = pictures(out)
     preflight = out / "preflight.md"
     classes, class_head = by_class
     write_training_report(
@@ -67,8 +72,8 @@ def write_report(
         class_head=class_head,
         tables=[*tables, *_gains(evaluations, run.config.test)],  # type: ignore[attr-defined]
         figures=figures,
-        last_picture=_picture(pictures[0]) if pictures else None,
-        earlier=pictures[1:],
+        last_picture=_picture(sheets[0]) if sheets else None,
+        earlier=sheets[1:],
         preflight=preflight.read_text(encoding="utf-8") if preflight.is_file() else "",
         network=_network(run.facts),
     )
@@ -108,10 +113,17 @@ def _words(key: str) -> str:
 
 
 def _picture(path: Path) -> Markup:
-    caption = f"step {int(path.stem[5:]):,}: truth on the left, found on the right"
-    return attempt(
-        "the pictures of report.html", lambda: page.picture(caption, np.asarray(Image.open(path)))
-    )
+    return attempt("the pictures of report.html", lambda: sheet(path))
+
+
+def sheet(path: Path, of: str = "") -> Markup:
+    """One of `pictures` as an element of a page.
+
+    Args:
+        of: what the caption begins with.
+    """
+    caption = f"{of}step {int(path.stem[5:]):,}: truth on the left, found on the right"
+    return page.picture(caption, np.asarray(Image.open(path)))
 
 
 def _network(facts: dict[str, Any]) -> list[tuple[str, str]]:

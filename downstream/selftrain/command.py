@@ -2,7 +2,7 @@
 
 OUT/teacher    trained on human annotations, unless a run is given
 OUT/labels     its annotations of unlabeled images, as `ssld pseudo-label` writes them
-OUT/baseline   where asked: as the student, on human annotations alone
+OUT/baseline   where asked: as the student, on human annotations alone; the teacher where that was
 OUT/oracle     where asked: the baseline with all human annotations
 OUT/student    trained on both kinds
 OUT/selftrain.json, report.html    all of them side by side
@@ -48,6 +48,8 @@ def selftrain(recipe: Selftrain) -> None:
     """
     main = open_processes().is_main_process
     with one_command(recipe.out, main):
+        if main and recipe.teacher_is_baseline:
+            print("baseline: the teacher, as it has the same settings", flush=True)
         if recipe.given_teacher is None:
             _check_images(recipe, main)
         for stage in stages_of(recipe):

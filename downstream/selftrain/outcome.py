@@ -109,6 +109,8 @@ def compare(recipe: Selftrain) -> Outcome:
     places = {name: recipe.out / name for name in TRAINED if name in recipe.configs}
     if recipe.given_teacher:
         places = {"teacher": Path(recipe.given_teacher), **places}
+    if recipe.teacher_is_baseline:
+        places = {"teacher": places["teacher"], "baseline": places["teacher"], **places}
     stages = {name: _stage(name, folder, recipe.task) for name, folder in places.items()}
     pairs = [(stages[a], stages[b]) for a, b in PAIRS if a in stages and b in stages]
     differences = [x for x in (_difference(*pair) for pair in pairs) if x is not None]

@@ -48,6 +48,8 @@ class Selftrain:
     """Of the stages of TRAINED that there are, in their order: DownstreamConfig."""
     labels: PseudoLabelConfig
     overwrite: bool = False
+    teacher_is_baseline: bool = False
+    """The baseline that is asked for has the teacher's settings, so that it is not trained again."""
 
     @property
     def teacher(self) -> str:
@@ -110,11 +112,14 @@ class _Reading:
         before = self._taught_with(configs)
         student = self._student(before)
         configs |= self._baselines(student, before.get("init"))
+        same = _same_run(configs.get("baseline"), configs.get("teacher"))
+        if same:
+            del configs["baseline"]
         configs["student"] = student
         self._check_shares(before, configs)
         labels = self._labels(student, known=bool(before))
         return Selftrain(self.file, self.out, self.task, self.given_teacher, configs, labels,
-                         self.config.overwrite)  # fmt: skip
+                         self.config.overwrite, same)  # fmt: skip
 
     def _text(self, key: str, given: str | None) -> str:
         value = given or self.tree.get(key)
@@ -284,7 +289,7 @@ class _Reading:
                 )
         human = {**before, "data": {**before["data"], "labeled_share": student.data.labeled_share}}
         baseline = configs.get("baseline") or self._parse("baseline", {}, human)
-        if "oracle" in configs and replace(configs["oracle"], out=baseline.out) == baseline:
+        if _same_run(configs.get("oracle"), baseline):
             raise InputError(
                 f"{self.file}, oracle: it would be the baseline, as that has all annotations; give "
                 "the teacher a data.labeled_share, or the oracle another data.train"
@@ -348,6 +353,11 @@ class _Reading:
             raise InputError(
                 message if message.startswith(where) else f"{where}: {message}"
             ) from error
+
+
+def _same_run(one: DownstreamConfig | None, other: DownstreamConfig | None) -> bool:
+    """Whether both are there, and train the same network."""
+    return one is not None and other is not None and replace(one, out=other.out) == other
 
 
 def _inherited(settings: dict[str, Any]) -> dict[str, Any]:

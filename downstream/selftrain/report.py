@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from downstream.ab.statistics import CONFIDENCE, RESAMPLES, Interval
+from downstream.dense.report import pictures, sheet
 from downstream.selftrain.outcome import Difference, Outcome, Stage
 from downstream.selftrain.recipe import LABELS, Selftrain
 from ssld.common.metrics import METRICS
@@ -126,6 +128,7 @@ def write_report(outcome: Outcome, recipe: Selftrain) -> Markup | None:
         differences=difference_rows(outcome.differences),
         note=NOTE + CHOSEN * outcome.chosen,
         curves=(lambda: [_curves(outcome)]) if _several_evaluations(outcome) else None,
+        pictures=(lambda: list(_pictures(outcome))) if any(_sheets(outcome).values()) else None,
         label_rows=label_rows(outcome.labels),
         warnings=[
             *([outcome.warning] if outcome.warning else []),
@@ -143,6 +146,19 @@ def _links(outcome: Outcome, recipe: Selftrain) -> list[tuple[str, str]]:
         for name, folder in places.items()
         if (folder / "report.html").is_file()
     ]
+
+
+def _sheets(outcome: Outcome) -> dict[str, list[Path]]:
+    """Of the two that are to be looked at side by side."""
+    names = [stage.name for stage in outcome.stages]
+    compared = ("baseline" if "baseline" in names else "teacher", "student")
+    return {x.name: pictures(x.folder) for x in outcome.stages if x.name in compared}
+
+
+def _pictures(outcome: Outcome) -> Iterator[Markup]:
+    for name, found in _sheets(outcome).items():
+        if found:
+            yield sheet(found[0], f"{name}, ")
 
 
 def _several_evaluations(outcome: Outcome) -> bool:

@@ -99,6 +99,7 @@ def test_all_stages_are_side_by_side(whole, scenes) -> None:
     assert settings["schedule"]["milestone_shares"] == [0.7, 0.9] and settings["init"] is None
     report = (whole / "report.html").read_text()
     assert "student minus baseline" in report and 'href="labels/report.html"' in report
+    assert "baseline, step 4: truth on the left" in report and "student, step 4" in report
     lines = [x for x in read_lines(whole / "student/metrics.jsonl") if x["kind"] == "train"]
     assert any("loss_generated" in line for line in lines)
 
@@ -113,7 +114,11 @@ def test_held_out_images_are_refused_before_the_teacher_is_trained(scenes, tmp_p
     assert f"{copy.name} (is {held_out.name})" in capsys.readouterr().err
     assert not (tmp_path / "run/out/teacher").exists()
     copy.unlink()
-    assert main([*words, "--teacher.steps=1", "--student.steps=1"]) == 0
+    words += ["--teacher.steps=1", "--student.steps=1", "--baseline=true"]
+    assert main(words) == 0  # the teacher is the baseline, which no run repeats
+    stages = json.loads((tmp_path / "run/out/selftrain.json").read_text())["stages"]
+    assert list(stages) == ["teacher", "baseline", "student"]
+    assert stages["baseline"] == stages["teacher"] and not (tmp_path / "run/out/baseline").exists()
 
 
 class Killed(BaseException):
@@ -251,6 +256,11 @@ def test_what_a_stage_does_not_say_is_as_before(scenes, tmp_path) -> None:
     assert [x.data.labeled_share for x in configs.values()] == [0.5, 0.5, 1.0, 0.5]
     assert found.labels.test.flip is True and found.labels.val == list(student.data.val)
     assert found.labels.run == str(tmp_path / "run/teacher")
+    assert not found.teacher_is_baseline
+    tree = recipe(scenes, baseline=True)
+    repeated = asked(tmp_path, tree, "teacher.steps=9", "student.steps=9")
+    assert repeated.teacher_is_baseline and list(repeated.configs) == ["teacher", "student"]
+    tree = {**tree, "baseline": {}}
     started = asked(tmp_path, {**tree, "student": {"steps": 9, "start": "teacher"}})
     assert started.configs["student"].init == str(tmp_path / "run/teacher")
     assert started.configs["baseline"].init is None
