@@ -48,6 +48,31 @@ def require_scales(scales: Sequence[float]) -> None:
 
 
 @dataclass(frozen=True)
+class PolicyConfig(Settings, section="augment"):
+    """Operations that change the geometry and the colours of a training image
+    (`downstream/dense/policies.py`)."""
+
+    policy: Literal["none", "autoaugment", "randaugment"] = "none"
+    """autoaugment: with boxes the policy that was learned for them, with masks the classifiers'.
+    randaugment: operations drawn for each image. Boxes, keypoints and masks move with the image."""
+    randaugment_ops: PositiveInt = 2
+    """Operations per image of RandAugment (tensorflow/models, official/vision/ops/augment.py; Zoph
+    et al. 2020 do not say it)."""
+    randaugment_magnitude: Annotated[int, Limits(lambda x: 0 <= x <= 30, "0 to 30")] = 10
+    """Strength of RandAugment, 10 of 10 (Zoph et al. 2020, section 3.1; 15 in their table 12)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = (self.randaugment_ops, self.randaugment_magnitude)
+        require(
+            self.policy == "randaugment"
+            or given == (PolicyConfig.randaugment_ops, PolicyConfig.randaugment_magnitude),
+            "augment.randaugment_ops or augment.randaugment_magnitude is given, but augment.policy "
+            f"is {self.policy}: set it to randaugment, or leave them out",
+        )
+
+
+@dataclass(frozen=True)
 class AnnotatedConfig(LoaderConfig):
     """Annotated images."""
 

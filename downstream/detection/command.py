@@ -63,7 +63,7 @@ def detection(config: DetectionConfig) -> None:
         checkpoint=replace(config.checkpoint, best=best),
     )
     side = max(config.augment.sizes)
-    size = (side, side) if config.augment.resize == "square" else (side, round(side * 4 / 3))
+    size = (side, round(side * 4 / 3)) if config.augment.resize == "shorter" else (side, side)
     run = start_run(
         config, accelerator, sources, model,
         task="detection", head=asdict(config.detector), size=size,
@@ -99,11 +99,12 @@ def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:
     """
     gone = total = 0
     largest = max(augment.sizes)
-    zoom = 1 / CROP_SCALE[0] if augment.crop else 1.0  # the most by which a crop enlarges
+    part = CROP_SCALE[0] if augment.crop else 1.0  # the smallest, which is enlarged the most
+    zoom = augment.scale[1] / part
     for source in sources:
         counted = source.counted
         always = counted & (_sides(source, augment, largest) * zoom < LEAST_SIDE_PX)
-        smallest = _sides(source, augment, min(augment.sizes)) / augment.expand
+        smallest = _sides(source, augment, min(augment.sizes)) * augment.scale[0] / augment.expand
         sometimes = counted & (smallest < LEAST_SIDE_PX) & ~always
         where = f"under {LEAST_SIDE_PX:g} px"
         _note(source, f"boxes {where} in every training view, never learned from", always)
@@ -125,6 +126,8 @@ def _sides(source: BoxSource, augment: BoxAugmentConfig, side: int) -> np.ndarra
     sizes = np.maximum(source.sizes[:, ::-1], 1).astype(np.float64)  # width, height
     if augment.resize == "square":
         scale = side / sizes
+    elif augment.resize == "longer":
+        scale = np.repeat(side / sizes.max(1, keepdims=True), 2, axis=1)
     else:
         one = side / sizes.min(1)
         if augment.longest is not None:

@@ -9,6 +9,7 @@ from downstream.dense.config import (
     MAX_SIDE_PX,
     AnnotatedConfig,
     DownstreamConfig,
+    PolicyConfig,
     require_scales,
 )
 from downstream.dense.networks import require_packages
@@ -40,15 +41,22 @@ class DetectorConfig(Settings, section="detector"):
 
 
 @dataclass(frozen=True)
-class BoxAugmentConfig(Settings, section="augment"):
-    """Mixup, colour, expand, crop, flip and resize, in this order (PaddleDetection
+class BoxAugmentConfig(PolicyConfig):
+    """Mixup, colour, expand, crop, policy, flip and resize, in this order (PaddleDetection
     `configs/yolov3/_base_/yolov3_reader.yml`, with which SSLD's YOLOv3 was trained). By default
-    multi-scale resize and flip: detectron2 `configs/Base-RCNN-FPN.yaml`."""
+    multi-scale resize and flip: detectron2 `configs/Base-RCNN-FPN.yaml`. Augment-S1 to S4 of Zoph
+    et al. 2020 (section 3.1) are `resize: longer` with `scale` and `policy`."""
 
-    resize: Literal["shorter", "square"] = "shorter"
-    """shorter: the shorter side to one of `sizes`, keeping the aspect. square: both sides to it."""
+    resize: Literal["shorter", "square", "longer"] = "shorter"
+    """shorter: the shorter side to one of `sizes`, keeping the aspect. square: both sides to it.
+    longer: the longer side to `scale` of it, keeping the aspect; training views are squares of it,
+    cut out where the image is larger and filled up where it is smaller (tensorflow/tpu
+    `resize_and_crop_image`)."""
     sizes: list[PositiveInt] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])
-    """Sides in px to draw from: for each image (shorter) or for each batch (square)."""
+    """Sides in px to draw from: for each image (shorter) or for each batch (square, longer)."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    """With `longer` the range of the factor that is drawn for each training image: scale jitter.
+    S1 and S2 have 0.8 to 1.2, S3 and S4 0.5 to 2."""
     test_size: PositiveInt = 800
     """Side in px of evaluation views."""
     longest: int | None = 1333
@@ -73,6 +81,13 @@ class BoxAugmentConfig(Settings, section="augment"):
             self.longest is None or self.longest >= max(self.sizes),
             f"augment.longest is {self.longest}: give at least the largest of sizes "
             f"({max(self.sizes)}), or null",
+        )
+        low, high = self.scale
+        require(low <= high, f"augment.scale is {self.scale}: give smallest <= largest")
+        require(
+            self.resize == "longer" or low == high == 1,
+            f"augment.scale is {self.scale}, but augment.resize is {self.resize}: set that to "
+            "longer, or leave augment.scale out",
         )
 
 

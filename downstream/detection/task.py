@@ -62,8 +62,8 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
         """{term: float32 [b]}, 0 for an unreadable image, which is not shown to the detector."""
         kept = batch.weight.nonzero()[:, 0].tolist() or list(range(len(batch.ids)))
         targets = [batch.targets[i] for i in kept]
-        # With square views all have the size of the batch.
-        same = self.augment.resize == "square"
+        # Views that are squares all have the size of the batch.
+        same = self.augment.resize != "shorter"
         images = batch.images if same else pad_to_largest(batch.images)
         terms = detector(images[kept], batch.sizes[kept], targets)
         rows = torch.tensor(kept, device=batch.images.device)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from downstream.dense.config import AnnotatedConfig, DownstreamConfig, require_scales
+from downstream.dense.config import (
+    AnnotatedConfig,
+    DownstreamConfig,
+    PolicyConfig,
+    require_scales,
+)
 from downstream.dense.networks import require_packages
 from downstream.segmentation.networks import SEGMENTERS
 from ssld.common.settings import (
@@ -30,15 +36,20 @@ class SegmenterConfig(Settings, section="segmenter"):
 
 
 @dataclass(frozen=True)
-class MaskAugmentConfig(Settings, section="augment"):
-    """SSLD section 4.6 and the reference's recipe (PaddleSeg, configs/_base_/cityscapes.yml)."""
+class MaskAugmentConfig(PolicyConfig):
+    """Policy, scale, crop, flip and colour, in this order: SSLD section 4.6 and the reference's
+    recipe (PaddleSeg, configs/_base_/cityscapes.yml). Augment-S1 to S4 of Zoph et al. 2020
+    (section 3.1) are `scale_of: crop` with `scale` and `policy`."""
 
     crop: tuple[int, int] = (512, 1024)
     """Height and width in px of a training view."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest factor by which an image is resized before it is cropped."""
-    scale_step: float = 0.25
-    """Distance between the factors that are drawn from."""
+    scale_of: Literal["image", "crop"] = "image"
+    """What `scale` is a factor of: the image's own size, or the largest with which the whole image
+    fits into `crop` (tensorflow/tpu `resize_and_crop_image`)."""
+    scale_step: float | None = 0.25
+    """Distance between the factors that are drawn from; null: any factor in between."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     colour: ShareBelowOne = 0.4
@@ -53,18 +64,21 @@ class MaskAugmentConfig(Settings, section="augment"):
         )
         low, high = self.scale
         require(0 < low <= high, f"augment.scale is {self.scale}: give 0 < smallest <= largest")
-        steps = (high - low) / self.scale_step if self.scale_step > 0 else 0.5
-        require(
-            abs(steps - round(steps)) < 1e-6,
-            f"augment.scale_step is {self.scale_step}: give a number above 0 that divides "
-            f"{high - low:g}, the range of augment.scale",
-        )
+        if self.scale_step is not None:
+            steps = (high - low) / self.scale_step if self.scale_step > 0 else 0.5
+            require(
+                abs(steps - round(steps)) < 1e-6,
+                f"augment.scale_step is {self.scale_step}: give a number above 0 that divides "
+                f"{high - low:g}, the range of augment.scale, or null for any factor in it",
+            )
 
-    @property
-    def factors(self) -> list[float]:
-        """The factors that are drawn from, each as likely (PaddleSeg, ResizeStepScaling)."""
+    def factor(self, draw: random.Random) -> float:
+        """One of the steps, each as likely (PaddleSeg, ResizeStepScaling), or any in between."""
         low, high = self.scale
-        return [low + i * self.scale_step for i in range(round((high - low) / self.scale_step) + 1)]
+        if self.scale_step is None:
+            return draw.uniform(low, high)
+        steps = round((high - low) / self.scale_step)
+        return draw.choice([low + i * self.scale_step for i in range(steps + 1)])
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def test_boxes_that_some_views_lose_are_counted(tmp_path):
     assert found(path, resize="square", sizes=[96]) == {every: 2}  # .96 px wide
     assert found(path, sizes=[64], crop=True) == {some: 2}  # a crop enlarges
     assert found(path, sizes=[160], expand=4.0) == {some: 2}
+    assert found(path, resize="longer", sizes=[64]) == {every: 2}
+    assert found(path, resize="longer", sizes=[64], scale=(0.5, 2.0)) == {some: 2}
 
 
 def test_the_count_is_what_the_views_drop(tmp_path):

@@ -6,7 +6,7 @@ with these traps mended (torchvision 0.29):
   remove boxes;
 - its nearest pixel, the default for masks, is up to half a pixel off from where an image's bilinear
   ones are: `nearest-exact` is not;
-- AutoAugment and RandAugment raise on boxes: none is offered;
+- its AutoAugment and RandAugment raise on boxes: `downstream/dense/operations.py` does not;
 - keypoints that were not labeled (visibility 0) move like all others: here they stay at 0.
 
 Nothing here reads a global random state: what is drawn is drawn from the `draw` that is passed.
@@ -89,10 +89,10 @@ def make_sample(
     size = (image.shape[-2], image.shape[-1])
     return Sample(
         Image(image),
-        _boxes(xyxy, size),
+        make_boxes(xyxy, size),
         labels,
         torch.ones(len(labels)),
-        None if keypoints is None else _points(keypoints[..., :2], size),
+        None if keypoints is None else make_points(keypoints[..., :2], size),
         None if keypoints is None else keypoints[..., 2],
         None if masks is None else Mask(masks),
     )
@@ -108,7 +108,7 @@ def flip(sample: Sample, pairs: Sequence[tuple[int, int]]) -> Sample:
         mirrored = points.as_subclass(Tensor)[:, order].clone()
         # Continuous px: a mirror at the middle, where torchvision's has W - 1 - x.
         mirrored[..., 0] = sample.size[1] - mirrored[..., 0]
-        points, visibility = _points(mirrored, sample.size), visibility[:, order]
+        points, visibility = make_points(mirrored, sample.size), visibility[:, order]
     flipped = _apply(sample, tv.horizontal_flip)
     return _at_zero(replace(flipped, keypoints=points, visibility=visibility))
 
@@ -138,17 +138,26 @@ def pad(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
 def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
     """Cut out `size` (height, width). Boxes whose centre is outside go (SSD section 2.2, "Data
     augmentation"), the others are cut; keypoints outside become unlabeled."""
-    height, width = size
     centre = (sample.boxes.as_subclass(Tensor)[:, :2] + sample.boxes.as_subclass(Tensor)[:, 2:]) / 2
-    low, high = centre.new_tensor([left, top]), centre.new_tensor([left + width, top + height])
-    inside = ((low < centre) & (centre < high)).all(1)
-    cut = _apply(sample, lambda part: tv.crop(part, top, left, height, width))
-    if cut.keypoints is not None and cut.visibility is not None:
-        points = cut.keypoints.as_subclass(Tensor)
-        limits = points.new_tensor([width, height])
+    low, high = centre.new_tensor([left, top]), centre.new_tensor([left + size[1], top + size[0]])
+    sample = keep(sample, ((low < centre) & (centre < high)).all(1))
+    return within(sample, lambda part: tv.crop(part, top, left, *size))
+
+
+def within(sample: Sample, transform: Callable[[Any], Any]) -> Sample:
+    """After one of torchvision's functionals, without what left the image: boxes are cut, and go if
+    nothing is left of them; keypoints outside become unlabeled."""
+    uncut = make_boxes(sample.boxes.as_subclass(Tensor), sample.size, clamping_mode=None)
+    moved = _apply(replace(sample, boxes=uncut), transform)
+    boxes = moved.boxes.as_subclass(Tensor)
+    limits = boxes.new_tensor([moved.size[1], moved.size[0]])
+    boxes = boxes.clamp(min=0).minimum(limits.repeat(2))
+    moved = replace(moved, boxes=make_boxes(boxes, moved.size))
+    if moved.keypoints is not None and moved.visibility is not None:
+        points = moved.keypoints.as_subclass(Tensor)
         visible = ((points >= 0) & (points <= limits)).all(-1)
-        cut = replace(cut, visibility=cut.visibility * visible)
-    return keep(_at_zero(cut), inside)
+        moved = replace(moved, visibility=moved.visibility * visible)
+    return keep(_at_zero(moved), (boxes[:, 2:] > boxes[:, :2]).all(1))
 
 
 def keep(sample: Sample, chosen: Tensor) -> Sample:
@@ -156,15 +165,26 @@ def keep(sample: Sample, chosen: Tensor) -> Sample:
     points = sample.keypoints
     return replace(
         sample,
-        boxes=_boxes(sample.boxes.as_subclass(Tensor)[chosen], sample.size),
+        boxes=make_boxes(sample.boxes.as_subclass(Tensor)[chosen], sample.size),
         labels=sample.labels[chosen],
         weights=sample.weights[chosen],
         keypoints=None
         if points is None
-        else _points(points.as_subclass(Tensor)[chosen], sample.size),
+        else make_points(points.as_subclass(Tensor)[chosen], sample.size),
         visibility=None if sample.visibility is None else sample.visibility[chosen],
         masks=None if sample.masks is None else Mask(sample.masks.as_subclass(Tensor)[chosen]),
     )
+
+
+def on_square(sample: Sample, size: tuple[int, int], side: int, draw: random.Random) -> Sample:
+    """Resized to `size` (height, width), on a square of `side` px: a drawn part of what is larger,
+    and MEAN_COLOUR right of and below what is smaller (tensorflow/tpu models/official/detection/
+    utils/input_utils.py, `resize_and_crop_image`). Boxes of which any part is left stay, as there:
+    of large objects in half of an image the centre is often outside."""
+    height, width = (min(side, length) for length in size)
+    top, left = draw.randint(0, size[0] - height), draw.randint(0, size[1] - width)
+    cut = within(resize(sample, size), lambda part: tv.crop(part, top, left, height, width))
+    return pad(cut, 0, 0, (side, side))
 
 
 def drop_small(sample: Sample, side: float = LEAST_SIDE_PX) -> Sample:
@@ -198,10 +218,10 @@ def mix(first: Sample, second: Sample, ratio: float) -> Sample:
     with_points = len(visible) == 2
     return Sample(
         Image(blend.round().to(torch.uint8)),
-        _boxes(torch.cat(boxes), size),
+        make_boxes(torch.cat(boxes), size),
         torch.cat([first.labels, second.labels]),
         torch.cat([first.weights * ratio, second.weights * (1 - ratio)]),
-        _points(torch.cat(points), size) if with_points else None,
+        make_points(torch.cat(points), size) if with_points else None,
         torch.cat(visible) if with_points else None,
         Mask(torch.cat(masks)) if len(masks) == 2 else None,
     )
@@ -285,12 +305,20 @@ def _apply(sample: Sample, transform: Callable[[Any], Any]) -> Sample:
     )
 
 
-def _boxes(values: Tensor, size: tuple[int, int]) -> BoundingBoxes:
+def make_boxes(
+    values: Tensor, size: tuple[int, int], clamping_mode: str | None = "soft"
+) -> BoundingBoxes:
+    """Of float [n, 4], xyxy, on an image of `size` (height, width).
+
+    Args:
+        clamping_mode: whether torchvision's functionals cut them to the image; None: they do not.
+    """
     make: Any = BoundingBoxes  # whose `__new__` takes more than Tensor's `__init__` says
-    return make(values, format="XYXY", canvas_size=size)
+    return make(values, format="XYXY", canvas_size=size, clamping_mode=clamping_mode)
 
 
-def _points(values: Tensor, size: tuple[int, int]) -> KeyPoints:
+def make_points(values: Tensor, size: tuple[int, int]) -> KeyPoints:
+    """Of float [n, k, 2], x and y, on an image of `size` (height, width)."""
     make: Any = KeyPoints
     return make(values, canvas_size=size)
 
@@ -300,4 +328,4 @@ def _at_zero(sample: Sample) -> Sample:
     if sample.keypoints is None or sample.visibility is None:
         return sample
     points = sample.keypoints.as_subclass(Tensor) * (sample.visibility > 0)[..., None]
-    return replace(sample, keypoints=_points(points, sample.size))
+    return replace(sample, keypoints=make_points(points, sample.size))

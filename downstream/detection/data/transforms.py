@@ -1,9 +1,10 @@
 """Views of images with boxes. A training view is a pure function of (seed, sample id, view number),
-and its size with `resize: square` of (seed, batch number): no global random state decides anything
-(see `ssld/data/transforms.py`).
+and its size, where all of a batch have one, of (seed, batch number): no global random state decides
+anything (see `ssld/data/transforms.py`).
 
 Order of the steps: mixup, colour, expand, crop, flip, resize (PaddleDetection
-`configs/yolov3/_base_/yolov3_reader.yml`).
+`configs/yolov3/_base_/yolov3_reader.yml`), and before flip and resize the policy (tensorflow/tpu
+models/official/detection/dataloader/retinanet_parser.py).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from downstream.dense.policies import draw_operations
 from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data import geometry
 from downstream.detection.data.boxes import BoxSource
+from downstream.detection.data.operations import operate
 from downstream.detection.data.outlines import Rle
 from downstream.detection.data.outlines import decode as decode_masks
 from ssld.data.decode import Unreadable, decode
@@ -65,19 +68,30 @@ class TrainBoxView:
             sample = geometry.expand(sample, draw, augment.expand)
         if augment.crop:
             sample = geometry.crop_by_overlap(sample, draw)
+        for operation in draw_operations(augment, draw, boxes=True):
+            sample = operate(sample, operation, draw)
         if draw.random() < augment.flip:
             sample = geometry.flip(
                 sample, () if source.keypoints is None else source.keypoints.flip_pairs
             )
-        if augment.resize == "square":
-            side = self.batch_size_px(batch_number)
-        else:
-            side = draw.choice(augment.sizes)
-        sample = geometry.resize(sample, view_size(sample.size, side, augment))
+        sample = self._resize(sample, draw, batch_number)
         return _finish(geometry.drop_small(sample), source.image_size(index))
 
+    def _resize(
+        self, sample: geometry.Sample, draw: random.Random, batch_number: int
+    ) -> geometry.Sample:
+        augment = self.augment
+        if augment.resize == "shorter":
+            side = draw.choice(augment.sizes)
+            return geometry.resize(sample, view_size(sample.size, side, augment))
+        side = self.batch_size_px(batch_number)
+        if augment.resize == "square":
+            return geometry.resize(sample, view_size(sample.size, side, augment))
+        size = view_size(sample.size, side, augment, draw.uniform(*augment.scale))
+        return geometry.on_square(sample, size, side, draw)
+
     def batch_size_px(self, batch_number: int) -> int:
-        """The side of a batch's views with `resize: square`."""
+        """The side of a batch's views, which are squares but with `resize: shorter`."""
         return random.Random(key_of(self.seed, "side", batch_number)).choice(self.augment.sizes)
 
 
@@ -104,14 +118,16 @@ class EvalBoxView:
 def view_size(
     size: tuple[int, int], side: int, augment: BoxAugmentConfig, factor: float = 1.0
 ) -> tuple[int, int]:
-    """Height and width of a view of an image of `size`: `side` squared, or with its shorter side at
-    `side` unless the longer one would exceed `augment.longest` (Ren et al. 2015, section 3.3;
-    rounded as detectron2 `ResizeShortestEdge` does). Both `side` and `longest` grow by `factor`."""
+    """Height and width of a view of an image of `size`: `side` squared, or with its longer side at
+    `side`, or with its shorter side at `side` unless the longer one would exceed `augment.longest`
+    (Ren et al. 2015, section 3.3; rounded as detectron2 `ResizeShortestEdge` does). Both `side` and
+    `longest` grow by `factor`."""
     if augment.resize == "square":
         side = max(1, int(side * factor + 0.5))
         return side, side
-    scale = side / min(size)
-    if augment.longest is not None:
+    longer = augment.resize == "longer"
+    scale = side / (max(size) if longer else min(size))
+    if augment.longest is not None and not longer:
         scale = min(scale, augment.longest / max(size))
     scale *= factor
     height, width = (max(1, int(length * scale + 0.5)) for length in size)

@@ -17,6 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from downstream.dense.operations import COLOURS, cutout, move, recolour
+from downstream.dense.policies import Operation, draw_operations
 from downstream.segmentation.config import MaskAugmentConfig
 from downstream.segmentation.data.class_table import IGNORE
 from downstream.segmentation.data.masks import MaskSource
@@ -31,9 +33,9 @@ COLOUR_PROBABILITY = 0.5
 
 
 class TrainMaskView:
-    """Scale, pad, crop, flip and change colours, in the order and with the draws of PaddleSeg's
-    ResizeStepScaling, RandomPaddingCrop, RandomHorizontalFlip and RandomDistort
-    (paddleseg/transforms/transforms.py).
+    """Change by the policy, then scale, pad, crop, flip and change colours, in the order and with
+    the draws of PaddleSeg's ResizeStepScaling, RandomPaddingCrop, RandomHorizontalFlip and
+    RandomDistort (paddleseg/transforms/transforms.py).
 
     Args:
         seed: the run's.
@@ -61,7 +63,9 @@ class TrainMaskView:
         """
         draw = random.Random(key_of(self.seed, source.sample_id(index), view))
         image, mask = _read(source, index)
-        image, mask = _resize(image, mask, draw.choice(self.augment.factors))
+        for operation in draw_operations(self.augment, draw, boxes=False):
+            image, mask = operate(image, mask, operation, draw)
+        image, mask = _resize(image, mask, self._factor(draw, mask.shape))
         image, mask = self._pad(image, mask)
         height, width = self.augment.crop
         top = draw.randint(0, mask.shape[0] - height)
@@ -72,6 +76,13 @@ class TrainMaskView:
         if self.augment.colour:
             image = change_colours(image, self.augment.colour, draw)
         return _plain(image), mask.as_subclass(Tensor).contiguous()
+
+    def _factor(self, draw: random.Random, size: Sequence[int]) -> float:
+        """By which an image of that height and width is resized."""
+        factor = self.augment.factor(draw)
+        if self.augment.scale_of == "image":
+            return factor
+        return factor * min(a / b for a, b in zip(self.augment.crop, size, strict=True))
 
     def _pad(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Below and to the right, up to the crop."""
@@ -98,6 +109,19 @@ class EvalMaskView:
         return _plain(image), mask.as_subclass(Tensor)
 
 
+def operate(
+    image: tv_tensors.Image, mask: tv_tensors.Mask, operation: Operation, draw: random.Random
+) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """An image, uint8 [3, h, w], and its mask, uint8 [h, w], after an operation of a policy. What
+    comes in from outside is ignored; what is cut out keeps its class."""
+    name, strength = operation.name, operation.strength
+    if name == "cutout":
+        return cutout(image, strength, draw), mask
+    if name in COLOURS:
+        return recolour(image, name, strength), mask
+    return move(image, name, strength), move(mask, name, strength, outside=IGNORE)
+
+
 def change_colours(image: Tensor, strength: float, draw: random.Random) -> Tensor:
     """Brightness, contrast, saturation (each by 1 ± strength) and hue (± HUE of a turn), each with
     probability COLOUR_PROBABILITY, in random order.
@@ -115,8 +139,8 @@ def change_colours(image: Tensor, strength: float, draw: random.Random) -> Tenso
     return image
 
 
-def _read(source: MaskSource, index: int) -> tuple[Tensor, Tensor]:
-    """Image uint8 [3, h, w] and mask uint8 [h, w] as tv_tensors."""
+def _read(source: MaskSource, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """Image uint8 [3, h, w] and mask uint8 [h, w]."""
     pixels = decode(source.read(index))
     mask = source.mask(index, (pixels.shape[0], pixels.shape[1]))
     image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))

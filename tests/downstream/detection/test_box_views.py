@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import asdict, replace
 
 import annotated
 import numpy as np
@@ -15,6 +17,9 @@ from downstream.detection.data.transforms import EvalBoxView, TrainBoxView, load
 from ssld.data.decode import Unreadable
 
 RED = (220, 20, 20)
+S1 = BoxAugmentConfig(resize="longer", sizes=[96, 128], test_size=96, scale=(0.8, 1.2))
+S3 = replace(S1, scale=(0.5, 2.0), policy="autoaugment")
+S4 = replace(S3, policy="randaugment")
 YOLO = BoxAugmentConfig(
     resize="square", sizes=[64, 96, 128], test_size=128, colour=0.5, expand=4, crop=True, mixup=1.5
 )
@@ -48,7 +53,7 @@ def same(one, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("augment", [YOLO, BoxAugmentConfig(sizes=[40, 60, 80])])
+@pytest.mark.parametrize("augment", [YOLO, BoxAugmentConfig(sizes=[40, 60, 80]), S1, S3, S4])
 def test_a_view_depends_on_seed_id_view_and_batch_only(source, augment):
     make = TrainBoxView(augment, seed=1)
     first = [make(source, i, 5, 7) for i in range(4)]
@@ -80,11 +85,12 @@ def test_types_and_sizes(source):
     }
 
 
-@pytest.mark.parametrize("resize", ["shorter", "square"])
+@pytest.mark.parametrize("resize", ["shorter", "square", "longer"])
 def test_boxes_enclose_the_colour_through_the_whole_chain(source, resize):
     """One rectangle, so that what is red is what the box must enclose; without mixup."""
+    scale = (0.8, 1.2) if resize == "longer" else (1, 1)
     augment = BoxAugmentConfig(
-        resize=resize, sizes=[90, 120], longest=None, expand=4, crop=True, colour=0
+        resize=resize, sizes=[90, 120], longest=None, expand=4, crop=True, colour=0, scale=scale
     )
     make = TrainBoxView(augment, seed=0)
     seen = 0
@@ -99,6 +105,40 @@ def test_boxes_enclose_the_colour_through_the_whole_chain(source, resize):
         blur = 1 + max(image.shape[:2]) / 60
         assert np.abs(np.array(annotated.around(red.numpy())) - box).max() <= blur
     assert seen > 100
+
+
+@pytest.mark.parametrize("augment", [S1, S3, S4])
+def test_views_with_scale_jitter_are_squares_of_the_batch(source, augment):
+    make, counts = TrainBoxView(augment, seed=0), set()
+    for view in range(12):
+        side = make.batch_size_px(view)
+        for i in range(4):
+            image, target = make(source, i, view, view)
+            assert image.shape == (side, side, 3) and image.dtype == torch.uint8
+            boxes = target["boxes"]
+            counts.add(len(boxes))
+            assert (boxes >= 0).all() and (boxes <= side).all()
+            assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+    assert counts >= {0, 1, 2}
+
+
+def test_scale_jitter_is_of_the_longer_side(source):
+    """A red rectangle of 40 x 30 px in an image of 60 x 80 has half of a view's side at scale 1."""
+    make, widths = TrainBoxView(replace(S1, sizes=[120], flip=0), 0), []
+    for view in range(200):
+        box = make(source, 0, view, 0)[1]["boxes"][0]
+        if box[2] < 120 and box[0] > 0:
+            widths.append((box[2] - box[0]).item() / 60)
+    assert 0.8 <= min(widths) < 0.83 and 1.17 < max(widths) <= 1.2 and len(widths) > 100
+    exact = TrainBoxView(replace(S1, sizes=[160], scale=(1.0, 1.0), flip=0), 0)(source, 0, 0, 0)
+    assert exact[0][:120].shape == (120, 160, 3)
+    assert (exact[0][120:] == torch.tensor([124, 116, 104])).all()
+    assert exact[1]["boxes"].tolist() == [[16, 12, 96, 72]]
+
+
+def test_settings_of_a_policy_come_back_from_json():
+    view = json.loads(json.dumps(asdict(S4)))
+    assert asdict(BoxAugmentConfig(**view)) == {**asdict(S4), "scale": [0.5, 2.0]}
 
 
 def test_mixup_until_an_epoch(source):
@@ -186,6 +226,13 @@ def test_sizes_of_scaled_views(factor, longest, expected):
     assert view_size((480, 640), 800, augment, factor) == expected
 
 
+def test_sizes_of_views_by_the_longer_side():
+    augment = BoxAugmentConfig(resize="longer", longest=None)
+    assert view_size((480, 640), 320, augment) == (240, 320)
+    assert view_size((640, 480), 320, augment, 1.25) == (400, 300)
+    assert view_size((1, 640), 320, augment) == (1, 320)
+
+
 def test_sizes_of_scaled_square_views():
     augment = BoxAugmentConfig(resize="square")
     assert view_size((480, 640), 320, augment, 1.25) == (400, 400)
@@ -217,6 +264,10 @@ def test_an_image_that_changed_since_the_start(tmp_path):
         ({"test_size": 0}, "augment.test_size"),
         ({"longest": 700}, "augment.longest is 700"),
         ({"flip": 2}, "augment.flip"),
+        ({"scale": (0.5, 2)}, "augment.scale is .*, but augment.resize is shorter: set that to l"),
+        ({"resize": "square", "scale": (1, 2)}, "but augment.resize is square"),
+        ({"resize": "longer", "scale": (2, 1)}, "augment.scale is .*: give smallest <= largest"),
+        ({"resize": "longer", "scale": (0, 1)}, "augment.scale is .*: give a number above 0"),
         ({"colour": -1}, "augment.colour"),
         ({"expand": 0.5}, "augment.expand"),
         ({"mixup": -1}, "augment.mixup"),

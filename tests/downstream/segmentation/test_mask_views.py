@@ -13,7 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as tv
+from torchvision.tv_tensors import Image as Image_
+from torchvision.tv_tensors import Mask
 
+from downstream.dense.operations import COLOURS, GEOMETRIC
+from downstream.dense.policies import Operation
 from downstream.segmentation.config import MaskAugmentConfig
 from downstream.segmentation.data import transforms as mask_views
 from downstream.segmentation.data.masks import MaskSource, open_masks
@@ -123,6 +127,56 @@ def test_a_painted_image_agrees_with_its_mask_in_every_view(source):
             assert (image[here] == colour).all()
             looked += here.sum()
     assert looked > 10_000 and padded > 0
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_a_mask_moves_with_its_image(name):
+    """At every level, in both directions; what comes in from outside is grey, and ignored."""
+    labels = blocks((44, 60), side=15) % 4
+    colours = PALETTE[labels]
+    image, mask = Image_(torch.from_numpy(colours).permute(2, 0, 1)), Mask(torch.from_numpy(labels))
+    looked = outside = 0
+    for strength in [sign * level / 10 for level in (1, 4, 7, 10) for sign in (-1, 1)]:
+        parts = mask_views.operate(image, mask, Operation(name, strength), random.Random(0))
+        pixels, moved = parts[0].permute(1, 2, 0).numpy(), parts[1].numpy()
+        inner = away_from_borders(moved, 1)  # bilinear pixels are blends at borders
+        for number, colour in enumerate(PALETTE):
+            here = inner & (moved == number)
+            assert (pixels[here] == colour).all()
+            looked += here.sum()
+        assert (pixels[inner & (moved == 255)] == 128).all()
+        outside += (inner & (moved == 255)).sum()
+    assert looked > 3_000 and outside > 300
+
+
+def test_colours_and_cutouts_leave_the_mask(source):
+    image, mask = mask_views._read(source, 0)
+    for name in (*COLOURS, "cutout"):
+        changed, same = mask_views.operate(image, mask, Operation(name, 1.0), random.Random(0))
+        assert same is mask and type(changed) is Image_ and not torch.equal(changed, image)
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment"])
+def test_a_policy_changes_some_views_and_no_number_of_a_class(source, policy):
+    plain, augment = still(), still(policy=policy)
+    make, changed = TrainMaskView(augment, seed=0, mean=MEAN), 0
+    for view in range(16):
+        image, mask = make(source, 0, view)
+        assert set(mask.unique().tolist()) <= {0, 1, 2, 3, 255} and image.shape == (66, 90, 3)
+        assert torch.equal(image, TrainMaskView(augment, seed=0)(source, 0, view)[0])
+        changed += not torch.equal(image, TrainMaskView(plain, seed=0)(source, 0, view)[0])
+    assert changed > 8
+
+
+def test_a_scale_of_the_crop_is_that_with_which_the_image_just_fits(source):
+    """66 x 90 px into 33 x 60: at half of its size."""
+    fits = TrainMaskView(still(crop=(33, 60), scale_of="crop"), seed=0)(source, 0, 0)
+    half = TrainMaskView(still(crop=(33, 60), scale=(0.5, 0.5)), seed=0)(source, 0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(fits, half, strict=True))
+    assert (fits[1][:, 45:] == 255).all()
+    draw, jitter = random.Random(0), still(scale=(0.8, 1.2), scale_step=None)
+    factors = [jitter.factor(draw) for _ in range(500)]
+    assert 0.8 <= min(factors) < 0.81 and 1.19 < max(factors) <= 1.2 and len(set(factors)) == 500
 
 
 def test_a_view_depends_on_seed_id_and_number_only(source):
@@ -273,7 +327,8 @@ def test_each_change_is_made_half_of_the_time_in_random_order(monkeypatch):
         ({"scale": (0, 1)}, r"augment\.scale is \(0, 1\)"),
         ({"scale": (2.0, 1.0)}, r"augment\.scale is"),
         ({"scale_step": 0.4}, r"augment\.scale_step is 0\.4: .* divides 1\.5"),
-        ({"scale_step": 0.0}, r"augment\.scale_step is 0\.0"),
+        ({"scale_step": 0.0}, r"augment\.scale_step is 0\.0: give a number above 0 .* or null"),
+        ({"randaugment_ops": 3}, r"augment\.policy is none: set it to randaugment"),
         ({"flip": 1.5}, r"augment\.flip is 1\.5"),
         ({"colour": 1.0}, r"augment\.colour is 1\.0"),
     ],
