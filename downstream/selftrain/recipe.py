@@ -49,7 +49,7 @@ class Selftrain:
     labels: PseudoLabelConfig
     overwrite: bool = False
     teacher_is_baseline: bool = False
-    """The baseline that is asked for has the teacher's settings, so that it is not trained again."""
+    """The baseline that is asked for has the teacher's settings: it is not trained again."""
 
     @property
     def teacher(self) -> str:
@@ -66,9 +66,16 @@ def as_asked(config: SelftrainConfig) -> Selftrain:
     Raises:
         InputError: an unknown section, a setting that is not allowed, a source that is not there.
     """
-    tree = read_settings(Path(config.file))
-    reading = _Reading(config, tree)
-    recipe = reading.recipe()
+    return recipe_of(read_settings(Path(config.file)), config)
+
+
+def recipe_of(tree: dict[str, Any], config: SelftrainConfig) -> Selftrain:
+    """The same of what a file would hold; `config.file` is its name.
+
+    Raises:
+        InputError: see `as_asked`.
+    """
+    recipe = _Reading(config, tree).recipe()
     for stage, settings in recipe.configs.items():
         where = f"{config.file}, {stage}"
         data = settings.data

@@ -235,6 +235,13 @@ COMMANDS = {
         "downstream.selftrain.recipe:as_asked",
         words="downstream.selftrain.config:words",
     ),
+    "methods": Command(
+        "which way to learn from unlabeled images is the best: differences, intervals, costs",
+        "downstream.methods.config:MethodsConfig",
+        "downstream.methods.command:methods",
+        "downstream.methods.plan:as_asked",
+        words="downstream.methods.config:words",
+    ),
     "export": Command(
         "a detector or segmenter as ONNX, checked against torch",
         "downstream.deploy.config:ExportConfig",

@@ -1,0 +1,1 @@
+"""`ssld methods`: ways to learn from unlabeled images, held against each other."""

@@ -1,0 +1,72 @@
+"""`ssld methods F.yaml`: ways to learn from unlabeled images on the same labels, seeds and steps.
+
+All runs are made one after the other, complete ones are skipped; nothing is trained here: they are
+runs of `ssld detection`, `ssld segmentation`, `ssld sed` and `ssld selftrain` (`plan.py`). Then
+
+OUT/methods.json   all numbers      OUT/methods.md   scores, differences, costs
+OUT/report.html    the same, with the scores over the share of the labels
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from downstream.methods.analysis import analyse, as_json
+from downstream.methods.plan import RECIPES, Plan, Trial
+from downstream.methods.report import markdown, write_report
+from downstream.selftrain.command import selftrain
+from ssld.common.errors import attempt
+from ssld.common.files import write_atomically
+from ssld.common.settings import flat, plain, under
+from ssld.engine.processes import open_processes
+from ssld.engine.run_folder import HARMLESS
+from ssld.recipe.command import on_main, one_command, run_stage
+from ssld.recipe.stage_folder import StagePlace
+
+
+def methods(plan: Plan) -> None:
+    """Run what is not complete, then compare.
+
+    Raises:
+        InputError: a run whose settings changed, or that refuses them; another command at work in
+            the same folder.
+        Interrupted: see `ssld.engine.loop.train`; the same command goes on.
+    """
+    main = open_processes().is_main_process
+    with one_command(plan.out, main):
+        trials = list(plan.trials())
+        for number, trial in enumerate(trials):
+            if main:
+                print(f"\n{number + 1} of {len(trials)}: {trial.name}", flush=True)
+            if trial.method in RECIPES:
+                selftrain(plan.recipe(trial, trained=True))
+            else:
+                _run(plan, trial, main)
+        if main:
+            _finish(plan)
+
+
+def _run(plan: Plan, trial: Trial, main: bool) -> None:
+    folder, config = trial.folder(plan.out), plan.run(trial)
+    place = StagePlace(folder.parent, folder.name, plan.command(trial))
+    state = on_main(_prepare, plan, place, config)
+    run_stage(place, replace(config, resume=True), state, main)
+
+
+def _prepare(plan: Plan, place: StagePlace, config: Any) -> str:
+    """See `StagePlace.prepare`."""
+    place.out.mkdir(parents=True, exist_ok=True)
+    place.check()
+    asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
+    return place.prepare(asked, plain(config), overwrite=plan.overwrite)
+
+
+def _finish(plan: Plan) -> None:
+    analysis = analyse(plan)
+    write_atomically(plan.out / "methods.json", json.dumps(as_json(analysis), indent=1) + "\n")
+    text = markdown(analysis)
+    write_atomically(plan.out / "methods.md", text)
+    attempt("report.html", lambda: write_report(analysis, plan.out / "report.html"))
+    print(f"\n{text}\nnumbers: {plan.out / 'methods.json'}\nreport:  {plan.out / 'report.html'}")
