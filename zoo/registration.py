@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -29,8 +30,21 @@ _ENDS = (
     ("", "conv_stem", "classifier"),
 )
 
+UNTRAINED = ("spinenet49s", "spinenet49", "spinenet96", "spinenet143", "spinenet190")
+"""Architectures of `zoo/architectures` that nobody has published weights of."""
+
 # timm looks for the weights of a name in the `default_cfgs` of the module of its function.
 default_cfgs: dict[str, Any] = {}
+_UNTRAINED_CFG = PretrainedCfg(
+    input_size=(3, 224, 224),
+    pool_size=(28, 28),
+    crop_pct=0.875,
+    interpolation="bicubic",
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    first_conv="stem.0.conv",
+    classifier="head.fc",
+)
 
 
 def register() -> None:
@@ -56,6 +70,25 @@ def register() -> None:
         warnings.filterwarnings("ignore", message="Overwriting hrnet_w")
         for name, entries in by_name.items():
             register_model(_function(name, entries))
+
+
+def register_untrained() -> None:
+    """Tell timm the architectures without weights."""
+    default_cfgs.update(generate_default_cfgs({name: _UNTRAINED_CFG for name in UNTRAINED}))
+    for name in UNTRAINED:
+        register_model(_untrained(name))
+
+
+def _untrained(name: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        from zoo.architectures import CREATE
+
+        return CREATE[name](pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = "Random weights: none are published."
+    create.__module__ = __name__
+    return create
 
 
 def _function(name: str, entries: dict[str, Entry]) -> Callable[..., nn.Module]:
@@ -120,3 +153,4 @@ def _cfg_of(entry: Entry) -> PretrainedCfg:
 
 
 register()
+register_untrained()

@@ -96,7 +96,9 @@ class Backbone(nn.Module):
         maps, reached, self._parts = _probe(model, self.indices, side, self.architecture)
         self.model = _without_head(model, self.indices, maps, reached, side)
         bound = description.output_stride
-        self.strides = tuple(min(reductions[i], bound) for i in self.indices)
+        self.strides = tuple(
+            reductions[i] if bound == 32 else min(reductions[i], bound) for i in self.indices
+        )
         self.channels = tuple(int(x.shape[1]) for x in maps)
         _check_strides(self.strides, maps, side, self.architecture)
         self._frozen = self._freeze()

@@ -53,8 +53,8 @@ MASKS: tuple[tuple[Operation, ...], ...] = tuple(
 """The classifier's 25 (`ssld/data/autoaugment.py`): none was published for masks."""
 RANDAUGMENT = (*GEOMETRIC, *COLOURS, "cutout")
 """`distort_image_with_randaugment` of tensorflow/tpu, models/official/efficientnet/autoaugment.py:
-these 16, each as likely; a later one for boxes has the same (tensorflow/models,
-official/vision/ops/augment.py, `RandAugment.build_for_detection`)."""
+these 16, each as likely; a later one for boxes has the same, and as a 17th to do nothing
+(tensorflow/models, official/vision/ops/augment.py, `RandAugment.build_for_detection`)."""
 SMALLER: dict[str, float] = dict.fromkeys(("translate_x", "translate_y", "cutout"), 0.4)
 """RandAugment moves by at most 100 px and cuts 40 out, where boxes' AutoAugment has 250 and 100."""
 

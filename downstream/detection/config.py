@@ -34,8 +34,8 @@ class DetectorConfig(Settings, section="detector"):
     """The network on the backbone."""
 
     name: Annotated[str, one_of(DETECTORS)] = "faster_rcnn"
-    """faster_rcnn, retinanet, fcos, ttfnet, yolov3, yolov3_dcn or detr; what
-    `downstream/detection/networks.py` has."""
+    """faster_rcnn, retinanet, retinanet_bn, retinanet_nas_fpn, retinanet_spinenet, fcos, ttfnet,
+    yolov3, yolov3_dcn or detr; what `downstream/detection/networks.py` has."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of its class, for example {anchor_sizes: [16, 32, 64, 128, 256]}."""
 
@@ -81,6 +81,11 @@ class BoxAugmentConfig(PolicyConfig):
             self.longest is None or self.longest >= max(self.sizes),
             f"augment.longest is {self.longest}: give at least the largest of sizes "
             f"({max(self.sizes)}), or null",
+        )
+        require(
+            self.resize != "longer" or self.longest in (None, BoxAugmentConfig.longest),
+            f"augment.longest is {self.longest}, but augment.resize is longer: `sizes` says how "
+            "long the longer side is; leave augment.longest out",
         )
         low, high = self.scale
         require(low <= high, f"augment.scale is {self.scale}: give smallest <= largest")

@@ -40,6 +40,7 @@ from ssld.common.errors import InputError, did_you_mean
 
 HEADS = "downstream.detection.heads"
 TO_32 = (8, 16, 32)
+TO_128 = (8, 16, 32, 64, 128)
 PREFIXES = {"boxes": "", "keypoints": "keypoint_", "masks": "mask_"}
 """Of the metrics of what is found: `keypoint_ap`."""
 
@@ -48,6 +49,9 @@ DETECTORS = {
     "keypoint_rcnn": NetworkEntry(f"{HEADS}.part_rcnn:KeypointRCNN", finds="keypoints"),
     "mask_rcnn": NetworkEntry(f"{HEADS}.part_rcnn:MaskRCNN", finds="masks"),
     "retinanet": NetworkEntry(f"{HEADS}.torchvision_heads:RetinaNet", TO_32),
+    "retinanet_bn": NetworkEntry(f"{HEADS}.normed_retinanet:NormedRetinaNet", TO_32),
+    "retinanet_nas_fpn": NetworkEntry(f"{HEADS}.normed_retinanet:NASFPNRetinaNet", TO_32),
+    "retinanet_spinenet": NetworkEntry(f"{HEADS}.normed_retinanet:SpineNetRetinaNet", TO_128),
     "fcos": NetworkEntry(f"{HEADS}.torchvision_heads:FCOS", TO_32),
     "ttfnet": NetworkEntry(f"{HEADS}.ttfnet:TTFNet"),
     "yolov3": NetworkEntry(f"{HEADS}.yolov3:YOLOv3", TO_32),

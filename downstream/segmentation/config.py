@@ -32,7 +32,7 @@ class SegmenterConfig(Settings, section="segmenter"):
     """The network on the backbone."""
 
     name: Annotated[str, one_of(SEGMENTERS)] = "fcn"
-    """fcn, ocrnet or deeplabv3plus; what `downstream/segmentation/networks.py` has."""
+    """fcn, ocrnet, deeplabv3plus or nas_fpn; what `downstream/segmentation/networks.py` has."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ SEGMENTERS = {
         packages=("segmentation_models_pytorch",),
         pools_image=True,
     ),
+    "nas_fpn": NetworkEntry(f"{HEADS}.nas_fpn:NASFPNSegmenter", (8, 16, 32)),
 }
 
 

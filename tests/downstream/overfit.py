@@ -13,6 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from downstream.backbone.config import BackboneConfig
+
 Similarity = Callable[[dict[str, Tensor], int, dict[str, Tensor], int], float]
 """Of what is found, its number, a target and the object's number."""
 COLOURS = ((0.9, 0.1, 0.1), (0.1, 0.8, 0.2), (0.2, 0.2, 0.95))
@@ -32,6 +34,14 @@ class PlainBackbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = self.body(x)
         return [maps[i] for i in self.picked]
+
+
+def small_backbone(detector: str) -> BackboneConfig:
+    """timm's small test network, or a narrow SpineNet for what wants P3 to P7."""
+    if detector != "retinanet_spinenet":
+        return BackboneConfig("test_resnet", pretrained=False)
+    narrow = {"filter_size_scale": 0.1, "endpoints_num_filters": 16}
+    return BackboneConfig("spinenet49", narrow, pretrained=False)
 
 
 def pictures(size: int = 96, count: int = 4, seed: int = 0) -> tuple[Tensor, list[dict]]:

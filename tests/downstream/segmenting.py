@@ -7,6 +7,8 @@ from torch import Tensor
 
 from downstream.backbone.backbone import Backbone, open_backbone
 from downstream.backbone.config import BackboneConfig
+from downstream.segmentation.heads.nas_fpn import NASFPNHead
+from downstream.segmentation.heads.segmenter import Segmenter
 
 
 def random(name: str, **args) -> BackboneConfig:
@@ -24,6 +26,13 @@ def dilated(*strides: int, name: str = "test_resnet", **args) -> Backbone:
     """Maps of a small network whose last two stages have stride 8, by strides without dilation."""
     torch.manual_seed(0)
     return open_backbone(random(name, **args), strides=strides, output_stride=8)
+
+
+def narrow_nas_fpn(classes: int = 4) -> Segmenter:
+    """An eighth of the channels, and NAS-FPN once."""
+    torch.manual_seed(0)
+    backbone = open_backbone(random("test_resnet"), strides=(8, 16, 32))
+    return Segmenter(backbone, NASFPNHead(backbone.channels, classes, 32, 1), classes)
 
 
 def shapes(count: int = 4, side: int = 64) -> tuple[Tensor, Tensor]:

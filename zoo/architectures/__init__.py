@@ -12,10 +12,10 @@ from collections.abc import Callable
 import timm
 from torch import nn
 
-from zoo.architectures import hgnet, hrnet, lcnet, mobilenet, resnet
+from zoo.architectures import hgnet, hrnet, lcnet, mobilenet, resnet, spinenet
 from zoo.catalog import Entry
 
-_MODULES = (hgnet, hrnet, lcnet, mobilenet, resnet)
+_MODULES = (hgnet, hrnet, lcnet, mobilenet, resnet, spinenet)
 CREATE: dict[str, Callable[..., nn.Module]] = {
     name: create for module in _MODULES for name, create in module.CREATE.items()
 }

@@ -29,6 +29,7 @@ from markupsafe import Markup
 
 from zoo.errors import InputError
 from zoo.licences import TERMS_FILE, front_matter, is_loud, known, of_release, timm_weights
+from zoo.registration import UNTRAINED
 from zoo.release import HUB_ID
 
 LIMIT = 2_000
@@ -244,7 +245,7 @@ def _values(folder: Path, facts: Facts, repo: str | None) -> dict[str, Any]:
 
 
 def _needs_zoo(architecture: str) -> bool:
-    if not architecture.endswith("_ssld"):
+    if not (architecture.endswith("_ssld") or architecture in UNTRAINED):
         return False
     registered = timm.is_model(architecture)
     return not (registered and timm.model_entrypoint(architecture).__module__.startswith("timm."))

@@ -45,6 +45,8 @@ COCO_ANCHORS = (32, 64, 128, 256, 512)
 RetinaNet, section 4)."""
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
+ANCHORS_PER_CELL = 3 * len(ASPECT_RATIOS)
+"""Of RetinaNet: three sizes a level, a third of an octave apart."""
 
 
 class Anchors(AnchorGenerator):
@@ -100,6 +102,8 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
     Args:
         backbone: gives maps of strides 8, 16, 32.
         num_classes: without background.
+        pyramid, head: other than torchvision's; the pyramid takes the backbone's maps, by name, and
+            gives those of strides 8 to 128.
         anchor_sizes: side in px of the smallest of three octaves, for each of the five levels;
             when to change it: see FasterRCNN.
         channels: width of pyramid and heads; less for runs on a CPU.
@@ -108,33 +112,35 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
     """
 
     stride = 32
+    backbone_strides: tuple[int, ...] = (8, 16, 32)
 
     def __init__(
         self,
         backbone: Backbone,
         num_classes: int,
+        pyramid: nn.Module | None = None,
+        head: RetinaNetHead | None = None,
         *,
         anchor_sizes: Sequence[float] = COCO_ANCHORS,
         channels: int = 256,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
     ) -> None:
-        require_strides(backbone, (8, 16, 32))
+        require_strides(backbone, self.backbone_strides)
         check_anchors(anchor_sizes)
-        # Three sizes a level, a third of an octave apart, times three ratios: nine anchors a cell.
         octaves = [[int(size * 2 ** (i / 3)) for i in range(3)] for size in anchor_sizes]
         super().__init__(
             _Channels(channels),
             num_classes,
             anchor_generator=Anchors(octaves, ASPECT_RATIOS, (8, 16, 32, 64, 128)),
-            head=RetinaNetHead(channels, 3 * len(ASPECT_RATIOS), num_classes),
+            head=head or RetinaNetHead(channels, ANCHORS_PER_CELL, num_classes),
             score_thresh=score_threshold,
             nms_thresh=nms_iou,
             detections_per_img=MAX_DETECTIONS,
         )
         del self.transform
         self.backbone = backbone
-        self.pyramid = _pyramid_to_p7(backbone, channels)
+        self.pyramid = pyramid or _pyramid_to_p7(backbone, channels)
 
     def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
         """See `downstream/detection/networks.py`; the losses are classification and boxes."""

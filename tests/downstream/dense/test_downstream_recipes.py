@@ -20,6 +20,9 @@ SMALL = {
 """What makes a recipe small; everything else is as it stands."""
 NARROW = {"faster_rcnn": "{channels: 16}", "retinanet": "{channels: 16}", "yolov3": "{width: 32}"}
 NARROW["yolov3_dcn"] = NARROW["yolov3"]
+NARROW["retinanet_nas_fpn"] = "{channels: 16, repeats: 1}"
+NARROW["retinanet_spinenet"] = "{head_convs: 1}"
+SPINENET = ["--backbone=spinenet49", "--backbone.args={filter_size_scale: 0.1}"]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,8 @@ def test_a_recipe_takes_a_step(file, scenes, tmp_path) -> None:
              f"--out={tmp_path / 'run'}", *SMALL[task]]  # fmt: skip
     found = re.search(r"name: (\w+)", text)
     assert found is not None
+    if found.group(1) == "retinanet_spinenet":
+        words += SPINENET
     if found.group(1) in NARROW:
         words.append(f"--detector.args={NARROW[found.group(1)]}")
     train, val = (
@@ -64,9 +69,11 @@ def test_detectors_without_a_recipe_take_a_step(name, args, scenes, tmp_path) ->
     assert [line["kind"] for line in lines] == ["train", "eval"]
 
 
-def test_there_is_a_recipe_for_every_row_of_tables_8_and_9() -> None:
+def test_there_is_a_recipe_for_every_published_row() -> None:
     assert {path.stem for path in RECIPES} == {
         "faster-rcnn", "retinanet", "ttfnet", "yolov3",
         "yolov3-dcn", "deeplabv3plus", "fcn-hrnet",
         "fcn-resnet50d", "ocrnet",
+        "retinanet-nas-fpn", "retinanet-spinenet49", "retinanet-spinenet49s",
+        "nas-fpn-efficientnet-b7", "nas-fpn-efficientnet-l2",
     }  # fmt: skip

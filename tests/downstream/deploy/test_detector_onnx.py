@@ -9,9 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from overfit import small_backbone
 from torch import Tensor, nn
 
-from downstream.backbone.config import BackboneConfig
 from downstream.deploy import onnx_detector as exporting
 from downstream.deploy.onnx_detector import compare, export_onnx, tracing
 from downstream.detection.data.keypoints import Keypoints
@@ -22,11 +22,15 @@ from zoo.export.checked import TRACING_OPSET, Run
 
 SIZE = (64, 96)
 RCNN = {"channels": 32, "head_channels": 64, "anchor_sizes": [8, 16, 32, 64, 128]}
+ONE_CONV = {"head_convs": 1, "anchor_sizes": [8, 16, 32, 64, 128]}
 SMALL = {
     "faster_rcnn": RCNN,
     "keypoint_rcnn": {**RCNN, "keypoint_channels": [32]},
     "mask_rcnn": {**RCNN, "mask_channels": [32]},
     "retinanet": {"channels": 32, "anchor_sizes": [8, 16, 32, 64, 128]},
+    "retinanet_bn": {**ONE_CONV, "channels": 32},
+    "retinanet_nas_fpn": {**ONE_CONV, "channels": 32, "repeats": 1},
+    "retinanet_spinenet": ONE_CONV,
     "fcos": {"channels": 64},
     "yolov3": {"width": 32},
     "yolov3_dcn": {"width": 32},
@@ -39,12 +43,12 @@ def make(name: str) -> nn.Module:
     """A detector whose scores differ, whose deformable convolutions reach out, and whose threshold
     lies between what it finds on grey and on noise."""
     torch.manual_seed(0)
-    config = BackboneConfig("test_resnet", pretrained=False)
-    network = build(name, config, 3, SMALL.get(name), Keypoints(("left", "right", "top", "é")))
+    points = Keypoints(("left", "right", "top", "é"))
+    network = build(name, small_backbone(name), 3, SMALL.get(name), points)
     for key, weight in network.named_parameters():
         if any(last in key for last in LAST) and weight.dim() > 1:
             nn.init.normal_(weight, std=0.3)
-        elif "head.conv" in key and weight.dim() > 1:
+        elif ("head.conv" in key or "tower.conv" in key) and weight.dim() > 1:
             nn.init.kaiming_normal_(weight)
     network.eval().score_threshold = 0.0
     with torch.no_grad():

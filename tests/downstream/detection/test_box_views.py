@@ -266,6 +266,10 @@ def test_an_image_that_changed_since_the_start(tmp_path):
         ({"flip": 2}, "augment.flip"),
         ({"scale": (0.5, 2)}, "augment.scale is .*, but augment.resize is shorter: set that to l"),
         ({"resize": "square", "scale": (1, 2)}, "but augment.resize is square"),
+        (
+            {"resize": "longer", "sizes": [640], "longest": 900},
+            "augment.longest is 900, but augment.resize is lon",
+        ),
         ({"resize": "longer", "scale": (2, 1)}, "augment.scale is .*: give smallest <= largest"),
         ({"resize": "longer", "scale": (0, 1)}, "augment.scale is .*: give a number above 0"),
         ({"colour": -1}, "augment.colour"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from overfit import PlainBackbone, triangles, whole
+from overfit import PlainBackbone, overfit, small_backbone, triangles, whole
 from torch import nn
 
 from downstream.backbone.config import BackboneConfig
@@ -22,6 +22,9 @@ SMALL = {
     "keypoint_rcnn": {**RCNN, "keypoint_channels": [32]},
     "mask_rcnn": {**RCNN, "mask_channels": [32]},
     "retinanet": {"channels": 32},
+    "retinanet_bn": {"channels": 32, "head_convs": 2},
+    "retinanet_nas_fpn": {"channels": 32, "repeats": 2, "head_convs": 2},
+    "retinanet_spinenet": {"head_convs": 2},
     "fcos": {"channels": 64},
     "yolov3": {"width": 32},
     "yolov3_dcn": {"width": 32},
@@ -34,8 +37,7 @@ KEYPOINTS = Keypoints(("top", "left", "right"), ((1, 2),), ((0, 1), (0, 2)))
 
 def make(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = BackboneConfig("test_resnet", pretrained=False)
-    return build(name, config, 3, SMALL.get(name), KEYPOINTS)
+    return build(name, small_backbone(name), 3, SMALL.get(name), KEYPOINTS)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -103,6 +105,33 @@ def test_an_images_losses_do_not_depend_on_which_process_has_it(
         assert loss.mean() > 0
 
 
+def test_retinanet_on_spinenet_learns_four_pictures_by_heart() -> None:
+    torch.manual_seed(0)
+    args = {"head_convs": 2, "channels": 32, "anchor_sizes": [16, 32, 64, 96, 128]}
+    network = build("retinanet_spinenet", small_backbone("retinanet_spinenet"), 3, args)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.3  # so few steps
+    assert overfit(network, lr=5e-3)[0] > 0.95
+
+
+def test_heads_share_convolutions_and_have_norms_of_each_level() -> None:
+    """As of tensorflow/tpu's `RetinanetHead`."""
+    head = make("retinanet_bn").head.eval()
+    for conv, norms in zip(head.class_tower.convs, head.class_tower.norms, strict=True):
+        assert conv.bias is None and len({id(norm) for norm in norms}) == 5
+        for i, norm in enumerate(norms):
+            nn.init.constant_(norm.bias, float(i))
+            nn.init.zeros_(norm.weight)
+    nn.init.normal_(head.classification_head.cls_logits.weight)
+    alike = [torch.randn(1, 32, 3, 3)] * 5
+    levels = head(alike)["cls_logits"].split(81, 1)
+    expected = head.classification_head.cls_logits
+    for i, logits in enumerate(levels):
+        wanted = expected(torch.full((1, 32, 3, 3), float(i))).permute(0, 2, 3, 1)
+        torch.testing.assert_close(logits, wanted.reshape(1, 81, 3))
+
+
 def test_dcn_is_what_tells_the_two_yolos_apart() -> None:
     kinds = {type(m).__name__ for m in make("yolov3_dcn").modules()}
     assert "DeformableConv" in kinds
@@ -120,6 +149,11 @@ def test_dcn_is_what_tells_the_two_yolos_apart() -> None:
             "it has keypoint_channels, channels",
         ),
         ("mask_rcnn", {"num_keypoints": 3}, "it has mask_channels, channels, anchor_sizes"),
+        (
+            "retinanet_nas_fpn",
+            {"repeat": 1},
+            "it has repeats, separable, channels, activation, head_convs, .*mean 'repeats'",
+        ),
         ("yolov3_dcn", {"dcn": False}, "yolov3_dcn has no argument 'dcn', it has width"),
     ],
 )
@@ -145,6 +179,19 @@ def test_widths_that_are_none_are_refused(widths: object) -> None:
     for name, key in (("keypoint_rcnn", "keypoint_channels"), ("mask_rcnn", "mask_channels")):
         with pytest.raises(InputError, match=f"{key} is .*: give the width of each convolution"):
             on_backbone(name, PlainBackbone((4, 8, 16, 32)), 3, {key: widths}, KEYPOINTS)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    for name in ("retinanet_bn", "retinanet_nas_fpn"):
+        with pytest.raises(InputError, match="activation is 'swish': give relu or silu"):
+            on_backbone(name, PlainBackbone((8, 16, 32)), 3, {"activation": "swish"})
+
+
+@pytest.mark.parametrize("count", [0, 1.5, "2", True])
+def test_counts_that_are_none_are_refused(count: object) -> None:
+    for key in ("head_convs", "repeats"):
+        with pytest.raises(InputError, match=f"{key} is {count!r}: give a whole number, 1 or more"):
+            on_backbone("retinanet_nas_fpn", PlainBackbone((8, 16, 32)), 3, {key: count})
 
 
 def test_no_class_is_refused() -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from segmenting import dilated, hrnet, random, shapes
+from segmenting import dilated, hrnet, narrow_nas_fpn, random, shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +16,7 @@ from downstream.dense.model import backbone_for
 from downstream.segmentation.confusion import Confusion
 from downstream.segmentation.heads.deeplab import DeepLabV3Plus, set_multi_grid
 from downstream.segmentation.heads.fcn import FCN
+from downstream.segmentation.heads.nas_fpn import NASFPNSegmenter
 from downstream.segmentation.heads.ocrnet import OCRNet
 from downstream.segmentation.heads.segmenter import Segmenter, concatenated
 from downstream.segmentation.inference import predict
@@ -29,6 +30,7 @@ CASES = {  # network, learning rate, steps, side of the pictures in px
     "fcn on resnet-d": (lambda: FCN(dilated(32), 4), 1e-2, 120, 96),
     "deeplabv3plus": (lambda: DeepLabV3Plus(dilated(4, 32), 4), 1e-2, 40, 64),
     "ocrnet": (lambda: OCRNet(hrnet(), 4), 3e-3, 40, 64),
+    "nas_fpn": (narrow_nas_fpn, 1e-2, 80, 64),
 }
 
 
@@ -177,6 +179,18 @@ def test_deeplabv3plus_is_the_published_head():
     assert convolutions(head.classifier) == [(19, 256, 1, 1)]
 
 
+def test_nas_fpn_is_the_published_head():
+    head = NASFPNSegmenter(Widths((8, 16, 32), (80, 224, 640)), 21).head
+    assert [c[:2] for c in convolutions(head.pyramid.laterals)] == [
+        (256, 80),
+        (256, 224),
+        (256, 640),
+    ]
+    assert convolutions(head.pyramid.cells) == [(256, 1, 3, 1), (256, 256, 1, 1)] * 49
+    assert convolutions(head.layers) == [(256, 256, 3, 1)] * 3
+    assert convolutions(head.classifier) == [(21, 256, 1, 1)]
+
+
 def test_multi_grid_changes_three_dilations_and_no_weight():
     backbone = dilated(4, 32, name="resnet50d", zero_init_last=False).eval()
     before = copy.deepcopy(backbone)
@@ -224,6 +238,7 @@ WANTED = {  # strides and channels of the maps that each network asks for
     ("fcn", "hrnet_w18_small"): ((4, 8, 16, 32), (16, 32, 64, 128)),
     ("ocrnet", "hrnet_w18_small"): ((4, 8, 16, 32), (16, 32, 64, 128)),
     ("ocrnet", "test_resnet"): ((8,), (96,)),
+    ("nas_fpn", "test_resnet"): ((8, 16, 32), (48, 192, 96)),
     ("deeplabv3plus", "resnet50d"): ((4, 8), (256, 2048)),
     ("deeplabv3plus", "mobilenetv2_050"): ((4, 8), (16, 160)),
 }
