@@ -18,6 +18,7 @@ from downstream.dense.generated import is_generated, pixel_sums
 from ssld.common.files import write_atomically
 from ssld.curate.sets.index import measure
 from ssld.data.decode import Unreadable
+from ssld.data.source import Images
 
 THREADS = 4
 """That decode held-out images."""
@@ -57,26 +58,21 @@ class Report(Protocol):
     def as_dict(self) -> dict[str, Any]: ...
 
 
-class Annotated(Protocol):
-    """A source of boxes or masks; see `ssld.data.source.Source` for what it shares with others."""
-
-    path: str
-    class_names: list[str]
-
-    def __len__(self) -> int: ...
-
-    def sample_id(self, i: int) -> str: ...
-
-    def location(self, i: int) -> str: ...
-
-    def size(self, i: int) -> int | None: ...
+class Readable(Images, Protocol):
+    """A source of images, annotated or not; see `ssld.data.source.Source`."""
 
     def read(self, i: int) -> bytes: ...
+
+
+class Annotated(Readable, Protocol):
+    """A source of boxes or masks."""
+
+    class_names: list[str]
 
     def subset(self, images: np.ndarray) -> Self: ...
 
 
-def in_both(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str]:
+def in_both(first: Sequence[Readable], second: Sequence[Readable]) -> list[str]:
     """Image files that two lists of sources share: evaluation on them would be on training data."""
     seen, places = (
         [source.location(i) for source in sources for i in range(len(source))]
@@ -86,7 +82,7 @@ def in_both(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str
     return [place for place in places if place in shared]
 
 
-def same_bytes(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str]:
+def same_bytes(first: Sequence[Readable], second: Sequence[Readable]) -> list[str]:
     """Image files of `second` that are, to the byte, one of `first`. Only files of the same size
     are read; what cannot be read is like no other."""
     sizes = [_by_size(sources) for sources in (first, second)]
@@ -98,7 +94,7 @@ def same_bytes(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[
     ]  # fmt: skip
 
 
-def same_pixels(first: Sequence[Annotated], second: Sequence[Annotated]) -> list[str]:
+def same_pixels(first: Sequence[Readable], second: Sequence[Readable]) -> list[str]:
     """Images of `second`, as far as those are sets of `ssld pseudo-label`, that have the very
     pixels of one of `first`, however they are stored. What cannot be read is like no other."""
     places = {
@@ -119,17 +115,17 @@ def same_pixels(first: Sequence[Annotated], second: Sequence[Annotated]) -> list
     return sorted({places[digest] for digest in found if digest in places})
 
 
-def _pixels(source: Annotated, i: int) -> bytes | None:
+def _pixels(source: Readable, i: int) -> bytes | None:
     try:
         return measure(source.read(i))[1]
     except (OSError, Unreadable):
         return None
 
 
-Places = list[tuple[Annotated, int]]
+Places = list[tuple[Readable, int]]
 
 
-def _by_size(sources: Sequence[Annotated]) -> dict[int, Places]:
+def _by_size(sources: Sequence[Readable]) -> dict[int, Places]:
     """Images by the bytes of their files."""
     places: dict[int, Places] = {}
     for source in sources:

@@ -3,20 +3,23 @@ beside them, and what is held out."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
-from downstream.dense.preflight import Annotated, in_both, same_bytes, same_pixels
+from downstream.dense.preflight import Annotated, Readable, in_both, same_bytes, same_pixels
 from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 from ssld.data.sampling import ApartSampler, Order, Sampler, permutation
+from ssld.data.source import Images
 
 Opened = TypeVar("Opened", bound=Annotated)
 LABELED = "labeled.txt"
@@ -158,28 +161,52 @@ def labeled_list(train: Sequence[Annotated]) -> str:
     return "".join(lines)
 
 
-def refuse_held_out(accelerator: Accelerator, sources: Sources[Opened]) -> None:
+def refuse_held_out(
+    accelerator: Accelerator, val: Sequence[Readable], others: Sequence[Readable], setting: str
+) -> None:
     """
+    Args:
+        others: images that are trained on without human annotations.
+        setting: names them, for messages.
+
     Raises:
-        InputError: images with generated annotations are held out: on all processes, by the main
-            one, that alone reads them.
+        InputError: some of them are held out: on all processes, by the main one, that alone reads
+            them.
     """
-    if not sources.generated:
+    if not others:
         return
     problem = [""]
     if accelerator.is_main_process:
-        found = (
-            in_both(sources.val, sources.generated)
-            or same_bytes(sources.val, sources.generated)
-            or same_pixels(sources.val, sources.generated)
-        )
+        found = in_both(val, others) or same_bytes(val, others) or same_pixels(val, others)
         if found:
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             problem = [
-                f"data.generated: {len(found)} of its images are held out in data.val, by place, "
+                f"{setting}: {len(found)} of its images are held out in data.val, by place, "
                 f"to the byte or by their pixels ({', '.join(found[:SHOWN])}{more}): the "
-                "evaluation would be on training images; take them out of what is labeled"
+                "evaluation would be on training images; take them out of one of the two"
             ]
     broadcast_object_list(problem)
     if problem[0]:
         raise InputError(problem[0])
+
+
+def require_same_images(accelerator: Accelerator, sources: Sequence[Images]) -> None:
+    """
+    Raises:
+        InputError: on all processes, where one of them would train on other images than the main
+            process: it sees another state of a source, or drew another labeled share.
+    """
+    if accelerator.num_processes == 1:
+        return
+    names = (source.sample_id(i) for source in sources for i in range(len(source)))
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "backslashreplace")).hexdigest()
+    count = sum(map(len, sources))
+    seen = gather_object([(digest, count, accelerator.process_index, socket.gethostname())])
+    others = [x for x in seen if x[0] != seen[0][0]]
+    if others:
+        _, images, rank, host = others[0]
+        raise InputError(
+            f"process {rank} on {host} would train on {images} other images than process 0 on "
+            f"{seen[0][3]} ({seen[0][1]}): the sources in `data` must be the same for all "
+            "processes; put them on shared storage, and change nothing there while a run starts"
+        )

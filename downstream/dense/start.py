@@ -14,18 +14,20 @@ from downstream.backbone.backbone import Backbone, describe
 from downstream.backbone.config import PARTS
 from downstream.dense.config import DownstreamConfig
 from downstream.dense.model import DenseModel, load_weights, read_description
-from downstream.dense.preflight import Report, in_both, write_preflight
+from downstream.dense.preflight import Readable, Report, in_both, write_preflight
 from downstream.dense.sources import (
     LABELED,
     Opened,
     Sources,
     labeled_list,
     refuse_held_out,
+    require_same_images,
     sample_order,
 )
 from downstream.dense.texts import shown
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import write_atomically
+from ssld.data.sampling import Order
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
@@ -88,6 +90,9 @@ def start_run(
     size: tuple[int, int],
     reports: Mapping[str, Sequence[Report]],
     annotations_sha256: Sequence[str],
+    unlabeled: Sequence[Readable] = (),
+    order: Order | None = None,
+    work: float = 1.0,
 ) -> Run:
     """Create the run folder and write the preflight report into it, or go on in it.
 
@@ -95,15 +100,21 @@ def start_run(
         task: detection or segmentation.
         head: settings of the network on the backbone.
         size: height and width in px of a usual training image, for the network's cost.
-        reports: of the sources, by `train`, `generated` and `val`; the main process's are written.
+        reports: of the sources, by `train`, `generated`, `unlabeled` and `val`; the main process's
+            are written.
         annotations_sha256: of what is annotated.
+        unlabeled: further images to train on, numbered after the sources.
+        order: which image is seen when; by default as `data` says.
+        work: of a step for each image of `batch_size`, over a forward and a backward pass.
 
     Raises:
         InputError: see `ssld.engine.start.start`; an optimizer that timm does not know; a network
-            in `init` that does not fit; generated annotations of held-out images.
+            in `init` that does not fit; generated annotations of held-out images; processes that
+            see different images.
     """
     build_optimizer(network, config.optimizer)  # refuse it before anything is written
-    refuse_held_out(accelerator, sources)
+    require_same_images(accelerator, [*sources.seen, *unlabeled])
+    refuse_held_out(accelerator, sources.val, sources.generated, "data.generated")
     start_sha256 = load_init(network, config.init, task, head) if config.init else None
     backbone = network.backbone
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
@@ -119,10 +130,11 @@ def start_run(
         "start_sha256": start_sha256,
         "annotations_sha256": hashlib.sha256("".join(annotations_sha256).encode()).hexdigest(),
         # A backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
-        "flops_per_image": 6e6 * fact["macs_m"],
+        "flops_per_image": 6e6 * fact["macs_m"] * work,
     }
-    order = sample_order(config, sources)
-    run = start(config, accelerator, sources.seen, sources.val, order, facts)
+    order = order or sample_order(config, sources)
+    seen = [*sources.seen, *unlabeled]
+    run = start(config, accelerator, seen, sources.val, order, facts)
     accelerator.print(
         f"network: {architecture}, {fact['parameters_m']:.2f} M parameters, "
         f"{fact['macs_m']:,.0f} M multiply-adds at {size[1]} x {size[0]} px; "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
-from downstream.dense.preflight import EXAMPLES, findings
-from downstream.dense.sources import open_sources
+from downstream.dense.preflight import EXAMPLES, Readable, Report, findings
+from downstream.dense.sources import Sources, open_sources
 from downstream.dense.start import open_processes, start_run
 from downstream.detection.coco_protocol import similarity_of
 from downstream.detection.config import BoxAugmentConfig, DetectionConfig
@@ -25,7 +27,12 @@ from downstream.detection.networks import PREFIXES, detector
 from downstream.detection.oks import sigmas_line
 from downstream.detection.task import DetectionTask
 from ssld.common.errors import InputError
+from ssld.data.sampling import Order
 from ssld.engine.loop import train
+from ssld.engine.start import Run
+
+Config = TypeVar("Config", bound=DetectionConfig)
+Model = TypeVar("Model", bound=DetectionModel)
 
 
 def detection(config: DetectionConfig) -> None:
@@ -35,8 +42,31 @@ def detection(config: DetectionConfig) -> None:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
     accelerator = open_processes(config)
+    sources = sources_of(config)
+    config, model = model_for(config, sources, DetectionModel)
+    run = run_of(config, accelerator, sources, model)
+    task = DetectionTask(sources, config.augment, config.test, config.detector, config.seed)
+    train(run, task, model)
+
+
+def sources_of(config: DetectionConfig) -> Sources[BoxSource]:
+    """Everything with boxes that a run names, opened. See `open_sources`."""
     masks = detector(config.detector.name).finds == "masks"
-    sources = open_sources(config.data, partial(open_boxes, masks=masks), config.seed)
+    return open_sources(config.data, partial(open_boxes, masks=masks), config.seed)
+
+
+def model_for(
+    config: Config, sources: Sources[BoxSource], kind: Callable[..., Model]
+) -> tuple[Config, Model]:
+    """The settings with all that they leave open, and the detector for the sources, in whose
+    reports is noted what it will not learn or find.
+
+    Args:
+        kind: DetectionModel, or what is called as it is.
+
+    Raises:
+        InputError: as of `detection`.
+    """
     val = sources.val
     keypoints = keypoints_of(config.detector.name, sources.seen, val)
     note_small(sources.seen, config.augment)
@@ -48,7 +78,7 @@ def detection(config: DetectionConfig) -> None:
     torch.manual_seed(config.seed)
     head = config.detector
     built = build(head.name, config.backbone, len(names), head.args, keypoints)
-    model = DetectionModel(built, names, keypoints)
+    model = kind(built, names, keypoints)
     if model.queries is not None:
         note_many(sources.seen, model.queries, "detector.args.num_queries has places for")
     similarity = similarity_of(detector(head.name).finds, keypoints, config.test.oks_sigmas)
@@ -62,16 +92,38 @@ def detection(config: DetectionConfig) -> None:
         data=replace(config.data, classes=names),
         checkpoint=replace(config.checkpoint, best=best),
     )
+    return config, model
+
+
+def run_of(
+    config: DetectionConfig,
+    accelerator: Accelerator,
+    sources: Sources[BoxSource],
+    model: DetectionModel,
+    *,
+    unlabeled: Sequence[Readable] = (),
+    reports: Sequence[Report] = (),
+    order: Order | None = None,
+    work: float = 1.0,
+) -> Run:
+    """The run folder of a detector; see `start_run`.
+
+    Args:
+        unlabeled, reports: further images to train on, and what is known of them.
+    """
     side = max(config.augment.sizes)
     size = (side, round(side * 4 / 3)) if config.augment.resize == "shorter" else (side, side)
-    run = start_run(
+    known: dict[str, Sequence[Report]] = {
+        role: [x.report for x in part] for role, part in sources.by_role().items()
+    }
+    if unlabeled:
+        known["unlabeled"] = reports
+    return start_run(
         config, accelerator, sources, model,
-        task="detection", head=asdict(config.detector), size=size,
-        reports={role: [x.report for x in part] for role, part in sources.by_role().items()},
-        annotations_sha256=[source.report.boxes_sha256 for source in (*sources.seen, *val)],
+        task="detection", head=asdict(config.detector), size=size, reports=known,
+        annotations_sha256=[x.report.boxes_sha256 for x in (*sources.seen, *sources.val)],
+        unlabeled=unlabeled, order=order, work=work,
     )  # fmt: skip
-    task = DetectionTask(sources, config.augment, config.test, config.detector, config.seed)
-    train(run, task, model)
 
 
 def keypoints_of(

@@ -80,10 +80,12 @@ class DetectionModel(DenseModel):
         """What was found in one image with the keypoints or masks of such logits."""
         return cast(Any, self.model).finish(found, parts)
 
-    def _padded(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """uint8 [b, h, w, 3] -> float32 [b, 3, H, W] of multiples of the stride, normalised."""
+    def _padded(self, images: Tensor, sizes: Tensor, multiple: int | None = None) -> Tensor:
+        """uint8 [b, h, w, 3] -> float32 [b, 3, H, W], normalised, of multiples of the stride, or of
+        `multiple`."""
         batch, height, width, _ = images.shape
-        pad = (0, 0, 0, -width % self.stride, 0, -height % self.stride)
+        multiple = multiple or self.stride
+        pad = (0, 0, 0, -width % multiple, 0, -height % multiple)
         images = nn.functional.pad(images, pad).permute(0, 3, 1, 2)
         rows = torch.arange(images.shape[2], device=images.device)
         columns = torch.arange(images.shape[3], device=images.device)

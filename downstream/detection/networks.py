@@ -24,6 +24,20 @@ One that finds keypoints or masks has, for the mean over several views of an ima
     find(images, sizes) -> what forward finds, and `parts` of it, in one pass through the backbone
     finish(found, parts) -> `found` of one image with "keypoints" or "masks" of such logits
 
+One that can be compared with itself before it decides, for self-training on soft targets
+(`downstream/sed`), has by its kind
+
+    raw(images, sizes) -> `Raw` (`heads/torchvision_heads.py`): logits and offsets of all anchors;
+        of a network of two stages what the first says
+    propose(raw, sizes) -> of a network of two stages, per image float32 [n, 4] xyxy px within the
+        picture: what it looks at again, best first, n <= 1000; without gradient. (h, w) in `sizes`
+        may be broken numbers
+    refine(maps, proposals) -> what it says then, on the maps of `raw`, of the boxes of all images:
+        logits float32 [n, classes + 1], the first one the background's, and offsets float32
+        [n, classes, 4]
+    queries(images, sizes) -> of DETR, in place of these: logits float32 [b, queries, classes + 1],
+        the last one "no object", and boxes float32 [b, queries, 4]: cx, cy, w, h of the picture = 1
+
 A new detector is such a class and a line in DETECTORS; the class takes (backbone, number of
 classes, *, its own options), one of keypoints their number after that of the classes. This file
 imports neither torch nor a network, so that `--help` is fast.

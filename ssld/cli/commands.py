@@ -242,6 +242,14 @@ COMMANDS = {
         "downstream.methods.plan:as_asked",
         words="downstream.methods.config:words",
     ),
+    "sed": Command(
+        "a detector from labeled and unlabeled images at once, its average as the teacher",
+        "downstream.sed.config:SedConfig",
+        "downstream.sed.command:sed",
+        "downstream.detection.config:check",
+        words="downstream.backbone.config:with_backbone_name",
+        exported="model",
+    ),
     "export": Command(
         "a detector or segmenter as ONNX, checked against torch",
         "downstream.deploy.config:ExportConfig",

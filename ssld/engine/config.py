@@ -81,6 +81,12 @@ class EmaConfig(Settings, section="ema"):
     """Share of the old average kept at each step, 0.9999 say; 0 keeps no average. Early on it is
     1 - (1 + step) ** (-2/3) (timm's ModelEmaV3), or the average would remember the first weights.
     """
+    schedule: Literal["constant", "step", "cosine", "auto"] = "constant"
+    """How `decay` becomes `end_decay` (Guo et al. 2022, table 9). step: at the first milestone of
+    the learning rate. cosine: along half of one, over the run. auto: step where the rate has
+    milestones, else cosine."""
+    end_decay: ShareBelowOne = 0.9
+    """What it becomes; with `schedule: constant` it stays."""
 
 
 @dataclass(frozen=True)
@@ -158,5 +164,10 @@ class LoopConfig(Settings):
             self.checkpoint.every_steps >= self.log_every_steps,
             f"checkpoint.every_steps is {self.checkpoint.every_steps}: give at least "
             f"log_every_steps ({self.log_every_steps}), checkpoints are written with log lines",
+        )
+        require(
+            self.ema.schedule != "step" or self.schedule.decay == "step",
+            f"ema.schedule is step, but schedule.decay is {self.schedule.decay}, which has no "
+            "milestone: give `schedule.decay: step` with one, or ema.schedule cosine or constant",
         )
         require(not (self.resume and self.overwrite), "give --resume or --overwrite, not both")

@@ -1,4 +1,5 @@
-"""Optimizer and learning rate. The rate is a function of the step: nothing to save."""
+"""Optimizer, learning rate and the decay of the moving average. Both are functions of the step:
+nothing to save."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from torch import nn
 
 from ssld.common.errors import InputError
-from ssld.engine.config import OptimizerConfig, ScheduleConfig
+from ssld.engine.config import EmaConfig, OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(
@@ -33,14 +34,40 @@ def learning_rate(
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     if schedule.decay == "step":
-        drops = [step >= epoch * steps_per_epoch for epoch in schedule.milestones]
-        # As they are written: .7 as a float is below seven tenths.
-        drops += [step >= Fraction(str(x)) * total_steps for x in schedule.milestone_shares]
-        return peak * 0.1 ** sum(drops)
+        drops = milestones(schedule, total_steps, steps_per_epoch)
+        return peak * 0.1 ** sum(step >= drop for drop in drops)
     done = (step - warmup) / max(1.0, total_steps - warmup)
     if schedule.decay == "poly":
         return peak * (1 - done) ** 0.9
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def milestones(
+    schedule: ScheduleConfig, total_steps: int, steps_per_epoch: float
+) -> list[float | Fraction]:
+    """The steps from which on the rate is a tenth of what it was."""
+    # As they are written: .7 as a float is below seven tenths.
+    shares = [Fraction(str(x)) * total_steps for x in schedule.milestone_shares]
+    return [*(epoch * steps_per_epoch for epoch in schedule.milestones), *shares]
+
+
+def average_decay(
+    ema: EmaConfig,
+    schedule: ScheduleConfig,
+    step: int,
+    *,
+    total_steps: int,
+    steps_per_epoch: float,
+) -> float:
+    """Share of the old average that step 0 <= `step` < `total_steps` keeps, timm's warm-up apart
+    (Guo et al. 2022, Scale-Equivalent Distillation, section 4.3, "EMA Rate")."""
+    drops = milestones(schedule, total_steps, steps_per_epoch)
+    if ema.schedule == "constant":
+        return ema.decay
+    if ema.schedule == "step" or (ema.schedule == "auto" and drops):
+        return ema.end_decay if step >= min(drops) else ema.decay
+    left = 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    return ema.end_decay + (ema.decay - ema.end_decay) * left
 
 
 def warmup_steps(schedule: ScheduleConfig, total_steps: int, steps_per_epoch: float) -> float:

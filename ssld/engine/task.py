@@ -63,6 +63,11 @@ class Task(ABC, Generic[R, B, N, S]):
         """
         return {}
 
+    def averaged(self, average: N, /) -> None:
+        """Called once where the run keeps a moving average of the student (`ema`), before the first
+        step and before a checkpoint is loaded: for losses to which the average is a teacher. It is
+        updated in place after each step, buffers too, and is in eval mode."""
+
     @abstractmethod
     def train_batches(self, run: R, first_step: int, last_step: int) -> Iterator[B]:
         """This process's batches of steps [first_step, last_step)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssld.data.unreadable import Unreadables
 from ssld.engine import checkpoint
-from ssld.engine.optimizer import build_optimizer, learning_rate
+from ssld.engine.optimizer import average_decay, build_optimizer, learning_rate
 from ssld.engine.preemption import Preemption
 from ssld.engine.progress import Progress
 from ssld.engine.task import B, N, R, S, Task
@@ -44,6 +44,9 @@ class Trainer(Generic[R, B, N, S]):
         as_images_lie(student)
         decay = config.ema.decay
         self.ema = ModelEmaV3(student, decay, use_warmup=True) if decay else None
+        if self.ema:
+            average: Any = self.ema.module
+            task.averaged(average)
         if config.sync_batch_norm and run.world_size > 1:
             for network in networks:
                 network.model = synchronise(network.model, accelerator.device)
@@ -120,7 +123,19 @@ class Trainer(Generic[R, B, N, S]):
             self.step += 1
             self._share_buffers()
             if self.ema and not self.optimizer.step_was_skipped:
+                self.ema.decay = self._average_decay()
                 self.ema.update(self.student, step=self.step)
+
+    def _average_decay(self) -> float:
+        """Of the step that was taken last."""
+        run = self.run
+        return average_decay(
+            run.config.ema,
+            run.config.schedule,
+            self.step - 1,
+            total_steps=run.total_steps,
+            steps_per_epoch=run.steps_per_epoch,
+        )
 
     def _share_buffers(self) -> None:
         """Average what auxiliary modules hold over the processes, each of which saw a part of the

@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ssld.engine.config import OptimizerConfig, ScheduleConfig
-from ssld.engine.optimizer import build_optimizer, learning_rate, parameter_groups
+from ssld.engine.config import EmaConfig, LoopConfig, OptimizerConfig, ScheduleConfig
+from ssld.engine.optimizer import (
+    average_decay,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+)
 
 
 def rates(schedule: ScheduleConfig, steps: int = 120, per_epoch: float = 10.0) -> list[float]:
@@ -47,6 +52,30 @@ def test_the_warm_up_is_a_line_from_near_0(decay) -> None:
 def test_milestones_belong_to_steps(wrong) -> None:
     with pytest.raises(ValueError, match="schedule.decay is .* give milestones with `decay: step`"):
         ScheduleConfig(**wrong)
+
+
+def decays(ema: EmaConfig, schedule: ScheduleConfig) -> list[float]:
+    return [
+        average_decay(ema, schedule, step, total_steps=120, steps_per_epoch=10.0)
+        for step in range(120)
+    ]  # fmt: skip
+
+
+STEP = ScheduleConfig(decay="step", milestones=[8, 11])
+
+
+def test_the_decay_of_the_average_falls_with_the_rate_or_along_a_cosine() -> None:
+    assert decays(EmaConfig(0.99), STEP) == [0.99] * 120
+    falls = [0.99] * 80 + [0.9] * 40  # at the first milestone alone
+    assert decays(EmaConfig(0.99, "step"), STEP) == falls
+    assert decays(EmaConfig(0.99, "auto"), STEP) == falls
+    shares = ScheduleConfig(decay="step", milestone_shares=[0.9, 0.7])
+    assert decays(EmaConfig(0.99, "step", 0.5), shares) == [0.99] * 84 + [0.5] * 36
+    cosine = [0.9 + 0.096 * (1 + math.cos(math.pi * step / 120)) / 2 for step in range(120)]
+    assert decays(EmaConfig(0.996, "cosine"), STEP) == pytest.approx(cosine)
+    assert decays(EmaConfig(0.996, "auto"), ScheduleConfig()) == pytest.approx(cosine)
+    with pytest.raises(ValueError, match="ema.schedule is step, but schedule.decay is cosine"):
+        LoopConfig(out="run", steps=1, ema=EmaConfig(0.99, "step"))
 
 
 class Scaled(nn.Module):

@@ -10,6 +10,7 @@ models/official/detection/dataloader/retinanet_parser.py).
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,25 @@ class TrainBoxView:
             sample = geometry.crop_by_overlap(sample, draw)
         for operation in draw_operations(augment, draw, boxes=True):
             sample = operate(sample, operation, draw)
-        if draw.random() < augment.flip:
-            sample = geometry.flip(
-                sample, () if source.keypoints is None else source.keypoints.flip_pairs
-            )
-        sample = self._resize(sample, draw, batch_number)
+        pairs = () if source.keypoints is None else source.keypoints.flip_pairs
+        sample = self.flipped_and_resized(sample, draw, batch_number, pairs)
         return _finish(geometry.drop_small(sample), source.image_size(index))
+
+    def flipped_and_resized(
+        self,
+        sample: geometry.Sample,
+        draw: random.Random,
+        batch_number: int,
+        pairs: Sequence[tuple[int, int]] = (),
+    ) -> geometry.Sample:
+        """The last two steps.
+
+        Args:
+            pairs: of keypoints that change places in a mirror.
+        """
+        if draw.random() < self.augment.flip:
+            sample = geometry.flip(sample, pairs)
+        return self._resize(sample, draw, batch_number)
 
     def _resize(
         self, sample: geometry.Sample, draw: random.Random, batch_number: int

@@ -112,13 +112,21 @@ class DETR(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
         """See `downstream/detection/networks.py`; the losses are classification, boxes (L1) and
         giou of the last decoder layer, and the sum of all of the other layers as auxiliary."""
-        states = self._states(images, sizes)
-        logits = self.class_labels_classifier(states).float()  # [layers, b, queries, classes + 1]
-        boxes = self.bbox_predictor(states).float().sigmoid()  # cx, cy, w, h of the picture = 1
+        logits, boxes = self._say(self._states(images, sizes))  # [layers, b, queries, ...]
         if targets is None:
             return self._decode(logits[-1], boxes[-1], sizes)
         with torch.autocast(images.device.type, enabled=False):
             return self._losses(logits, boxes, _relative(targets, sizes))
+
+    def queries(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """See `downstream/detection/networks.py`."""
+        return self._say(self._states(images, sizes)[-1])
+
+    def _say(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [..., queries, classes + 1], and boxes float32 [..., queries, 4]: cx, cy,
+        w, h of the picture = 1."""
+        logits = self.class_labels_classifier(states).float()
+        return logits, self.bbox_predictor(states).float().sigmoid()
 
     def _states(self, images: Tensor, sizes: Tensor) -> Tensor:
         """The queries after each decoder layer, [layers, b, queries, width]."""

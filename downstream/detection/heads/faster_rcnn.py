@@ -23,7 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import (
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+)
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
@@ -41,6 +45,7 @@ from downstream.detection.heads.torchvision_heads import (
     COCO_ANCHORS,
     Anchors,
     Maps,
+    Raw,
     Targets,
     check_anchors,
     listed_images,
@@ -152,6 +157,32 @@ class FasterRCNN(nn.Module):
             "proposals": first["loss_rpn_box_reg"],
         }
 
+    def raw(self, images: Tensor, sizes: Tensor) -> Raw:
+        """What the RPN says; see `downstream/detection/networks.py`."""
+        maps = pyramid_maps(self, images)
+        levels = list(maps.values())
+        by_level = self.rpn.head(levels)
+        anchors = self.rpn.anchor_generator(listed_images(images, sizes), levels)
+        counts = [x[0].numel() for x in by_level[0]]  # one logit an anchor
+        logits, offsets = concat_box_prediction_layers(*by_level)  # [anchors of all images, ...]
+        batch = len(images)
+        return Raw(logits.view(batch, -1, 1), offsets.view(batch, -1, 4), anchors[0], counts, maps)
+
+    @torch.no_grad()
+    def propose(self, raw: Raw, sizes: Tensor) -> list[Tensor]:
+        """See `downstream/detection/networks.py`."""
+        self.rpn.eval()  # as many as are looked at without targets; `forward` sets what it needs
+        batch = len(raw.logits)
+        boxes = self.rpn.box_coder.decode(raw.offsets.flatten(0, 1), [raw.anchors] * batch)
+        shapes = [tuple(x) for x in sizes.tolist()]
+        return self.rpn.filter_proposals(
+            boxes.view(batch, -1, 4), raw.logits, shapes, raw.levels
+        )[0]  # fmt: skip
+
+    def refine(self, maps: Maps, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """See `downstream/detection/networks.py`."""
+        return self.roi_heads.say(maps, proposals)
+
     def _find(self, maps: Maps, proposals: list[Tensor], shapes: Shapes) -> list[Detections]:
         return self.roi_heads.find(maps, proposals, shapes)
 
@@ -223,6 +254,12 @@ class _RoIHeads(RoIHeads):
             {"boxes": boxes, "scores": scores, "labels": labels - 1}
             for boxes, scores, labels in zip(*found, strict=True)
         ]
+
+    def say(self, maps: Maps, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [n, classes + 1] of all proposals, and offsets [n, classes, 4] of every class but
+        the background, which has no box."""
+        scores, deltas = self._look(maps, proposals, [])  # shapes would only set the pool's scales
+        return scores, deltas.view(*scores.shape, 4)[:, 1:]
 
     def _look(self, maps: Maps, proposals: list[Tensor], shapes: Shapes) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_pool(maps, proposals, shapes)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,6 +48,23 @@ RetinaNet, section 4)."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHORS_PER_CELL = 3 * len(ASPECT_RATIOS)
 """Of RetinaNet: three sizes a level, a third of an octave apart."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a network says of every anchor of a batch, before it decides on any."""
+
+    logits: Tensor
+    """float32 [b, anchors of all levels, classes], each class by itself (sigmoid)."""
+    offsets: Tensor
+    """float32 [b, anchors, 4]: from an anchor's centre to the box's, in widths and heights of the
+    anchor, and the logarithms of the box's width and height over the anchor's."""
+    anchors: Tensor
+    """float32 [anchors, 4] xyxy px, the finest level first; the centre is where the cell begins."""
+    levels: list[int]
+    """Anchors of each level."""
+    maps: Maps
+    """The pyramid that it is said from."""
 
 
 class Anchors(AnchorGenerator):
@@ -144,7 +162,7 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
 
     def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
         """See `downstream/detection/networks.py`; the losses are classification and boxes."""
-        outputs, anchors, cells = _dense(self, images, sizes)
+        outputs, anchors, cells = _dense(self, pyramid_maps(self, images), images, sizes)
         if targets is None:
             return _decode(self, outputs, anchors, cells, sizes)
         with torch.autocast(images.device.type, enabled=False):
@@ -152,6 +170,13 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
             losses = [self.compute_loss([target], one, [a]) for target, one, a in ones]
         terms = {"classification": "classification", "boxes": "bbox_regression"}
         return {ours: torch.stack([x[name] for x in losses]) for ours, name in terms.items()}
+
+    def raw(self, images: Tensor, sizes: Tensor) -> Raw:
+        """See `downstream/detection/networks.py`."""
+        maps = pyramid_maps(self, images)
+        outputs, anchors, cells = _dense(self, maps, images, sizes)
+        levels = [n * self.anchor_generator.num_anchors_per_location()[0] for n in cells]
+        return Raw(outputs["cls_logits"], outputs["bbox_regression"], anchors[0], levels, maps)
 
 
 class _SharedFCOSHead(FCOSHead):
@@ -220,7 +245,7 @@ class FCOS(TorchvisionFCOS, _Thresholded):
     def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> Any:
         """See `downstream/detection/networks.py`; the losses are classification, boxes (GIoU) and
         centerness."""
-        outputs, anchors, cells = _dense(self, images, sizes)
+        outputs, anchors, cells = _dense(self, pyramid_maps(self, images), images, sizes)
         if targets is None:
             return _decode(self, outputs, anchors, cells, sizes)
         with torch.autocast(images.device.type, enabled=False):
@@ -256,10 +281,10 @@ def pyramid_maps(network: Any, images: Tensor) -> Maps:
 
 
 def _dense(
-    network: TorchvisionRetinaNet | TorchvisionFCOS, images: Tensor, sizes: Tensor
+    network: TorchvisionRetinaNet | TorchvisionFCOS, pyramid: Maps, images: Tensor, sizes: Tensor
 ) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
     """Head outputs float32 [b, anchors, ...], per image anchors [anchors, 4], cells per level."""
-    maps = list(pyramid_maps(network, images).values())
+    maps = list(pyramid.values())
     outputs = {name: x.float() for name, x in network.head(maps).items()}
     anchors = network.anchor_generator(listed_images(images, sizes), maps)
     return outputs, anchors, [int(x.shape[2] * x.shape[3]) for x in maps]

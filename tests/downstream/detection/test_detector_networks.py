@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from overfit import PlainBackbone, overfit, small_backbone, triangles, whole
 from torch import nn
+from torchvision.ops import box_convert
 
 from downstream.backbone.config import BackboneConfig
 from downstream.detection.data.keypoints import Keypoints
@@ -130,6 +132,45 @@ def test_heads_share_convolutions_and_have_norms_of_each_level() -> None:
     for i, logits in enumerate(levels):
         wanted = expected(torch.full((1, 32, 3, 3), float(i))).permute(0, 2, 3, 1)
         torch.testing.assert_close(logits, wanted.reshape(1, 81, 3))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn", "mask_rcnn", "detr"])
+def test_what_is_compared_is_what_is_decided_on(name: str) -> None:
+    """The best score before and after the decision, and the box that it has."""
+    network: Any = make(name).eval().requires_grad_(False)
+    network.score_threshold = 0.0
+    images, sizes = triangles(96, count=2)[0], torch.tensor([[96, 96], [64, 80]])
+    found = network(images, sizes)
+    if name == "detr":
+        logits, boxes = network.queries(images, sizes)
+        scores = logits.softmax(-1)[..., :-1].amax(-1)  # [b, queries]
+        boxes = box_convert(boxes, "cxcywh", "xyxy") * sizes.flip(1).repeat(1, 2)[:, None]
+    else:
+        raw = network.raw(images, sizes)
+        assert sum(raw.levels) == len(raw.anchors) == raw.logits.shape[1] == raw.offsets.shape[1]
+        scores = raw.logits.sigmoid().amax(-1)
+        boxes = torch.stack([_decode(x, raw.anchors, (1, 1, 1, 1)) for x in raw.offsets])
+    if name.endswith("rcnn"):
+        proposals = network.propose(raw, sizes)
+        assert all(len(x) <= 1000 for x in proposals)
+        logits, offsets = network.refine(raw.maps, proposals)
+        best, label = logits.softmax(-1)[:, 1:].max(-1)
+        boxes = _decode(offsets[range(len(label)), label], torch.cat(proposals), (10, 10, 5, 5))
+        counts = [len(x) for x in proposals]
+        scores, boxes = best.split(counts), boxes.split(counts)
+    for i, (h, w) in enumerate(sizes.tolist()):
+        score, at = scores[i].max(0)
+        torch.testing.assert_close(found[i]["scores"][0], score)
+        inside = torch.minimum(boxes[i][at].clamp(min=0), torch.tensor([w, h, w, h]))
+        torch.testing.assert_close(found[i]["boxes"][0], inside.float(), atol=1e-3, rtol=0)
+
+
+def _decode(offsets: torch.Tensor, boxes: torch.Tensor, weights: tuple) -> torch.Tensor:
+    """Boxes xyxy [n, 4] moved by offsets [n, 4] (Faster R-CNN, section 3.1.2)."""
+    dx, dy, dw, dh = (offsets / torch.tensor(weights)).unbind(1)
+    cx, cy, w, h = box_convert(boxes, "xyxy", "cxcywh").unbind(1)
+    moved = torch.stack([cx + dx * w, cy + dy * h, w * dw.exp(), h * dh.exp()], 1)
+    return box_convert(moved, "cxcywh", "xyxy")
 
 
 def test_dcn_is_what_tells_the_two_yolos_apart() -> None:
