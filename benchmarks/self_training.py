@@ -43,14 +43,14 @@ ONE_VIEW = ("--labels.test.scales=[{scale}]", "--labels.test.flip=false")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "distilled": (),
     "one view": ONE_VIEW,
-    "ratio 8:2": ("--student.data.generated_share=0.2",),
-    "ratio 4:6": ("--student.data.generated_share=0.6",),
-    "half as long": ("--student.steps={half}",),
-    "twice as long": ("--student.steps={twice}",),
     "from the teacher": ("--student.start=teacher",),
     "fixed threshold": ("--labels.threshold=0.5",),
     "flip alone": (ONE_VIEW[0],),
+    "ratio 4:6": ("--student.data.generated_share=0.6",),
+    "half as long": ("--student.steps={half}",),
     "scales alone": (ONE_VIEW[1],),
+    "ratio 8:2": ("--student.data.generated_share=0.2",),
+    "twice as long": ("--student.steps={twice}",),
 }
 """Words of `ssld selftrain` beside those of `distilled`, which also trains the teacher and the
 oracle. The teacher has as many steps as the student: it is the supervised baseline."""
@@ -76,7 +76,7 @@ class Set:
 
 SETS = {
     "bccd": Set("detection", (0.1, 0.3), 600, ablated=0.1),
-    "camvid": Set("segmentation", (0.1, 0.3), 300, scale=0.5),
+    "camvid": Set("segmentation", (0.1, 0.3), 500, scale=0.4),
     "mouse": Set("detection", (1 / 6, 0.5), 300),
 }
 

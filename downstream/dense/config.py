@@ -153,6 +153,35 @@ class ViewsConfig(Settings, section="test"):
 
 
 @dataclass(frozen=True)
+class BalanceConfig(Settings, section="balance"):
+    """How losses of human and of generated annotations are weighed (Zoph et al. 2020,
+    arXiv:2006.06882, appendix B): L = (L_h + alpha (mean of L_h / mean of L_p) L_p) / (1 + alpha),
+    each loss the mean over a step's images of its kind, each mean a moving average over training.
+    """
+
+    alpha: PositiveFloat | None = None
+    """Weight of the generated annotations. null: every image weighs the same. The paper tried .25,
+    .5, 1, 2, 3 and 4: longer training takes a larger one, stronger augmentation a smaller one."""
+    decay: ShareBelowOne = 0.9997
+    """Of the moving averages, a step."""
+
+
+@dataclass(frozen=True)
+class ClassificationConfig(Settings, section="classification"):
+    """Labeled images whose classes are learned on the same backbone at the same time (joint
+    training, Zoph et al. 2020, arXiv:2006.06882, section 5). The classifier is not exported."""
+
+    train: OneOrSeveral = field(default_factory=list)
+    """Labeled sources as `ssld supervised` reads them; without one there is no such training."""
+    weight: PositiveFloat = 0.5
+    """Of their loss; the paper takes .5, and .2 together with self-training."""
+    batch_size: PositiveInt | None = None
+    """Labeled images per optimizer step over all processes; null: as many as annotated ones."""
+    size: PositiveInt | None = None
+    """Side of their views in px; null: of the images that the backbone was trained on."""
+
+
+@dataclass(frozen=True)
 class DownstreamConfig(LoopConfig):
     """A network on a backbone."""
 
@@ -163,6 +192,8 @@ class DownstreamConfig(LoopConfig):
     backbone's, and a random head."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: AnnotatedConfig = field(default_factory=AnnotatedConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,8 +210,25 @@ class DownstreamConfig(LoopConfig):
             "would see generated annotations; give numbers of which the product is whole, such as "
             "0.4 and 5, with at least one pass of each kind",
         )
+        require(
+            self.balance.alpha is None or bool(self.data.generated),
+            f"balance.alpha is {self.balance.alpha}, but data.generated is empty: name sets with "
+            "generated annotations, or leave it out",
+        )
+        labeled = self.labeled_batch_size
+        require(
+            labeled % self.accumulate == 0,
+            f"classification.batch_size is {labeled}: give a multiple of accumulate "
+            f"({self.accumulate})",
+        )
 
     @property
     def generated_passes(self) -> float:
         """Forward passes of a step that see generated annotations with `minibatch: apart`."""
         return float(Fraction(str(self.data.generated_share)) * self.accumulate)
+
+    @property
+    def labeled_batch_size(self) -> int:
+        """Labeled images of a step over all processes; 0 without `classification`."""
+        section = self.classification
+        return (section.batch_size or self.batch_size) if section.train else 0

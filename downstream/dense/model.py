@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from downstream.backbone.backbone import Backbone, describe, open_backbone, rebuild
 from downstream.backbone.config import BackboneConfig
@@ -54,6 +55,25 @@ class DenseModel(ImageModel):
     @property
     def backbone(self) -> Backbone:
         return cast(Backbone, self.model.backbone)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The backbone's last map of whole images, averaged over places. Batch norm that is not
+        frozen takes the statistics of these images, and keeps its running ones as they are.
+
+        Args:
+            images: uint8 [b, h, w, 3].
+
+        Returns:
+            float32 [b, channels].
+        """
+        norms = [x for x in self.backbone.modules() if isinstance(x, _BatchNorm)]
+        momenta = [x.momentum for x in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        maps = self.backbone(self.normalise(images.permute(0, 3, 1, 2).float()))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return maps[-1].float().mean((2, 3))
 
     def lr_scales(self) -> dict[str, float]:
         scales = self.backbone.lr_scales(self.preset)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from downstream.backbone.backbone import Backbone, describe
 from downstream.backbone.config import PARTS
+from downstream.dense.classification import Classes
 from downstream.dense.config import DownstreamConfig
 from downstream.dense.model import DenseModel, load_weights, read_description
 from downstream.dense.preflight import Readable, Report, in_both, write_preflight
@@ -76,6 +78,12 @@ def open_processes(config: DownstreamConfig) -> Accelerator:
     check_launcher(config)
     accelerator = open_accelerator(config)
     require_divisible(config, accelerator)
+    labeled, passes = config.labeled_batch_size, config.accumulate * accelerator.num_processes
+    if labeled % passes:
+        raise InputError(
+            f"classification.batch_size is {labeled}: give a multiple of the "
+            f"{accelerator.num_processes} processes times accumulate ({config.accumulate})"
+        )
     return accelerator
 
 
@@ -84,6 +92,7 @@ def start_run(
     accelerator: Accelerator,
     sources: Sources[Opened],
     network: DenseModel,
+    classes: Classes | None,
     *,
     task: str,
     head: Mapping[str, Any],
@@ -97,6 +106,7 @@ def start_run(
     """Create the run folder and write the preflight report into it, or go on in it.
 
     Args:
+        classes: labeled images besides, where there are any.
         task: detection or segmentation.
         head: settings of the network on the backbone.
         size: height and width in px of a usual training image, for the network's cost.
@@ -109,12 +119,14 @@ def start_run(
 
     Raises:
         InputError: see `ssld.engine.start.start`; an optimizer that timm does not know; a network
-            in `init` that does not fit; generated annotations of held-out images; processes that
-            see different images.
+            in `init` that does not fit; held-out images with generated annotations or classes;
+            processes that see different images.
     """
     build_optimizer(network, config.optimizer)  # refuse it before anything is written
-    require_same_images(accelerator, [*sources.seen, *unlabeled])
+    labeled = classes.sources if classes else []
+    require_same_images(accelerator, [*sources.seen, *unlabeled, *labeled])
     refuse_held_out(accelerator, sources.val, sources.generated, "data.generated")
+    refuse_held_out(accelerator, sources.val, labeled, "classification.train")
     start_sha256 = load_init(network, config.init, task, head) if config.init else None
     backbone = network.backbone
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
@@ -132,8 +144,12 @@ def start_run(
         # A backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
         "flops_per_image": 6e6 * fact["macs_m"] * work,
     }
+    if classes:
+        side, share = classes.view.size, classes.batch_size / config.batch_size
+        macs = _macs(network, network.pooled, (side, side), "classification")
+        facts["flops_per_image"] += 6e6 * macs * share
     order = order or sample_order(config, sources)
-    seen = [*sources.seen, *unlabeled]
+    seen = [*sources.seen, *unlabeled, *labeled]
     run = start(config, accelerator, seen, sources.val, order, facts)
     accelerator.print(
         f"network: {architecture}, {fact['parameters_m']:.2f} M parameters, "
@@ -171,25 +187,36 @@ def cost(network: DenseModel, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
         InputError: the network does not run on images of this size.
     """
-    images = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    macs = _macs(network, lambda images: network(images, torch.tensor([size])), size, "augment")
+    return {
+        "parameters_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 3),
+        "macs_m": round(macs, 2),
+        "input_size": list(size),
+    }
+
+
+def _macs(
+    network: DenseModel, call: Callable[[Tensor], Any], size: tuple[int, int], setting: str
+) -> float:
+    """Multiply-adds of a call in millions, on one black image.
+
+    Raises:
+        InputError: the network does not run on images of this size.
+    """
     training = network.training
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval().requires_grad_(False)  # the counter fails on a parameter that is an argument
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(images, torch.tensor([size]))
+            call(torch.zeros(1, *size, 3, dtype=torch.uint8))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = one_line(error, 200)
         raise InputError(
             f"the network does not run on images of {size[1]} x {size[0]} px ({reason}); set "
-            "another size in `augment`"
+            f"another size in `{setting}`"
         ) from error
     finally:
         network.train(training)
         for parameter in learned:
             parameter.requires_grad_(True)
-    return {
-        "parameters_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 3),
-        "macs_m": round(counter.get_total_flops() / 2e6, 2),
-        "input_size": list(size),
-    }
+    return counter.get_total_flops() / 2e6

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from downstream.dense.balance import Balance
+from downstream.dense.classification import TERM, Classes, JointBatch
+from downstream.dense.config import DownstreamConfig
 from downstream.dense.drawing import image_grid
 from downstream.dense.model import FOLDER
 from downstream.dense.report import write_picture
@@ -124,16 +130,74 @@ class AnnotatedTask(Task[Run, B, N, S]):
     """Whether some of the annotations are generated."""
     make_train: Maker[B]
     make_held_out: Maker[B]
+    balance: Balance | None = None
+    classes: Classes | None = None
 
-    def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[B]:
-        """This process's batches of steps [first_step, last_step)."""
+    def also(self, config: DownstreamConfig, classes: Classes | None) -> Self:
+        """The same task, with generated annotations weighed as `balance` says, and beside labeled
+        images."""
+        alpha, self.classes = config.balance.alpha, classes
+        if alpha is not None:
+            share = config.data.generated_share
+            decay = config.balance.decay
+            self.balance = Balance(alpha, decay, share=share, passes=config.accumulate)
+        return self
+
+    @property
+    def auxiliary(self) -> Mapping[str, nn.Module]:
+        """The moving averages of losses, and the classifier of labeled images."""
+        modules = {"balance": self.balance, "classes": self.classes and self.classes.head}
+        return {name: module for name, module in modules.items() if module is not None}
+
+    def train_batches(self, run: Run, first_step: int, last_step: int) -> Iterator[Any]:
+        """This process's batches of steps [first_step, last_step): B, or JointBatch."""
+        if self.classes is not None:
+            return self.classes.train_batches(run, self.make_train, first_step, last_step)
         return run.train_batches(self.make_train, first_step, last_step)
 
-    def groups(self, batch: B) -> Mapping[str, Tensor]:
-        """Images with human and with generated annotations, where there are both."""
+    def losses(self, network: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+        """{term: float32 [b]} of all images of a batch, labeled ones included."""
+        if isinstance(batch, JointBatch):
+            assert self.classes is not None
+            return self.classes.losses(self.dense_losses, network, batch)
+        return self.dense_losses(network, batch)
+
+    @abstractmethod
+    def dense_losses(self, network: Callable[..., Any], batch: B) -> dict[str, Tensor]:
+        """{term: float32 [b]} of annotated images, 0 for an unreadable one. Calls the network once.
+
+        Args:
+            network: the model, or what else gives as it does.
+        """
+
+    def weights(self, batch: Any, losses: Mapping[str, Tensor]) -> Tensor:
+        """See `Balance` and `Classes`."""
+        joint = isinstance(batch, JointBatch)
+        dense = batch.dense if joint else batch
+        weights: Tensor = dense.weight  # [b]
+        if self.balance is not None:
+            loss = torch.stack(list(losses.values())).sum(0)[: len(weights)]
+            weights = self.balance(loss, weights, dense.generated)
+        if not joint:
+            return weights
+        assert self.classes is not None
+        return self.classes.weights(weights, batch)
+
+    def logged(self) -> Mapping[str, Tensor]:
+        """What a generated annotation's loss is multiplied by, besides alpha."""
+        return {} if self.balance is None else {"factor_generated": self.balance.factor}
+
+    def groups(self, batch: Any) -> Mapping[str, Tensor]:
+        """Images with human and with generated annotations, where there are both, and labeled
+        ones."""
+        if isinstance(batch, JointBatch):
+            labeled = batch.labeled
+            more = len(batch.classified.ids)
+            kinds = {name: F.pad(x, (0, more)) for name, x in self.groups(batch.dense).items()}
+            return {**kinds, TERM: labeled}
         if not self.joint:
             return {}
-        generated: Tensor = batch.generated  # type: ignore[attr-defined]
+        generated: Tensor = batch.generated
         return {"human": ~generated, "generated": generated}
 
     def held_out(self, run: Run) -> Iterator[B]:

@@ -110,6 +110,11 @@ def export_onnx(
             at `path` is untouched.
     """
     require_packages("onnx", "onnxruntime")
+    if getattr(network, "soft_nms_sigma", None) is not None:
+        raise InputError(
+            "Soft-NMS cannot be written as ONNX: take soft_nms_sigma out of the config.json of a "
+            "copy of the run's `model`, and export that, with NMS"
+        )
     alone = _OneImage(copy.deepcopy(network).cpu().float(), size, class_names).eval()
     stride = alone.network.stride
     if any(side <= 0 or side % stride for side in size):

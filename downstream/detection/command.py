@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from downstream.dense.classification import Classes, open_classes
 from downstream.dense.preflight import EXAMPLES, Readable, Report, findings
 from downstream.dense.sources import Sources, open_sources
 from downstream.dense.start import open_processes, start_run
@@ -44,9 +45,10 @@ def detection(config: DetectionConfig) -> None:
     accelerator = open_processes(config)
     sources = sources_of(config)
     config, model = model_for(config, sources, DetectionModel)
-    run = run_of(config, accelerator, sources, model)
+    classes = open_classes(config, model)
+    run = run_of(config, accelerator, sources, model, classes)
     task = DetectionTask(sources, config.augment, config.test, config.detector, config.seed)
-    train(run, task, model)
+    train(run, task.also(config, classes), model)
 
 
 def sources_of(config: DetectionConfig) -> Sources[BoxSource]:
@@ -100,6 +102,7 @@ def run_of(
     accelerator: Accelerator,
     sources: Sources[BoxSource],
     model: DetectionModel,
+    classes: Classes | None = None,
     *,
     unlabeled: Sequence[Readable] = (),
     reports: Sequence[Report] = (),
@@ -109,6 +112,7 @@ def run_of(
     """The run folder of a detector; see `start_run`.
 
     Args:
+        classes: labeled images besides, where there are any.
         unlabeled, reports: further images to train on, and what is known of them.
     """
     side = max(config.augment.sizes)
@@ -119,7 +123,7 @@ def run_of(
     if unlabeled:
         known["unlabeled"] = reports
     return start_run(
-        config, accelerator, sources, model,
+        config, accelerator, sources, model, classes,
         task="detection", head=asdict(config.detector), size=size, reports=known,
         annotations_sha256=[x.report.boxes_sha256 for x in (*sources.seen, *sources.val)],
         unlabeled=unlabeled, order=order, work=work,

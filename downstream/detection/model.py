@@ -49,7 +49,11 @@ class DetectionModel(DenseModel):
         return cast(int | None, getattr(self.model, "num_queries", None))
 
     def forward(
-        self, images: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        targets: list[dict[str, Tensor]] | None = None,
+        labeled: Tensor | None = None,
     ) -> Any:
         """
         Args:
@@ -58,13 +62,17 @@ class DetectionModel(DenseModel):
             targets: per image "boxes" float32 [n, 4] xyxy in px, "labels" int64 [n], and
                 "weights" float32 [n] where images are mixed; "keypoints" and "masks" as of
                 `downstream.detection.networks`.
+            labeled: further images, uint8 [c, h, w, 3]; then what is below comes in a pair with
+                `pooled` of them.
 
         Returns:
             {term: float32 [b]}, or per image {"boxes": float32 [k, 4] xyxy in px within the
             picture, "scores": float32 [k], "labels": int64 [k]}, best first, and of some
             "keypoints" or "masks".
         """
-        return self.model(self._padded(images, sizes), sizes, targets)
+        pooled = None if labeled is None else self.pooled(labeled)
+        output = self.model(self._padded(images, sizes), sizes, targets)
+        return output if pooled is None else (output, pooled)
 
     def parts(self, images: Tensor, sizes: Tensor, found: list[Detections]) -> list[Tensor]:
         """Logits of keypoints or masks in boxes that are given, per image; see

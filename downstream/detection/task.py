@@ -58,7 +58,7 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
         similarity = similarity_of(finds, sources.val[0].keypoints, test.oks_sigmas)
         self.ground_truth = GroundTruth(sources.val, similarity)
 
-    def losses(self, detector: Callable[..., Any], batch: BoxBatch) -> dict[str, Tensor]:
+    def dense_losses(self, detector: Callable[..., Any], batch: BoxBatch) -> dict[str, Tensor]:
         """{term: float32 [b]}, 0 for an unreadable image, which is not shown to the detector."""
         kept = batch.weight.nonzero()[:, 0].tolist() or list(range(len(batch.ids)))
         targets = [batch.targets[i] for i in kept]

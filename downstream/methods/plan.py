@@ -38,13 +38,14 @@ than the nine of arXiv:1712.04440, section 4; those of arXiv:2006.06882, section
 RECIPES = {
     "data_distillation": {"labels": {"test.flip": True}},
     "rethinking": {
-        # arXiv:2006.06882, section 3 and appendix A.3: hard labels of a score of .5, from the
+        # arXiv:2006.06882, section 3 and appendix B: hard labels of a score of .5, from the
         # teacher on, a minibatch of each kind, losses normalised.
         "labels": {"threshold": 0.5},
         "student": {
             "start": "teacher",
             "data.minibatch": "apart",
             "data.generated_share": 0.5,
+            "balance.alpha": 1.0,
         },
     },
 }

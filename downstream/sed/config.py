@@ -139,6 +139,11 @@ class SedConfig(DetectionConfig):
             "data.unlabeled is empty: name at least one source of images without annotations",
         )
         require(
+            not self.classification.train,
+            f"classification.train is {self.classification.train}, but `ssld sed` has no joint "
+            "training with classes: leave it out, or use `ssld detection`",
+        )
+        require(
             self.detector.name in DETECTORS,
             f"detector.name is {self.detector.name}, for which there is no Scale-Equivalent "
             f"Distillation: give {', '.join(DETECTORS)}",

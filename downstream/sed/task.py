@@ -56,7 +56,7 @@ class SedTask(DetectionTask):
             config.consistency.scales,
         )
         counts = [x for source in sources.train for x in source.report.classes]
-        self.classes = len({x.name for x in counts if x.boxes})
+        self.labeled_classes = len({x.name for x in counts if x.boxes})
         """Of which there is a labeled box."""
         self.look: Look | None = None
 
@@ -150,7 +150,7 @@ class SedTask(DetectionTask):
             metric=self.metric,
             metrics=metrics,
             look=self.look,
-            classes=self.classes,
+            classes=self.labeled_classes,
             share=step / run.total_steps,
         )
         return "; ".join([text, *found])

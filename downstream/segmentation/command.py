@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from downstream.dense.classification import open_classes
 from downstream.dense.sources import Sources, open_sources
 from downstream.dense.start import open_processes, start_run
 from downstream.segmentation.config import SegmentationConfig
@@ -42,15 +43,16 @@ def segmentation(config: SegmentationConfig) -> None:
     torch.manual_seed(config.seed)
     built = build(config.segmenter.name, config.backbone, len(names))
     model = SegmentationModel(built, names)
+    classes = open_classes(config, model)
     config = replace(config, data=replace(config.data, classes=names))
     reports, digests = _inspected(sources, accelerator)
     run = start_run(
-        config, accelerator, sources, model,
+        config, accelerator, sources, model, classes,
         task="segmentation", head=asdict(config.segmenter), size=config.augment.crop,
         reports=reports, annotations_sha256=digests,
     )  # fmt: skip
     task = SegmentationTask(sources, config, model.mean, model.aux_weight)
-    train(run, task, model)
+    train(run, task.also(config, classes), model)
 
 
 def _inspected(

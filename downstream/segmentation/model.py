@@ -29,16 +29,22 @@ class SegmentationModel(DenseModel):
         super().__init__(model, label_names)
         self.aux_weight = model.aux_weight
 
-    def forward(self, images: Tensor, sizes: Tensor | None = None) -> Any:
+    def forward(
+        self, images: Tensor, sizes: Tensor | None = None, labeled: Tensor | None = None
+    ) -> Any:
         """
         Args:
             images: uint8 [b, h, w, 3], all picture.
             sizes: not used.
+            labeled: further images, uint8 [c, h, w, 3]; then what is below comes in a pair with
+                `pooled` of them.
 
         Returns:
             float32 [b, classes, h, w]; in training mode (main, auxiliary) where there are two.
         """
-        return self.model(self.normalise(images.permute(0, 3, 1, 2).float()))
+        pooled = None if labeled is None else self.pooled(labeled)
+        logits = self.model(self.normalise(images.permute(0, 3, 1, 2).float()))
+        return logits if pooled is None else (logits, pooled)
 
     @torch.no_grad()
     def probabilities(self, image: Tensor, **test: Any) -> Tensor:

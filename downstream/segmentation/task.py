@@ -103,7 +103,7 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         self.names, self.palette = human[0].class_names, human[0].palette
         self.images = sum(map(len, sources.val))
 
-    def losses(self, segmenter: Callable[..., Any], batch: MaskBatch) -> dict[str, Tensor]:
+    def dense_losses(self, segmenter: Callable[..., Any], batch: MaskBatch) -> dict[str, Tensor]:
         """{term: float32 [b]}. Every pixel of the batch over all processes that counts weighs the
         same; those of an unreadable image do not."""
         valid = (batch.masks != IGNORE).sum() / len(batch.ids)

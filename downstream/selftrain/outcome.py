@@ -137,8 +137,10 @@ def _stage(name: str, folder: Path, task: str) -> Stage:
             raise
         return Stage(name, folder, None, 0, 0, None, None, str(error))  # a copy of its network
     sets = settings["data"].get("generated") or []
-    generated = sum(count for path, count in facts["images"].items() if path in sets)
-    human = sum(facts["images"].values()) - generated
+    labeled = settings.get("classification", {}).get("train") or []
+    counts = {path: count for path, count in facts["images"].items() if path not in labeled}
+    generated = sum(count for path, count in counts.items() if path in sets)
+    human = sum(counts.values()) - generated
     return Stage(name, folder, facts["steps"], human, generated, result, _interval(result))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from downstream.dense.config import DownstreamConfig
+from downstream.dense.config import BalanceConfig, DownstreamConfig
 from downstream.pseudo_label.config import PseudoLabelConfig
 from downstream.selftrain.config import SelftrainConfig
 from ssld.cli.commands import stage_of
@@ -78,11 +78,12 @@ def recipe_of(tree: dict[str, Any], config: SelftrainConfig) -> Selftrain:
     recipe = _Reading(config, tree).recipe()
     for stage, settings in recipe.configs.items():
         where = f"{config.file}, {stage}"
-        data = settings.data
-        if stage == "student":
-            data = replace(data, generated=[], minibatch="mixed")  # not there yet
+        there = settings
+        if stage == "student":  # its labels are not there yet
+            data = replace(settings.data, generated=[], minibatch="mixed")
+            there = replace(settings, data=data, balance=BalanceConfig())
         init = None if settings.init == recipe.teacher else settings.init
-        check_inputs(replace(settings, data=data, init=init), where)
+        check_inputs(replace(there, init=init), where)
         recipe.place(stage).check()
     for path in recipe.labels.images:
         check_path(f"{config.file}: unlabeled", path)
@@ -276,6 +277,7 @@ class _Reading:
         """
         configs: dict[str, DownstreamConfig] = {}
         before = {**_inherited(plain(student)), "init": init}
+        del before["balance"]  # of generated annotations
         usual = type(student.data)()
         before["data"] |= {
             "generated": [], "minibatch": "mixed", "generated_share": usual.generated_share

@@ -120,7 +120,9 @@ def _sources(config: Any) -> list[tuple[str, str]]:
     data = getattr(config, "data", None)
     if isinstance(data, str | list):  # of `ssld evaluate`
         return [("data", path) for path in _listed(data)]
-    return [(f"data.{x}", path) for x in SOURCES for path in _listed(getattr(data, x, None))]
+    named = [(f"data.{x}", path) for x in SOURCES for path in _listed(getattr(data, x, None))]
+    classified = getattr(getattr(config, "classification", None), "train", None)
+    return [*named, *(("classification.train", path) for path in _listed(classified))]
 
 
 def _weights(config: Any) -> list[tuple[str, str]]:

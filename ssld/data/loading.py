@@ -45,7 +45,8 @@ class AnyBatch:
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def map(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same batch with each of its tensors replaced, also those in lists and dicts."""
+        """The same batch with each of its tensors replaced, also those in lists, dicts and batches
+        in it."""
         mapped = {x: _mapped(getattr(self, x), function) for x in self.__dataclass_fields__}
         return dataclasses.replace(self, **mapped)
 
@@ -61,6 +62,8 @@ class AnyBatch:
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, AnyBatch):
+        return value.map(function)
     if isinstance(value, dict):
         return {key: _mapped(x, function) for key, x in value.items()}
     if isinstance(value, list):

@@ -116,6 +116,34 @@ class ApartSampler:
         return rows + np.array([len(self.first.sizes), 0, 0]) if is_second else rows
 
 
+class Beside:
+    """Two orders side by side: each forward pass takes so many of the one, then of the other.
+
+    Args:
+        second: its sources are numbered after those of the first.
+        sources: of the first.
+        sizes: samples of each in a pass over all processes.
+    """
+
+    def __init__(
+        self, first: Order, second: Order, *, sources: int, sizes: tuple[int, int]
+    ) -> None:
+        self.first, self.second, self.sources, self.sizes = first, second, sources, sizes
+        self.samples_per_epoch = first.samples_per_epoch
+
+    def draw(self, start: int, stop: int) -> np.ndarray:
+        """Whole passes; see `Order`."""
+        size, parts = sum(self.sizes), []
+        assert start % size == stop % size == 0, "only whole passes are drawn"
+        for number in range(start // size, stop // size):
+            one, other = (
+                order.draw(number * count, (number + 1) * count)
+                for order, count in zip((self.first, self.second), self.sizes, strict=True)
+            )
+            parts += [one, other + np.array([self.sources, 0, 0])]
+        return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+
+
 def _shares(sizes: list[int], fractions: list[float] | None) -> list[int]:
     """Whole numbers that add up to sum(sizes), by largest remainder."""
     if fractions is None:

@@ -65,7 +65,7 @@ def _loop(
         step = trainer.step
         if not run.should_log(step):
             continue
-        requested, overdue = progress.log(step, lr, stop.requested)
+        requested, overdue = progress.log(step, lr, stop.requested, trainer.task.logged())
         improved = False
         if run.val and run.due(step, config.evaluate_every_epochs * run.steps_per_epoch):
             trainer.evaluation_pending, before = True, trainer.best

@@ -51,6 +51,8 @@ class Forward(NamedTuple):
     """Asked when a loss is not finite."""
     groups: Mapping[str, Tensor]
     """See `Task.groups`."""
+    weights: Tensor
+    """[b]; see `Task.weights`."""
 
     @property
     def loss(self) -> Tensor:
@@ -105,19 +107,24 @@ class Progress:
         step: int,
         terms: dict[str, Tensor],
         batch: AnyBatch,
+        weights: Tensor,
         blame: Blame | None,
         groups: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Keep one forward pass's losses, {term: [b]}, until the next line."""
         losses = {name: loss.detach() for name, loss in terms.items()}
-        self.kept.append(Forward(step, losses, batch.weight, batch.ids, blame, groups))
+        forward = Forward(step, losses, batch.weight, batch.ids, blame, groups, weights)
+        self.kept.append(forward)
 
-    def log(self, step: int, lr: float, stop: bool) -> tuple[bool, bool]:
+    def log(
+        self, step: int, lr: float, stop: bool, more: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> tuple[bool, bool]:
         """Write the line of the steps since the last one.
 
         Args:
             lr: the last step's learning rate.
             stop: whether this process was asked to stop.
+            more: see `Task.logged`.
 
         Returns:
             whether any process was asked to stop; whether `checkpoint.every_minutes` are over on
@@ -127,7 +134,9 @@ class Progress:
             InputError: a loss was not finite; names the term, the step and the samples.
         """
         run, names = self.run, list(self.kept[0].terms)
-        sums = [sum((x.terms[name].double() * x.weight).sum() for x in self.kept) for name in names]
+        sums = [
+            sum((x.terms[name].double() * x.weights).sum() for x in self.kept) for name in names
+        ]
         images = sum(x.weight.double().sum() for x in self.kept)
         kinds = self._kinds()
         overdue = time.monotonic() - self.saved > 60 * run.config.checkpoint.every_minutes
@@ -161,6 +170,7 @@ class Progress:
                     for name, total, count in zip(kinds, of_kinds[::2], of_kinds[1::2], strict=True)
                     if count
                 },
+                **{key: float(value) for key, value in more.items()},
                 "lr": lr,
                 "unreadable": self.unreadables.count,
                 **self._speed(step - self.steps_logged),
@@ -236,7 +246,7 @@ class Progress:
             self.bar.update(line["step"] - self.steps_logged)
 
     def _alarm(self) -> None:
-        for step, terms, weight, ids, blame, _ in self.kept:
+        for step, terms, weight, ids, blame, *_ in self.kept:
             for name, loss in terms.items():
                 bad = (~torch.isfinite(loss) & (weight > 0)).nonzero().flatten().tolist()
                 if not bad:

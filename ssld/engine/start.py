@@ -69,13 +69,25 @@ class Run:
     def world_size(self) -> int:
         return self.accelerator.num_processes
 
-    def train_batches(self, make: Maker[Made], first_step: int, last_step: int) -> Iterator[Made]:
-        """This process's batches of steps [first_step, last_step), as `make` makes them."""
+    def train_batches(
+        self,
+        make: Maker[Made],
+        first_step: int,
+        last_step: int,
+        *,
+        order: Order | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Made]:
+        """This process's batches of steps [first_step, last_step), as `make` makes them.
+
+        Args:
+            order, batch_size: where a step has other images besides the run's.
+        """
         config = self.config
         return train_batches(
             make,
-            self.sampler,
-            batch_size=config.batch_size,
+            order or self.sampler,
+            batch_size=batch_size or config.batch_size,
             rank=self.rank,
             world_size=self.world_size,
             first_step=first_step,

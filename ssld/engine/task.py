@@ -78,11 +78,21 @@ class Task(ABC, Generic[R, B, N, S]):
 
     @abstractmethod
     def losses(self, student: Callable[..., Any], batch: B, /) -> dict[str, Tensor]:
-        """{term: float32 [b]}; their sum is what is minimised."""
+        """{term: float32 [b]}; their sum is what is minimised, see `weights`."""
+
+    def weights(self, batch: B, losses: Mapping[str, Tensor]) -> Tensor:
+        """By what the losses of each image are multiplied in what is minimised, float32 [b]; 0 for
+        an unreadable one. Called once after each call of `losses`, with what that returned."""
+        return batch.weight
+
+    def logged(self) -> Mapping[str, Tensor]:
+        """{key: number, []} that a line of metrics.jsonl has besides, the same on all processes; a
+        key of what losses are multiplied by begins with `factor_`."""
+        return {}
 
     def groups(self, batch: B) -> Mapping[str, Tensor]:
-        """{name: bool [b]} of kinds of images whose losses are logged on their own, as `loss_NAME`;
-        the same names for all batches of a run."""
+        """{name: bool [b]} of kinds of images whose losses are logged on their own, as `loss_NAME`
+        and without `weights`; the same names for all batches of a run."""
         return {}
 
     def blame(self) -> Blame | None:

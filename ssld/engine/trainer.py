@@ -109,11 +109,12 @@ class Trainer(Generic[R, B, N, S]):
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     losses = self.task.losses(student, batch)  # {term: [b]}
+                    weights = self.task.weights(batch, losses)  # [b]
                 with clock.backward():
-                    accelerator.backward(_mean(losses, batch.weight) / config.accumulate)
+                    accelerator.backward(_mean(losses, weights) / config.accumulate)
             # Looked at when a line is due: no step waits for the device.
             progress.add(
-                self.step, losses, batch, self.task.blame(), self.task.groups(batch)
+                self.step, losses, batch, weights, self.task.blame(), self.task.groups(batch)
             )  # fmt: skip
         with clock.section("optimizer"):
             if config.optimizer.clip_norm:
@@ -215,16 +216,16 @@ def _frozen_on(device: torch.device, module: nn.Module) -> list[ImageModel]:
     return [x for x in module.to(device).modules() if isinstance(x, ImageModel)]
 
 
-def _mean(terms: dict[str, Tensor], weight: Tensor) -> Tensor:
+def _mean(terms: dict[str, Tensor], weights: Tensor) -> Tensor:
     """The loss of a batch. An unreadable image weighs 0; the others keep their 1 / batch_size, so
     that the gradient does not depend on how images are spread over processes.
 
     Args:
         terms: {term: float32 [b]}.
-        weight: float32 [b].
+        weights: float32 [b].
     """
     loss = torch.stack(list(terms.values())).sum(0)  # [b]
-    return (loss * weight).sum() / len(loss)
+    return (loss * weights).sum() / len(loss)
 
 
 def _until(stop: Preemption, batches: Iterator[B]) -> Iterator[B]:

@@ -22,6 +22,8 @@ NO_TERMS = {
 """Keys of a training line that are no term of the loss."""
 KIND = "loss_"
 """Before the name of a kind of images (`ssld.engine.task.Task.groups`)."""
+FACTOR = "factor_"
+"""Before what is no loss, but what one is multiplied by (`ssld.engine.task.Task.logged`)."""
 SHARE = {"low": 0, "high": 1.02}
 """Limits of a plot of shares."""
 
@@ -72,12 +74,16 @@ def _headline(run: Run, train: Lines) -> str:
 
 def _training_curves(train: Lines) -> list[Markup]:
     first = train[0] if train else {}
-    kinds = {k: k.removeprefix(KIND) for x in train for k in x if k.startswith(KIND)}
-    others = NO_TERMS | kinds.keys()
+    kinds, factors = (
+        {k: k.removeprefix(start) for x in train for k in x if k.startswith(start)}
+        for start in (KIND, FACTOR)
+    )
+    others = NO_TERMS | kinds.keys() | factors.keys()
     terms = {k: k for k in first if k not in others and not k.endswith("_percent")}
     wanted: Plots = [
         ("loss terms", terms, {}),
         ("loss by kind of image", kinds, {}),
+        ("what losses are multiplied by", factors, {}),
         ("learning rate", {"lr": "lr"}, {"low": 0}),
     ]
     return plots_of(train, wanted)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sabotage
+import torch
 from safetensors.torch import load_file
 from scenes import boxes, make_scenes
 
@@ -28,12 +29,18 @@ TASKS = {
     "segmentation": ["--segmenter.name=fcn", "--augment.crop=[32, 32]", "--schedule.lr=1"],
 }  # fmt: skip
 APART = ["--data.minibatch=apart", "--data.generated_share=0.5", "--accumulate=2"]
+ALPHA, WEIGHT = 2, 0.2
+BALANCED = [f"--balance.alpha={ALPHA}", "--balance.decay=0.5", "--ema.decay=0.9"]
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
     make_scenes(root / "generated", train=10, val=1, seed=1)
+    for i in range(6):
+        picture = root / "labeled" / ("even", "odd")[i % 2] / f"{i}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / f"generated/images/train/train{i}.png", picture)
     return make_scenes(root / "human", train=6, val=2)
 
 
@@ -48,14 +55,18 @@ def words(task: str, scenes: Path, out: Path, *more: str) -> list[str]:
             f"--out={out}", *more]  # fmt: skip
 
 
-KINDS = ["detection mixed", "detection apart", "segmentation mixed"]
+KINDS = ["detection mixed", "detection apart balanced classes", "segmentation mixed balanced"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def joint(request, scenes, tmp_path_factory) -> tuple[str, list[str], Path]:
-    task, minibatch = request.param.split()
+    task, minibatch, *more = request.param.split()
     out = tmp_path_factory.mktemp(task) / "run"
-    more = APART if minibatch == "apart" else []
+    labeled = [f"--classification.train={scenes.parent / 'labeled'}", "--classification.size=32",
+               f"--classification.weight={WEIGHT}"]  # fmt: skip
+    more = [word for name, words in (("balanced", BALANCED), ("classes", labeled)) if name in more
+            for word in words]  # fmt: skip
+    more += APART if minibatch == "apart" else []
     assert main(words(task, scenes, out, *more)) == 0
     return task, more, out
 
@@ -76,22 +87,38 @@ def test_a_joint_run_says_what_it_saw(joint, scenes) -> None:
     lines = lines_of(run)
     assert [line["epoch"] for line in lines] == [round(4 * (t + 1) / 13, 4) for t in range(6)]
     assert [x["lr"] / lines[0]["lr"] for x in lines] == pytest.approx([1] * 3 + [0.1] * 3)
-    share = 0.5 if more else 0.4
     seen = [line for line in lines if "loss_human" in line and "loss_generated" in line]
     assert len(seen) >= 3
-    for line in seen if more else []:
-        both = (1 - share) * line["loss_human"] + share * line["loss_generated"]
-        assert both == pytest.approx(line["loss"], rel=1e-9)
+    if "--accumulate=2" in more:
+        joined_as_the_formula_says(lines)
     (evaluation,) = lines_of(run, "eval")
     assert evaluation["images"] == 2
-    assert "loss by kind of image" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "loss by kind of image" in report
+    balanced = any("balance" in word for word in more)
+    assert ("what losses are multiplied by" in report) == balanced
+
+
+def joined_as_the_formula_says(lines: list[dict]) -> None:
+    """Balanced, each pass of one kind, beside labeled images."""
+    factor, sums = 1.0, [[0.0, 0.0], [0.0, 0.0]]
+    for line in lines:
+        assert line["factor_generated"] == pytest.approx(factor, rel=1e-6)
+        human, generated = line["loss_human"], line["loss_generated"]
+        dense = (human + ALPHA * factor * generated) / (1 + ALPHA)
+        assert line["loss"] == pytest.approx(dense + WEIGHT * line["loss_classes"], rel=1e-6)
+        assert line["classes"] == pytest.approx(WEIGHT * line["loss_classes"], rel=1e-6)
+        sums = [[0.5 * a + 0.5 * x, 0.5 * b + 0.5]
+                for (a, b), x in zip(sums, (human, generated), strict=True)]  # fmt: skip
+        factor = (sums[0][0] / sums[0][1]) / (sums[1][0] / sums[1][1])
+    assert len({line["factor_generated"] for line in lines}) == len(lines)
 
 
 def test_losses_of_each_kind_are_means_over_its_images(scenes, tmp_path) -> None:
     """Against the losses that the task gave, image by image."""
     from downstream.segmentation.task import SegmentationTask
 
-    kept, whole = [], SegmentationTask.losses
+    kept, whole = [], SegmentationTask.dense_losses
     with pytest.MonkeyPatch.context() as patch:
 
         def losses(self, segmenter, batch):
@@ -101,7 +128,7 @@ def test_losses_of_each_kind_are_means_over_its_images(scenes, tmp_path) -> None
             )
             return terms
 
-        patch.setattr(SegmentationTask, "losses", losses)
+        patch.setattr(SegmentationTask, "dense_losses", losses)
         assert main(words("segmentation", scenes, tmp_path / "run")) == 0
     for line, (values, generated, _) in zip(lines_of(tmp_path / "run"), kept, strict=True):
         for name, kind in (("loss_human", False), ("loss_generated", True)):
@@ -133,18 +160,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(joint, scenes, tmp_path, monkeypa
     for name in ("model/model.safetensors", "held_out.npz", "labeled.txt"):
         assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes(), name
     assert lines_of(tmp_path / "run") == lines_of(run)
+    kept = [load_file(x / "checkpoints/step-00000006/auxiliary.safetensors")
+            for x in (run, tmp_path / "run") if "--balance.alpha=2" in more]  # fmt: skip
+    for key in kept[0] if kept else ():
+        assert torch.equal(kept[0][key], kept[1][key]), key
+    assert not kept or ("classes.weight" in kept[0]) == (task == "detection")
+    assert not [key for key in load_file(run / "model/model.safetensors") if "auxiliary" in key]
 
 
-@pytest.mark.parametrize("joint", ["detection apart"], indirect=True)
+@pytest.mark.parametrize("joint", [KINDS[1]], indirect=True)
 def test_two_processes_see_what_one_sees(joint, scenes, tmp_path) -> None:
     task, more, run = joint
     started = sabotage.ranks(words(task, scenes, tmp_path / "two", *more), tmp_path / "said")
     assert [process.end() for process in started] == [0, 0], started[0].words
     assert (tmp_path / "two/labeled.txt").read_bytes() == (run / "labeled.txt").read_bytes()
     one, two = lines_of(run), lines_of(tmp_path / "two")
-    for key in ("loss", "loss_human", "loss_generated"):
-        if key in one[0]:
-            assert two[0][key] == pytest.approx(one[0][key], rel=1e-5), key
+    for key in ("loss", "loss_human", "loss_generated", "loss_classes"):
+        assert two[0][key] == pytest.approx(one[0][key], rel=1e-5), key
+    for a, b in zip(one, two, strict=True):
+        assert b["factor_generated"] == pytest.approx(a["factor_generated"], rel=1e-4)
     assert [x.keys() for x in one] == [x.keys() for x in two]
     facts = [json.loads((x / "run.json").read_text()) for x in (run, tmp_path / "two")]
     assert facts[0]["data_sha256"] == facts[1]["data_sha256"]
@@ -167,7 +201,7 @@ def test_generated_annotations_of_held_out_images(scenes, tmp_path, capsys, task
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("joint", ["detection mixed", "segmentation mixed"], indirect=True)
+@pytest.mark.parametrize("joint", [KINDS[0], KINDS[2]], indirect=True)
 def test_a_network_starts_from_a_whole_run(joint, scenes, tmp_path, capsys) -> None:
     task, _, run = joint
     given = words(task, scenes, tmp_path / "student", "--steps=1", "--schedule.lr=1e-12")

@@ -210,9 +210,16 @@ def test_a_given_teacher_from_which_the_student_starts(
 def test_a_segmenter_teaches_one(scenes, tmp_path) -> None:
     tree = recipe(scenes, "segmentation")
     tree["labels"]["pixel_threshold"] = 0.1
+    for i, name in enumerate(("a", "b")):
+        (tmp_path / "labeled" / name).mkdir(parents=True)
+        shutil.copy(scenes / f"images/train/train{i}.png", tmp_path / "labeled" / name)
+    labeled = {"train": str(tmp_path / "labeled"), "size": 32}
+    tree["student"] |= {"balance": {"alpha": 0.5}, "classification": labeled}
     assert main(["selftrain", write(tmp_path, tree), f"--out={tmp_path / 'run'}"]) == 0
     content = json.loads((tmp_path / "run/selftrain.json").read_text())
-    assert content["metric"] == "miou" and content["stages"]["student"]["generated_images"] == 4
+    student = content["stages"]["student"]
+    assert (student["human_images"], student["generated_images"]) == (3, 4)  # and two with classes
+    assert content["metric"] == "miou"
     assert "ignored" in (tmp_path / "run/report.html").read_text()
 
 
@@ -237,7 +244,8 @@ def test_what_a_stage_does_not_say_is_as_before(scenes, tmp_path) -> None:
     tree = recipe(scenes, baseline={"compile": True}, oracle={"seed": 7})
     tree["teacher"] |= {"accumulate": 2, "batch_size": 10}
     tree["student"] = {"steps": 9, "schedule": {"milestones": [1, 2]}, "accumulate": 5,
-                       "data": {"minibatch": "apart"}}  # fmt: skip
+                       "data": {"minibatch": "apart"}, "balance": {"alpha": 2},
+                       "classification": {"train": [str(scenes)], "weight": 0.2}}  # fmt: skip
     found = asked(
         tmp_path, tree, "schedule.lr=0.3", "student.ema.decay=.9", "labels.test.flip=true"
     )
@@ -250,6 +258,8 @@ def test_what_a_stage_does_not_say_is_as_before(scenes, tmp_path) -> None:
     assert all(x.schedule.lr == 0.3 and x.batch_size == 10 for x in configs.values())
     assert student.schedule.milestones == [1, 2] and student.schedule.milestone_shares == []
     assert student.data.generated == [str(tmp_path / "run/labels")]
+    assert [x.balance.alpha for x in configs.values()] == [None, None, None, 2]
+    assert [x.classification.weight for x in configs.values()] == [0.5, 0.2, 0.2, 0.2]
     for stage in ("baseline", "oracle"):
         assert configs[stage].steps == 9 and configs[stage].data.generated == []
         assert configs[stage].data.minibatch == "mixed" and configs[stage].init is None

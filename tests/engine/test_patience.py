@@ -124,7 +124,7 @@ def test_images_do_not_wait_for_a_line():
     progress = Progress.__new__(Progress)
     progress.kept = []
     batch = SimpleNamespace(weight=torch.ones(2), ids=["a", "b"], images=torch.zeros(2, 9, 9, 3))
-    progress.add(1, {"loss": torch.zeros(2, requires_grad=True)}, batch, None)  # type: ignore[arg-type]
+    progress.add(1, {"loss": torch.zeros(2, requires_grad=True)}, batch, batch.weight, None)  # type: ignore[arg-type]
     ((step, losses, weight, ids, *_),) = progress.kept
     assert (step, ids) == (1, ["a", "b"]) and weight.sum() == 2
     assert not losses["loss"].requires_grad

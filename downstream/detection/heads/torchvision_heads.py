@@ -14,6 +14,7 @@ retinanet.py, fcos.py; BSD-3-Clause): RetinaNet matches at IoU .5/.4, focal loss
 - FCOS divides its losses by the cells of the whole batch that learn a box, not of each process's
   part. (RetinaNet's are by image.)
 - At most 100 boxes (what COCO evaluates), class numbers from 0.
+- RetinaNet has Soft-NMS as a choice.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from downstream.backbone.backbone import Backbone
 from downstream.detection.heads.detector import MAX_DETECTIONS, Detections, divisor, require_strides
+from downstream.detection.merging import soft_nms
 from ssld.common.errors import InputError
 
 Targets = list[dict[str, Tensor]]
@@ -48,6 +50,8 @@ RetinaNet, section 4)."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHORS_PER_CELL = 3 * len(ASPECT_RATIOS)
 """Of RetinaNet: three sizes a level, a third of an octave apart."""
+NO_NMS, ALL = 2.0, 100_000
+"""An overlap and a number of boxes that are never reached: each level has its 1000 best."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         channels: width of pyramid and heads; less for runs on a CPU.
         score_threshold: detections below are dropped.
         nms_iou: of two boxes of a class that overlap more, the worse one is dropped.
+        soft_nms_sigma: then its score is multiplied by exp(-IoU^2 / sigma) instead, whatever the
+            overlap (Soft-NMS, Bodla et al. 2017: .5; Zoph et al. 2020 with SpineNet: .3).
     """
 
     stride = 32
@@ -143,6 +149,7 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         channels: int = 256,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
+        soft_nms_sigma: float | None = None,
     ) -> None:
         require_strides(backbone, self.backbone_strides)
         check_anchors(anchor_sizes)
@@ -156,6 +163,11 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
             nms_thresh=nms_iou,
             detections_per_img=MAX_DETECTIONS,
         )
+        self.soft_nms_sigma = soft_nms_sigma
+        if soft_nms_sigma is not None:
+            if soft_nms_sigma <= 0:
+                raise InputError(f"soft_nms_sigma is {soft_nms_sigma}: give a number above 0")
+            self.nms_thresh, self.detections_per_img = NO_NMS, ALL
         del self.transform
         self.backbone = backbone
         self.pyramid = pyramid or _pyramid_to_p7(backbone, channels)
@@ -177,6 +189,20 @@ class RetinaNet(TorchvisionRetinaNet, _Thresholded):
         outputs, anchors, cells = _dense(self, maps, images, sizes)
         levels = [n * self.anchor_generator.num_anchors_per_location()[0] for n in cells]
         return Raw(outputs["cls_logits"], outputs["bbox_regression"], anchors[0], levels, maps)
+
+    def postprocess_detections(self, *outputs: Any) -> list[Detections]:
+        """As torchvision's; with `soft_nms_sigma` of all boxes that are no worse than the
+        threshold."""
+        found: list[Detections] = super().postprocess_detections(*outputs)
+        if self.soft_nms_sigma is None:
+            return found
+        return [_softened(one, self.soft_nms_sigma) for one in found]
+
+
+def _softened(found: Detections, sigma: float) -> Detections:
+    # On the CPU: a loop, each step of which a GPU would wait for.
+    soft = soft_nms({key: x.cpu() for key, x in found.items()}, sigma)
+    return {key: x.to(found[key]) for key, x in soft.items()}
 
 
 class _SharedFCOSHead(FCOSHead):

@@ -162,6 +162,13 @@ def test_a_size_that_is_no_multiple_of_the_stride_is_refused(tmp_path: Path) -> 
         export_onnx(make("fcos"), tmp_path / "d.onnx", (64, 100))
 
 
+def test_soft_nms_is_refused_before_anything_is_traced(tmp_path: Path) -> None:
+    network = nn.Module()
+    network.soft_nms_sigma = 0.3  # as a RetinaNet has it
+    with pytest.raises(InputError, match="Soft-NMS cannot be written .* out of the config.json"):
+        export_onnx(network, tmp_path / "d.onnx", (64, 64))
+
+
 def found(*rows: tuple[float, float, int]) -> dict[str, Tensor]:
     """Detections (left side, score, label) of 10 px boxes."""
     x = torch.tensor([row[0] for row in rows])

@@ -151,7 +151,7 @@ def test_losses_are_those_of_the_readable_images(name: str) -> None:
 
     def losses(readable: list[bool]) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        return DetectionTask.losses(task, model, of_images(images, targets, readable))
+        return DetectionTask.dense_losses(task, model, of_images(images, targets, readable))
 
     some = losses([True, False, True])
     torch.manual_seed(0)
@@ -169,6 +169,6 @@ def test_a_detector_whose_loss_is_of_the_batch_is_told_from_one_of_each_image() 
     images, targets = uint8(triangles(96, count=2)[0]), triangles(96, count=2)[1]
     task = cast(DetectionTask, SimpleNamespace(augment=BoxAugmentConfig(resize="square")))
     with pytest.raises(AssertionError, match="a loss per image is wanted"):
-        DetectionTask.losses(
+        DetectionTask.dense_losses(
             task, lambda *args: {"boxes": torch.ones(())}, of_images(images, targets, [True] * 2)
         )

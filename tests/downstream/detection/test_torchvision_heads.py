@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from operator import attrgetter
 
 import pytest
@@ -16,8 +17,10 @@ from torchvision_models import SMALL_ANCHORS, Pyramid, padded_batch, spread
 
 from downstream.detection.heads import torchvision_heads as heads
 from downstream.detection.heads.faster_rcnn import FasterRCNN
+from downstream.detection.merging import LEAST_SCORE
 from ssld.common.errors import InputError
 
+KEYS = ("scores", "labels", "boxes")
 KINDS = ["faster_rcnn", "retinanet", "fcos"]
 TERMS = {
     "faster_rcnn": {
@@ -226,3 +229,44 @@ def test_retinanet_overfits_four_images() -> None:
 
 def test_fcos_overfits_four_images() -> None:
     assert overfit(make("fcos"), size=96, steps=100)[0] > 0.95
+
+
+def naive_soft_nms(rows: list[tuple[float, int, list[float]]], sigma: float) -> list[tuple]:
+    """Bodla et al. 2017, equation 4 and figure 2, of (score, label, x1 y1 x2 y2)."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+        both = max(0.0, width) * max(0.0, height)
+        areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+        return both / (sum(areas) - both) if both else 0.0
+
+    left, kept = list(rows), []
+    while left and len(kept) < heads.MAX_DETECTIONS:
+        best = left.pop(max(range(len(left)), key=lambda i: left[i][0]))
+        kept.append(best)
+        _, label, box = best
+        left = [
+            (s * (math.exp(-(overlap(box, x) ** 2) / sigma) if k == label else 1), k, x)
+            for s, k, x in left
+        ]
+    return kept
+
+
+def test_soft_nms_takes_the_place_of_nms() -> None:
+    ours = spread(make("retinanet", soft_nms_sigma=0.3)).eval()
+    images, sizes, _ = padded_batch()
+    every = copy.deepcopy(ours)
+    every.soft_nms_sigma = None  # of which nothing is suppressed
+    with torch.no_grad():
+        scores = torch.stack([x["scores"][150] for x in every(images, sizes)])
+        ours.score_threshold = every.score_threshold = float(scores.min())
+        soft, boxes = ours(images, sizes), every(images, sizes)
+    for found, plain in zip(soft, boxes, strict=True):
+        rows = list(zip(*(plain[key].double().tolist() for key in KEYS), strict=True))
+        expected = [row for row in naive_soft_nms(rows, 0.3) if row[0] >= LEAST_SCORE]
+        assert len(rows) > 100 >= len(expected) == len(found["scores"]) > 50
+        for key, values in zip(KEYS, zip(*expected, strict=True), strict=True):
+            assert torch.allclose(found[key].double(), torch.tensor(values).double()), key
+            assert found[key].dtype == plain[key].dtype
+    with pytest.raises(InputError, match="soft_nms_sigma is 0"):
+        make("retinanet", soft_nms_sigma=0)

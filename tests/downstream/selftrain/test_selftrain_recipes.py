@@ -1,4 +1,4 @@
-"""Every recipe of self-training parses; each kind of it builds its network and takes a step."""
+"""Every recipe of Data Distillation parses; each kind of it builds its network and takes a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssld.common.settings_file import read_settings
 from ssld.engine.run_folder import read_lines
 
 CONFIGS = Path(__file__).parents[3] / "configs/selftrain"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = sorted(x for x in CONFIGS.glob("*.yaml") if not x.name.startswith("rethinking-"))
 UNITED = ("resnet50", "resnet101", "resnext101-32x4d")
 ROWS = {
     *(f"keypoints-{name}-{more}" for name in (*UNITED, "resnext101-64x4d")
