@@ -51,11 +51,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "scales alone": (ONE_VIEW[1],),
     "ratio 8:2": ("--student.data.generated_share=0.2",),
     "twice as long": ("--student.steps={twice}",),
+    "surer keypoints": ("--labels.keypoint_threshold=0.2",),
 }
 """Words of `ssld selftrain` beside those of `distilled`, which also trains the teacher and the
 oracle. The teacher has as many steps as the student: it is the supervised baseline."""
+ABLATIONS = tuple(VARIANTS)[2:-1]
+"""Of the paper's: where images go, how long, from where, what is kept, which views."""
 METHODS = ("baseline", "one view", "distilled", "oracle")
 """Of which the scores are drawn."""
+DRAWN = ("bccd", "mouse")
+"""Sets of which pictures are shown: CamVid's licence does not allow all uses."""
 TABLE_2 = ("half as long", "twice as long")
 """Their baselines are as long as they."""
 
@@ -70,14 +75,16 @@ class Set:
     """Of teacher, oracle and student."""
     scale: float = 1.0
     """Of the one view."""
-    ablated: float | None = None
-    """The share with which all variants are tried."""
+    ablated: float = 0.1
+    """The share with which variants are tried."""
+    variants: tuple[str, ...] = ()
+    """Those that are."""
 
 
 SETS = {
-    "bccd": Set("detection", (0.1, 0.3), 600, ablated=0.1),
+    "bccd": Set("detection", (0.1, 0.3), 600, variants=ABLATIONS),
     "camvid": Set("segmentation", (0.1, 0.3), 500, scale=0.4),
-    "mouse": Set("detection", (1 / 6, 0.5), 300),
+    "mouse": Set("detection", (1 / 6, 0.5), 300, ablated=0.5, variants=("surer keypoints",)),
 }
 
 
@@ -115,17 +122,16 @@ def trials(names: list[str]) -> Iterator[Trial]:
                 yield Trial(name, share, seed, "distilled")
                 yield Trial(name, share, seed, "one view")
     for name in names:
-        if SETS[name].ablated:
-            for variant in list(VARIANTS)[2:]:
-                for seed in SEEDS:
-                    yield Trial(name, SETS[name].ablated, seed, variant)
+        for variant in SETS[name].variants:
+            for seed in SEEDS:
+                yield Trial(name, SETS[name].ablated, seed, variant)
 
 
 def run(names: list[str], runs: Path, jobs: int) -> None:
     """All trials, so many cells (a set, share and seed, or an ablation) at a time, a core each."""
     cells: dict[tuple[str, int, float, str], list[Trial]] = {}
     for trial in trials(names):
-        ablation = trial.variant if trial.variant in list(VARIANTS)[2:] else ""
+        ablation = trial.variant if trial.variant in SETS[trial.name].variants else ""
         cells.setdefault((trial.name, trial.seed, trial.share, ablation), []).append(trial)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda cell: [_run(trial, runs) for trial in cell], cells.values()))
@@ -183,7 +189,7 @@ def _differences(results: dict[Any, dict[int, Result]]) -> Iterator[dict[str, An
     for (name, share, method), runs in results.items():
         against = [f"baseline, {method}" if method in TABLE_2 else "baseline"]
         against += ["one view"] if method == "distilled" else []
-        against += ["distilled"] if method in list(VARIANTS)[2:] else []
+        against += ["distilled"] if method in SETS[name].variants else []
         if method not in (*VARIANTS, "oracle"):
             continue
         for other in against:
@@ -251,20 +257,28 @@ def _verdict(row: dict[str, str]) -> str:
 
 
 def draw(out: Path) -> None:
-    """The differences of all sets with their intervals."""
+    """The differences with their intervals, each set on a scale of its own."""
     rows = [x for x in read(out / "differences.csv") if _interval(x)]
-    figure = Figure(figsize=(9, 0.28 * len(rows) + 1), layout="constrained")
-    axes = plain(figure.subplots(), "x")
-    for i, row in enumerate(rows):
-        low, high = _interval(row) or (0, 0)
-        mean = 100 * float(row["mean"])
-        colour = {"better": COLOURS[0], "worse": COLOURS[1]}.get(_verdict(row), "#888888")
-        axes.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
-    labels = [f"{x['set']} {x['share']}: {x['method']} less {x['less']}" for x in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("points, 95 % interval over seeds and images")
+    sets = {
+        name: [x for x in rows if x["set"] == name]
+        for name in dict.fromkeys(x["set"] for x in rows)
+    }
+    heights = [len(own) + 1 for own in sets.values()]
+    figure = Figure(figsize=(9, 0.27 * sum(heights) + 0.5), layout="constrained")
+    parts = figure.subplots(len(sets), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (name, own) in zip(parts, sets.items(), strict=True):
+        axes = plain(part, "x")
+        for i, row in enumerate(own):
+            low, high = _interval(row) or (0, 0)
+            mean = 100 * float(row["mean"])
+            colour = {"better": COLOURS[0], "worse": COLOURS[1]}.get(_verdict(row), "#888888")
+            errors = [[mean - low], [high - mean]]
+            axes.errorbar(mean, i, xerr=errors, fmt="o", color=colour, capsize=3)
+        labels = [f"{name} {x['share']}: {x['method']} less {x['less']}" for x in own]
+        axes.set_yticks(range(len(own)), labels, fontsize=8)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_ylim(len(own) - 0.5, -0.5)
+    parts[-1].set_xlabel("points, 95 % interval over seeds and images")
     figure.savefig(out / "differences.png", dpi=110)
 
 
@@ -283,29 +297,31 @@ def draw_scores(out: Path) -> None:
                 continue
             places = [place for place, scores in found if scores]
             means = [np.mean(scores) for _, scores in found if scores]
-            spreads = [np.std(scores, ddof=1) for _, scores in found if scores]
+            spreads = [np.std(x, ddof=1) if len(x) > 1 else 0 for _, x in found if x]
             axes.errorbar(places, means, spreads, fmt="o-", color=colour, capsize=3, label=method)
         plain(axes, "y").set_title(name, fontsize=10)
         axes.set_xlabel("share of the labels, %")
         axes.set_ylabel(f"{own[0]['metric']}, %")
-    figure.axes[0].legend(fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(out / "scores.png", dpi=110)
 
 
-def draw_labels(names: list[str], runs: Path, out: Path) -> None:
+def draw_labels(runs: Path, out: Path) -> None:
     """Human annotations, or the mere image where there are none, beside the teacher's: of the first
-    seed and share."""
+    seed and share of DRAWN."""
     rows = []
-    for name in names:
+    for name in DRAWN:
         trial = Trial(name, SETS[name].shares[0], SEEDS[0], "distilled")
         labels = trial.folder(runs) / "labels"
         if (labels / "pseudo_labels.json").is_file():
             rows.append(_sheet(SETS[name].task, _train(name), str(labels)))
     width = max(row.shape[1] for row in rows)
-    padded = [
-        np.pad(x, ((0, 16), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in rows
+    wide = [
+        np.pad(row, ((0, 16), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
     ]
-    Image.fromarray(np.concatenate(padded)).save(out / "labels.png", optimize=True)
+    Image.fromarray(np.concatenate(wide)).save(out / "labels.jpg", quality=85)
 
 
 def _train(name: str) -> str:
@@ -331,7 +347,7 @@ def _sheet(task: str, human: str, generated: str) -> np.ndarray:
 
 def _with_boxes(source: BoxSource, i: int, pixels: np.ndarray) -> np.ndarray:
     found = source.boxes(i)
-    drawn = draw_boxes(pixels, found.xyxy, found.labels.tolist(), [""] * len(source.class_names))
+    drawn = draw_boxes(pixels, found.xyxy, found.labels.tolist(), source.class_names)
     if found.keypoints is not None and source.keypoints is not None:
         drawn = draw_keypoints(drawn, found.keypoints, source.keypoints)
     return drawn
@@ -355,7 +371,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     if given.runs:
         collect(given.sets, Path(given.runs), given.out)
-        draw_labels(given.sets, Path(given.runs), given.out)
+        draw_labels(Path(given.runs), given.out)
     tables(given.out)
     draw(given.out)
     draw_scores(given.out)

@@ -167,11 +167,14 @@ def start_run(
 
 
 def lr_factors(network: DenseModel) -> list[float]:
-    """The backbone's learning rate over the head's, of stem and stages 1 to 4."""
+    """The backbone's learning rate over the head's, of stem and stages 1 to 4; 0 of frozen ones."""
     scales = network.lr_scales()
     factors = [1.0] * PARTS
-    for name, _ in network.backbone.named_parameters():
-        factors[network.backbone.part(name)] = scales[f"model.backbone.{name}"]
+    learned: set[int] = set()
+    for name, parameter in network.backbone.named_parameters():
+        part = network.backbone.part(name)
+        learned |= {part} if parameter.requires_grad else set()
+        factors[part] = scales[f"model.backbone.{name}"] if part in learned else 0.0
     return factors
 
 

@@ -189,5 +189,13 @@ def check(config: DetectionConfig) -> None:
         InputError: a package is not installed; whatever
             `ssld.engine.run_folder.check_out` finds.
     """
-    require_packages("detection", "faster_coco_eval", *DETECTORS[config.detector.name].packages)
+    require_installed(config)
     check_out(config)
+
+
+def require_installed(config: DetectionConfig) -> None:
+    """
+    Raises:
+        InputError: a package is not installed.
+    """
+    require_packages("detection", "faster_coco_eval", *DETECTORS[config.detector.name].packages)

@@ -122,7 +122,7 @@ def _cost(plan: Plan, trial: Trial) -> Cost:
     folder = _network(plan, trial)
     settings = read_object(folder / "config.yaml", AGAIN)
     steps = read_object(folder / "run.json", AGAIN)["steps"]
-    trained = steps * settings["batch_size"]
+    trained = steps * (settings["batch_size"] + _classified(settings))
     if trial.method in RECIPES:
         before = _cost(plan, Trial(SUPERVISED, trial.share, trial.seed))
         return Cost(trained + before.student, _labeling(trial.folder(plan.out) / "labels"))
@@ -131,7 +131,14 @@ def _cost(plan: Plan, trial: Trial) -> Cost:
     unlabeled = trained * settings["data"]["unlabeled_per_labeled"]
     consistency = settings["consistency"]
     scaled, distilled = (consistency[f"{x}_weight"] > 0 for x in ("scale", "distill"))
-    return Cost(trained + unlabeled * (1 + scaled), unlabeled * distilled)
+    views = (scaled or distilled) + scaled  # as of `ConsistencyConfig.work`
+    return Cost(trained + unlabeled * views, unlabeled * distilled)
+
+
+def _classified(settings: dict[str, Any]) -> int:
+    """Labeled images of a step, of joint training with classes."""
+    section = settings["classification"]
+    return (section["batch_size"] or settings["batch_size"]) if section["train"] else 0
 
 
 def _labeling(labels: Path) -> int:

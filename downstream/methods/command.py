@@ -16,7 +16,7 @@ from typing import Any
 from downstream.methods.analysis import analyse, as_json
 from downstream.methods.plan import RECIPES, Plan, Trial
 from downstream.methods.report import markdown, write_report
-from downstream.selftrain.command import selftrain
+from downstream.selftrain.command import check_unlabeled, selftrain
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.common.settings import flat, plain, under
@@ -37,6 +37,9 @@ def methods(plan: Plan) -> None:
     main = open_processes().is_main_process
     with one_command(plan.out, main):
         trials = list(plan.trials())
+        labeling = next((x for x in trials if x.method in RECIPES), None)
+        if labeling:  # before hours of the supervised run
+            check_unlabeled(plan.recipe(labeling, trained=False), main)
         for number, trial in enumerate(trials):
             if main:
                 print(f"\n{number + 1} of {len(trials)}: {trial.name}", flush=True)

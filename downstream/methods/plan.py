@@ -28,6 +28,8 @@ KEYS = ("out", "task", "unlabeled", SUPERVISED, *LEARNED)
 SECTIONS = (SUPERVISED, *LEARNED)
 DECIDED = ("out", "seed", "init", "resume", "overwrite", "data.labeled_share", "data.generated")
 """What no run says itself."""
+SHARED = ("data.train", "data.val", "data.classes", "data.unlabeled")
+"""What no method says itself: all learn from the same images and are judged on the same."""
 SCALES = {
     ("data_distillation", "detection"): (0.75, 1.0, 1.25),
     ("data_distillation", "segmentation"): (0.75, 1.0, 1.25),
@@ -62,7 +64,7 @@ class Trial:
     seed: int
 
     def folder(self, out: Path) -> Path:
-        share = "all" if self.method == ORACLE else f"{self.share:g}"
+        share = "all" if self.method == ORACLE else str(self.share)
         return out / share / str(self.seed) / self.method
 
     @property
@@ -216,7 +218,9 @@ def as_asked(config: MethodsConfig) -> Plan:
             f"{config.file}: task is {shortened(task)}: give detection or segmentation"
         )
     unlabeled = config.unlabeled or tree.get("unlabeled") or []
-    unlabeled = [unlabeled] if isinstance(unlabeled, str) else list(unlabeled)
+    unlabeled = [unlabeled] if isinstance(unlabeled, str) else unlabeled
+    if not isinstance(unlabeled, list) or not all(isinstance(x, str) for x in unlabeled):
+        raise InputError(f"{config.file}: unlabeled is {shortened(unlabeled)}: give paths")
     if not unlabeled:
         raise InputError(
             f"{config.file}: unlabeled is missing: name sources of images in the file or with "
@@ -254,7 +258,7 @@ def _read(config: MethodsConfig) -> dict[str, Any]:
                 f"{config.file}: {section} is {shortened(value)}: give `name: value` lines"
             )
         _refuse_decided(config.file, section, value)
-    if SUPERVISED not in tree:
+    if not tree.get(SUPERVISED):
         raise InputError(
             f"{config.file}: supervised is missing: give the settings that all runs share"
         )
@@ -272,8 +276,9 @@ def _refuse_decided(file: str, section: str, tree: dict[str, Any]) -> None:
                 "student: with `name: value` lines"
             )
         parts = {f"{section}.{key}": value for key, value in tree.items()}
+    decided = DECIDED if section == SUPERVISED else (*DECIDED, *SHARED)
     for place, settings in parts.items():
-        given = [key for key in flat(_merged({}, settings)) if key in DECIDED]
+        given = [key for key in flat(_merged({}, settings)) if key in decided]
         if given:
             raise InputError(f"{file}, {place}: {given[0]} is decided for all runs; leave it out")
 
@@ -281,16 +286,24 @@ def _refuse_decided(file: str, section: str, tree: dict[str, Any]) -> None:
 def _check(plan: Plan) -> None:
     """
     Raises:
-        InputError: a setting of any run that is not allowed; epochs in the place of steps.
+        InputError: a setting of any run that is not allowed; epochs in the place of steps, or as
+            milestones.
     """
     lengths: dict[str, int | None] = {}
     for trial in plan.trials():
         if trial.seed:
             continue  # the others differ in the seed alone
         if trial.method in RECIPES:
-            lengths[trial.method] = plan.recipe(trial, trained=False).configs["student"].steps
+            config = plan.recipe(trial, trained=False).configs["student"]
         else:
-            lengths[trial.method] = plan.run(trial).steps
+            config = plan.run(trial)
+        lengths[trial.method] = config.steps
+        if config.schedule.milestones:
+            raise InputError(
+                f"{plan.file}, {trial.method}: schedule.milestones is {config.schedule.milestones} "
+                "epochs, of which each method has other ones: of its own images. Give "
+                "schedule.milestone_shares, which all methods reach at the same step"
+            )
     other = next((x for x in lengths if lengths[x] != lengths[SUPERVISED]), None)
     if lengths[SUPERVISED] is None or other:
         what = f"{other} has {lengths[other]} steps" if other else "there are no steps"

@@ -166,7 +166,7 @@ def _remarks(
     lines = []
     if len(views["scales"]) == 1 and not views["flip"]:
         lines.append(
-            "note: each image is seen in one view; --test.scales and --test.flip give it several, "
+            "note: each image is seen in one view; test.scales and test.flip give it several, "
             "as Data Distillation does"
         )
     if "val" not in indexes:

@@ -276,7 +276,7 @@ def _refuse_held_out(work: Work, images: Index, val: Index, rows: dict[int, int]
     names = [f"{images.sample_id(row)} (is {val.sample_id(there)})" for row, there in rows.items()]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     raise InputError(
-        f"images: {len(names)} of {len(images)} are held out for evaluation, too, the same bytes "
-        f"or pixels: {', '.join(names[:SHOWN])}{more}; {work.out / HELD_OUT} lists them: take "
-        "them out of one of the two"
+        f"images to label: {len(names)} of {len(images)} are held out for evaluation, too, the "
+        f"same bytes or pixels: {', '.join(names[:SHOWN])}{more}; {work.out / HELD_OUT} lists "
+        "them: take them out of one of the two"
     )

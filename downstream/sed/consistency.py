@@ -151,8 +151,8 @@ def _scale_losses(pair: Pair, settings: ConsistencyConfig, training: bool) -> Lo
     large, small, counted = pair
     classes = divergence_both_ways(large, small)
     weights = _weights(pair, large.probabilities, settings, training)
-    boxes = weighted(distance(large, small), even(counted, training))
-    return weighted(classes, weights), boxes
+    boxes = weighted(distance(large, small), even(counted, training), training)
+    return weighted(classes, weights, training), boxes
 
 
 def _distill_losses(pair: Pair, settings: ConsistencyConfig, training: bool) -> Losses:
@@ -164,8 +164,8 @@ def _distill_losses(pair: Pair, settings: ConsistencyConfig, training: bool) -> 
         targets = hardened(teacher, settings.hard_threshold)
         classes = cross_entropy(student, targets)
     weights = _weights(pair, targets, settings, training)
-    boxes = weighted(distance(teacher, student), even(counted, training))
-    return weighted(classes, weights), boxes
+    boxes = weighted(distance(teacher, student), even(counted, training), training)
+    return weighted(classes, weights, training), boxes
 
 
 def _weights(pair: Pair, targets: Tensor, settings: ConsistencyConfig, training: bool) -> Tensor:

@@ -48,10 +48,15 @@ def harmonised(gradients: Tensor, counted: Tensor, bins: int, training: bool) ->
     return torch.where(counted, 1 / (bins * mean_count(histogram, training)[index]), 0.0)
 
 
-def weighted(losses: Tensor, weights: Tensor) -> Tensor:
+def weighted(losses: Tensor, weights: Tensor, training: bool) -> Tensor:
     """Losses [b, n] summed by weights [b, n] -> float32 [b], whose mean is the batch's sum.
 
     With weights that are divided by the mean of what processes counted, the mean over their images
-    is the sum over all of them divided by what is counted in all.
+    is the sum over all of them divided by what is counted in all, also where one of them could read
+    fewer images.
+
+    Args:
+        training: as of `even`.
     """
-    return len(losses) * (losses * weights).sum(1)
+    images = mean_count(losses.new_tensor(float(len(losses))), training)
+    return images * (losses * weights).sum(1)

@@ -147,5 +147,13 @@ def check(config: SegmentationConfig) -> None:
         InputError: a package is not installed; whatever
             `ssld.engine.run_folder.check_out` finds.
     """
-    require_packages("segmentation", *SEGMENTERS[config.segmenter.name].packages)
+    require_installed(config)
     check_out(config)
+
+
+def require_installed(config: SegmentationConfig) -> None:
+    """
+    Raises:
+        InputError: a package is not installed.
+    """
+    require_packages("segmentation", *SEGMENTERS[config.segmenter.name].packages)

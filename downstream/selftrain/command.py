@@ -51,7 +51,7 @@ def selftrain(recipe: Selftrain) -> None:
         if main and recipe.teacher_is_baseline:
             print("baseline: the teacher, as it has the same settings", flush=True)
         if recipe.given_teacher is None:
-            _check_images(recipe, main)
+            check_unlabeled(recipe, main)
         for stage in stages_of(recipe):
             if stage == LABELS:
                 _label(recipe, main)
@@ -96,7 +96,7 @@ def _start_sha256(run: str) -> str:
     raise InputError(f"{run} has no model.safetensors to start from")
 
 
-def _check_images(recipe: Selftrain, main: bool) -> None:
+def check_unlabeled(recipe: Selftrain, main: bool) -> None:
     """A teacher is not trained for hours where held-out images are to be annotated."""
     config = replace(recipe.labels, overwrite=recipe.overwrite)
     check(config)

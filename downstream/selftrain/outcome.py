@@ -53,6 +53,8 @@ class Difference:
     """None where the two were not evaluated on the same images."""
     flaw: str | None
     """Why the scores say nothing."""
+    steps: tuple[int, int] | None = None
+    """Of both, where they are not the same."""
 
     @property
     def verdict(self) -> str:
@@ -160,7 +162,10 @@ def _difference(one: Stage, other: Stage) -> Difference | None:
     if not flaw and _same_images(*records):
         a, b = (record.statistic for record in records if record)
         interval = bootstrap([(a, b)], len(records[0].ids if records[0] else ()), seed=0)
-    return Difference(one.name, other.name, scores[1] - scores[0], interval, flaw)
+    steps = None
+    if one.steps and other.steps and one.steps != other.steps:
+        steps = one.steps, other.steps
+    return Difference(one.name, other.name, scores[1] - scores[0], interval, flaw, steps)
 
 
 def _same_images(a: Record | None, b: Record | None) -> bool:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from downstream.dense.config import BalanceConfig, DownstreamConfig
+from downstream.detection import config as detection
 from downstream.pseudo_label.config import PseudoLabelConfig
+from downstream.segmentation import config as segmentation
 from downstream.selftrain.config import SelftrainConfig
 from ssld.cli.commands import stage_of
 from ssld.cli.parse import parse
@@ -24,6 +26,11 @@ from ssld.recipe.stage_folder import StagePlace
 
 TASKS = {"detection": ("detector", "backbone"), "segmentation": ("segmenter", "backbone")}
 """And the sections that say what the network is."""
+INSTALLED: dict[str, Any] = {
+    "detection": detection.require_installed,
+    "segmentation": segmentation.require_installed,
+}
+"""Refuse settings of a network for which a package is missing."""
 LABELS = "labels"
 TRAINED = ("teacher", "baseline", "oracle", "student")
 """Stages of the task, in the order in which they run; the teacher's labels come after it."""
@@ -33,6 +40,8 @@ INSTEAD = (("epochs", "steps"), ("schedule.milestones", "schedule.milestone_shar
 DECIDED = ("out", "resume", "overwrite", "allow_changes")
 """What no stage says itself."""
 START = ("initial", "teacher")
+OF_SED = ("consistency", "strong", "data.unlabeled", "data.unlabeled_per_labeled")
+"""Settings of a teacher of `ssld sed` that no stage has."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ def recipe_of(tree: dict[str, Any], config: SelftrainConfig) -> Selftrain:
             there = replace(settings, data=data, balance=BalanceConfig())
         init = None if settings.init == recipe.teacher else settings.init
         check_inputs(replace(there, init=init), where)
+        INSTALLED[recipe.task](settings)
         recipe.place(stage).check()
     for path in recipe.labels.images:
         check_path(f"{config.file}: unlabeled", path)
@@ -223,7 +233,8 @@ class _Reading:
         file = Path(self.given_teacher) / "config.yaml"
         if not file.is_file():
             return {}
-        return _inherited(read_object(file, "give another run as the teacher"))
+        settings = _inherited(read_object(file, "give another run as the teacher"))
+        return _pruned(settings, OF_SED)
 
     def _student(self, before: dict[str, Any]) -> DownstreamConfig:
         section = self._section("student")

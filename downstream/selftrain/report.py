@@ -84,9 +84,16 @@ def _row(stage: Stage) -> list[str]:
 def difference_rows(differences: Sequence[Difference]) -> list[list[str]]:
     """A row of DIFFERENCES for each."""
     return [
-        [f"{x.of} minus {x.less}", f"{100 * x.mean:+.2f}", _points(x.interval), x.verdict]
+        [f"{x.of} minus {x.less}", f"{100 * x.mean:+.2f}", _points(x.interval), _verdict(x)]
         for x in differences
     ]
+
+
+def _verdict(difference: Difference) -> str:
+    """And what else the two differ in than the method."""
+    steps = difference.steps
+    unequal = f" (trained for {steps[0]:,} and {steps[1]:,} steps)" if steps else ""
+    return f"{difference.verdict}{unequal}"
 
 
 def _points(interval: Interval | None) -> str:
@@ -109,7 +116,7 @@ def headline(outcome: Outcome) -> list[str]:
     return [
         f"Student minus {x.less}: "
         + ("" if x.flaw else f"{100 * x.mean:+.2f} points of {label}, ")
-        + f"{x.verdict}."
+        + f"{_verdict(x)}."
         for x in outcome.differences
     ] or ["The teacher's run is not known, so that the student is held against nothing."]
 

@@ -170,4 +170,9 @@ class LoopConfig(Settings):
             f"ema.schedule is step, but schedule.decay is {self.schedule.decay}, which has no "
             "milestone: give `schedule.decay: step` with one, or ema.schedule cosine or constant",
         )
+        require(
+            self.ema.decay > 0 or self.ema.schedule in ("constant", "auto"),
+            f"ema.schedule is {self.ema.schedule}, but ema.decay is 0, which keeps no average: "
+            "give ema.decay, 0.99 say, or leave ema.schedule out",
+        )
         require(not (self.resume and self.overwrite), "give --resume or --overwrite, not both")

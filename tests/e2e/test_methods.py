@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from scenes import boxes, make_scenes
 
+from downstream.detection.config import DetectionConfig
+from downstream.methods.analysis import Cost, _cost
 from downstream.methods.config import MethodsConfig, words
-from downstream.methods.plan import as_asked
+from downstream.methods.plan import Trial, as_asked
+from downstream.sed.config import SedConfig
+from ssld.cli.parse import parse
 from ssld.cli.run import main
 from ssld.common.errors import InputError
+from ssld.common.settings import plain
 
-METHODS = ("supervised", "data_distillation", "rethinking", "oracle")
+METHODS = ("supervised", "data_distillation", "rethinking", "sed", "oracle")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,7 @@ def tree(scenes: Path, **changes: Any) -> dict[str, Any]:
         "supervised": settings,
         "data_distillation": {"labels": {"workers": 0, "test": {"scales": [1.0]}}},
         "rethinking": {"labels": {"workers": 0, "threshold": 0.0}},
+        "sed": {"data.unlabeled_per_labeled": 1},
         **changes,
     }
 
@@ -72,9 +79,10 @@ def test_all_methods_are_side_by_side(whole) -> None:
         others = set() if row["method"] == "oracle" else {"less_supervised", "less_oracle"}
         others -= {"less_supervised"} if row["method"] == "supervised" else set()
         assert set(row["differences"]) == others
-    # 2 steps of 2 images, 4 with a generated minibatch; 4 unlabeled images, seen twice and once.
-    costs = [(x["student_passes"], x["teacher_passes"]) for x in rows[:3]]
-    assert costs == [(4, 0), (8, 8), (12, 4)]
+    # 2 steps of 2 images, 4 with a generated minibatch; 4 unlabeled images, seen twice and once; or
+    # of 2 labeled and 2 unlabeled ones, those whole and small by the student.
+    costs = [(x["student_passes"], x["teacher_passes"]) for x in rows[:4]]
+    assert costs == [(4, 0), (8, 8), (12, 4), (12, 4)]
     lists = {
         seed: {(out / "0.5" / seed / x / "labeled.txt").read_text()
                for x in ("supervised", "rethinking/student", "data_distillation/student")}
@@ -107,13 +115,13 @@ def test_an_override_goes_to_all_runs_or_to_its_section(scenes, tmp_path) -> Non
     plan = asked(tmp_path, tree(scenes), "steps=5", "rethinking.student.schedule.lr=0.01")
     found = {}
     for trial in plan.trials():
-        if trial.seed == 0 and trial.method in ("supervised", "oracle"):
+        if trial.seed == 0 and trial.method in ("supervised", "sed", "oracle"):
             found[trial.method] = plan.run(trial)
         elif trial.seed == 0:
             found[trial.method] = plan.recipe(trial, trained=False).configs["student"]
     assert {x.steps for x in found.values()} == {5}
-    assert [found[x].schedule.lr for x in METHODS] == [0.05, 0.05, 0.01, 0.05]
-    assert [found[x].data.labeled_share for x in METHODS] == [0.1, 0.1, 0.1, 1.0]
+    assert [found[x].schedule.lr for x in METHODS] == [0.05, 0.05, 0.01, 0.05, 0.05]
+    assert [found[x].data.labeled_share for x in METHODS] == [0.1, 0.1, 0.1, 0.1, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -122,16 +130,61 @@ def test_an_override_goes_to_all_runs_or_to_its_section(scenes, tmp_path) -> Non
         ({"rethinkin": {}}, (), "'rethinkin' is no section; did you mean 'rethinking'"),
         ({"task": "transfer"}, (), "task is 'transfer': give detection or segmentation"),
         ({"unlabeled": []}, (), "unlabeled is missing"),
+        ({"unlabeled": 5}, (), "unlabeled is '5': give paths"),
+        ({"supervised": None}, (), "supervised is missing"),
+        ({"sed": {"data": {"unlabeled": "other"}}}, (), "sed: data.unlabeled is decided for all"),
+        ({}, ("rethinking.student.data.train=other",), "data.train is decided for all runs"),
         ({}, ("data.labeled_share=.2",), "data.labeled_share is decided for all runs"),
         ({}, ("rethinking.student.steps=3",), "rethinking has 3 steps, supervised 2"),
         ({}, ("rethinking.steps=3",), "rethinking: steps is '3': give labels: and student:"),
         ({}, ("schedule.lrr=3",), "did you mean"),
+        ({}, ("schedule.decay=step", "schedule.milestones=[8]"), "Give schedule.milestone_shares"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_run(scenes, tmp_path, change, more, said) -> None:
     with pytest.raises(InputError, match=said):
         asked(tmp_path, {**tree(scenes), **change}, *more)
     assert not (tmp_path / "out").exists()
+
+
+def test_held_out_images_are_refused_before_the_first_run(scenes, tmp_path, capsys) -> None:
+    file = write(tmp_path, tree(scenes, unlabeled=str(scenes / "images/val")))
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "rethinking"]
+    assert main([*command, "--shares", ".5", "--seeds", "1"]) == 2
+    assert "held out" in capsys.readouterr().err
+    assert not (tmp_path / "out/0.5/0/supervised").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "student", "teacher"),
+    [
+        ("supervised", [], 3 * 2, 0),
+        ("supervised", ["--classification.train=a"], 3 * (2 + 2), 0),
+        ("supervised", ["--classification.train=a", "--classification.batch_size=5"], 3 * 7, 0),
+        ("sed", [], 3 * 2 * (1 + 4 * 2), 3 * 2 * 4),
+        ("sed", ["--consistency.scale_weight=0"], 3 * 2 * (1 + 4), 3 * 2 * 4),
+        ("sed", ["--consistency.scale_weight=0", "--consistency.distill_weight=0"], 3 * 2, 0),
+    ],
+)
+def test_a_cost_counts_all_images_that_go_through(
+    tmp_path, method, words, student, teacher
+) -> None:
+    trial = Trial(method, 0.5, 0)
+    folder = trial.folder(tmp_path)
+    folder.mkdir(parents=True)
+    kind = SedConfig if method == "sed" else DetectionConfig
+    given = ["--data.train=a", "--data.val=b", "--backbone.name=c", "--steps=3", "--batch_size=2"]
+    more = ["--data.unlabeled=d"] if method == "sed" else []
+    config = parse("ssld", kind, ["--out=o", *given, *more, *words])
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config)))
+    (folder / "run.json").write_text('{"steps": 3}')
+    plan: Any = SimpleNamespace(out=tmp_path)
+    assert _cost(plan, trial) == Cost(student, teacher)
+
+
+def test_shares_that_are_nearly_the_same_have_folders_of_their_own() -> None:
+    folders = {Trial("sed", share, 0).folder(Path("out")) for share in (0.5, 0.50000001)}
+    assert len(folders) == 2 and Path("out/0.5/0/sed") in folders
 
 
 def test_lists_are_several_words() -> None:

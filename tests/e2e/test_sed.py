@@ -129,6 +129,7 @@ def test_held_out_images_and_nothing_unlabeled(scenes, tmp_path, capsys) -> None
         f"--data.unlabeled={copied}": "data.unlabeled: 2 of its images are held out in data.val",
         "--data.labeled_share=1": "all 8 images are labeled ones of data.train, so none is left",
         "--ema.decay=0": "ema.decay is 0, so that there would be no teacher",
+        f"--classification.train={scenes}": "`ssld sed` has no joint training with classes",
         "--detector.name=ttfnet": "there is no Scale-Equivalent Distillation",
         "--detector.args={anchor_sizes: [8, 16, 32, 64, 100]}": "give sides that double",
         "--schedule.decay=poly": "give milestones with `decay: step`, and with it only",

@@ -11,10 +11,14 @@ import pytest
 import yaml
 from scenes import boxes, make_scenes
 
+from downstream.sed.config import SedConfig
 from downstream.selftrain.config import SelftrainConfig
 from downstream.selftrain.recipe import as_asked
+from ssld.cli.parse import parse
 from ssld.cli.run import main
 from ssld.common.errors import InputError
+from ssld.common.settings import plain
+from ssld.engine.config import EmaConfig
 from ssld.engine.progress import depends_on_the_clock
 from ssld.engine.run_folder import read_lines
 from ssld.engine.trainer import Trainer
@@ -235,6 +239,15 @@ def test_a_teacher_of_another_task_is_refused_and_a_copy_of_its_network_is_not(
         asked(tmp_path, recipe(scenes, "segmentation", teacher={"run": str(copy)}))
 
 
+def test_a_missing_package_is_named_before_anything_is_read(scenes, tmp_path, monkeypatch):
+    def refuse(what: str, *modules: str) -> None:
+        raise InputError(f"{what} needs the package {modules[0]}, not installed here")
+
+    monkeypatch.setattr("downstream.detection.config.require_packages", refuse)
+    with pytest.raises(InputError, match="needs the package faster_coco_eval"):
+        asked(tmp_path, recipe(scenes))
+
+
 def asked(tmp_path: Path, tree: dict[str, Any], *overrides: str):
     file = write(tmp_path, {"out": str(tmp_path / "run"), **tree})
     return as_asked(SelftrainConfig(file=file, overrides=list(overrides)))
@@ -310,3 +323,18 @@ def test_what_is_wrong_is_said_before_the_first_stage(scenes, tmp_path, change, 
               {k: v for k, v in recipe(scenes).items() if k != "teacher"}, *overrides)  # fmt: skip
     assert said in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_ssld_sed_may_be_the_teacher(scenes, tmp_path) -> None:
+    """As far as settings go; what it alone has is no student's."""
+    (tmp_path / "sed/model").mkdir(parents=True)
+    (tmp_path / "sed/model/config.json").write_text('{"task": "detection"}')
+    tree = recipe(scenes)
+    settings = {**tree["teacher"], "detector": {"name": "retinanet"}, "ema": {"decay": 0.5}}
+    settings["data"] = {**settings["data"], "unlabeled": tree["unlabeled"]}
+    config = parse("ssld sed", SedConfig, ["--out=sed"], settings=("sed", settings))
+    (tmp_path / "sed/config.yaml").write_text(yaml.safe_dump(plain(config)))
+    file = write(tmp_path, {**tree, "teacher": {"run": str(tmp_path / "sed")}})
+    student = as_asked(SelftrainConfig(file=file, out=str(tmp_path / "out"))).configs["student"]
+    assert student.detector.name == "retinanet" and student.data.labeled_share == 0.5
+    assert student.ema == EmaConfig(0.5, "auto", 0.9)

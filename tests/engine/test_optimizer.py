@@ -76,6 +76,8 @@ def test_the_decay_of_the_average_falls_with_the_rate_or_along_a_cosine() -> Non
     assert decays(EmaConfig(0.996, "auto"), ScheduleConfig()) == pytest.approx(cosine)
     with pytest.raises(ValueError, match="ema.schedule is step, but schedule.decay is cosine"):
         LoopConfig(out="run", steps=1, ema=EmaConfig(0.99, "step"))
+    with pytest.raises(ValueError, match="ema.schedule is cosine, but ema.decay is 0"):
+        LoopConfig(out="run", steps=1, ema=EmaConfig(schedule="cosine"))
 
 
 class Scaled(nn.Module):
