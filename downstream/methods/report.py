@@ -135,7 +135,7 @@ def figure(analysis: Analysis) -> Figure:
     shares = sorted({100 * row.share for row in analysis.rows if row.method != ORACLE})
     plot.set_xticks(shares, [f"{share:g}" for share in shares])
     plot.margins(x=0.15)
-    plot.legend(frameon=False, fontsize=9)
+    plot.legend(frameon=False, fontsize=9, loc="lower right")
     return drawn
 
 

@@ -187,6 +187,19 @@ def test_shares_that_are_nearly_the_same_have_folders_of_their_own() -> None:
     assert len(folders) == 2 and Path("out/0.5/0/sed") in folders
 
 
+def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None:
+    file = Path(__file__).parents[2] / "configs/methods/small-boxes.yaml"
+    data = [f"data.{split}={boxes(scenes, split)}" for split in ("train", "val")]
+    unlabeled = [str(scenes.parent / "unlabeled/images/train")]
+    plan = as_asked(MethodsConfig(
+        file=str(file), out=str(tmp_path / "out"), unlabeled=unlabeled, overrides=data
+    ))  # fmt: skip
+    assert plan.methods == METHODS and plan.task == "detection"
+    header = file.read_text().partition("\ntask")[0]
+    assert all(x in header for x in ("ssld methods configs/methods/small-boxes.yaml", "Hardware",
+                                     "Time", "Expected"))  # fmt: skip
+
+
 def test_lists_are_several_words() -> None:
     given = ["f.yaml", "--methods", "sed", "rethinking", "--shares", "0.1", "0.3", "--a.b", "1"]
     assert words(given) == [

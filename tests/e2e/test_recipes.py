@@ -56,7 +56,11 @@ def content(file: Path) -> dict[str, Any]:
     return read_settings(file)
 
 
-RECIPES = [x for x in sorted(CONFIGS_DIR.rglob("*.yaml")) if content(x).keys() & set(FIRST_STAGES)]
+RECIPES = [
+    x
+    for x in sorted(CONFIGS_DIR.rglob("*.yaml"))
+    if content(x).keys() & set(FIRST_STAGES) and "task" not in content(x)  # as `ssld methods` has
+]
 PUBLISHED = [x for x in RECIPES if not x.stem.startswith("quickstart")]
 TRAINED = [x for x in PUBLISHED if "distill" in content(x) and "\nbase: " not in x.read_text()]
 """A recipe with a base has the student of that."""
