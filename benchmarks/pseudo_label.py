@@ -19,15 +19,13 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from measure import machine, parser, show
+from measure import machine, parser, seconds, show
 from PIL import Image
 
 from downstream.backbone.config import BackboneConfig
@@ -98,16 +96,6 @@ def write_run(root: Path, given: argparse.Namespace) -> Path:
             "val": [write_set(root / "val", 4, given.size)]}  # fmt: skip
     (run / "config.yaml").write_text(yaml.safe_dump({"data": sets}))
     return run
-
-
-def seconds(work: Callable[[], object]) -> float:
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if cuda else time.process_time
-    start = clock()
-    work()
-    if cuda:
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 def main() -> None:

@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import machine, parser, show
+from measure import machine, parser, seconds, show
 from torch import Tensor
 
 from downstream.backbone.config import BackboneConfig
@@ -117,16 +116,6 @@ def _learn(said: list[Tensor]) -> None:
 
 def _backward(terms: dict[str, Tensor]) -> None:
     torch.stack([x.mean() for x in terms.values()]).sum().backward()
-
-
-def seconds(work: Callable[[], object]) -> float:
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if cuda else time.process_time
-    start = clock()
-    work()
-    if cuda:
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 def kept(work: Callable[[], object]) -> int:

@@ -19,9 +19,9 @@ from downstream.methods.report import markdown, write_report
 from downstream.selftrain.command import check_unlabeled, selftrain
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
-from ssld.common.settings import flat, plain, under
+from ssld.common.settings import plain
 from ssld.engine.processes import open_processes
-from ssld.engine.run_folder import HARMLESS
+from ssld.engine.run_folder import deciding
 from ssld.recipe.command import on_main, one_command, run_stage
 from ssld.recipe.stage_folder import StagePlace
 
@@ -62,8 +62,8 @@ def _prepare(plan: Plan, place: StagePlace, config: Any) -> str:
     """See `StagePlace.prepare`."""
     place.out.mkdir(parents=True, exist_ok=True)
     place.check()
-    asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
-    return place.prepare(asked, plain(config), overwrite=plan.overwrite)
+    settings = plain(config)
+    return place.prepare(deciding(settings), settings, overwrite=plan.overwrite)
 
 
 def _finish(plan: Plan) -> None:

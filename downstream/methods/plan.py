@@ -18,7 +18,7 @@ from downstream.methods.config import LEARNED, METHODS, ORACLE, SUPERVISED, Meth
 from downstream.selftrain.config import SelftrainConfig
 from downstream.selftrain.recipe import TASKS, Selftrain, recipe_of
 from ssld.cli.commands import stage_of
-from ssld.cli.parse import parse
+from ssld.cli.parse import parse_section
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.paths import check_inputs
 from ssld.common.settings import flat
@@ -155,15 +155,9 @@ class Plan:
     def _parse(self, command: str, tree: dict[str, Any], trial: Trial) -> Any:
         where = f"{self.file}, {trial.method}"
         out = trial.folder(self.out)
-        try:
-            config = parse(
-                f"ssld {command}", stage_of(command)[0], [f"--out={out}"], settings=(where, tree)
-            )
-        except InputError as error:
-            message = str(error)
-            raise InputError(
-                message if message.startswith(where) else f"{where}: {message}"
-            ) from error
+        config: Any = parse_section(
+            f"ssld {command}", stage_of(command)[0], [f"--out={out}"], settings=(where, tree)
+        )
         check_inputs(config, where)
         return config
 

@@ -17,7 +17,6 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from downstream.dense.generated import MANIFEST
 from downstream.pseudo_label.command import check_images
@@ -28,9 +27,9 @@ from downstream.selftrain.report import as_json, summary, write_report
 from ssld.cli.commands import COMMANDS, work_of
 from ssld.common.errors import InputError, attempt
 from ssld.common.files import read_object, write_atomically
-from ssld.common.settings import flat, plain, under
+from ssld.common.settings import plain
 from ssld.engine.processes import open_processes
-from ssld.engine.run_folder import HARMLESS
+from ssld.engine.run_folder import deciding
 from ssld.recipe.command import on_main, one_command, run_stage
 from zoo.release import sha256_of
 
@@ -71,7 +70,7 @@ def _train(recipe: Selftrain, stage: str, main: bool) -> None:
 def _prepare(recipe: Selftrain, stage: str) -> str:
     """See `StagePlace.prepare`; the student depends on the teacher and its labels, too."""
     config = recipe.configs[stage]
-    asked: dict[str, Any] = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
+    asked = deciding(plain(config))
     if stage == "student":
         asked = {key: value for key, value in asked.items() if key not in MOVED}
         asked["labels_sha256"] = labels_sha256(recipe.out / LABELS)

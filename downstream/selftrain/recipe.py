@@ -15,12 +15,13 @@ from downstream.detection import config as detection
 from downstream.pseudo_label.config import PseudoLabelConfig
 from downstream.segmentation import config as segmentation
 from downstream.selftrain.config import SelftrainConfig
+from downstream.selftrain.inherited import DECIDED, inherited, pruned, without_others
 from ssld.cli.commands import stage_of
-from ssld.cli.parse import parse
+from ssld.cli.parse import parse_section
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.files import read_object
 from ssld.common.paths import check_inputs, check_path
-from ssld.common.settings import flat, plain, under
+from ssld.common.settings import plain
 from ssld.common.settings_file import parsed, read_settings, shortened
 from ssld.recipe.stage_folder import StagePlace
 
@@ -35,10 +36,6 @@ LABELS = "labels"
 TRAINED = ("teacher", "baseline", "oracle", "student")
 """Stages of the task, in the order in which they run; the teacher's labels come after it."""
 KEYS = ("out", "task", "unlabeled", LABELS, *TRAINED)
-INSTEAD = (("epochs", "steps"), ("schedule.milestones", "schedule.milestone_shares"))
-"""Settings of which one takes the other's place."""
-DECIDED = ("out", "resume", "overwrite", "allow_changes")
-"""What no stage says itself."""
 START = ("initial", "teacher")
 OF_SED = ("consistency", "strong", "data.unlabeled", "data.unlabeled_per_labeled")
 """Settings of a teacher of `ssld sed` that no stage has."""
@@ -229,12 +226,12 @@ class _Reading:
     def _taught_with(self, configs: dict[str, DownstreamConfig]) -> dict[str, Any]:
         """The teacher's settings, nested; empty of a network without them."""
         if self.given_teacher is None:
-            return _inherited(plain(configs["teacher"]))
+            return inherited(plain(configs["teacher"]))
         file = Path(self.given_teacher) / "config.yaml"
         if not file.is_file():
             return {}
-        settings = _inherited(read_object(file, "give another run as the teacher"))
-        return _pruned(settings, OF_SED)
+        settings = inherited(read_object(file, "give another run as the teacher"))
+        return pruned(settings, OF_SED)
 
     def _student(self, before: dict[str, Any]) -> DownstreamConfig:
         section = self._section("student")
@@ -287,7 +284,7 @@ class _Reading:
             init: what the teacher started from.
         """
         configs: dict[str, DownstreamConfig] = {}
-        before = {**_inherited(plain(student)), "init": init}
+        before = {**inherited(plain(student)), "init": init}
         del before["balance"]  # of generated annotations
         usual = type(student.data)()
         before["data"] |= {
@@ -358,46 +355,19 @@ class _Reading:
         section: dict[str, Any],
         before: dict[str, Any],
     ) -> Any:
-        where = f"{self.file}, {stage}"
         given = [word.partition("=")[0].removeprefix("--") for word in words]
-        try:
-            return parse(
-                prog,
-                config_class,
-                words,
-                settings=(where, _without_others(section, given)),
-                defaults=lambda given: _without_others(before, list(given)),
-            )
-        except InputError as error:
-            message = str(error)
-            raise InputError(
-                message if message.startswith(where) else f"{where}: {message}"
-            ) from error
+        return parse_section(
+            prog,
+            config_class,
+            words,
+            settings=(f"{self.file}, {stage}", without_others(section, given)),
+            defaults=lambda given: without_others(before, list(given)),
+        )
 
 
 def _same_run(one: DownstreamConfig | None, other: DownstreamConfig | None) -> bool:
     """Whether both are there, and train the same network."""
     return one is not None and other is not None and replace(one, out=other.out) == other
-
-
-def _inherited(settings: dict[str, Any]) -> dict[str, Any]:
-    """What another stage takes over."""
-    return {key: value for key, value in settings.items() if key not in DECIDED}
-
-
-def _without_others(tree: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
-    """Settings, nested, without those in whose place another one is given."""
-    others = {pair[1 - i] for pair in INSTEAD for i in (0, 1) if pair[i] in given}
-    dropped = [key for key in flat(tree) if key in others and key not in given]
-    return _pruned(tree, dropped) if dropped else tree
-
-
-def _pruned(tree: dict[str, Any], dropped: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _pruned(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if not under(f"{prefix}{key}", dropped)
-    }
 
 
 def _classes(settings: dict[str, Any]) -> Any:

@@ -14,8 +14,7 @@ import yaml
 from ssld.ablate.grid import Ablation, Trial, show
 from ssld.common.errors import InputError
 from ssld.common.files import read_object, write_atomically
-from ssld.common.settings import flat, under
-from ssld.engine.run_folder import HARMLESS
+from ssld.engine.run_folder import deciding
 
 RECIPE, DONE, MARK = "recipe.yaml", "done.json", "ablation.yaml"
 PREVIOUS_RECIPE = "recipe.before.yaml"
@@ -59,13 +58,8 @@ def write_done(folder: Path, trial: Trial, rows: Sequence[Row]) -> None:
 
 def _digest(recipe: dict[str, Any]) -> str:
     """The order of stages matters, that of settings does not."""
-    stages = [(stage, _essence(settings)) for stage, settings in recipe.items()]
+    stages = [(stage, deciding(settings)) for stage, settings in recipe.items()]
     return hashlib.sha256(json.dumps(stages, sort_keys=True).encode()).hexdigest()
-
-
-def _essence(settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides the result, by full name."""
-    return {key: value for key, value in flat(settings).items() if not under(key, HARMLESS)}
 
 
 def changed(folder: Path, trial: Trial) -> tuple[list[str], str]:
@@ -88,8 +82,8 @@ def _since(folder: Path, before: dict[str, Any], trial: Trial) -> tuple[list[str
         begun = [x for x in list(before)[i:] if (folder / x).exists()]
         if begun and name != stage:
             return begun, f"stage {i + 1} was {stage} and is {name}"
-        if begun and _essence(old) != _essence(new):
-            return begun, _difference(stage, _essence(old), _essence(new))
+        if begun and deciding(old) != deciding(new):
+            return begun, _difference(stage, deciding(old), deciding(new))
     return [], ""
 
 

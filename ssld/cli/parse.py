@@ -74,6 +74,27 @@ def parse(
         raise InputError(str(error)) from error
 
 
+def parse_section(
+    prog: str,
+    config_class: type[Config],
+    words: Sequence[str],
+    *,
+    settings: tuple[str, dict[str, Any]],
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Config:
+    """`parse` of a section of a file; whatever is wrong is said to be there.
+
+    Raises:
+        InputError: as of `parse`.
+    """
+    where = settings[0]
+    try:
+        return parse(prog, config_class, words, settings=settings, defaults=defaults)
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(where) else f"{where}: {message}") from error
+
+
 @functools.cache  # a recipe and a grid of them parse many times, at a fifth of a second each
 def _parser(prog: str, config_class: type) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_loader, set_parsing_settings

@@ -197,6 +197,11 @@ HARMLESS = (
 """Settings that may differ on resume because they do not change the result."""
 
 
+def deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of nested settings all that decide a run's result, by full name."""
+    return {key: value for key, value in flat(settings).items() if not under(key, HARMLESS)}
+
+
 TEMPORARY = f".{CONFIG}.tmp"
 WRITTEN_ANEW = "put a copy back, or delete it: --resume writes it anew"
 

@@ -28,12 +28,12 @@ from accelerate.utils import broadcast_object_list
 from ssld.cli.commands import DOWNSTREAM, stage_of
 from ssld.common.errors import InputError, Interrupted, attempt
 from ssld.common.files import locked
-from ssld.common.settings import flat, plain, under
+from ssld.common.settings import plain
 from ssld.distill.config import FinetuneConfig
 from ssld.distill.parent_run import open_parent_run
 from ssld.engine.config import LoopConfig
 from ssld.engine.processes import open_processes
-from ssld.engine.run_folder import HARMLESS
+from ssld.engine.run_folder import deciding
 from ssld.recipe.classes import check_classes
 from ssld.recipe.recipe import Recipe
 from ssld.recipe.report import write_report
@@ -135,7 +135,7 @@ def on_main(look: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 def _look(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:
     """See `StagePlace.prepare`."""
-    asked = {k: v for k, v in flat(plain(config)).items() if not under(k, HARMLESS)}
+    asked = deciding(plain(config))
     if isinstance(config, FinetuneConfig):
         asked = {k: v for k, v in asked.items() if k not in ("run", "student.checkpoint")}
         asked["start_sha256"] = open_parent_run(config.run).student_sha256()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssld.cli.commands import STAGES, stage_of
-from ssld.cli.parse import parse
+from ssld.cli.parse import parse_section
 from ssld.common.errors import InputError
 from ssld.common.paths import check_inputs
 from ssld.common.settings import plain
@@ -57,20 +57,13 @@ class Recipe:
         def defaults(given: dict[str, Any]) -> dict[str, Any]:
             return settings_after(stage, before, taught, run, given) if before else {}
 
-        where = f"{self.file}, {stage}"
-        try:
-            return parse(
-                f"ssld {stage}",
-                stage_of(stage)[0],
-                words,
-                settings=(where, tree),
-                defaults=defaults,
-            )
-        except InputError as error:
-            message = str(error)
-            raise InputError(
-                message if message.startswith(where) else f"{where}: {message}"
-            ) from error
+        return parse_section(
+            f"ssld {stage}",
+            stage_of(stage)[0],
+            words,
+            settings=(f"{self.file}, {stage}", tree),
+            defaults=defaults,
+        )
 
     def configs(self) -> Iterator[tuple[str, LoopConfig]]:
         """Each stage and its settings, with what those before will have resolved still open."""
