@@ -44,6 +44,10 @@ class ConsistencyConfig(Settings, section="consistency"):
     bins: PositiveInt = 30
     """M: bins of that histogram. The paper does not say it; 30 in what it is taken from (Gradient
     Harmonized Detector, arXiv:1811.05181, section 4.2)."""
+    box_distance: Literal["squared", "norm"] = "squared"
+    """Of boxes in equations 2 and 3, which print an L2 norm. squared: the mean of four squares.
+    norm: as printed; its gradient has length 1 for each anchor however little is amiss, background
+    included, and with it runs of ours lost much more (docs/self-training.md)."""
     soft: bool = True
     """Distill the teacher's probabilities; false: its hard labels, where it is sure (table 4)."""
     hard_threshold: Probability = 0.7

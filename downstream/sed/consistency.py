@@ -7,7 +7,7 @@ average of the student, a weak view X' of the same geometry. With sg for what is
     L_distill = KL(sg P(X', teacher), P(X)) + |sg R(X', teacher) - R(X)|              (equation 3)
 
 over all anchors, and of a network of two stages also over the proposals of both views; of DETR over
-pairs of queries. KL terms are re-weighted (`reweighting.py`), L2 norms are not.
+pairs of queries. KL terms are re-weighted (`reweighting.py`), distances of boxes are not.
 
 What the paper leaves open, and what is done here:
 
@@ -17,7 +17,8 @@ What the paper leaves open, and what is done here:
   added up over the classes; of a softmax (box head, DETR) it is one categorical distribution.
 - One histogram and one mean over all levels and images of the batch, on all processes; of RPN and
   box head each their own, and their losses are added.
-- The box head has a box for each class: the mean of their norms.
+- The box head has a box for each class: the mean of their distances.
+- |.| is the mean of squares, unless `box_distance: norm` asks for it as printed.
 - With hard labels only P of the teacher changes.
 """
 
@@ -148,24 +149,27 @@ def _terms(name: str, weight: float, losses: list[Losses]) -> dict[str, Tensor]:
 
 def _scale_losses(pair: Pair, settings: ConsistencyConfig, training: bool) -> Losses:
     """Equation 2."""
-    large, small, counted = pair
+    large, small, _ = pair
     classes = divergence_both_ways(large, small)
     weights = _weights(pair, large.probabilities, settings, training)
-    boxes = weighted(distance(large, small), even(counted, training), training)
-    return weighted(classes, weights, training), boxes
+    return weighted(classes, weights, training), _box_losses(pair, settings, training)
 
 
 def _distill_losses(pair: Pair, settings: ConsistencyConfig, training: bool) -> Losses:
     """Equation 3; the first of the pair is the teacher's."""
-    teacher, student, counted = pair
+    teacher, student, _ = pair
     if settings.soft:
         targets, classes = teacher.probabilities, divergence(teacher, student)
     else:  # KL is the cross-entropy where a label has no entropy
         targets = hardened(teacher, settings.hard_threshold)
         classes = cross_entropy(student, targets)
     weights = _weights(pair, targets, settings, training)
-    boxes = weighted(distance(teacher, student), even(counted, training), training)
-    return weighted(classes, weights, training), boxes
+    return weighted(classes, weights, training), _box_losses(pair, settings, training)
+
+
+def _box_losses(pair: Pair, settings: ConsistencyConfig, training: bool) -> Tensor:
+    apart = distance(pair.first, pair.second, squared=settings.box_distance == "squared")
+    return weighted(apart, even(pair.counted, training), training)
 
 
 def _weights(pair: Pair, targets: Tensor, settings: ConsistencyConfig, training: bool) -> Tensor:

@@ -89,11 +89,13 @@ def gradients(first: Tensor, second: Tensor, background: int | None) -> Tensor:
     return g.clamp(max=1) if background is None else g / 2
 
 
-def distance(first: Predictions, second: Predictions) -> Tensor:
-    """The L2 norm between boxes of equations 2 and 3, float32 [b, n], not squared, as printed.
-    Where each class has a box, the mean over these: of all of them, as of all anchors."""
-    norms = torch.linalg.vector_norm(first.boxes - second.boxes, dim=-1)
-    return norms if norms.dim() == 2 else norms.mean(-1)
+def distance(first: Predictions, second: Predictions, *, squared: bool) -> Tensor:
+    """Between boxes, of equations 2 and 3, float32 [b, n]: the L2 norm as printed, or the mean of
+    the squares of four coordinates. Where each class has a box, the mean over these: of all of
+    them, as of all anchors."""
+    apart = first.boxes - second.boxes
+    each = apart.square().mean(-1) if squared else torch.linalg.vector_norm(apart, dim=-1)
+    return each if each.dim() == 2 else each.mean(-1)
 
 
 def hardened(target: Predictions, threshold: float) -> Tensor:

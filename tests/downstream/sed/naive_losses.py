@@ -42,15 +42,21 @@ Said = tuple[list[float], list[list[float]]]
 
 
 def naive_pair(
-    pairs: Sequence[tuple[Said, Said]], background: int | None, *, both_ways: bool, bins: int | None
+    pairs: Sequence[tuple[Said, Said]],
+    background: int | None,
+    *,
+    both_ways: bool,
+    bins: int | None,
+    squared: bool,
 ) -> tuple[float, float]:
     """Losses of classes and boxes of equation 2, or one way of equation 3."""
-    kls, gaps, norms = [], [], []
+    kls, gaps, distances = [], [], []
     for (logits, boxes), (other_logits, other_boxes) in pairs:
         p, q = (naive_probabilities(x, background) for x in (logits, other_logits))
         back = naive_kl(q, p, background) if both_ways else 0.0
         kls.append(naive_kl(p, q, background) + back)
         gaps.append(naive_gap(p, q, background))
-        each = [math.dist(a, b) for a, b in zip(boxes, other_boxes, strict=True)]
-        norms.append(sum(each) / len(each))
-    return naive_mean(kls, gaps, bins), naive_mean(norms, gaps, None)
+        norms = [math.dist(a, b) for a, b in zip(boxes, other_boxes, strict=True)]
+        each = [x**2 / 4 for x in norms] if squared else norms
+        distances.append(sum(each) / len(each))
+    return naive_mean(kls, gaps, bins), naive_mean(distances, gaps, None)

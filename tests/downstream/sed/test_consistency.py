@@ -92,17 +92,24 @@ def test_losses_are_of_full_precision_under_autocast(name: str) -> None:
     assert all(x.dtype == torch.float32 and x.isfinite().all() for x in found.values())
 
 
+def asked(bins: int | None, squared: bool) -> dict[str, Any]:
+    return {"reweight": bins is not None, "box_distance": "squared" if squared else "norm"}
+
+
 def said(raw: Raw, image: int, level: int, row: int, column: int, anchor: int, width: int) -> Said:
     at = sum(raw.levels[:level]) + (row * width + column) * 9 + anchor
     return raw.logits[image, at].tolist(), [raw.offsets[image, at].tolist()]
 
 
-@pytest.mark.parametrize("bins", [None, 10])
-def test_one_stage_is_what_a_loop_over_levels_cells_and_anchors_finds(bins: int | None) -> None:
+@pytest.mark.parametrize(("bins", "squared"), [(None, False), (10, True)])
+def test_one_stage_is_what_a_loop_over_levels_cells_and_anchors_finds(
+    bins: int | None, squared: bool
+) -> None:
     student, teacher, weak, strong = make("retinanet"), make("retinanet"), views(1), views()
     for p in teacher.parameters():
         p.data.mul_(1.01)
-    settings = replace(SETTINGS, reweight=bins is not None, scale_weight=2.0, distill_weight=0.5)
+    weights = {"scale_weight": 2.0, "distill_weight": 0.5}
+    settings = replace(SETTINGS, **weights, **asked(bins, squared))
     found = losses(student, settings, teacher)
     with torch.no_grad():
         large, small, taught = (
@@ -120,18 +127,20 @@ def test_one_stage_is_what_a_loop_over_levels_cells_and_anchors_finds(bins: int 
                         distilled.append((said(taught, image, level, *place), here))
                         if level:
                             scale.append((here, said(small, image, level - 1, *place)))
-    expected = naive_pair(scale, None, both_ways=True, bins=bins)
-    expected += naive_pair(distilled, None, both_ways=False, bins=bins)
+    expected = naive_pair(scale, None, both_ways=True, bins=bins, squared=squared)
+    expected += naive_pair(distilled, None, both_ways=False, bins=bins, squared=squared)
     for name, value, weight in zip(TERMS, expected, (2, 2, 0.5, 0.5), strict=True):
         assert found[name].mean().item() == pytest.approx(weight * value, rel=2e-3), name
 
 
-@pytest.mark.parametrize("bins", [None, 10])
-def test_the_second_stage_is_what_a_loop_over_proposals_finds(bins: int | None) -> None:
+@pytest.mark.parametrize(("bins", "squared"), [(None, True), (10, False)])
+def test_the_second_stage_is_what_a_loop_over_proposals_finds(
+    bins: int | None, squared: bool
+) -> None:
     student, teacher = make("faster_rcnn"), make("faster_rcnn")
     for p in teacher.parameters():
         p.data.mul_(1.01)
-    settings = replace(SETTINGS, reweight=bins is not None)
+    settings = replace(SETTINGS, **asked(bins, squared))
     with torch.no_grad():
         found = losses(student, settings, teacher)
         large, taught = student.raw(views(), SIZES), teacher.raw(views(1), SIZES)
@@ -139,7 +148,7 @@ def test_the_second_stage_is_what_a_loop_over_proposals_finds(bins: int | None) 
         own, theirs = student.propose(large, SIZES), teacher.propose(taught, SIZES)
         shrunk = student.propose(small, SIZES / 2)
         first, second = (
-            dict(zip(TERMS, _first_stage(large, small, taught, bins), strict=True)),
+            dict(zip(TERMS, _first_stage(large, small, taught, bins, squared), strict=True)),
             dict.fromkeys(TERMS, 0.0),
         )
         scale, distilled = [], []
@@ -151,8 +160,8 @@ def test_the_second_stage_is_what_a_loop_over_proposals_finds(bins: int | None) 
             for box in [*own[image][:40], *theirs[image][:40]]:
                 distilled.append((_say(teacher, one(taught), box), _say(student, one(large), box)))
     assert len(scale) > 100 and len(distilled) > 100
-    values = naive_pair(scale, 0, both_ways=True, bins=bins)
-    values += naive_pair(distilled, 0, both_ways=False, bins=bins)
+    values = naive_pair(scale, 0, both_ways=True, bins=bins, squared=squared)
+    values += naive_pair(distilled, 0, both_ways=False, bins=bins, squared=squared)
     second = dict(zip(TERMS, values, strict=True))
     for name in TERMS:
         expected = first[name] + second[name]
@@ -164,7 +173,9 @@ def _say(network: Any, maps: Any, box: Tensor) -> Said:
     return logits[0].tolist(), offsets[0].tolist()
 
 
-def _first_stage(large: Raw, small: Raw, taught: Raw, bins: int | None) -> list[float]:
+def _first_stage(
+    large: Raw, small: Raw, taught: Raw, bins: int | None, squared: bool
+) -> list[float]:
     """Of the RPN, whose anchors and levels are tested above."""
     start, end = large.levels[0], sum(large.levels[1:])
     x, y = large.anchors[:, 0::2].mean(1), large.anchors[:, 1::2].mean(1)
@@ -176,8 +187,8 @@ def _first_stage(large: Raw, small: Raw, taught: Raw, bins: int | None) -> list[
             if start <= at < start + end:
                 scale.append((one(large, at), one(small, at - start)))
     return [
-        *naive_pair(scale, None, both_ways=True, bins=bins),
-        *naive_pair(distilled, None, both_ways=False, bins=bins),
+        *naive_pair(scale, None, both_ways=True, bins=bins, squared=squared),
+        *naive_pair(distilled, None, both_ways=False, bins=bins, squared=squared),
     ]
 
 

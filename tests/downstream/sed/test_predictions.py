@@ -8,6 +8,7 @@ import pytest
 import torch
 from naive_losses import naive_kl, naive_probabilities
 from torch import Tensor
+from torch.testing import assert_close
 
 from downstream.sed.predictions import (
     Predictions,
@@ -33,7 +34,8 @@ def test_they_are_what_a_loop_finds(background: int | None) -> None:
     target, predicted = predictions(background, 0), predictions(background, 1)
     kl = divergence(target, predicted)
     g = gradients(target.probabilities, predicted.probabilities, background)
-    norms = distance(target, predicted)
+    norms = distance(target, predicted, squared=False)
+    squares = distance(target, predicted, squared=True)
     for i in range(2):
         for j in range(7):
             p, q = (
@@ -47,6 +49,7 @@ def test_they_are_what_a_loop_finds(background: int | None) -> None:
             )
             a, b = target.boxes[i, j].tolist(), predicted.boxes[i, j].tolist()
             assert norms[i, j].item() == pytest.approx(math.dist(a, b), rel=1e-6)
+            assert squares[i, j].item() == pytest.approx(math.dist(a, b) ** 2 / 4, rel=1e-6)
     assert g.max() <= 1 and norms.shape == kl.shape == g.shape == (2, 7)
 
 
@@ -62,7 +65,7 @@ def test_the_gradient_is_that_of_the_formula(background: int | None) -> None:
         p, wanted = (torch.stack([x, 1 - x]) for x in (z.sigmoid(), target.probabilities.double()))
     (wanted * (wanted / p).log()).sum().backward()
     assert z.grad is not None
-    torch.testing.assert_close(predicted.logits.grad, z.grad.float(), atol=1e-6, rtol=0)
+    assert_close(predicted.logits.grad, z.grad.float(), atol=1e-6, rtol=0)
     assert target.logits.grad is None  # sg
 
 
@@ -82,9 +85,9 @@ def test_both_ways_are_the_two_of_equation_2_and_so_are_their_gradients(
     one, other = views()
     found = divergence_both_ways(one, other)
     found.sum().backward()
-    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    assert_close(found, expected, atol=2e-6, rtol=1e-5)
     for a, b in ((one, first), (other, second)):
-        torch.testing.assert_close(a.logits.grad, b.logits.grad, atol=1e-6, rtol=0)
+        assert_close(a.logits.grad, b.logits.grad, atol=1e-6, rtol=0)
 
 
 @KINDS
@@ -103,10 +106,11 @@ def test_what_is_alike_has_no_loss_and_no_gradient(background: int | None) -> No
     target, predicted = predictions(background), predictions(background)
     predicted.logits.requires_grad_()
     predicted.boxes.requires_grad_()
-    kl, norms = divergence(target, predicted), distance(target, predicted)
+    kl, boxes = divergence(target, predicted), distance(target, predicted, squared=True)
+    boxes = boxes + distance(target, predicted, squared=False)
     kl = kl + divergence_both_ways(target, predicted)
-    assert not kl.detach().any() and not norms.detach().any()
-    (kl + norms).sum().backward()
+    assert not kl.detach().any() and not boxes.detach().any()
+    (kl + boxes).sum().backward()
     assert predicted.logits.grad is not None and predicted.boxes.grad is not None
     assert not predicted.logits.grad.any() and not predicted.boxes.grad.any()
 
@@ -126,9 +130,11 @@ def test_boxes_of_every_class_count_as_their_mean() -> None:
     boxes = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     one = Predictions(torch.zeros(1, 2, 4), boxes, 0)
     other = Predictions(torch.zeros(1, 2, 4), boxes + torch.tensor([3.0, 0, 4, 0]), 0)
-    torch.testing.assert_close(distance(one, other), torch.full((1, 2), 5.0))
+    assert_close(distance(one, other, squared=False), torch.full((1, 2), 5.0))
+    assert_close(distance(one, other, squared=True), torch.full((1, 2), 25 / 4))
     other.boxes[:, :, 1:] = boxes[:, :, 1:]
-    torch.testing.assert_close(distance(one, other), torch.full((1, 2), 5 / 3))
+    assert_close(distance(one, other, squared=False), torch.full((1, 2), 5 / 3))
+    assert_close(distance(one, other, squared=True), torch.full((1, 2), 25 / 12))
 
 
 def target_of(probabilities: list[list[float]], background: int | None) -> Predictions:
@@ -161,7 +167,7 @@ def none(shape: tuple[int, ...]) -> Tensor:
 @KINDS
 def test_nothing_to_compare_is_no_fault(background: int | None) -> None:
     one, other = (Predictions(none((2, 0, 4)), none((2, 0, 4)), background) for _ in range(2))
-    loss = divergence(one, other).sum() + distance(one, other).sum()
+    loss = divergence(one, other).sum() + distance(one, other, squared=True).sum()
     loss.backward()
     assert loss == 0 and other.logits.grad is not None
     assert hardened(one, 0.7).shape == (2, 0, 4)

@@ -71,7 +71,7 @@ def test_queries_in_another_order_are_the_same() -> None:
     assert torch.equal(found, order.argsort(1))  # the inverse of what was done
     pair = matched_pair(first, (second[0], second[1]), 1.0)
     assert not divergence(pair.first, pair.second).any() and pair.counted.all()
-    assert not distance(pair.first, pair.second).any()
+    assert not distance(pair.first, pair.second, squared=False).any()
 
 
 def test_the_losses_reach_the_query_that_was_matched() -> None:
@@ -81,7 +81,7 @@ def test_the_losses_reach_the_query_that_was_matched() -> None:
     boxes[:, 4, 0] += 0.01  # the partner of query 0
     boxes.requires_grad_()
     pair = matched_pair(first, (logits, boxes), 1.0)
-    apart = distance(pair.first, pair.second)
+    apart = distance(pair.first, pair.second, squared=False)
     torch.testing.assert_close(apart[:, 0], torch.full((2,), 0.01), atol=1e-6, rtol=0)
     apart.sum().backward()
     assert boxes.grad is not None and boxes.grad[:, 4, 0].tolist() == [1, 1]
@@ -93,4 +93,4 @@ def test_what_is_no_number_stops_nothing() -> None:
     second[0][0, 0, 0] = second[1][1, 2, 1] = torch.nan
     pair = matched_pair(first, second, 1.0)
     assert divergence(pair.first, pair.second).isnan().any(1).tolist() == [True, False]
-    assert distance(pair.first, pair.second).isnan().any(1).tolist() == [False, True]
+    assert distance(pair.first, pair.second, squared=False).isnan().any(1).tolist() == [False, True]
