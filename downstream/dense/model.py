@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -37,6 +37,21 @@ TASKS = ("detection", "segmentation")
 AGAIN = "export the model again, or take another copy of it"
 
 
+@contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Batch norm that is not frozen takes the statistics of the images that it sees, and keeps its
+    running ones, with which the network is evaluated, as they are."""
+    norms = [x for x in network.modules() if isinstance(x, _BatchNorm)]
+    momenta = [x.momentum for x in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 class DenseModel(ImageModel):
     """A detector or segmenter; its backbone says the normalisation.
 
@@ -66,13 +81,8 @@ class DenseModel(ImageModel):
         Returns:
             float32 [b, channels].
         """
-        norms = [x for x in self.backbone.modules() if isinstance(x, _BatchNorm)]
-        momenta = [x.momentum for x in norms]
-        for norm in norms:
-            norm.momentum = 0.0
-        maps = self.backbone(self.normalise(images.permute(0, 3, 1, 2).float()))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        with running_statistics_kept(self.backbone):
+            maps = self.backbone(self.normalise(images.permute(0, 3, 1, 2).float()))
         return maps[-1].float().mean((2, 3))
 
     def lr_scales(self) -> dict[str, float]:

@@ -22,8 +22,9 @@ from ssld.common.settings import (
 )
 from ssld.engine.config import EmaConfig
 
-DETECTORS = ("faster_rcnn", "retinanet", "detr")
-"""Those that the paper has the method for (sections 3.1 and 4.3)."""
+DETECTORS = ("faster_rcnn", "retinanet", "retinanet_bn", "detr")
+"""Those that the paper has the method for (sections 3.1 and 4.3), and RetinaNet with batch norm in
+its heads."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from downstream.dense.model import running_statistics_kept
 from downstream.detection.model import DetectionModel
 from downstream.sed.config import ConsistencyConfig
 from downstream.sed.consistency import unlabeled_losses
@@ -50,12 +51,14 @@ class SedModel(DetectionModel):
         weak, strong = (
             self._padded(x, unlabeled.sizes, multiple) for x in (unlabeled.weak, unlabeled.strong)
         )
-        return found, unlabeled_losses(
-            self.model,
-            unlabeled.teacher,
-            weak,
-            strong,
-            unlabeled.sizes,
-            s=unlabeled.scale,
-            settings=unlabeled.settings,
-        )
+        # Else they would be in part those of noise and of half the size, and the teacher's, too.
+        with running_statistics_kept(self.model):
+            return found, unlabeled_losses(
+                self.model,
+                unlabeled.teacher,
+                weak,
+                strong,
+                unlabeled.sizes,
+                s=unlabeled.scale,
+                settings=unlabeled.settings,
+            )
