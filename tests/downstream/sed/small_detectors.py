@@ -15,10 +15,16 @@ from downstream.sed.consistency import unlabeled_losses
 SETTINGS = ConsistencyConfig(bins=10, proposals=40)
 ARGS = {
     "retinanet": {"channels": 16},
+    "retinanet_bn": {"channels": 16},
     "faster_rcnn": {"channels": 16, "head_channels": 32},
     "detr": {"num_queries": 6, "width": 32, "layers": 2, "heads": 2, "ffn_width": 32},
 }
-STRIDES = {"retinanet": (8, 16, 32), "faster_rcnn": (4, 8, 16, 32), "detr": (32,)}
+STRIDES = {
+    "retinanet": (8, 16, 32),
+    "retinanet_bn": (8, 16, 32),
+    "faster_rcnn": (4, 8, 16, 32),
+    "detr": (32,),
+}
 SIZES = torch.tensor([[64, 64], [50, 37]])
 TERMS = ("scale_classes", "scale_boxes", "distill_classes", "distill_boxes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from downstream.dense import sources as dense_sources
 from downstream.dense.sources import require_same_images
-from downstream.detection.command import sources_of
+from downstream.detection.command import model_for, sources_of
 from downstream.sed.batches import SedBatch
 from downstream.sed.config import ConsistencyConfig, SedConfig
+from downstream.sed.model import SedModel, Unlabeled
 from downstream.sed.task import SedTask
 from downstream.sed.unlabeled import held_out_sums, open_unlabeled
 from downstream.sed.views import UnlabeledView
@@ -92,6 +94,28 @@ def test_the_loss_of_a_step_is_equation_1(task) -> None:
     assert {name: x.mean().item() for name, x in terms.items()} == pytest.approx(
         {"boxes": supervised, "distill_boxes": 3 * soft}
     )
+
+
+def test_unlabeled_images_leave_running_statistics_alone(scenes) -> None:
+    """Which the teacher, and whoever loads the detector, sees whole images of full size with."""
+    words = ["--detector.name=retinanet_bn", "--detector.args={channels: 16}"]
+    config = settings(scenes, *words, "--backbone.pretrained=false")
+    config, model = model_for(config, sources_of(config), SedModel)
+    alone = deepcopy(model)
+    pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    sizes = torch.full((2, 2), 64)
+    targets = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([0])}] * 2
+    teacher = deepcopy(model).eval().model
+    other = Unlabeled(255 - pixels, 255 - pixels, sizes, 1, teacher, config.consistency)
+    before = {name: x.clone() for name, x in model.named_buffers()}
+    terms, soft = model.train()(pixels, sizes, targets, unlabeled=other)
+    expected = alone.train()(pixels, sizes, targets)
+    assert len(soft) == 4 and all(torch.equal(terms[name], x) for name, x in expected.items())
+    theirs = dict(alone.named_buffers())
+    moved = [name for name, x in theirs.items() if not torch.equal(x, before[name])]
+    assert any(".head." in name for name in moved) and any("backbone" in name for name in moved)
+    own = {name: x for name, x in model.named_buffers() if "num_batches" not in name}
+    assert all(torch.equal(x, theirs[name]) for name, x in own.items())
 
 
 def test_what_cannot_be_read_weighs_nothing_and_changes_no_other_share(task) -> None:
