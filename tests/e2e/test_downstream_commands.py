@@ -179,10 +179,10 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
     assert [line["image"] for line in lines] == [f"val{i}.png" for i in range(5)]
     for line in lines:
         with Image.open(tmp_path / "images" / line["image"]) as image:
-            with Image.open(out / "images" / f"{line['image']}.jpg") as drawn:
+            with Image.open(out / "images" / line["file"]) as drawn:
                 assert drawn.size == image.size
             if task == "segmentation":
-                with Image.open(out / "masks" / f"{line['image']}.png") as mask:
+                with Image.open(out / "masks" / line["image"]) as mask:
                     assert mask.size == image.size and np.asarray(mask).max() < 4
                 assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-4)
             else:
@@ -268,7 +268,7 @@ def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> N
 
         source, found = open_masks(f"{scenes}::val"), record(run)
         for i, matrix in enumerate(found["confusion"]):
-            mask = np.asarray(Image.open(tmp_path / f"out/masks/val{i}.png.png"))
+            mask = np.asarray(Image.open(tmp_path / f"out/masks/val{i}.png"))
             assert np.array_equal(np.bincount(mask.ravel(), minlength=4), matrix.sum(0))
             truth = source.mask(i)
             assert matrix.trace() == (truth == mask).sum()
