@@ -29,8 +29,10 @@ class UnlabeledReport:
     images: int
     noticed: list[Finding]
 
-    def lines(self) -> list[str]:
+    def facts(self) -> list[str]:
         return [f"{self.path}: {self.images:,} images", *(x.line() for x in self.noticed)]
+
+    lines = facts
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -87,7 +87,14 @@ def test_a_run_says_what_it_found(trained, scenes) -> None:
     preflight = json.loads((run / "preflight.json").read_text())
     assert preflight["train"][0]["images"] == 6 and preflight["in_train_and_val"] == []
     report = (run / "report.html").read_text()
-    assert "Held-out images" in report and "By class" in report and "Preflight" in report
+    assert "Held-out images" in report and "By class" in report
+    data = report.partition("<h2>Data</h2>")[2].partition("<h2>Network")[0]
+    for role in ("train", "val"):
+        (source,) = preflight[role]
+        assert f"<h3>{role}</h3>\n<p>{source['facts'][0]}</p>" in data
+        assert all(f"<li>{fact}</li>" in data for fact in source["facts"][1:])
+        for i, one in enumerate(source["classes"]):
+            assert f"<tr><th>{i}</th><td>{one['name']}</td>" in data
     pictures = sorted(path.name for path in (run / "pictures").iterdir())
     assert pictures == [f"step-{line['step']:08d}.jpg" for line in lines]
     with Image.open(run / "pictures" / pictures[-1]) as sheet:
