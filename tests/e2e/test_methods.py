@@ -147,11 +147,22 @@ def test_what_does_not_fit_is_refused_before_a_run(scenes, tmp_path, change, mor
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_images_are_refused_before_the_first_run(scenes, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("method", ["rethinking", "sed"])
+def test_held_out_images_are_refused_before_the_first_run(scenes, tmp_path, capsys, method) -> None:
     file = write(tmp_path, tree(scenes, unlabeled=str(scenes / "images/val")))
-    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "rethinking"]
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", method]
     assert main([*command, "--shares", ".5", "--seeds", "1"]) == 2
     assert "held out" in capsys.readouterr().err
+    assert not (tmp_path / "out/0.5/0/supervised").exists()
+
+
+def test_a_share_that_leaves_no_image_unlabeled_is_refused_before_the_first_run(
+    scenes, tmp_path, capsys
+) -> None:
+    file = write(tmp_path, tree(scenes, unlabeled=str(scenes / "images/train")))
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "sed", "--seeds", "1"]
+    assert main([*command, "--shares", ".5", ".99"]) == 2
+    assert "all 6 images are labeled ones" in capsys.readouterr().err
     assert not (tmp_path / "out/0.5/0/supervised").exists()
 
 
