@@ -20,6 +20,7 @@ from ssld.cli.parse import parse
 from ssld.cli.run import main
 from ssld.common.errors import InputError
 from ssld.common.settings import plain
+from ssld.engine.config import OptimizerConfig
 
 METHODS = ("supervised", "data_distillation", "rethinking", "sed", "oracle")
 
@@ -122,6 +123,23 @@ def test_an_override_goes_to_all_runs_or_to_its_section(scenes, tmp_path) -> Non
     assert {x.steps for x in found.values()} == {5}
     assert [found[x].schedule.lr for x in METHODS] == [0.05, 0.05, 0.01, 0.05, 0.05]
     assert [found[x].data.labeled_share for x in METHODS] == [0.1, 0.1, 0.1, 0.1, 1.0]
+
+
+def test_null_leaves_a_section_out_and_dots_are_levels(scenes, tmp_path) -> None:
+    """As with `base`: what is left out is the default, or the teacher's."""
+    content = tree(scenes)
+    content["supervised"]["optimizer"] = {"weight_decay": 0.5, "momentum": 0.5}
+    content["sed"] |= {"optimizer": None, "detector.args": None, "schedule.warmup_epochs": 3}
+    content["rethinking"]["student"] = {"balance": None}
+    plan = asked(tmp_path, content, "optimizer.momentum=0.6")
+    first = {x.method: x for x in plan.trials() if x.seed == 0}
+    supervised, sed = (plan.run(first[x]) for x in ("supervised", "sed"))
+    assert (supervised.optimizer.weight_decay, supervised.optimizer.momentum) == (0.5, 0.6)
+    assert sed.optimizer == OptimizerConfig() and sed.detector.args == {}
+    assert sed.detector.name == "retinanet"
+    assert (sed.schedule.lr, sed.schedule.warmup_epochs) == (0.05, 3)
+    student = plan.recipe(first["rethinking"], trained=False).configs["student"]
+    assert student.balance.alpha is None and student.optimizer.weight_decay == 0.5
 
 
 @pytest.mark.parametrize(
