@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import PartialState
 
 from downstream.methods.analysis import analyse, as_json
-from downstream.methods.plan import RECIPES, Plan, Trial
+from downstream.methods.plan import RECIPES, Plan, Trial, unequal
 from downstream.methods.report import markdown, write_report
 from downstream.sed.command import check_unlabeled as check_unlabeled_of_sed
 from downstream.selftrain.command import check_unlabeled, selftrain
@@ -41,6 +41,8 @@ def methods(plan: Plan) -> None:
     main = processes.is_main_process
     with one_command(plan.out, main):
         trials = list(plan.trials())
+        if main:
+            print("".join(f"warning: {x}\n" for x in unequal(plan)), end="", flush=True)
         _check_unlabeled(plan, trials, processes)
         for number, trial in enumerate(trials):
             if main:

@@ -54,6 +54,10 @@ RECIPES = {
 """Of the methods that are recipes of `ssld selftrain`: what differs from its defaults."""
 
 
+MANY_EPOCHS = 1_000_000
+"""More than any run has."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One method with a share of the labels and a seed."""
@@ -279,6 +283,38 @@ def _refuse_decided(file: str, section: str, tree: dict[str, Any]) -> None:
             raise InputError(f"{file}, {place}: {given[0]} is decided for all runs; leave it out")
 
 
+def _settings(plan: Plan) -> Iterator[tuple[Trial, Any]]:
+    """Those of each method that is to be judged; other seeds differ in the seed alone."""
+    for trial in plan.trials():
+        if trial.seed == 0 and trial.method in RECIPES:
+            yield trial, plan.recipe(trial, trained=False).configs["student"]
+        elif trial.seed == 0:
+            yield trial, plan.run(trial)
+
+
+def unequal(plan: Plan) -> list[str]:
+    """Sentences about what may be unequal though its setting is the same: epochs are of each
+    method's own images, and of how many is not known before."""
+    said: dict[str, str] = {}
+    for _, config in _settings(plan):
+        longest = config.steps * config.batch_size  # epochs of the run, with one image
+        warmup, every = config.schedule.warmup_epochs, config.evaluate_every_epochs
+        if 0 < warmup < longest / 10:
+            said.setdefault(
+                "warmup",
+                f"Warm-up is {warmup:g} epochs of each method's own images, at most a tenth of its "
+                "steps, so that its steps are other ones in each method; schedule.warmup_epochs 0 "
+                f"gives none to all, {MANY_EPOCHS} a tenth to all.",
+            )
+        if config.checkpoint.best != "last" and every < longest:
+            said.setdefault(
+                "evaluations",
+                f"Evaluations are {every:g} epochs of each method's own images apart, so that some "
+                "methods choose their best among more of them; checkpoint.best last chooses none.",
+            )
+    return list(said.values())
+
+
 def _check(plan: Plan) -> None:
     """
     Raises:
@@ -286,13 +322,7 @@ def _check(plan: Plan) -> None:
             milestones.
     """
     lengths: dict[str, int | None] = {}
-    for trial in plan.trials():
-        if trial.seed:
-            continue  # the others differ in the seed alone
-        if trial.method in RECIPES:
-            config = plan.recipe(trial, trained=False).configs["student"]
-        else:
-            config = plan.run(trial)
+    for trial, config in _settings(plan):
         lengths[trial.method] = config.steps
         if config.schedule.milestones:
             raise InputError(

@@ -14,7 +14,7 @@ from scenes import boxes, make_scenes
 from downstream.detection.config import DetectionConfig
 from downstream.methods.analysis import Cost, _cost
 from downstream.methods.config import MethodsConfig, words
-from downstream.methods.plan import Trial, as_asked
+from downstream.methods.plan import Trial, as_asked, unequal
 from downstream.sed.config import SedConfig
 from ssld.cli.parse import parse
 from ssld.cli.run import main
@@ -216,6 +216,28 @@ def test_shares_that_are_nearly_the_same_have_folders_of_their_own() -> None:
     assert len(folders) == 2 and Path("out/0.5/0/sed") in folders
 
 
+def test_what_epochs_make_unequal_is_said(whole, scenes, tmp_path) -> None:
+    _, out = whole
+    assert "epochs" not in (out / "methods.md").read_text()
+    for more, said in (
+        (["schedule.warmup_epochs=.1"], ["Warm-up is 0.1 epochs of each method's own images"]),
+        (["schedule.warmup_epochs=1000000"], []),
+        (["sed.evaluate_every_epochs=1"], ["Evaluations are 1 epochs of each method's own images"]),
+        (["evaluate_every_epochs=1", "checkpoint.best=last"], []),
+    ):
+        found = unequal(asked(tmp_path, tree(scenes), *more))
+        assert len(found) == len(said) and all(map(str.startswith, found, said))
+
+
+def test_a_warning_of_unequal_runs_is_printed_and_in_the_report(scenes, tmp_path, capsys) -> None:
+    file = write(tmp_path, tree(scenes))
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "sed", "--seeds", "1"]
+    assert main([*command, "--shares", ".5", "--schedule.warmup_epochs=.1"]) == 0
+    assert "warning: Warm-up is 0.1 epochs" in capsys.readouterr().out
+    for name in ("methods.md", "report.html"):
+        assert "Warm-up is 0.1 epochs" in (tmp_path / "out" / name).read_text()
+
+
 def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None:
     file = Path(__file__).parents[2] / "configs/methods/small-boxes.yaml"
     data = [f"data.{split}={boxes(scenes, split)}" for split in ("train", "val")]
@@ -224,6 +246,7 @@ def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None
         file=str(file), out=str(tmp_path / "out"), unlabeled=unlabeled, overrides=data
     ))  # fmt: skip
     assert plan.methods == METHODS and plan.task == "detection"
+    assert unequal(plan) == []
     header = file.read_text().partition("\ntask")[0]
     assert all(x in header for x in ("ssld methods configs/methods/small-boxes.yaml", "Hardware",
                                      "Time", "Expected"))  # fmt: skip
