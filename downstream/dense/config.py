@@ -19,6 +19,7 @@ from ssld.common.settings import (
     Share,
     ShareBelowOne,
     require,
+    require_effect,
 )
 from ssld.data.config import LoaderConfig
 from ssld.engine.config import LoopConfig
@@ -165,6 +166,15 @@ class BalanceConfig(Settings, section="balance"):
     decay: ShareBelowOne = 0.9997
     """Of the moving averages, a step."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_effect(
+            self,
+            ["decay"],
+            self.alpha is not None,
+            "balance.alpha is null, so that no loss is balanced: give it, or leave this out",
+        )
+
 
 @dataclass(frozen=True)
 class ClassificationConfig(Settings, section="classification"):
@@ -179,6 +189,16 @@ class ClassificationConfig(Settings, section="classification"):
     """Labeled images per optimizer step over all processes; null: as many as annotated ones."""
     size: PositiveInt | None = None
     """Side of their views in px; null: of the images that the backbone was trained on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_effect(
+            self,
+            ["weight", "batch_size", "size"],
+            bool(self.train),
+            "classification.train is empty, so that no classes are learned: name labeled sources "
+            "there, or leave this out",
+        )
 
 
 @dataclass(frozen=True)

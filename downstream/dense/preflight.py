@@ -22,6 +22,8 @@ from ssld.data.source import Images
 
 THREADS = 4
 """That decode held-out images."""
+IN_BOTH = "in_train_and_val"
+"""Key of preflight.json, beside the roles of the sources."""
 EXAMPLES = 5
 """Places named of each finding."""
 
@@ -52,6 +54,11 @@ def findings(what: str, places: Sequence[str], count: int | None = None) -> list
 
 class Report(Protocol):
     """What is known of one annotated source before the first step."""
+
+    def facts(self) -> list[str]:
+        """Sentences, maybe of several lines, of all but the single classes; the first says what the
+        source is."""
+        ...
 
     def lines(self) -> list[str]: ...
 
@@ -148,6 +155,15 @@ def _digests(places: Places) -> Iterator[tuple[bytes, str]]:
             continue
 
 
+def flattering(shared: Sequence[str]) -> str:
+    """What is said of image files that are in train and in val."""
+    more = ", ..." if len(shared) > 2 else ""
+    return (
+        f"{len(shared)} images are in train and in val ({', '.join(shared[:2])}{more}): the "
+        "evaluation will flatter"
+    )
+
+
 def write_preflight(
     folder: Path, reports: Mapping[str, Sequence[Report]], shared: Sequence[str] = ()
 ) -> list[str]:
@@ -164,8 +180,11 @@ def write_preflight(
         InputError: they cannot be written.
     """
     content = {
-        **{role: [report.as_dict() for report in group] for role, group in reports.items()},
-        "in_train_and_val": list(shared),
+        **{
+            role: [{**report.as_dict(), "facts": report.facts()} for report in group]
+            for role, group in reports.items()
+        },
+        IN_BOTH: list(shared),
     }
     write_atomically(folder / "preflight.json", json.dumps(content, indent=1) + "\n")
     lines, text = [], ["# Preflight"]
@@ -175,10 +194,7 @@ def write_preflight(
             lines += [f"{role}: {first}", *(f"  {line}" for line in rest)]
             text += ["", f"## {role}", "", "```", first, *rest, "```"]
     if shared:
-        warning = (
-            f"warning: {len(shared)} images are in train and in val ({', '.join(shared[:2])}"
-            f"{', ...' if len(shared) > 2 else ''}): the evaluation will flatter"
-        )
+        warning = f"warning: {flattering(shared)}"
         lines.append(warning)
         text += ["", f"**{warning}**"]
     write_atomically(folder / "preflight.md", "\n".join(text) + "\n")

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from downstream.dense.preflight import IN_BOTH, flattering
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.common.metrics import METRICS, ONE_VIEW
@@ -61,7 +62,6 @@ def write_report(
     """
     out, evaluations = run.folder.path, run.folder.history.evaluations()
     sheets = pictures(out)
-    preflight = out / "preflight.md"
     classes, class_head = by_class
     write_training_report(
         run,
@@ -74,7 +74,7 @@ def write_report(
         figures=figures,
         last_picture=_picture(sheets[0]) if sheets else None,
         earlier=sheets[1:],
-        preflight=preflight.read_text(encoding="utf-8") if preflight.is_file() else "",
+        **_preflight(out / "preflight.json"),
         network=_network(run.facts),
     )
 
@@ -124,6 +124,28 @@ def sheet(path: Path, of: str = "") -> Markup:
     """
     caption = f"{of}step {int(path.stem[5:]):,}: truth on the left, found on the right"
     return page.picture(caption, np.asarray(Image.open(path)))
+
+
+def _preflight(file: Path) -> dict[str, Any]:
+    """What the page says of the sources: of each its role, facts, and a table of its classes."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {IN_BOTH: []}
+    shared = content.pop(IN_BOTH)
+    sources = [
+        (role, report["facts"], *_class_table(report.get("classes", [])))
+        for role, group in content.items()
+        for report in group
+    ]
+    return {"sources": sources, "in_both": flattering(shared) if shared else ""}
+
+
+def _class_table(classes: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
+    """Rows and head."""
+    head = ["class", *(key.replace("_", " ") for key in (classes[0] if classes else {}))]
+    return [[str(i), *map(_cell, one.values())] for i, one in enumerate(classes)], head
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2%}" if isinstance(value, float) else str(value)
 
 
 def _network(facts: dict[str, Any]) -> list[tuple[str, str]]:

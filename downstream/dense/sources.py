@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
@@ -22,6 +22,8 @@ from ssld.data.sampling import ApartSampler, Order, Sampler, permutation
 from ssld.data.source import Images
 
 Opened = TypeVar("Opened", bound=Annotated)
+Processes = Accelerator | PartialState
+"""Of a run, or of a command before any of its runs."""
 LABELED = "labeled.txt"
 """In a run folder: which images are the labeled share."""
 SHOWN = 5
@@ -162,7 +164,7 @@ def labeled_list(train: Sequence[Annotated]) -> str:
 
 
 def refuse_held_out(
-    accelerator: Accelerator, val: Sequence[Readable], others: Sequence[Readable], setting: str
+    accelerator: Processes, val: Sequence[Readable], others: Sequence[Readable], setting: str
 ) -> None:
     """
     Args:

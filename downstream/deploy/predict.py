@@ -2,11 +2,14 @@
 
 DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes (PNG if huge)
 DIR/masks/NAME.png      of a segmenter: class numbers as grey values
-DIR/predictions.jsonl   one line an image: boxes (xyxy px; of some detectors with keypoints, x, y px
-                        and score of each, or a mask, COCO's compressed run lengths; coordinates
-                        are continuous: the centre of the first pixel is .5), shares of classes, or
-                        best classes
+DIR/predictions.jsonl   one line an image: its name, the file in DIR/images, and boxes (xyxy px; of
+                        some detectors with keypoints, x, y px and score of each, or a mask, COCO's
+                        compressed run lengths; coordinates are continuous: the centre of the first
+                        pixel is .5), shares of classes, or best classes
 DIR/unreadable.jsonl    images that could not be read
+
+NAME is the image's, folders included, without its ending: x/a.png is drawn as x/a.jpg. Where
+another image has that name already, it keeps its ending: x/a.png.jpg.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,7 @@ from ssld.common.errors import InputError, one_line
 from ssld.common.files import read_object
 from ssld.common.streams import is_terminal
 from ssld.data.decode import Unreadable, decode
+from ssld.data.folder import EXTENSIONS
 from ssld.data.sources import Source, open_source
 from ssld.data.transforms import eval_view
 from ssld.models.opening import open_network
@@ -114,20 +119,23 @@ class _Writer:
         name = self.source.sample_id(i)
         file = self._file(name)
         kind = "jpg" if max(prediction.drawn.shape[:2]) <= JPEG_SIDE else "png"
-        self._save(Image.fromarray(prediction.drawn), self.out / "images" / f"{file}.{kind}")
+        drawn = f"{file}.{kind}"
+        self._save(Image.fromarray(prediction.drawn), self.out / "images" / drawn)
         if prediction.mask is not None:
             self._save(Image.fromarray(prediction.mask), self.out / "masks" / f"{file}.png")
-        where = {} if file == name else {"file": file}
-        self._append("predictions", {"image": name, **where, **prediction.line})
+        self._append("predictions", {"image": name, "file": drawn, **prediction.line})
         self.drawn += 1
 
     def _file(self, name: str) -> str:
-        """A relative path for a sample id, which may be anything: absolute, too long, `../x`."""
+        """A relative path, without ending, that no other image has, for a sample id, which may be
+        anything: absolute, too long, `../x`."""
         parts = [part for part in name.replace("\0", "").split("/") if part not in ("", ".", "..")]
-        parts = [os.fsdecode(os.fsencode(part)[-NAME_BYTES:]) for part in parts] or ["image"]
-        file, number = "/".join(parts), 2
-        while file in self.names:
-            file, number = f"{'/'.join(parts)}~{number}", number + 1
+        *folders, last = parts or ["image"]
+        stem, ending = os.path.splitext(last)
+        usual = [stem] if ending.lower() in EXTENSIONS else []
+        names = chain(usual, [last], (f"{last}~{number}" for number in count(2)))
+        files = ("/".join(map(_short, [*folders, own])) for own in names)
+        file = next(file for file in files if file not in self.names)
         self.names.add(file)
         return file
 
@@ -172,6 +180,10 @@ class _Writer:
     def finish(self) -> None:
         unreadable = f", {self.bad} could not be read" if self.bad else ""
         print(f"{self.drawn} images drawn in {self.out / 'images'}{unreadable}")
+
+
+def _short(part: str) -> str:
+    return os.fsdecode(os.fsencode(part)[-NAME_BYTES:])
 
 
 def _open(config: PredictConfig, device: torch.device) -> Predictor:

@@ -24,6 +24,7 @@ from ssld.common.settings import (
     Settings,
     one_of,
     require,
+    require_effect,
 )
 from ssld.engine.config import CheckpointConfig
 from ssld.engine.run_folder import check_out
@@ -86,6 +87,12 @@ class BoxAugmentConfig(PolicyConfig):
             self.resize != "longer" or self.longest in (None, BoxAugmentConfig.longest),
             f"augment.longest is {self.longest}, but augment.resize is longer: `sizes` says how "
             "long the longer side is; leave augment.longest out",
+        )
+        require_effect(
+            self,
+            ["mixup_epochs"],
+            self.mixup > 0,
+            "augment.mixup is 0, which is off: give its alpha, or leave this out",
         )
         low, high = self.scale
         require(low <= high, f"augment.scale is {self.scale}: give smallest <= largest")

@@ -12,7 +12,7 @@ from downstream.ab.records import MEASURES, Result, read_result
 from downstream.ab.statistics import Difference, compare
 from downstream.dense.generated import MANIFEST
 from downstream.methods.config import ORACLE, SUPERVISED
-from downstream.methods.plan import RECIPES, Plan, Trial
+from downstream.methods.plan import RECIPES, Plan, Trial, unequal
 from ssld.common.errors import InputError
 from ssld.common.files import read_object
 from ssld.common.metrics import METRICS
@@ -59,6 +59,8 @@ class Analysis:
     """Held-out ones."""
     rows: list[Row]
     out: Path
+    unequal: list[str]
+    """Sentences about what is not the same for all methods."""
 
     @property
     def label(self) -> str:
@@ -90,7 +92,7 @@ def analyse(plan: Plan) -> Analysis:
         rows.append(Row(method, share, of_method, differences, cost))
     first = next(iter(results[order[0]].values()))
     key = first.key or MEASURES[plan.task].keys[-1]
-    return Analysis(plan.task, plan.file, key, images, rows, plan.out)
+    return Analysis(plan.task, plan.file, key, images, rows, plan.out, unequal(plan))
 
 
 def _network(plan: Plan, trial: Trial) -> Path:

@@ -13,9 +13,12 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from accelerate import PartialState
+
 from downstream.methods.analysis import analyse, as_json
-from downstream.methods.plan import RECIPES, Plan, Trial
+from downstream.methods.plan import RECIPES, Plan, Trial, unequal
 from downstream.methods.report import markdown, write_report
+from downstream.sed.command import check_unlabeled as check_unlabeled_of_sed
 from downstream.selftrain.command import check_unlabeled, selftrain
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
@@ -34,12 +37,13 @@ def methods(plan: Plan) -> None:
             the same folder.
         Interrupted: see `ssld.engine.loop.train`; the same command goes on.
     """
-    main = open_processes().is_main_process
+    processes = open_processes()
+    main = processes.is_main_process
     with one_command(plan.out, main):
         trials = list(plan.trials())
-        labeling = next((x for x in trials if x.method in RECIPES), None)
-        if labeling:  # before hours of the supervised run
-            check_unlabeled(plan.recipe(labeling, trained=False), main)
+        if main:
+            print("".join(f"warning: {x}\n" for x in unequal(plan)), end="", flush=True)
+        _check_unlabeled(plan, trials, processes)
         for number, trial in enumerate(trials):
             if main:
                 print(f"\n{number + 1} of {len(trials)}: {trial.name}", flush=True)
@@ -49,6 +53,16 @@ def methods(plan: Plan) -> None:
                 _run(plan, trial, main)
         if main:
             _finish(plan)
+
+
+def _check_unlabeled(plan: Plan, trials: list[Trial], processes: PartialState) -> None:
+    """Before hours of the supervised run."""
+    labeling = next((x for x in trials if x.method in RECIPES), None)
+    if labeling:
+        check_unlabeled(plan.recipe(labeling, trained=False), processes.is_main_process)
+    of_sed = [x for x in trials if x.method == "sed"]
+    if of_sed:  # of the largest share, which leaves the fewest images unlabeled
+        check_unlabeled_of_sed(processes, plan.run(max(of_sed, key=lambda x: x.share)))
 
 
 def _run(plan: Plan, trial: Trial, main: bool) -> None:

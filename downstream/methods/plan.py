@@ -22,7 +22,7 @@ from ssld.cli.parse import parse_section
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.paths import check_inputs
 from ssld.common.settings import flat
-from ssld.common.settings_file import parsed, read_settings, shortened
+from ssld.common.settings_file import merged, parsed, read_settings, shortened
 
 KEYS = ("out", "task", "unlabeled", SUPERVISED, *LEARNED)
 SECTIONS = (SUPERVISED, *LEARNED)
@@ -52,6 +52,10 @@ RECIPES = {
     },
 }
 """Of the methods that are recipes of `ssld selftrain`: what differs from its defaults."""
+
+
+MANY_EPOCHS = 1_000_000
+"""More than any run has."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ class Plan:
         """
         tree = self._own(trial)
         if trial.method == "sed":
-            tree = _merged(tree, self.tree.get("sed") or {})
-            tree = _merged(tree, {"data.unlabeled": self.unlabeled})
+            tree = _with(tree, self.tree.get("sed") or {})
+            tree = _with(tree, {"data.unlabeled": self.unlabeled})
         return self._parse(self.command(trial), tree, trial)
 
     def recipe(self, trial: Trial, *, trained: bool) -> Selftrain:
@@ -127,12 +131,12 @@ class Plan:
         given = self.tree.get(trial.method) or {}
         supervised = self.run(replace(trial, method=SUPERVISED))
         views = _views(trial.method, self.task, supervised.test.scales)
-        labels = _merged(RECIPES[trial.method]["labels"], views)
-        labels = _merged(labels, given.get("labels") or {})
+        labels = _with(RECIPES[trial.method]["labels"], views)
+        labels = _with(labels, given.get("labels") or {})
         student = RECIPES[trial.method].get("student", {})
         if trial.method == "rethinking":
-            student = _merged(student, _two_minibatches(supervised))
-        student = _merged(student, given.get("student") or {})
+            student = _with(student, _two_minibatches(supervised))
+        student = _with(student, given.get("student") or {})
         teacher = replace(trial, method=SUPERVISED).folder(self.out)
         tree = {
             "task": self.task,
@@ -150,7 +154,7 @@ class Plan:
     def _own(self, trial: Trial) -> dict[str, Any]:
         """Settings of the task, nested."""
         own = {"seed": trial.seed, "data.labeled_share": trial.share}
-        return _merged(self.tree[SUPERVISED], own)
+        return _with(self.tree[SUPERVISED], own)
 
     def _parse(self, command: str, tree: dict[str, Any], trial: Trial) -> Any:
         where = f"{self.file}, {trial.method}"
@@ -183,17 +187,19 @@ def _two_minibatches(supervised: DownstreamConfig) -> dict[str, Any]:
     }
 
 
-def _merged(tree: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Settings, nested, with others in their places; both may have dots in their names."""
+def _with(tree: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Settings, nested, with others on top; both may have dots in their names."""
+    return merged(_nested(tree), _nested(more))
+
+
+def _nested(tree: dict[str, Any]) -> dict[str, Any]:
+    """`a.b: 1` is `a: {b: 1}`."""
     result: dict[str, Any] = {}
-    for one in (tree, more):
-        for key, value in one.items():
-            first, dot, rest = key.partition(".")
-            value = {rest: value} if dot else value
-            if isinstance(value, dict):
-                there = result.get(first)
-                value = _merged(there if isinstance(there, dict) else {}, value)
-            result[first] = value
+    for key, value in tree.items():
+        first, dot, rest = key.partition(".")
+        inner = {rest: value} if dot else value
+        inner = _nested(inner) if isinstance(inner, dict) else inner
+        result = merged(result, {first: inner})
     return result
 
 
@@ -244,7 +250,7 @@ def _read(config: MethodsConfig) -> dict[str, Any]:
         name, _, text = override.partition("=")
         first = name.partition(".")[0]
         full = name if first in SECTIONS else f"{SUPERVISED}.{name}"
-        tree = _merged(tree, {full: parsed(text)})
+        tree = _with(tree, {full: parsed(text)})
     for section in SECTIONS:
         value = tree.get(section) or {}
         if not isinstance(value, dict):
@@ -272,9 +278,41 @@ def _refuse_decided(file: str, section: str, tree: dict[str, Any]) -> None:
         parts = {f"{section}.{key}": value for key, value in tree.items()}
     decided = DECIDED if section == SUPERVISED else (*DECIDED, *SHARED)
     for place, settings in parts.items():
-        given = [key for key in flat(_merged({}, settings)) if key in decided]
+        given = [key for key in flat(_with({}, settings)) if key in decided]
         if given:
             raise InputError(f"{file}, {place}: {given[0]} is decided for all runs; leave it out")
+
+
+def _settings(plan: Plan) -> Iterator[tuple[Trial, Any]]:
+    """Those of each method that is to be judged; other seeds differ in the seed alone."""
+    for trial in plan.trials():
+        if trial.seed == 0 and trial.method in RECIPES:
+            yield trial, plan.recipe(trial, trained=False).configs["student"]
+        elif trial.seed == 0:
+            yield trial, plan.run(trial)
+
+
+def unequal(plan: Plan) -> list[str]:
+    """Sentences about what may be unequal though its setting is the same: epochs are of each
+    method's own images, and of how many is not known before."""
+    said: dict[str, str] = {}
+    for _, config in _settings(plan):
+        longest = config.steps * config.batch_size  # epochs of the run, with one image
+        warmup, every = config.schedule.warmup_epochs, config.evaluate_every_epochs
+        if 0 < warmup < longest / 10:
+            said.setdefault(
+                "warmup",
+                f"Warm-up is {warmup:g} epochs of each method's own images, at most a tenth of its "
+                "steps, so that its steps are other ones in each method; schedule.warmup_epochs 0 "
+                f"gives none to all, {MANY_EPOCHS} a tenth to all.",
+            )
+        if config.checkpoint.best != "last" and every < longest:
+            said.setdefault(
+                "evaluations",
+                f"Evaluations are {every:g} epochs of each method's own images apart, so that some "
+                "methods choose their best among more of them; checkpoint.best last chooses none.",
+            )
+    return list(said.values())
 
 
 def _check(plan: Plan) -> None:
@@ -284,13 +322,7 @@ def _check(plan: Plan) -> None:
             milestones.
     """
     lengths: dict[str, int | None] = {}
-    for trial in plan.trials():
-        if trial.seed:
-            continue  # the others differ in the seed alone
-        if trial.method in RECIPES:
-            config = plan.recipe(trial, trained=False).configs["student"]
-        else:
-            config = plan.run(trial)
+    for trial, config in _settings(plan):
         lengths[trial.method] = config.steps
         if config.schedule.milestones:
             raise InputError(

@@ -86,7 +86,7 @@ def note(analysis: Analysis) -> str:
         text += "One seed has no interval: what another one would give is unknown. "
     if any(x.chosen for row in analysis.rows for x in row.results.values()):
         text += "Each run counts at its best evaluation, which these very images chose. "
-    return text + COST_NOTE
+    return " ".join([text.strip(), *analysis.unequal, COST_NOTE])
 
 
 def markdown(analysis: Analysis) -> str:

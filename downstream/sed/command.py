@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from accelerate import PartialState
+
 from downstream.dense.start import open_processes
 from downstream.detection.command import model_for, run_of, sources_of
 from downstream.sed.batches import LabeledAndUnlabeled
@@ -39,3 +41,12 @@ def sed(config: SedConfig) -> None:
     )  # fmt: skip
     held_out = held_out_sums(accelerator, sources.val)
     train(run, SedTask(sources, unlabeled, config, held_out), model)
+
+
+def check_unlabeled(processes: PartialState, config: SedConfig) -> None:
+    """Refuse unlabeled images that `sed` would refuse, before what is trained ahead of it.
+
+    Raises:
+        InputError: see `open_unlabeled`.
+    """
+    open_unlabeled(processes, list(config.data.unlabeled), sources_of(config))

@@ -19,6 +19,7 @@ from ssld.common.settings import (
     Settings,
     ShareBelowOne,
     require,
+    require_effect,
 )
 from ssld.engine.config import EmaConfig
 
@@ -60,6 +61,23 @@ class ConsistencyConfig(Settings, section="consistency"):
     match_iou: NonNegativeFloat = 1.0
     """Of DETR: weight of the GIoU loss beside the Jensen-Shannon divergence where the predictions
     of two views are matched (section 4.3). The paper does not say it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_effect(
+            self,
+            ["bins"],
+            self.reweight,
+            "consistency.reweight is false, so that there is no histogram: set it to true, or "
+            "leave this out",
+        )
+        require_effect(
+            self,
+            ["hard_threshold"],
+            not self.soft,
+            "consistency.soft is true, so that no label is hard: set it to false, or leave this "
+            "out",
+        )
 
     @property
     def work(self) -> float:

@@ -94,7 +94,7 @@ class SedTask(DetectionTask):
         labeled = len(batch.images)
         rows = _kept(batch.weight[:labeled])
         others = _kept(batch.weight[labeled:])
-        pad = pad_to_largest if self.augment.resize == "shorter" else (lambda x: x)
+        pad = pad_to_largest if self.augment.resize != "square" else (lambda x: x)
         unlabeled = Unlabeled(
             pad(batch.weak)[others],
             pad(batch.strong)[others],

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from downstream.dense.preflight import THREADS, Finding, Readable, findings, in_both, same_bytes
-from downstream.dense.sources import Sources, refuse_held_out
+from downstream.dense.sources import Processes, Sources, refuse_held_out
 from downstream.detection.data.boxes import BoxSource
 from downstream.sed.views import pixels_sum
 from ssld.common.errors import InputError
@@ -29,15 +29,17 @@ class UnlabeledReport:
     images: int
     noticed: list[Finding]
 
-    def lines(self) -> list[str]:
+    def facts(self) -> list[str]:
         return [f"{self.path}: {self.images:,} images", *(x.line() for x in self.noticed)]
+
+    lines = facts
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def open_unlabeled(
-    accelerator: Accelerator, paths: list[str], sources: Sources[BoxSource]
+    accelerator: Processes, paths: list[str], sources: Sources[BoxSource]
 ) -> tuple[list[Source], list[UnlabeledReport]]:
     """The images of `paths` that are not labeled, by place or to the byte (with a labeled share
     these are the drawn ones: the paper's unlabeled set is the rest, section 4).
@@ -68,7 +70,7 @@ def open_unlabeled(
 
 
 def _labeled(
-    accelerator: Accelerator, sources: Sources[BoxSource], opened: list[Source]
+    accelerator: Processes, sources: Sources[BoxSource], opened: list[Source]
 ) -> list[list[int]]:
     """Of each source the images that are labeled, too; the main process alone reads them."""
     shared: list[Any] = [None]

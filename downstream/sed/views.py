@@ -74,7 +74,7 @@ class UnlabeledView:
     def __call__(
         self, source: Readable, index: int, view: int, batch_number: int
     ) -> tuple[Tensor, Tensor]:
-        """View number `view` of an image: weak and strong, uint8 [h, w, 3] each.
+        """View number `view` of an image: weak and strong, uint8 [h, w, 3] each, all of it picture.
 
         Raises:
             Unreadable, OSError: the image cannot be read, or is a held-out one.

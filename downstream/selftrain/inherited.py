@@ -12,6 +12,17 @@ from ssld.common.settings import flat, under
 
 INSTEAD = (("epochs", "steps"), ("schedule.milestones", "schedule.milestone_shares"))
 """Settings of which one takes the other's place."""
+OFF = {
+    "balance.alpha": ("balance",),
+    "classification.train": ("classification",),
+    "augment.mixup": ("augment.mixup_epochs",),
+    "augment.policy": ("augment.randaugment_ops", "augment.randaugment_magnitude"),
+    "ema.schedule": ("ema.end_decay",),
+}
+"""Settings by which a stage leaves something out, and what then has no effect and is not taken
+over."""
+NOTHING = (None, [], 0, "none", "constant", "null", "[]", "0")
+"""How they do so, in a file or as a word."""
 DECIDED = ("out", "resume", "overwrite", "allow_changes")
 """What no stage says itself."""
 
@@ -26,6 +37,13 @@ def without_others(tree: dict[str, Any], given: Sequence[str]) -> dict[str, Any]
     others = {pair[1 - i] for pair in INSTEAD for i in (0, 1) if pair[i] in given}
     dropped = [key for key in flat(tree) if key in others and key not in given]
     return pruned(tree, dropped) if dropped else tree
+
+
+def without_effect(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings, nested, without those that have no effect where the values that are `given`, by
+    full name, leave something out."""
+    off = [names for key, names in OFF.items() if key in given and given[key] in NOTHING]
+    return pruned(tree, [name for names in off for name in names])
 
 
 def pruned(tree: dict[str, Any], dropped: Sequence[str], prefix: str = "") -> dict[str, Any]:

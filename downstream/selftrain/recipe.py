@@ -15,7 +15,13 @@ from downstream.detection import config as detection
 from downstream.pseudo_label.config import PseudoLabelConfig
 from downstream.segmentation import config as segmentation
 from downstream.selftrain.config import SelftrainConfig
-from downstream.selftrain.inherited import DECIDED, inherited, pruned, without_others
+from downstream.selftrain.inherited import (
+    DECIDED,
+    inherited,
+    pruned,
+    without_effect,
+    without_others,
+)
 from ssld.cli.commands import stage_of
 from ssld.cli.parse import parse_section
 from ssld.common.errors import InputError, did_you_mean
@@ -361,7 +367,7 @@ class _Reading:
             config_class,
             words,
             settings=(f"{self.file}, {stage}", without_others(section, given)),
-            defaults=lambda given: without_others(before, list(given)),
+            defaults=lambda given: without_effect(without_others(before, list(given)), given),
         )
 
 

@@ -119,6 +119,18 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_effect(settings: Settings, names: Sequence[str], holds: bool, why: str) -> None:
+    """Refuse settings that are not their defaults unless what gives them an effect holds.
+
+    Args:
+        why: they have none, and what to give instead.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        usual = value == getattr(type(settings), name)
+        require(usual or holds, f"{settings.section}{name} is {value}, but {why}")
+
+
 def require_path(checkpoint: str | None, setting: str, name: str) -> None:
     """Refuse an id where weights on disk belong, before anything is imported for it."""
     require(

@@ -168,7 +168,7 @@ def read_settings(file: Path) -> dict[str, Any]:
             f"{file}, {BASE}: {file.parent / base} has a {BASE} itself: name a file without one, "
             "or write the settings out"
         )
-    return _merged(inherited, settings)
+    return merged(inherited, settings)
 
 
 def written_out(file: Path) -> str:
@@ -179,19 +179,19 @@ def written_out(file: Path) -> str:
     return yaml.safe_dump(read_settings(file), sort_keys=False, allow_unicode=True)
 
 
-def _merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` on top of `base`: mappings are merged, anything else is replaced; null in the
     place of a mapping leaves it out."""
-    merged = dict(base)
+    result = dict(base)
     for name, value in settings.items():
-        inherited = merged.get(name)
+        inherited = result.get(name)
         if isinstance(inherited, dict) and value is None:
-            del merged[name]
+            del result[name]
         elif isinstance(inherited, dict) and isinstance(value, dict):
-            merged[name] = _merged(inherited, value)
+            result[name] = merged(inherited, value)
         else:
-            merged[name] = value
-    return merged
+            result[name] = value
+    return result
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ssld.common.settings import (
     Settings,
     ShareBelowOne,
     require,
+    require_effect,
 )
 from ssld.data.config import LoaderConfig
 
@@ -87,6 +88,16 @@ class EmaConfig(Settings, section="ema"):
     milestones, else cosine."""
     end_decay: ShareBelowOne = 0.9
     """What it becomes; with `schedule: constant` it stays."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_effect(
+            self,
+            ["end_decay"],
+            self.schedule != "constant",
+            "ema.schedule is constant, so that ema.decay stays: give step, cosine or auto, or "
+            "leave this out",
+        )
 
 
 @dataclass(frozen=True)

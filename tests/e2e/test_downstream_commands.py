@@ -87,7 +87,14 @@ def test_a_run_says_what_it_found(trained, scenes) -> None:
     preflight = json.loads((run / "preflight.json").read_text())
     assert preflight["train"][0]["images"] == 6 and preflight["in_train_and_val"] == []
     report = (run / "report.html").read_text()
-    assert "Held-out images" in report and "By class" in report and "Preflight" in report
+    assert "Held-out images" in report and "By class" in report
+    data = report.partition("<h2>Data</h2>")[2].partition("<h2>Network")[0]
+    for role in ("train", "val"):
+        (source,) = preflight[role]
+        assert f"<h3>{role}</h3>\n<p>{source['facts'][0]}</p>" in data
+        assert all(f"<li>{fact}</li>" in data for fact in source["facts"][1:])
+        for i, one in enumerate(source["classes"]):
+            assert f"<tr><th>{i}</th><td>{one['name']}</td>" in data
     pictures = sorted(path.name for path in (run / "pictures").iterdir())
     assert pictures == [f"step-{line['step']:08d}.jpg" for line in lines]
     with Image.open(run / "pictures" / pictures[-1]) as sheet:
@@ -179,10 +186,10 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
     assert [line["image"] for line in lines] == [f"val{i}.png" for i in range(5)]
     for line in lines:
         with Image.open(tmp_path / "images" / line["image"]) as image:
-            with Image.open(out / "images" / f"{line['image']}.jpg") as drawn:
+            with Image.open(out / "images" / line["file"]) as drawn:
                 assert drawn.size == image.size
             if task == "segmentation":
-                with Image.open(out / "masks" / f"{line['image']}.png") as mask:
+                with Image.open(out / "masks" / line["image"]) as mask:
                     assert mask.size == image.size and np.asarray(mask).max() < 4
                 assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-4)
             else:
@@ -268,7 +275,7 @@ def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> N
 
         source, found = open_masks(f"{scenes}::val"), record(run)
         for i, matrix in enumerate(found["confusion"]):
-            mask = np.asarray(Image.open(tmp_path / f"out/masks/val{i}.png.png"))
+            mask = np.asarray(Image.open(tmp_path / f"out/masks/val{i}.png"))
             assert np.array_equal(np.bincount(mask.ravel(), minlength=4), matrix.sum(0))
             truth = source.mask(i)
             assert matrix.trace() == (truth == mask).sum()

@@ -14,12 +14,13 @@ from scenes import boxes, make_scenes
 from downstream.detection.config import DetectionConfig
 from downstream.methods.analysis import Cost, _cost
 from downstream.methods.config import MethodsConfig, words
-from downstream.methods.plan import Trial, as_asked
+from downstream.methods.plan import Trial, as_asked, unequal
 from downstream.sed.config import SedConfig
 from ssld.cli.parse import parse
 from ssld.cli.run import main
 from ssld.common.errors import InputError
 from ssld.common.settings import plain
+from ssld.engine.config import OptimizerConfig
 
 METHODS = ("supervised", "data_distillation", "rethinking", "sed", "oracle")
 
@@ -124,6 +125,23 @@ def test_an_override_goes_to_all_runs_or_to_its_section(scenes, tmp_path) -> Non
     assert [found[x].data.labeled_share for x in METHODS] == [0.1, 0.1, 0.1, 0.1, 1.0]
 
 
+def test_null_leaves_a_section_out_and_dots_are_levels(scenes, tmp_path) -> None:
+    """As with `base`: what is left out is the default, or the teacher's."""
+    content = tree(scenes)
+    content["supervised"]["optimizer"] = {"weight_decay": 0.5, "momentum": 0.5}
+    content["sed"] |= {"optimizer": None, "detector.args": None, "schedule.warmup_epochs": 3}
+    content["rethinking"]["student"] = {"balance": None}
+    plan = asked(tmp_path, content, "optimizer.momentum=0.6")
+    first = {x.method: x for x in plan.trials() if x.seed == 0}
+    supervised, sed = (plan.run(first[x]) for x in ("supervised", "sed"))
+    assert (supervised.optimizer.weight_decay, supervised.optimizer.momentum) == (0.5, 0.6)
+    assert sed.optimizer == OptimizerConfig() and sed.detector.args == {}
+    assert sed.detector.name == "retinanet"
+    assert (sed.schedule.lr, sed.schedule.warmup_epochs) == (0.05, 3)
+    student = plan.recipe(first["rethinking"], trained=False).configs["student"]
+    assert student.balance.alpha is None and student.optimizer.weight_decay == 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "more", "said"),
     [
@@ -147,11 +165,22 @@ def test_what_does_not_fit_is_refused_before_a_run(scenes, tmp_path, change, mor
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_images_are_refused_before_the_first_run(scenes, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("method", ["rethinking", "sed"])
+def test_held_out_images_are_refused_before_the_first_run(scenes, tmp_path, capsys, method) -> None:
     file = write(tmp_path, tree(scenes, unlabeled=str(scenes / "images/val")))
-    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "rethinking"]
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", method]
     assert main([*command, "--shares", ".5", "--seeds", "1"]) == 2
     assert "held out" in capsys.readouterr().err
+    assert not (tmp_path / "out/0.5/0/supervised").exists()
+
+
+def test_a_share_that_leaves_no_image_unlabeled_is_refused_before_the_first_run(
+    scenes, tmp_path, capsys
+) -> None:
+    file = write(tmp_path, tree(scenes, unlabeled=str(scenes / "images/train")))
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "sed", "--seeds", "1"]
+    assert main([*command, "--shares", ".5", ".99"]) == 2
+    assert "all 6 images are labeled ones" in capsys.readouterr().err
     assert not (tmp_path / "out/0.5/0/supervised").exists()
 
 
@@ -187,6 +216,28 @@ def test_shares_that_are_nearly_the_same_have_folders_of_their_own() -> None:
     assert len(folders) == 2 and Path("out/0.5/0/sed") in folders
 
 
+def test_what_epochs_make_unequal_is_said(whole, scenes, tmp_path) -> None:
+    _, out = whole
+    assert "epochs" not in (out / "methods.md").read_text()
+    for more, said in (
+        (["schedule.warmup_epochs=.1"], ["Warm-up is 0.1 epochs of each method's own images"]),
+        (["schedule.warmup_epochs=1000000"], []),
+        (["sed.evaluate_every_epochs=1"], ["Evaluations are 1 epochs of each method's own images"]),
+        (["evaluate_every_epochs=1", "checkpoint.best=last"], []),
+    ):
+        found = unequal(asked(tmp_path, tree(scenes), *more))
+        assert len(found) == len(said) and all(map(str.startswith, found, said))
+
+
+def test_a_warning_of_unequal_runs_is_printed_and_in_the_report(scenes, tmp_path, capsys) -> None:
+    file = write(tmp_path, tree(scenes))
+    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "sed", "--seeds", "1"]
+    assert main([*command, "--shares", ".5", "--schedule.warmup_epochs=.1"]) == 0
+    assert "warning: Warm-up is 0.1 epochs" in capsys.readouterr().out
+    for name in ("methods.md", "report.html"):
+        assert "Warm-up is 0.1 epochs" in (tmp_path / "out" / name).read_text()
+
+
 def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None:
     file = Path(__file__).parents[2] / "configs/methods/small-boxes.yaml"
     data = [f"data.{split}={boxes(scenes, split)}" for split in ("train", "val")]
@@ -195,6 +246,7 @@ def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None
         file=str(file), out=str(tmp_path / "out"), unlabeled=unlabeled, overrides=data
     ))  # fmt: skip
     assert plan.methods == METHODS and plan.task == "detection"
+    assert unequal(plan) == []
     header = file.read_text().partition("\ntask")[0]
     assert all(x in header for x in ("ssld methods configs/methods/small-boxes.yaml", "Hardware",
                                      "Time", "Expected"))  # fmt: skip

@@ -132,6 +132,8 @@ def test_held_out_images_and_nothing_unlabeled(scenes, tmp_path, capsys) -> None
         f"--classification.train={scenes}": "`ssld sed` has no joint training with classes",
         "--detector.name=ttfnet": "there is no Scale-Equivalent Distillation",
         "--detector.args={anchor_sizes: [8, 16, 32, 64, 100]}": "give sides that double",
+        "--consistency.hard_threshold=.5": "consistency.soft is true, so that no label is hard",
+        "--consistency={bins: 9, reweight: false}": "consistency.bins is 9, but consistency.rew",
         "--schedule.decay=poly": "give milestones with `decay: step`, and with it only",
     }
     for word, said in cases.items():

@@ -280,6 +280,20 @@ def test_what_a_stage_does_not_say_is_as_before(scenes, tmp_path) -> None:
     assert found.labels.test.flip is True and found.labels.val == list(student.data.val)
     assert found.labels.run == str(tmp_path / "run/teacher")
     assert not found.teacher_is_baseline
+
+
+def test_a_stage_that_leaves_something_out_takes_over_nothing_of_it(scenes, tmp_path) -> None:
+    tree = recipe(scenes, baseline={"classification": {"train": []}}, oracle=True)
+    tree["teacher"] |= {
+        "classification": {"train": [str(scenes)], "weight": 0.2, "size": 32},
+        "augment": {**tree["teacher"]["augment"], "policy": "randaugment", "randaugment_ops": 3},
+    }  # fmt: skip
+    configs = asked(tmp_path, tree, "student.augment.policy=none").configs
+    assert [x.classification.weight for x in configs.values()] == [0.2, 0.5, 0.2, 0.2]
+    assert [x.augment.randaugment_ops for x in configs.values()] == [3, 2, 2, 2]
+
+
+def test_a_baseline_with_the_teacher_s_settings_is_the_teacher(scenes, tmp_path) -> None:
     tree = recipe(scenes, baseline=True)
     repeated = asked(tmp_path, tree, "teacher.steps=9", "student.steps=9")
     assert repeated.teacher_is_baseline and list(repeated.configs) == ["teacher", "student"]

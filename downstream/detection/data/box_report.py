@@ -55,16 +55,20 @@ class BoxReport:
 
     def lines(self) -> list[str]:
         """For the terminal."""
+        classes = ", ".join(
+            f"{i}: {short_line(entry.name)}, {entry.category_id}, {entry.boxes}"
+            for i, entry in enumerate(self.classes[:SHOWN])
+        )
+        more = f", {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
+        first, *others = self.facts()
+        return [first, f"classes (number: name, id in the file, boxes): {classes}{more}", *others]
+
+    def facts(self) -> list[str]:
+        """See `Report`."""
         lines = [
             f"{self.path} ({self.format}): {self.images} images ({self.without_boxes} negatives, "
             f"without boxes), {self.boxes} boxes ({self.crowd} crowd or difficult, untrained), "
-            f"{len(self.classes)} classes",
-            "classes (number: name, id in the file, boxes): "
-            + ", ".join(
-                f"{i}: {short_line(entry.name)}, {entry.category_id}, {entry.boxes}"
-                for i, entry in enumerate(self.classes[:SHOWN])
-            )
-            + (f", {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""),
+            f"{len(self.classes)} classes"
         ]
         empty = [short_line(entry.name) for entry in self.classes if not entry.boxes]
         if empty:

@@ -176,15 +176,14 @@ def keep(sample: Sample, chosen: Tensor) -> Sample:
     )
 
 
-def on_square(sample: Sample, size: tuple[int, int], side: int, draw: random.Random) -> Sample:
-    """Resized to `size` (height, width), on a square of `side` px: a drawn part of what is larger,
-    and MEAN_COLOUR right of and below what is smaller (tensorflow/tpu models/official/detection/
-    utils/input_utils.py, `resize_and_crop_image`). Boxes of which any part is left stay, as there:
-    of large objects in half of an image the centre is often outside."""
+def in_square(sample: Sample, size: tuple[int, int], side: int, draw: random.Random) -> Sample:
+    """Resized to `size` (height, width), and of what is larger than `side` px a drawn part
+    (tensorflow/tpu models/official/detection/utils/input_utils.py, `resize_and_crop_image`). Boxes
+    of which any part is left stay, as there: of large objects in half of an image the centre is
+    often outside."""
     height, width = (min(side, length) for length in size)
     top, left = draw.randint(0, size[0] - height), draw.randint(0, size[1] - width)
-    cut = within(resize(sample, size), lambda part: tv.crop(part, top, left, height, width))
-    return pad(cut, 0, 0, (side, side))
+    return within(resize(sample, size), lambda part: tv.crop(part, top, left, height, width))
 
 
 def drop_small(sample: Sample, side: float = LEAST_SIDE_PX) -> Sample:

@@ -73,6 +73,9 @@ class TrainBoxView:
             sample = operate(sample, operation, draw)
         pairs = () if source.keypoints is None else source.keypoints.flip_pairs
         sample = self.flipped_and_resized(sample, draw, batch_number, pairs)
+        if augment.resize == "longer":  # MEAN_COLOUR right of and below what is smaller, as there
+            side = self.batch_size_px(batch_number)
+            sample = geometry.pad(sample, 0, 0, (side, side))
         return _finish(geometry.drop_small(sample), source.image_size(index))
 
     def flipped_and_resized(
@@ -82,7 +85,7 @@ class TrainBoxView:
         batch_number: int,
         pairs: Sequence[tuple[int, int]] = (),
     ) -> geometry.Sample:
-        """The last two steps.
+        """The last two steps; with `resize: longer` not filled up to a square.
 
         Args:
             pairs: of keypoints that change places in a mirror.
@@ -102,7 +105,7 @@ class TrainBoxView:
         if augment.resize == "square":
             return geometry.resize(sample, view_size(sample.size, side, augment))
         size = view_size(sample.size, side, augment, draw.uniform(*augment.scale))
-        return geometry.on_square(sample, size, side, draw)
+        return geometry.in_square(sample, size, side, draw)
 
     def batch_size_px(self, batch_number: int) -> int:
         """The side of a batch's views, which are squares but with `resize: shorter`."""

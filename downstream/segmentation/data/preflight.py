@@ -136,16 +136,23 @@ class MaskReport:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        total = self.labelled_pixels + self.ignored_pixels
-        head = f"{self.path} ({self.layout}): {self.images} images with a mask, {self._sizes()}"
         rows = [
             [str(i), short_line(c.name), str(c.id), f"{100 * share:.2f}", str(c.images)]
             for i, (c, share) in enumerate(zip(self.classes, self.shares(), strict=True))
         ]
         table = text_table(["class", "name", "id", "% of labelled pixels", "images"], rows)
+        first, *others = self.facts()
+        return [first, *table.splitlines(), *(x for fact in others for x in fact.splitlines())]
+
+    def facts(self) -> list[str]:
+        """See `downstream.dense.preflight.Report`."""
+        total = self.labelled_pixels + self.ignored_pixels
         ids = ", ".join(map(str, self.ignored_ids)) or "none"
         share = 100 * self.ignored_pixels / max(total, 1)
-        lines = [head, *table.splitlines(), f"ignored: {share:.2f} % of all pixels (ids {ids})"]
+        lines = [
+            f"{self.path} ({self.layout}): {self.images} images with a mask, {self._sizes()}",
+            f"ignored: {share:.2f} % of all pixels (ids {ids})",
+        ]
         absent = [short_line(c.name) for c in self.classes if not c.pixels]
         if absent:
             lines.append(f"warning: no pixel of {', '.join(absent)}")
@@ -154,7 +161,7 @@ class MaskReport:
                 f"{self.turned} images are turned upright by their EXIF orientation; their masks "
                 "are taken to be upright already"
             )
-        lines += [line for name, x in self._findings() for line in _shown(name, x)]
+        lines += [_shown(name, x) for name, x in self._findings() if x.count]
         lines += [f"sha256 of {name}: {digest}" for name, digest in self.hashes.items()]
         return lines
 
@@ -177,11 +184,10 @@ def _masks(count: int) -> str:
     return f"{count} mask{'s' * (count > 1)}"
 
 
-def _shown(name: str, finding: Misfit, shown: int = 3) -> list[str]:
-    if not finding.count:
-        return []
+def _shown(name: str, finding: Misfit, shown: int = 3) -> str:
     more = [f"  and {finding.count - shown} more"] * (finding.count > shown)
-    return [f"{finding.count} {name}:", *(f"  {x}" for x in finding.places[:shown]), *more]
+    places = [f"  {x}" for x in finding.places[:shown]]
+    return "\n".join([f"{finding.count} {name}:", *places, *more])
 
 
 @dataclass

@@ -257,6 +257,12 @@ def test_batches_that_cannot_be_shared_are_refused(scenes, labeled, tmp_path, ca
         ("--balance.alpha=1", "balance.alpha is 1.0, but data.generated is empty"),
         ("--balance.alpha=0", "balance.alpha is 0.0: give a number above 0"),
         ("--classification.weight=0", "classification.weight is 0.0: give a number above 0"),
+        ("--classification.weight=.2", "classification.weight is 0.2, but classification.train is"),
+        ("--classification.size=64", "classification.size is 64, but classification.train is emp"),
+        ("--classification.batch_size=4", "classification.batch_size is 4, but classification.tr"),
+        ("--balance.decay=.9", "balance.decay is 0.9, but balance.alpha is null"),
+        ("--augment.mixup_epochs=9", "augment.mixup_epochs is 9, but augment.mixup is 0"),
+        ("--ema.end_decay=.5", "ema.end_decay is 0.5, but ema.schedule is constant"),
     ):
         assert main([*words, more]) == 2
         assert said in capsys.readouterr().err

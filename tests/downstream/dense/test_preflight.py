@@ -7,9 +7,11 @@ import json
 
 import annotated
 import pytest
+from scenes import boxes, make_scenes
 
 from downstream.dense.preflight import in_both, write_preflight
 from downstream.detection.data.boxes import open_boxes
+from ssld.cli.run import main
 from ssld.common.errors import InputError
 
 BOXES = [
@@ -66,3 +68,21 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     source = open_boxes(str(annotated.coco(tmp_path, BOXES)))
     with pytest.raises(InputError):
         write_preflight(tmp_path / "none", {"train": [source.report]})
+
+
+def test_the_page_has_it_as_tables_and_escapes_foreign_names(tmp_path):
+    root = make_scenes(tmp_path / "scenes", train=2, val=1)
+    content = json.loads((root / "train.json").read_text())
+    content["categories"][0]["name"] = "<i>red"
+    (root / "train.json").write_text(json.dumps(content))
+    words = [f"--data.{split}={boxes(root, 'train')}" for split in ("train", "val")]
+    words += ["--steps=1", "--batch_size=2", "--log_every_steps=1", "--trackers=[]"]
+    words += ["--data.workers=0", "--backbone=test_resnet", "--backbone.pretrained=false"]
+    words += ["--detector.name=ttfnet", "--augment.sizes=[64]", "--augment.test_size=64"]
+    assert main(["detection", *words, f"--out={tmp_path / 'run'}"]) == 0
+    page = (tmp_path / "run/report.html").read_text()
+    data = page.partition("<h2>Data</h2>")[2].partition("<h2>Network")[0]
+    assert data.count("<td>&lt;i&gt;red</td>") == 2 and "<i>" not in data
+    assert "<th>class</th><th>name</th><th>category id</th><th>boxes</th>" in data
+    assert "Warning: 2 images are in train and in val" in data
+    assert "```" not in page and "# Preflight" not in page

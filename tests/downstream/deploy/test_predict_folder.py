@@ -43,8 +43,8 @@ def written(out: Path) -> tuple[list[str], list[str]]:
     """Images with a line, and images with a picture."""
     file = out / "predictions.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
-    pictures = sorted(path.name.removesuffix(".jpg") for path in (out / "images").iterdir())
-    return [json.loads(line)["image"] for line in lines], pictures
+    pictures = sorted(path.name for path in (out / "images").iterdir())
+    return [json.loads(line)["file"] for line in lines], pictures
 
 
 class Killed(BaseException):
@@ -66,7 +66,7 @@ def test_what_was_drawn_has_a_line(student, images, tmp_path, monkeypatch, error
     else:
         with pytest.raises(type(error)):
             run(student, images, tmp_path / "out")
-    assert written(tmp_path / "out") == (["0.png", "1.png"],) * 2
+    assert written(tmp_path / "out") == (["0.jpg", "1.jpg"],) * 2
 
 
 @pytest.mark.parametrize("what", ["write_bytes", "open"])
@@ -86,7 +86,7 @@ def test_a_full_disk_is_one_sentence(student, images, tmp_path, monkeypatch, cap
     said = capsys.readouterr().err
     assert "No space left on device) after" in said and "another --out" in said
     lines, _ = written(tmp_path / "out")
-    assert lines and all((tmp_path / f"out/images/{name}.jpg").is_file() for name in lines)
+    assert lines and all((tmp_path / f"out/images/{file}").is_file() for file in lines)
 
 
 def test_folders_that_cannot_be_used(student, images, tmp_path, capsys):
@@ -126,19 +126,40 @@ def test_no_sample_id_leads_out_of_the_folder(student, images, tmp_path):
     assert set(tmp_path.iterdir()) == {*before, out}
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == names
-    files = [line.get("file", line["image"]) for line in lines]
+    files = [line["file"] for line in lines]
     assert len(set(files)) == len(names)
-    assert all((out / f"images/{file}.jpg").is_file() for file in files)
-    assert "file" not in lines[2] and "file" not in lines[-1]  # plain names stay as they are
+    assert all((out / "images" / file).is_file() for file in files)
+    assert (files[2], files[-1]) == ("a/a/a.jpg", "a\\b: *?.jpg")  # plain names stay as they are
+
+
+def test_pictures_have_the_names_of_their_images(student, images, tmp_path):
+    """Without the old ending, as long as no other image has that name."""
+    expected = {
+        "x/a.png": "x/a.jpg",
+        "y/a.png": "y/a.jpg",
+        "y/a.jpg": "y/a.jpg.jpg",
+        "y/a.jpg.png": "y/a.jpg.png.jpg",
+        "B.JPEG": "B.jpg",
+        "v1.5": "v1.5.jpg",
+    }
+    data = [(images / f"{i % 4}.png").read_bytes() for i in range(len(expected))]
+    table = pa.table({"sample_id": list(expected), "bytes": data})
+    pq.write_table(table, tmp_path / "images.parquet")
+    out = tmp_path / "out"
+    assert run(student, tmp_path / "images.parquet", out) == 0
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert {line["image"]: line["file"] for line in lines} == expected
+    drawn = {str(path.relative_to(out / "images")) for path in out.rglob("*.jpg")}
+    assert drawn == set(expected.values())
 
 
 def test_a_picture_that_no_jpeg_can_hold(student, images, tmp_path):
     Image.new("L", (65_501, 1)).save(images / "wide.png")
     out = tmp_path / "out"
     assert run(student, images, out) == 0
-    names = {f"{i}.png.jpg" for i in range(4)} | {"wide.png.png"}
+    names = {f"{i}.jpg" for i in range(4)} | {"wide.png"}
     assert {path.name for path in (out / "images").iterdir()} == names
-    with Image.open(out / "images/wide.png.png") as drawn:
+    with Image.open(out / "images/wide.png") as drawn:
         assert drawn.size == (65_501, 1)
 
 

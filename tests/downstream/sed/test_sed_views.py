@@ -14,6 +14,7 @@ from scenes import boxes, make_scenes
 
 from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data.boxes import open_boxes
+from downstream.detection.data.geometry import MEAN_COLOUR
 from downstream.detection.data.transforms import TrainBoxView
 from downstream.sed.batches import LabeledAndUnlabeled, SedBatches
 from downstream.sed.config import StrongConfig
@@ -139,3 +140,31 @@ def test_a_batch_has_labeled_then_unlabeled_images_and_s_of_its_number(scenes, t
     assert batch.weak.shape[1] >= height and not batch.weak[1, height:].any()
     scales = [make(np.concatenate([rows[:, :3], np.full((3, 1), n)], 1)).scale for n in range(20)]
     assert set(scales) == {1, 2, 3} and scales[5] == batch.scale
+
+
+def test_what_fills_a_square_up_is_no_picture(scenes, source) -> None:
+    """With `resize: longer` a labeled view is a square; of an unlabeled one the losses are told
+    what of it is picture, and nothing is erased beyond."""
+    augment = BoxAugmentConfig(resize="longer", sizes=[64], scale=(0.5, 0.5), test_size=64)
+    views = TrainBoxView(augment, 0), UnlabeledView(augment, StrongConfig(), 0)
+    labeled = open_boxes(boxes(scenes, "train"))
+    make = SedBatches([labeled], [source], *views, scales=1)
+    batch = make(np.array([[0, 0, 0, 0], *([1, i, 0, 0] for i in range(6))]))
+    assert batch.images.shape[1:3] == (64, 64) and batch.sizes.tolist() == [[64, 64]]
+    assert (batch.images[0, 32:] == torch.tensor(MEAN_COLOUR)).all()
+    expected = []
+    for i in range(6):
+        height, width = labeled.image_size(i)
+        scale = 32 / max(height, width)
+        expected.append([int(height * scale + 0.5), int(width * scale + 0.5)])
+    assert batch.unlabeled_sizes.tolist() == expected and len(set(map(tuple, expected))) == 3
+    for view in (batch.weak, batch.strong):
+        for image, (height, width) in zip(view, expected, strict=True):
+            assert not image[height:].any() and not image[:, width:].any()
+            assert image[:height, :width].any()
+
+
+def test_a_part_of_a_larger_image_fills_the_square(source) -> None:
+    augment = BoxAugmentConfig(resize="longer", sizes=[64], scale=(2, 2), test_size=64)
+    weak, strong = UnlabeledView(augment, OFF, 0)(source, 0, 0, 0)
+    assert weak.shape == strong.shape == (64, 64, 3)

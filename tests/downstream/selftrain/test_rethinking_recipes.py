@@ -173,11 +173,11 @@ def test_a_kind_of_recipe_takes_a_step(name: str, scenes: Path, tmp_path: Path) 
     small = ["--augment.crop=[64, 64]"] if masks else [
         "--augment.sizes=[64]", "--augment.test_size=64"]  # fmt: skip
     small += NARROW[student.segmenter.name if masks else student.detector.name]
+    small += ["--classification.batch_size=2", "--classification.size=64"] * ("joint" in name)
     task = "segmentation" if masks else "detection"
     assert main([task, "--config", str(settings), "--backbone=test_resnet", *small,
                  "--backbone.pretrained=false", "--backbone.frozen_stages=0", "--steps=1",
-                 "--backbone.args={}", "--batch_size=4", "--classification.batch_size=2",
-                 "--classification.size=64", "--precision=fp32", "--trackers=[]",
+                 "--backbone.args={}", "--batch_size=4", "--precision=fp32", "--trackers=[]",
                  "--data.workers=0", "--data.labeled_share=1",
                  f"--out={tmp_path / 'run'}"]) == 0  # fmt: skip
     lines = read_lines(tmp_path / "run/metrics.jsonl")
