@@ -33,8 +33,9 @@ class ConsistencyConfig(Settings, section="consistency"):
     """The losses on unlabeled images (section 3, equations 1 to 5). With both weights 0 these are
     not looked at: the baseline of an ablation."""
 
-    scale_weight: NonNegativeFloat = 1.0
-    """lambda_s of scale consistency; 0 is without it. The paper does not say it."""
+    scale_weight: NonNegativeFloat = 0.1
+    """lambda_s of scale consistency; 0 is without it. The paper does not say it; with 1 short runs
+    of ours lost by it, with .1 they gained (docs/self-training.md)."""
     distill_weight: NonNegativeFloat = 1.0
     """lambda_d of self-distillation; 0 is without it. The paper does not say it."""
     scales: Annotated[int, Limits(lambda x: 1 <= x <= 4, "1 to 4")] = 1

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from downstream.detection.heads.torchvision_heads import Raw
+from downstream.sed.config import ConsistencyConfig
 from downstream.sed.consistency import unlabeled_losses
 
 NAMES = pytest.mark.parametrize("name", ARGS)
@@ -93,7 +94,8 @@ def test_losses_are_of_full_precision_under_autocast(name: str) -> None:
 
 
 def asked(bins: int | None, squared: bool) -> dict[str, Any]:
-    return {"reweight": bins is not None, "box_distance": "squared" if squared else "norm"}
+    bins_or_default = {"reweight": bins is not None, "bins": bins or ConsistencyConfig.bins}
+    return {**bins_or_default, "box_distance": "squared" if squared else "norm"}
 
 
 def said(raw: Raw, image: int, level: int, row: int, column: int, anchor: int, width: int) -> Said:

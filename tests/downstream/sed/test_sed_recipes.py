@@ -107,12 +107,12 @@ def test_the_ablation_has_the_rows_of_table_4(scenes) -> None:
     assert len(ablation.trials) == 21
     assert found == {
         "supervised": (0, 0, True, True),
-        "scale": (1, 0, True, False),
-        "scale-reweighted": (1, 0, True, True),
+        "scale": (0.1, 0, True, False),
+        "scale-reweighted": (0.1, 0, True, True),
         "soft": (0, 1, True, False),
         "soft-reweighted": (0, 1, True, True),
-        "scale-and-hard-reweighted": (1, 1, False, True),
-        "all": (1, 1, True, True),
+        "scale-and-hard-reweighted": (0.1, 1, False, True),
+        "all": (0.1, 1, True, True),
     }
     base = dict(read_settings(CONFIGS / "sed/coco-10.yaml"))
     assert read_settings(Path(file))["sed"] == base
