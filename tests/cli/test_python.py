@@ -6,14 +6,22 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pictures
 import pytest
 
 import ssld
 from ssld.common.errors import InputError
 
 TINY = {"batch_size": 8, "trackers": [], "probe": {"every_epochs": 0}, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    with pictures.left_out():
+        yield
 
 
 def test_nothing_is_imported_before_a_call():

@@ -8,6 +8,7 @@ from torch import Tensor
 from downstream.backbone.backbone import Backbone, open_backbone
 from downstream.backbone.config import BackboneConfig
 from downstream.segmentation.heads.nas_fpn import NASFPNHead
+from downstream.segmentation.heads.ocrnet import AUX_WEIGHT, OCRHead
 from downstream.segmentation.heads.segmenter import Segmenter
 
 
@@ -33,6 +34,12 @@ def narrow_nas_fpn(classes: int = 4) -> Segmenter:
     torch.manual_seed(0)
     backbone = open_backbone(random("test_resnet"), strides=(8, 16, 32))
     return Segmenter(backbone, NASFPNHead(backbone.channels, classes, 32, 1), classes)
+
+
+def narrow_ocrnet(backbone: Backbone, classes: int = 4) -> Segmenter:
+    """A quarter of the head's channels."""
+    head = OCRHead(sum(backbone.channels), classes, mid_channels=128, key_channels=64)
+    return Segmenter(backbone, head, classes, aux_weight=AUX_WEIGHT)
 
 
 def shapes(count: int = 4, side: int = 64) -> tuple[Tensor, Tensor]:

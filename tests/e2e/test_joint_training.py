@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+import pictures
 import pytest
 import sabotage
 import torch
@@ -67,7 +69,8 @@ def joint(request, scenes, tmp_path_factory) -> tuple[str, list[str], Path]:
     more = [word for name, words in (("balanced", BALANCED), ("classes", labeled)) if name in more
             for word in words]  # fmt: skip
     more += APART if minibatch == "apart" else []
-    assert main(words(task, scenes, out, *more)) == 0
+    with pictures.drawn() if minibatch == "apart" else nullcontext():
+        assert main(words(task, scenes, out, *more)) == 0
     return task, more, out
 
 

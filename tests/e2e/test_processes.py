@@ -44,6 +44,7 @@ def words(colours: Path, teacher_file: Path, out: Path, student: str) -> list[st
         "data.val": colours / "val",
         "data.workers": 0,
         "evaluate_every_epochs": 100,
+        "probe.every_epochs": 0,
         "schedule.lr": 0.1,
         "trackers": "[]",
     }

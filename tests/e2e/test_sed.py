@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pictures
 import pytest
 import sabotage
 import torch
@@ -44,7 +45,8 @@ def words(scenes: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def run(scenes, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sed") / "run"
-    assert main(words(scenes, out)) == 0
+    with pictures.drawn():
+        assert main(words(scenes, out)) == 0
     return out
 
 

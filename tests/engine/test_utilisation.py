@@ -9,7 +9,6 @@ import pictures
 import pytest
 import short_runs
 import torch
-from matplotlib.figure import Figure
 
 from ssld.__main__ import main
 from ssld.engine import start, timing
@@ -17,7 +16,7 @@ from ssld.engine import start, timing
 
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+    pictures.leave_out(monkeypatch)
 
 
 def trained(colours, teacher_file, out, **changes) -> list[dict]:

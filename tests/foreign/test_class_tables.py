@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
 from ssld.__main__ import main
 from ssld.common.errors import InputError
@@ -94,7 +93,7 @@ def test_teachers_that_count_their_classes_differently_are_not_averaged():
 @pytest.fixture
 def recipe(colours, teacher_file, tmp_path, monkeypatch):
     """Writes a recipe of a few steps whose later stages are given; returns its file."""
-    monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+    pictures.leave_out(monkeypatch)
 
     def write(**stages: Any) -> str:
         first = {"steps": 2, "batch_size": 8, "student.arch": "test_resnet", "augment.size": 32}

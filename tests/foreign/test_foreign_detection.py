@@ -7,10 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import pictures
 import pytest
 from foreign_sets import box, coco
-from matplotlib.figure import Figure
-from pictures import one_pixel
 
 from downstream.detection.command import note_many, note_other_ids, note_small
 from downstream.detection.config import BoxAugmentConfig
@@ -83,7 +82,7 @@ def test_crowd_boxes_are_not_counted(tmp_path):
 
 
 def test_more_boxes_than_queries(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Figure, "savefig", one_pixel)
+    pictures.leave_out(monkeypatch)
     many = [box(0, [i % 15 * 8, i // 15 * 8, 7, 7], id=i) for i in range(150)]
     path = coco(tmp_path / "set", [*many, *[box(1000 + i, [10, 10, 40, 40]) for i in range(6)]])
     small = '{"width": 16, "layers": 1, "heads": 2, "ffn_width": 16}'

@@ -11,7 +11,6 @@ import pytest
 import short_runs
 import timm
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -37,7 +36,7 @@ def words(colours: Path, teacher_file: Path, out: Path, **changes: object) -> li
 
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+    pictures.leave_out(monkeypatch)
 
 
 @pytest.fixture

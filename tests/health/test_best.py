@@ -10,7 +10,6 @@ from typing import Any
 
 import pictures
 import pytest
-from matplotlib.figure import Figure
 
 from ssld.__main__ import main
 from ssld.common.metrics import beyond_chance, rank
@@ -88,7 +87,7 @@ def test_an_early_collapse_is_no_peak_to_fall_from():
 @pytest.fixture
 def distil(colours, teacher_file, tmp_path, monkeypatch):
     """`ssld distill` whose evaluations find what they are told to."""
-    monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+    pictures.leave_out(monkeypatch)
     monkeypatch.setattr("ssld.zoo.release_run.draw_curves", lambda path, *_: path.touch())
     out = tmp_path / "run"
 

@@ -10,7 +10,6 @@ from typing import Any
 import pictures
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
 from ssld.__main__ import main
 from ssld.distill.fixres import chosen, deciding, halves
@@ -121,7 +120,7 @@ def stage(folder: Path, *evaluations: dict[str, Any], verdict: str, **facts: Any
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """The text of a recipe's page whose stages are given as (evaluation, verdict, facts)."""
-    monkeypatch.setattr(Figure, "savefig", pictures.one_pixel)
+    pictures.leave_out(monkeypatch)
 
     def write(fixed: dict[str, Any] | None = None, **stages: tuple[dict[str, Any], str]) -> str:
         for name, (evaluation, verdict) in stages.items():

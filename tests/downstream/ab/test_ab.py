@@ -12,7 +12,6 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
 from downstream.ab import grid as ab_grid
 from downstream.ab.grid import ABConfig
@@ -50,7 +49,6 @@ def settings(colours: Path) -> dict[str, Any]:
 @pytest.fixture
 def file(colours, tmp_path, monkeypatch) -> Path:
     """Settings of a tiny transfer run."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"pixels"))
     monkeypatch.setattr(Classification, "write_report", lambda *_: None)  # half of a run's time
     monkeypatch.setattr(pool.subprocess, "Popen", Here)
     monkeypatch.setattr(pool, "POLL_SECONDS", 0)
@@ -74,28 +72,6 @@ def timeless(found: Any) -> Any:
 
 def test_the_whole_command_killed_and_gone_on_with(file, tmp_path, monkeypatch, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert ab(file, whole) == 0
-    said = capsys.readouterr().out
-    assert "## B less A, points" in said and str(whole / "report.html") in said
-    found = json.loads((whole / "ab.json").read_text())
-    assert len(found["runs"]) == 8 and set(found["differences_b_less_a"]) == {
-        "same",
-        "tuned",
-        "best",
-    }
-    for name in ("same", "tuned"):
-        one = found["differences_b_less_a"][name]
-        scores = {(x["backbone"], x["seed"]): x["score"] for x in found["runs"] if x["lr"] == name}
-        a, b = found["backbones"].values()
-        gaps = [scores[b, seed] - scores[a, seed] for seed in (0, 1)]
-        assert one["by_seed"] == gaps and one["images"] == 24
-        assert one["over_both"]["low"] <= one["over_seeds"]["low"]
-    rows = pq.read_table(whole / "results.parquet").to_pylist()
-    assert [row["stage"] for row in rows] == ["transfer"] * 8
-    assert [row["top1"] for row in rows] == [run["score"] for run in found["runs"]]
-    page = (whole / "report.html").read_text()
-    links = [unquote(x) for x in re.findall(r'href="([^"]+)"', page)]
-    assert len(links) == 8 and all((whole / x).parent.is_dir() for x in links)
     step = Trainer.train_step
 
     def die(trainer: Trainer, *arguments: Any) -> None:
@@ -113,7 +89,30 @@ def test_the_whole_command_killed_and_gone_on_with(file, tmp_path, monkeypatch, 
     assert ab(file, killed) == 0
     said = capsys.readouterr().out
     assert "8 trials, 2 of them done before" in said and "resumed from" in said
-    assert timeless(json.loads((killed / "ab.json").read_text())) == timeless(found)
+    assert "## B less A, points" in said and str(killed / "report.html") in said
+    found = json.loads((killed / "ab.json").read_text())
+    assert len(found["runs"]) == 8 and set(found["differences_b_less_a"]) == {
+        "same",
+        "tuned",
+        "best",
+    }
+    for name in ("same", "tuned"):
+        one = found["differences_b_less_a"][name]
+        scores = {(x["backbone"], x["seed"]): x["score"] for x in found["runs"] if x["lr"] == name}
+        a, b = found["backbones"].values()
+        gaps = [scores[b, seed] - scores[a, seed] for seed in (0, 1)]
+        assert one["by_seed"] == gaps and one["images"] == 24
+        assert one["over_both"]["low"] <= one["over_seeds"]["low"]
+    rows = pq.read_table(killed / "results.parquet").to_pylist()
+    assert [row["stage"] for row in rows] == ["transfer"] * 8
+    assert [row["top1"] for row in rows] == [run["score"] for run in found["runs"]]
+    page = (killed / "report.html").read_text()
+    links = [unquote(x) for x in re.findall(r'href="([^"]+)"', page)]
+    assert len(links) == 8 and all((killed / x).parent.is_dir() for x in links)
+    assert ab(file, whole, seeds=1) == 0
+    undisturbed = json.loads((whole / "ab.json").read_text())["runs"]
+    gone_on_with = [run for run in found["runs"] if run["seed"] == 0]
+    assert len(undisturbed) == 4 and timeless(gone_on_with) == timeless(undisturbed)
     monkeypatch.delattr(pool.subprocess, "Popen")  # nothing is started
     assert ab(file, killed) == 0
     assert ab(file, killed, "--epochs", "1") == 2  # steps are not what they were

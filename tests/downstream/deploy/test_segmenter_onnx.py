@@ -9,22 +9,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from segmenting import dilated, hrnet, narrow_nas_fpn, random
+from segmenting import dilated, narrow_nas_fpn, narrow_ocrnet, random
 from torch import nn
 
 from downstream.backbone.backbone import open_backbone
 from downstream.deploy.export import export_segmenter
 from downstream.segmentation.heads.deeplab import DeepLabV3Plus
 from downstream.segmentation.heads.fcn import FCN
-from downstream.segmentation.heads.ocrnet import OCRNet
 from ssld.common.errors import InputError
 from zoo.export.classifier import TOLERANCE
 
 NETWORKS = {
-    "fcn on several maps": lambda: FCN(open_backbone(random("lcnet_050")), 3),
+    "fcn on several maps": lambda: FCN(open_backbone(random("test_resnet")), 3),
     "fcn on resnet-d": lambda: FCN(dilated(32), 3),
     "deeplabv3plus": lambda: DeepLabV3Plus(dilated(4, 32), 3),
-    "ocrnet": lambda: OCRNet(hrnet(), 3),
+    "ocrnet": lambda: narrow_ocrnet(open_backbone(random("test_resnet")), 3),
     "nas_fpn": lambda: narrow_nas_fpn(3),
 }
 

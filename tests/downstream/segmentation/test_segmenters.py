@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from segmenting import dilated, hrnet, narrow_nas_fpn, random, shapes
+from segmenting import dilated, hrnet, narrow_nas_fpn, narrow_ocrnet, random, shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +29,7 @@ CASES = {  # network, learning rate, steps, side of the pictures in px
     "fcn on hrnet": (lambda: FCN(hrnet(), 4), 3e-3, 60, 64),
     "fcn on resnet-d": (lambda: FCN(dilated(32), 4), 1e-2, 120, 96),
     "deeplabv3plus": (lambda: DeepLabV3Plus(dilated(4, 32), 4), 1e-2, 40, 64),
-    "ocrnet": (lambda: OCRNet(hrnet(), 4), 3e-3, 40, 64),
+    "ocrnet": (lambda: narrow_ocrnet(hrnet()), 5e-3, 80, 64),
     "nas_fpn": (narrow_nas_fpn, 1e-2, 80, 64),
 }
 
@@ -155,7 +155,9 @@ def test_fcn_on_one_map_is_torchvisions():
 
 
 def test_ocrnet_on_hrnet_w18_is_the_published_head():
-    head = OCRNet(W18, 19).head
+    network = OCRNet(W18, 19)
+    head = network.head
+    assert network.aux_weight == 0.4
     assert convolutions(head.regions) == [(270, 270, 1, 1), (19, 270, 1, 1)]
     assert convolutions(head.pixels) == [(512, 270, 3, 1)]
     key = [(256, 512, 1, 1), (256, 256, 1, 1)]

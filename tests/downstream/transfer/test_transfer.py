@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from downstream.transfer.config import TransferConfig
@@ -24,11 +23,6 @@ from ssld.models.opening import open_network
 
 FACTORS = {"conv1": 0.1, "bn1": 0.1, "layer1": 0.1, "layer2": 0.2, "layer3": 0.2, "layer4": 0.3}
 """The preset of PaddleClas (docs/en/tutorials/quick_start_en.md, `lr_mult_list`), by hand."""
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"pixels"))
 
 
 def words(colours: Path, out: Path, **changes: Any) -> list[str]:
@@ -61,9 +55,7 @@ def parsed(colours: Path, out: Path, **changes: Any) -> TransferConfig:
 def first(colours, tmp_path_factory) -> Path:
     """A run from random weights."""
     out = tmp_path_factory.mktemp("transfer") / "first"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"pixels"))
-        transfer(parsed(colours, out, **{"steps": 6, "probe.every_epochs": 1}))
+    transfer(parsed(colours, out, **{"steps": 6, "probe.every_epochs": 1}))
     return out
 
 
