@@ -63,7 +63,7 @@ def plan(config: PlanConfig) -> int:
         problems += _of_classes(data, config.student.num_classes, teacher)
         bench = Bench(
             start_run(data, student, facts, teacher=teacher),
-            distillation(config, teacher),
+            distillation(config, teacher, student),
             student,
         )
         data.accelerator.print("measuring ...")
@@ -116,7 +116,7 @@ def _of_classes(data: Data, num_classes: int | None, teacher: Teacher) -> Iterat
             f"student.num_classes is {num_classes} but the teacher has {teacher.num_classes} "
             "classes: leave student.num_classes out or take another teacher"
         )
-    if not all(config.verify for config in teacher.configs):
+    if not teacher.num_classes or not all(config.verify for config in teacher.configs):
         return
     for setting, sources in (("data.labeled", data.labeled), ("data.val", data.val)):
         problem = misfit(table_of("the teacher", teacher), sources, setting)
@@ -234,6 +234,9 @@ def _check_teachers(
     in_time = round(rate / data.accelerator.num_processes * TEACHER_SECONDS / VARIANTS)
     checks = {}
     for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
+        if not network.num_classes:  # no predictions that other preprocessing could better
+            checks[name] = TeacherCheck(0, 0, {}, {}, [])
+            continue
         batches = eval_batches(
             ViewBatches(sources, eval_view(network), labels),
             batch_size=min(data.config.batch_size, 64),

@@ -76,6 +76,8 @@ def _source(source: dict[str, Any]) -> str:
 def _teacher(teacher: dict[str, Any]) -> str:
     if teacher["fault"]:
         return f"{teacher['architecture']}: {teacher['fault']}"
+    if not teacher["classes"]:
+        return f"{teacher['architecture']}: features, as it has no classifier; not verified"
     if not teacher["labeled"]:
         why = teacher["not_on_labels"] or "no labeled image could be read"
         information = teacher["information"].get(GIVEN, 0.0)
