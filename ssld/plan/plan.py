@@ -83,6 +83,8 @@ def plan(config: PlanConfig) -> int:
         for name, check in checks.items()
     ]
     result["cost"] = _cost(result, config.price_per_hour)
+    if config.features.weight:
+        result["cost"]["stored_labels_gb"] = None  # labels hold predictions, no features
     for name, check in checks.items():
         problems += _of_teacher(name, check, teacher.num_classes)
     problems += _of_measurements(result, config)

@@ -25,6 +25,7 @@ from ssld.distill.config import (
     LossConfig,
 )
 from ssld.distill.distill import Distillation, distillation
+from ssld.distill.divergence import training_divergence
 from ssld.distill.features import feature_loss, open_projection
 from ssld.distill.parent_run import settings_after
 from ssld.distill.task import Classification
@@ -128,8 +129,8 @@ def test_weight_zero_is_the_divergence_alone_to_the_bit():
     assert without.auxiliary == {} and terms.keys() == {"divergence"}
     torch.manual_seed(5)
     assert torch.equal(state, torch.get_rng_state())  # no number was drawn for a projection
-    old = Distillation(teacher, LossConfig()).losses(network(), batch(pixels()))
-    assert torch.equal(terms["divergence"], old["divergence"])
+    old = training_divergence("kl", network()(pixels()), teacher(pixels()))
+    assert torch.equal(terms["divergence"], old)
     assert both.keys() == {"divergence", "features"} and task.auxiliary.keys() == {"projection"}
     assert torch.equal(both["divergence"], terms["divergence"])
     assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))  # type: ignore[arg-type]

@@ -172,5 +172,6 @@ def test_a_plan_measures_it(colours, backbone_file, tmp_path, capsys):
     assert main(["plan", *given]) == 0
     said = capsys.readouterr().out
     assert "test_vit: features, as it has no classifier; not verified" in said
+    assert "online" in said and "stored labels" not in said
     result = json.loads((tmp_path / "plan.json").read_text())
     assert result["rates"]["together"] > 0 and result["problems"] == []
