@@ -1,9 +1,10 @@
 """The feature term: a trained projection of the student's features against the teacher's.
 
 A linear layer takes the student's pooled features to the teacher's, as the regressor of FitNets
-(Romero et al. 2015, arXiv:1412.6550, section 2.2) does for a hidden layer, and as LightlyTrain
-does to learn from DINO's features. *Deviation* from FitNets: the mean of the squares instead of
-half their sum, so that the size of the loss does not grow with the teacher's width.
+(Romero et al. 2015, arXiv:1412.6550, equation 3) does for a hidden layer. *Deviation*: the mean of
+the squares instead of half their sum, so that the size of the loss does not grow with the teacher's
+width. That DINO's features alone teach a backbone well is LightlyTrain's finding, whose losses are
+others.
 """
 
 from __future__ import annotations
