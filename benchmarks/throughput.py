@@ -105,7 +105,7 @@ def our_step(given: argparse.Namespace, folder: Path) -> tuple[Callable[[], None
     data = open_data(config)
     student, teacher, facts = open_networks(data, config)
     run = start_run(data, student, facts, teacher=teacher)
-    trainer = Trainer(run, distillation(config, teacher), student)
+    trainer = Trainer(run, distillation(config, teacher, student), student)
     progress = Progress(run, trainer.clock, 0, trainer.unreadables)
     batches = in_memory(given, run.accelerator.device)
     progress.__enter__()

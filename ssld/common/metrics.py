@@ -39,6 +39,7 @@ METRICS = {
     "agreement1": Metric("agreement@1", chance="agreement_chance", images="images"),
     "agreement5": Metric("agreement@5", images="images"),
     "divergence": Metric("divergence", "lower", NUMBER),
+    "feature_agreement": Metric("feature agreement"),
     "top1": Metric("top-1", chance="top1_chance", images="labeled"),
     "top5": Metric("top-5", images="labeled"),
     "knn": Metric("nearest neighbours"),
@@ -60,15 +61,15 @@ METRICS = {
 ONE_VIEW = "_one_view"
 """At the end of a key: what it is in one view alone, where images are seen in several."""
 _AVERAGE_PRECISION = ("keypoint_ap", "mask_ap", "ap")
-LOGGED = ("top1", "agreement1", "divergence", "knn", "linear")
+LOGGED = ("top1", "agreement1", "divergence", "feature_agreement", "knn", "linear")
 LOGGED += ("keypoint_ap", "keypoint_ap50", "mask_ap", "mask_ap50", "ap", "ap50", "miou")
 """What a run prints after an evaluation."""
-RECORDED = ("top1", "top5", "agreement1", "agreement5", "divergence", "knn", "linear")
-RECORDED += (*_AVERAGE_PRECISION, "miou")
+RECORDED = ("top1", "top5", "agreement1", "agreement5", "divergence", "feature_agreement")
+RECORDED += ("knn", "linear", *_AVERAGE_PRECISION, "miou")
 """What results.csv holds of a trial, in this order."""
 COMPARED = tuple(key for key in RECORDED if key != "top5")
 """What `ssld compare` shows of a run."""
-RESULTS = ("top1", "agreement1", *_AVERAGE_PRECISION, "miou")
+RESULTS = ("top1", "agreement1", "feature_agreement", *_AVERAGE_PRECISION, "miou")
 """The first of these that a run has is its result; what finds keypoints or masks has `ap`, too."""
 CHANCE = {key: metric.chance for key, metric in METRICS.items() if metric.chance}
 

@@ -106,8 +106,9 @@ def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[s
         result[message] = set(COMPARED)
     if len(set(differ.get("teacher_sha256", {}).values())) > 1:
         message = "The teachers differ: each run is measured against its own."
-        result[message] = {"loss", "agreement1", "agreement5", "divergence"}
-    losses = ("loss.name", "loss.temperature", "loss.weight", "label_smoothing", "mixup", "cutmix")
+        result[message] = {"loss", "agreement1", "agreement5", "divergence", "feature_agreement"}
+    losses = ("loss.name", "loss.temperature", "loss.weight", "features.weight", "features.loss")
+    losses += ("label_smoothing", "mixup", "cutmix")
     which = ", ".join(key for key in losses if key in differ)
     if which:
         result[f"The losses differ ({which}): their values do not compare."] = {

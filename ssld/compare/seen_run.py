@@ -47,9 +47,9 @@ class SeenRun:
 
     def counted(self) -> list[dict[str, Any]]:
         """The evaluations without symptoms, or all where there is none."""
-        lines, classes = self.lines, self.settings.get("student.num_classes")
+        lines, classes = self.lines, self.settings.get("student.num_classes") or 0
         evaluations = [line for line in lines if line["kind"] == "eval"]
-        healthy = [x for x in evaluations if not (classes and symptoms(x, classes))]
+        healthy = [x for x in evaluations if not symptoms(x, classes)]
         return healthy or evaluations
 
     def values(self, kind: str, key: str) -> list[Any]:

@@ -43,6 +43,9 @@ class ClassTable:
     names: Sequence[str] | None
 
 
+NO_CLASSES = ClassTable("a student of features alone", 0, None)
+
+
 class LabelIndex:
     """Class names or numbers -> class numbers.
 
@@ -212,6 +215,8 @@ def unknown_labels(
     Args:
         limit: see `misfit`.
     """
+    if not network.num_classes:
+        return "it has no classifier"
     if not has_labels(sources):
         return "no labeled images are given"
     where = ", ".join(source.path for source in sources)

@@ -37,8 +37,24 @@ class LossConfig(Settings, section="loss"):
     divergence; the reference's "JS" is symmetric_kl."""
     temperature: PositiveFloat = 1.0
     """Divides both networks' logits; SSLD section 3.3.2 uses none, that is 1."""
-    weight: PositiveFloat = 1.0
-    """Factor on the loss."""
+    weight: NonNegativeFloat = 1.0
+    """Factor on the loss; 0 leaves it out, for `features` alone."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(Settings, section="features"):
+    """A second term: what a linear layer makes of the student's pooled features, [b, d], against
+    the teacher's. The layer is trained with the student and not exported.
+
+    With `loss.weight` 0 the term is alone: the student then has no classifier, and the teacher
+    needs none, as DINO's networks (`ssld/distill/features.py`).
+    """
+
+    weight: NonNegativeFloat = 0.0
+    """Factor on the term; 0 leaves it out."""
+    loss: Literal["cosine", "l2"] = "cosine"
+    """cosine: 1 - cos, from 0 to 2. l2: mean square of the difference (FitNets, 1412.6550), which
+    has the scale of the teacher's features."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,8 @@ class ClassifierCheckpointConfig(CheckpointConfig):
     best: Literal["agreement1", "agreement5", "divergence", "top1", "last"] = "agreement1"
     """The metric on held-out images by which the checkpoint is chosen that `student/` holds, of
     those without symptoms (collapsed, at chance) while there is one. agreement1 counts beyond
-    chance (Cohen's kappa); supervised training takes top1 for it. last: whatever came last."""
+    chance (Cohen's kappa); supervised training takes top1 for it, `features` alone take
+    feature_agreement. last: whatever came last."""
 
 
 class Preprocessing(Protocol):
@@ -135,6 +152,7 @@ class DistillConfig(ClassifierConfig):
     teacher_view: Literal["same", "other"] = "same"
     """same: the teacher sees the student's very view. other: another one of the same image."""
     loss: LossConfig = field(default_factory=LossConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,9 +163,14 @@ class DistillConfig(ClassifierConfig):
     def taught_by(self) -> list[TeacherConfig]:
         return self.teachers or [self.teacher]
 
+    @property
+    def features_alone(self) -> bool:
+        """Whether the teacher's predictions are no targets, and the student makes none."""
+        return bool(self.taught_by) and not self.loss.weight
+
     def resolved(self, student: Preprocessing, teachers: Sequence[Preprocessing]) -> Self:
         config = super().resolved(student, teachers)
-        own = replace(self.student, num_classes=student.num_classes)
+        own = replace(self.student, num_classes=student.num_classes or None)
         seen = [
             _as_seen(one, network, self.precision)
             for one, network in zip(self.taught_by, teachers, strict=True)
@@ -162,6 +185,20 @@ class DistillConfig(ClassifierConfig):
             single != bool(self.teachers),
             "give teacher.arch or teacher.checkpoint for one teacher, or `teachers` for several, "
             "and not both",
+        )
+        require(
+            self.loss.weight > 0 or self.features.weight > 0,
+            "loss.weight and features.weight are both 0: nothing is left to learn; set one of them",
+        )
+        require(
+            not self.features.weight or len(self.taught_by) == 1,
+            f"features.weight is {self.features.weight:g} with {len(self.taught_by)} teachers, "
+            "whose features have no common average: take one teacher, or set it to 0",
+        )
+        require(
+            self.student.num_classes is None or not self.features_alone,
+            f"student.num_classes is {self.student.num_classes} but loss.weight is 0, which trains "
+            "no classifier: leave student.num_classes out, or raise loss.weight",
         )
 
 
@@ -254,3 +291,7 @@ class FixResConfig(FinetuneConfig):
             "augment: this stage makes its views as an evaluation does; give augment.size only",
         )
         require(self.teacher_view == "same", "teacher_view: this stage has one view of an image")
+        require(
+            not self.features.weight,
+            "features.weight: this stage trains the classifier, not the features; leave it out",
+        )

@@ -5,10 +5,11 @@ between its own and a frozen teacher Q's prediction on every image of T and U al
 
     min over P of  sum over x in T + U of  D(Q(x), P(x))  + weight decay          (equation 3)
 
-and the labels of T are never read. `Distillation.losses` below is that sum; the loop around it is
-`ssld/engine/loop.py`, the divergences are `ssld/distill/divergence.py`, the teacher is
-`ssld/models/teacher.py`. The same command runs under `python -m`, `accelerate launch -m` and
-`torchrun -m`.
+and the labels of T are never read. `Distillation.losses` below is that sum, with a term on features
+beside D or alone where one is asked for; the loop around it is `ssld/engine/loop.py`, the
+divergences are `ssld/distill/divergence.py`, the feature term `ssld/distill/features.py`, the
+teacher is `ssld/models/teacher.py`. The same command runs under `python -m`, `accelerate launch -m`
+and `torchrun -m`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssld.data.labels import table_of
+from ssld.data.labels import NO_CLASSES, table_of
 from ssld.data.loading import Batch
-from ssld.distill.config import DistillConfig, LossConfig
+from ssld.distill.config import DistillConfig, FeaturesConfig, LossConfig
 from ssld.distill.divergence import divergence, training_divergence
+from ssld.distill.features import feature_loss, open_projection
 from ssld.distill.setup import Data, describe, open_data, open_student, start_run
 from ssld.distill.task import Classification
 from ssld.distill.verify_teacher import verify_teacher
@@ -33,38 +35,65 @@ from ssld.models.teacher import CURE, Teacher, describe_faults, open_teacher, re
 
 
 class Distillation(Classification):
-    """The student's task: predict what the teacher predicts.
+    """The student's task: predict what the teacher predicts, or have its features.
 
     Args:
         teacher: frozen; sees the very views that the student sees, or `batch.other_images`.
         loss: which divergence, at which temperature.
         other_view: the teacher sees another view of each image.
+        features: which distance between features.
+        projection: student's features [b, d] -> [b, teacher's d]; None without a feature term.
     """
 
-    def __init__(self, teacher: Teacher, loss: LossConfig, *, other_view: bool = False) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        loss: LossConfig,
+        *,
+        other_view: bool = False,
+        features: FeaturesConfig | None = None,
+        projection: nn.Module | None = None,
+    ) -> None:
         self.teacher = teacher
         self.loss = loss
         self.other_view = other_view
+        self.features = features or FeaturesConfig()
+        self.projection = projection
+        if not loss.weight:
+            self.agreement = "feature_agreement"
 
     @property
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"teacher": self.teacher}
 
-    def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+    @property
+    def auxiliary(self) -> Mapping[str, nn.Module]:
+        return {"projection": self.projection} if self.projection else {}
+
+    def losses(self, student: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b]; `batch.labels` is not read.
 
         Args:
-            student: uint8 [b, h, w, 3] -> logits [b, classes].
+            student: uint8 [b, h, w, 3] -> logits [b, classes], or with features [b, d] beside them.
         """
-        loss = self.loss
+        loss, terms = self.loss, {}
         seen = batch.images if batch.other_images is None else batch.other_images
-        targets = self.teacher(seen, loss.temperature)  # log-probabilities [b, classes]
-        logits = student(batch.images)  # [b, classes]
-        distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)
-        return {"divergence": loss.weight * distance}
+        if self.projection is None:
+            targets = self.teacher(seen, loss.temperature)  # log-probabilities [b, classes]
+            logits = student(batch.images)  # [b, classes]
+        else:
+            targets, (wanted,) = self.teacher(seen, loss.temperature, with_features=True)
+            logits, own = student(batch.images, with_features=True)  # and [b, student's d]
+            projected = self.projection(own)  # [b, teacher's d], as `wanted`
+            distance = feature_loss(self.features.loss, projected, wanted)
+            terms["features"] = self.features.weight * distance
+        if loss.weight:
+            distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)
+            terms["divergence"] = loss.weight * distance
+        return terms
 
     def blame(self) -> Blame:
-        """A teacher whose predictions are no numbers."""
+        """A teacher whose predictions, or features, are no numbers."""
         names, faulty = self.teacher.names, self.teacher.faulty
 
         def guilty(weight: Tensor, ids: list[str]) -> tuple[str, str] | None:
@@ -74,21 +103,33 @@ class Distillation(Classification):
         return guilty
 
     def evaluate(self, student: Classifier, batches: Iterable[Batch]) -> ClassificationMetrics:
-        """What student and teacher say about held-out images, at the loss's temperature.
+        """What student and teacher say about held-out images, at the loss's temperature, and how
+        alike their features are.
 
         Raises:
             InputError: the teacher's predictions for some of them are no numbers.
         """
-        loss = self.loss
-        measured = ClassificationMetrics(
-            self.teacher.num_classes, next(student.parameters()).device
-        )
+        loss, device = self.loss, next(student.parameters()).device
+        size = self.teacher.networks[0].feature_size if self.projection else 0
+        measured = ClassificationMetrics(student.num_classes, device, size)
         for batch in batches:
-            targets = self.teacher(batch.images, loss.temperature)
-            require_numbers(self.teacher, batch, targets)
-            logits = student(batch.images).float()
-            distance = divergence(loss.name, logits, targets, temperature=loss.temperature)
-            measured.add(batch, logits / loss.temperature, targets, distance)
+            if self.projection is None:
+                targets = self.teacher(batch.images, loss.temperature)
+                require_numbers(self.teacher, batch)
+                logits = student(batch.images)
+            else:
+                targets, (wanted,) = self.teacher(
+                    batch.images, loss.temperature, with_features=True
+                )
+                require_numbers(self.teacher, batch)
+                logits, own = student(batch.images, with_features=True)
+                # The student's own one, as it may be an average, and so is its projection then.
+                projected = student.get_submodule("auxiliary.projection")(own)
+                measured.add_features(batch, projected, wanted)
+            if loss.weight:
+                logits = logits.float()
+                distance = divergence(loss.name, logits, targets, temperature=loss.temperature)
+                measured.add(batch, logits / loss.temperature, targets, distance)
         return measured
 
 
@@ -100,19 +141,26 @@ def distill(config: DistillConfig) -> None:
     """
     data = open_data(config)
     student, teacher, facts = open_networks(data, config)
-    if config.loss.name == "js":
+    if config.loss.name == "js" and config.loss.weight:
         data.accelerator.print(
             "loss: js trains as 16 JSD; with 1000 or more classes kl starts faster "
             "(docs/divergences.md)"
         )
     facts |= verify_teacher(data, teacher)
     run = start_run(data, student, facts, teacher=teacher)
-    train(run, distillation(config, teacher), student)
+    train(run, distillation(config, teacher, student), student)
 
 
-def distillation(config: DistillConfig, teacher: Teacher) -> Distillation:
+def distillation(config: DistillConfig, teacher: Teacher, student: Classifier) -> Distillation:
     """The task as the settings say it."""
-    return Distillation(teacher, config.loss, other_view=config.teacher_view == "other")
+    projected = config.features.weight > 0
+    return Distillation(
+        teacher,
+        config.loss,
+        other_view=config.teacher_view == "other",
+        features=config.features,
+        projection=open_projection(student, teacher, config.seed) if projected else None,
+    )
 
 
 def open_networks(
@@ -126,8 +174,9 @@ def open_networks(
     Raises:
         InputError: weights that are missing or do not fit, or of other classes.
     """
-    teacher, digest = open_teacher(config.taught_by, config.precision)
-    classes = table_of("the teacher", teacher)
+    alone = config.features_alone
+    teacher, digest = open_teacher(config.taught_by, config.precision, features_alone=alone)
+    classes = NO_CLASSES if alone else table_of("the teacher", teacher)
     student = open_student(data, config.student, classes, keep_classes=keep_classes)
     facts = describe(data.accelerator, {"student": student, **named(teacher)})
     return student, teacher, {**facts, "teacher_sha256": digest}

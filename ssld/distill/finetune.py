@@ -9,14 +9,19 @@ in the run that it goes on from, at a hundredth of its learning rate (`ssld/dist
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ssld.common.errors import InputError
 from ssld.distill.config import FinetuneConfig
 from ssld.distill.distill import Distillation, distillation, open_networks
 from ssld.distill.parent_run import ParentRun, differences, lineage, open_parent_run
 from ssld.distill.setup import Data, describe, open_data, open_student, start_run
 from ssld.distill.supervised import Supervision
 from ssld.distill.verify_teacher import verify_teacher
+from ssld.engine import checkpoint
 from ssld.engine.loop import train
 from ssld.engine.start import fingerprint
 from ssld.models.classifier import Classifier
@@ -65,7 +70,30 @@ def prepare(config: FinetuneConfig, parent: ParentRun) -> Stage:
         return Stage(data, student, None, Supervision(student.num_classes), facts)
     student, teacher, described = open_networks(data, config, keep_classes=True)
     facts |= described | verify_teacher(data, teacher)
-    return Stage(data, student, teacher, distillation(config, teacher), facts)
+    task = distillation(config, teacher, student)
+    if task.projection is not None:
+        _take_projection(parent, task.projection)
+    return Stage(data, student, teacher, task, facts)
+
+
+def _take_projection(parent: ParentRun, projection: nn.Module) -> None:
+    """Go on with the one that the exported student was trained with, where there was one; the
+    parent run has it in the checkpoint of that step alone.
+
+    Raises:
+        InputError: that checkpoint is gone or damaged, or of another teacher.
+    """
+    if not (parent.settings.get("features") or {}).get("weight"):
+        return
+    folder = checkpoint.at(Path(parent.run) / "checkpoints", parent.exported["step"])
+    problem = checkpoint.damage(folder)
+    if problem:
+        raise InputError(
+            f"{folder}, which has the projection of the run's features, cannot be read ({problem}):"
+            " put a copy back, or set features.weight to 0"
+        )
+    name = "ema_auxiliary" if parent.settings["ema"]["decay"] else "auxiliary"
+    checkpoint.load_network(folder, name, nn.ModuleDict({"projection": projection}))
 
 
 def _warn_of_seen_images(data: Data, parent: ParentRun) -> None:

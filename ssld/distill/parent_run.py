@@ -120,11 +120,14 @@ def settings_after(
         raise InputError(
             f"run {run} is one of ssld supervised: the second stage goes on from a distillation"
         )
+    features_alone = settings.get("loss", {}).get("weight", 1) == 0
+    if stage == "fix" and features_alone:
+        raise InputError(f"run {run} learned features alone: it has no classifier to fix")
     known = {field.name for field in fields(CONFIGS[stage])}
     inherited = {k: v for k, v in settings.items() if k in known and k not in OF_ONE_RUN_ONLY}
     inherited["targets"] = given.get("targets") or ("teacher" if taught else "human")
     if inherited["targets"] == "human":
-        for key in ("teacher", "teachers", "teacher_view", "loss"):
+        for key in ("teacher", "teachers", "teacher_view", "loss", "features"):
             inherited.pop(key, None)
     inherited["student"] = {"checkpoint": run, "num_classes": settings["student"]["num_classes"]}
     inherited["data"] = _labeled_only(settings["data"])
@@ -138,6 +141,7 @@ def settings_after(
         # 224 -> 320 px, as Fix_ResNet50_vd_ssld_v2 (PaddleClas).
         inherited["augment"] = {"size": size and resolutions_from(size)[4]}
         inherited.pop("teacher_view", None)
+        inherited.pop("features", None)
     return inherited
 
 

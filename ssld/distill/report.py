@@ -41,6 +41,16 @@ CURVES = (
     ),
     ("divergence", {"divergence": "divergence"}, {"low": 0}),
     (
+        "feature agreement with the teacher",
+        {"feature_agreement": "about the means", "feature_cosine": "mean cosine"},
+        {"high": 1.02},
+    ),
+    (
+        "how much alike the features of all images are",
+        {"feature_sameness_student": "student", "feature_sameness_teacher": "teacher"},
+        SHARE,
+    ),
+    (
         "against labels",
         {
             "top1": "top-1",

@@ -22,6 +22,8 @@ class Supervision(Classification):
     """The student's task: predict the human label; cross-entropy, with label smoothing
     (Szegedy et al. 2016, section 7), mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019)."""
 
+    agreement = "top1"
+
     def __init__(
         self,
         num_classes: int,

@@ -35,6 +35,8 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
     exported = "student"
     other_view = False
     """Batches have another view of each image besides the student's."""
+    agreement = "agreement1"
+    """The metric of agreement that there is with the targets."""
 
     def train_batches(self, run: ClassifierRun, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of steps [first_step, last_step)."""
@@ -56,8 +58,9 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
     def monitor(self, run: ClassifierRun) -> str:
         """The metric that decides which checkpoint is the best, or last."""
         best = run.config.checkpoint.best
-        by_agreement = best in ("agreement1", "agreement5", "divergence")
-        return "top1" if run.teacher is None and by_agreement else best
+        if self.agreement != "agreement1" and best in ("agreement1", "agreement5", "divergence"):
+            return self.agreement
+        return best
 
     def further_metrics(
         self, run: ClassifierRun, network: Classifier, step: int
@@ -85,7 +88,7 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
         before = run.folder.history.evaluations()
         now = {"epoch": step / run.steps_per_epoch, **metrics}
         metric = self.monitor(run)
-        metric = next((x for x in (metric, "agreement1") if x in metrics), "top1")
+        metric = next((x for x in (metric, self.agreement) if x in metrics), "top1")
         if metric not in metrics:
             return "no verdict: there is neither a teacher nor a labeled held-out image"
         warmup = warmup_steps(run.config.schedule, run.total_steps, run.steps_per_epoch)

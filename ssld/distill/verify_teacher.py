@@ -60,10 +60,10 @@ def check_answers(data: Data, teacher: Teacher) -> None:
     if problem:
         raise InputError(f"{problem}; {CURE}")
     readable = batch.weight > 0
-    for name, log_probs, config in zip(
-        teacher.names, teacher.each(batch.images), teacher.configs, strict=True
+    for name, answers, config in zip(
+        teacher.names, teacher.answers(batch.images), teacher.configs, strict=True
     ):
-        if not constant(log_probs[readable], batch.images[readable]):
+        if not constant(answers[readable], batch.images[readable]):
             continue
         problem = f"the {name} predicts exactly the same for {int(readable.sum())} different images"
         if config.verify:

@@ -43,11 +43,10 @@ def causes(
     accused, hints = _teacher(teacher, batches)
     result += accused
     result += _learning_rate(student, initial, batches[0], teacher, stuck=bool(result))
-    return result[:SHOWN] or [
-        "no cause found: the weights move and do not explode, no layer is frozen or dead, and the "
-        "teacher is not better with another normalisation or class order",
-        *hints[:1],
-    ]
+    looked_at = "the weights move and do not explode, no layer is frozen or dead"
+    if teacher is None or teacher.num_classes:
+        looked_at += ", and the teacher is not better with another normalisation or class order"
+    return result[:SHOWN] or [f"no cause found: {looked_at}", *hints[:1]]
 
 
 def _frozen(student: Classifier, initial: dict[str, Tensor]) -> list[str]:
@@ -113,6 +112,8 @@ def _teacher(teacher: Teacher | None, batches: Sequence[Batch]) -> tuple[list[st
     if teacher is None:
         return accused, hints
     for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
+        if not network.num_classes:
+            continue
         check = check_teacher(network, batches, config.dtype or "fp32")
         problem = check.problem(name)
         accused += [problem] if problem else []
@@ -156,7 +157,7 @@ def _learning_rate(
     signs = []
     if size / start > GREW_TOO_MUCH:
         signs.append(f"the weights have grown {size / start:.1f} times")
-    if teacher is not None:
+    if teacher is not None and student.num_classes:
         log_t, log_s = teacher(batch.images), F.log_softmax(student(batch.images).float(), -1)
         log_t = log_t.clamp(min=-1e5)
         distance = float((log_t.exp() * (log_t - log_s)).sum(-1).mean())

@@ -3,6 +3,7 @@ agrees with its teacher. Everything adds up over batches and over processes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,12 @@ MEANS = (
     "divergence",
     "entropy_student",
     "entropy_teacher",
+    "feature_cosine",
 )
 BINS = 15
 """Of the reliability diagram (Guo et al. 2017, section 4)."""
+ROUNDING = 1e-12
+"""Product of two variances of directions that is float32's rounding."""
 EXAMPLES = 12
 """Images kept on which student and teacher disagree most."""
 
@@ -49,11 +53,12 @@ class ClassificationMetrics:
     """Sums over images.
 
     Args:
-        num_classes: of student and teacher.
+        num_classes: of student and teacher; 0 where features alone are compared.
         device: where predictions will be.
+        feature_size: d of the teacher's features, where they are compared.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, feature_size: int = 0) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
@@ -67,6 +72,8 @@ class ClassificationMetrics:
         """Images of each class, by the teacher's word, and on how many of them both agree."""
         self.bins = zeros(BINS, 3)
         """By the student's confidence: labeled images, summed confidence, hits."""
+        self.directions = zeros(2, feature_size)
+        """Sums of projected and of the teacher's features, each of length 1."""
         self.examples: list[Example] = []
 
     def add(
@@ -115,6 +122,17 @@ class ClassificationMetrics:
         )
         self._keep_examples(batch, log_s, targets, distance)
 
+    def add_features(self, batch: Batch, projected: Tensor, features: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            projected: the student's features after the projection, float [b, d].
+            features: the teacher's, float [b, d].
+        """
+        both = F.normalize(torch.stack([projected.float(), features.float()]), dim=-1)  # [2, b, d]
+        self._add("feature_cosine", both.prod(0).sum(-1), batch.weight)
+        self.directions += both[:, batch.weight > 0].double().sum(1)  # [2, d]
+
     def _add(self, name: str, value: Tensor, weight: Tensor) -> None:
         total = torch.stack([(value.double() * weight).sum(), weight.double().sum()])
         self.means[MEANS.index(name)] += total
@@ -146,13 +164,13 @@ class ClassificationMetrics:
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """Add up over all processes; False when it was cut short on any of them."""
-        parts = [self.means, self.predicted, self.labeled, self.by_class, self.bins]
+        names = ("means", "predicted", "labeled", "by_class", "bins", "directions")
+        parts = [getattr(self, name) for name in names]
         flag = self.means.new_tensor([float(cut_short)])
         packed: Any = accelerator.reduce(torch.cat([flag, *(p.flatten() for p in parts)]), "sum")
         rest = packed[1:].split([p.numel() for p in parts])
-        self.means, self.predicted, self.labeled, self.by_class, self.bins = (
-            values.view_as(part) for values, part in zip(rest, parts, strict=True)
-        )
+        for name, part, values in zip(names, parts, rest, strict=True):
+            setattr(self, name, values.view_as(part))
         if accelerator.num_processes > 1:
             self._sort(gather_object(self.examples))
         return not packed[0].item()
@@ -164,7 +182,7 @@ class ClassificationMetrics:
         but independently (Cohen 1960); `top1_chance` is the same of predictions and labels, where
         these are of several classes. `labeled` of `images` have a label. `classes_*` is the share
         of classes ever predicted. `ece` is the expected calibration error (Guo et al. 2017,
-        equation 3). Entropies are in nats.
+        equation 3). Entropies are in nats. Of features see `_of_features`.
         """
         result = {
             name: total / count
@@ -176,13 +194,31 @@ class ClassificationMetrics:
             result["agreement_chance"] = float((share[0] * share[1]).sum())
             result["classes_teacher"] = float((share[1] > 0).double().mean())
         if result:
-            result["images"] = self.means[MEANS.index("entropy_student"), 1].item()
+            result["images"] = self.means[:, 1].max().item()
+        if "entropy_student" in result:
             result["classes_student"] = float((share[0] > 0).double().mean())
+        if "feature_cosine" in result:
+            result |= self._of_features(result["feature_cosine"], result["images"])
         if "top1" in result:
             gaps = (self.bins[:, 1] - self.bins[:, 2]).abs().sum()
             result["ece"] = float(gaps / self.bins[:, 0].sum())
             result |= self._against_labels()
         return result
+
+    def _of_features(self, cosine: float, count: float) -> dict[str, float]:
+        """`feature_sameness_*`: the length of the mean of all directions, 1 where all are the same.
+        `feature_agreement`: the correlation of the directions about their means, (E p·t − E p·E t)
+        / √((1 − ‖E p‖²) (1 − ‖E t‖²)). The mean cosine is high wherever the teacher's features
+        have much in common, as those after a ReLU; this is 0 for one answer for all images, however
+        close to all of them, and 1 where all directions agree.
+        """
+        p, t = self.directions / count
+        left = float((1 - p @ p) * (1 - t @ t))
+        agreement = (cosine - float(p @ t)) / math.sqrt(left) if left > ROUNDING else 0.0
+        agreement = cosine if math.isnan(cosine) else agreement
+        same = {"feature_sameness_student": float(p.norm())}
+        same |= {"feature_sameness_teacher": float(t.norm())}
+        return {"feature_agreement": agreement, **same}
 
     def _against_labels(self) -> dict[str, float]:
         count = self.labeled[1].sum().item()

@@ -20,6 +20,10 @@ evaluations."""
 FLAT_COUNT = 3
 SLIGHT_AGREEMENT = 0.2
 """Agreement beyond chance below which it is "slight" (Landis and Koch 1977, p. 165)."""
+NO_AGREEMENT = 0.02
+"""Feature agreement up to which features are no better than by chance, which is 0."""
+SAME = 0.9999
+"""Length of the mean of all directions from which on features are the same."""
 STOP = "; consider stopping"
 Kind = Literal["improving", "flat", "not learning", "too early"]
 
@@ -95,6 +99,9 @@ def level(evaluation: Mapping[str, Any]) -> str:
             message.append(
                 f"{name} {share:.1%} where chance is {by_chance:.1%} (kappa {kappa:.2f})"
             )
+    if "feature_agreement" in evaluation:
+        agreement = evaluation["feature_agreement"]
+        message.append(f"feature agreement {agreement:.1%} where chance is 0")
     return ", ".join(message)
 
 
@@ -109,10 +116,10 @@ def _little(evaluation: Mapping[str, Any], metric: str) -> str:
 
 def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
     """What shows that a network has not learned, each as a phrase; empty when nothing does, or the
-    evaluation is not one of a classifier."""
-    if "entropy_student" not in evaluation:
-        return []
-    e, result = evaluation, []
+    evaluation is not one of a classifier or of features."""
+    e, result = evaluation, _of_features(evaluation)
+    if "entropy_student" not in evaluation or not num_classes:
+        return result
     if math.isnan(e["entropy_student"]):
         return ["its predictions are not finite (NaN or infinite)"]
     count, log_c = max(1, e.get("images", 1)), math.log(num_classes)
@@ -142,6 +149,20 @@ def symptoms(evaluation: Mapping[str, Any], num_classes: int) -> list[str]:
     elif wanted > 1 and used <= max(1, wanted // 10):
         result.append(f"it has collapsed to {used} of {wanted} classes")
     return result
+
+
+def _of_features(evaluation: Mapping[str, Any]) -> list[str]:
+    """What shows that the feature term is not learned."""
+    agreement = evaluation.get("feature_agreement")
+    if agreement is None or agreement > NO_AGREEMENT or evaluation["images"] < 2:
+        return []
+    if math.isnan(agreement):
+        return ["its projected features are not finite (NaN or infinite)"]
+    if evaluation["feature_sameness_teacher"] > SAME:
+        return ["the teacher itself has the same features for all images"]
+    if evaluation["feature_sameness_student"] > SAME:
+        return ["its projected features have collapsed: they are the same for all images"]
+    return [f"feature agreement with the teacher is {agreement:.1%}, which is chance (0)"]
 
 
 def _at_chance(share: float, chance: float, count: int) -> bool:
@@ -199,6 +220,8 @@ def _noise(evaluation: dict[str, Any], metric: str) -> float:
     """Half a standard error of a share (the images are the same each time), at least 0.1 points."""
     if metric == "divergence":
         return 0.01 * evaluation[metric]
+    if metric == "feature_agreement":  # no share of images
+        return 0.001
     share = evaluation[metric]
     return max(0.001, 0.5 * math.sqrt(share * (1 - share) / max(1, evaluation.get("images", 1))))
 

@@ -135,7 +135,8 @@ class Classifier(ImageModel):
         if not self.num_classes:
             raise InputError(
                 f"{role} has no classifier (num_classes is 0): it makes features, not predictions; "
-                f"take weights with a classifier, or train one on it first (`ssld supervised`)"
+                f"take weights with a classifier, train one on it first (`ssld supervised`), or "
+                f"distil its features alone (`ssld distill` with loss.weight 0, features.weight 1)"
             )
 
     def freeze_but(self, names: Sequence[str]) -> None:
@@ -184,7 +185,10 @@ class Classifier(ImageModel):
         if not with_features:
             return self.model(self.preprocess(images))
         x = self.model.forward_features(self.preprocess(images))
-        return self.model.forward_head(x), self.model.forward_head(x, pre_logits=True)
+        features = self.model.forward_head(x, pre_logits=True)
+        if not self.num_classes:
+            return features[:, :0], features
+        return self.model.forward_head(x), features
 
     def features(self, images: Tensor) -> Tensor:
         """[b, h, w, 3] uint8 -> [b, feature_size]: pooled, what the last layer makes logits of."""

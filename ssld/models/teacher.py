@@ -58,9 +58,9 @@ class Teacher(nn.Module):
         self.num_classes = networks[0].num_classes
         self.label_names = next((x.label_names for x in networks if x.label_names), None)
         self.faulty = torch.zeros(len(networks), 0, dtype=torch.bool)
-        """[networks, b]: whose answer to which image of the last pass is no distribution. A single
-        class may be impossible (-inf); an infinite logit becomes NaN. Looked at when a loss is not
-        finite, so that no step waits for it."""
+        """[networks, b]: whose answer to which image of the last pass is no distribution, or whose
+        features are not finite. A single class may be impossible (-inf); an infinite logit becomes
+        NaN. Looked at when a loss is not finite, so that no step waits for it."""
         for network, config in zip(networks, configs, strict=True):
             if config.batch_norm == "batch":
                 _use_batch_statistics(network)
@@ -85,37 +85,38 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+    def forward(
+        self, images: Tensor, temperature: float = 1.0, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Log-probabilities of the mean prediction.
 
         Args:
             images: uint8 [b, h, w, 3].
             temperature: divides each network's logits (Hinton et al. 2015, section 2).
+            with_features: return with them, by the same forward pass, what each network makes its
+                logits of: float32 [b, `networks[k].feature_size`] of each network k.
 
         Returns:
             float32 [b, classes], `log(mean_k softmax(z_k / temperature))`.
         """
-        return mean_prediction(self.each(images, temperature))
+        log_probs, features = self._answers(images, temperature, with_features)
+        predicted = mean_prediction(log_probs)
+        return (predicted, features) if with_features else predicted
 
     @torch.no_grad()
     def each(self, images: Tensor, temperature: float = 1.0) -> Tensor:
         """As `forward`, but every network's own: float32 [networks, b, classes]."""
-        return self._answers(images, temperature)[0]
+        return self._answers(images, temperature, False)[0]
 
     @torch.no_grad()
-    def with_features(
-        self, images: Tensor, temperature: float = 1.0
-    ) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, with what each network makes its logits of, by one forward pass.
-
-        Returns:
-            float32 [b, classes], and float32 [b, `networks[k].feature_size`] of each network k.
-        """
-        log_probs, features = self._answers(images, temperature, with_features=True)
-        return mean_prediction(log_probs), features
+    def answers(self, images: Tensor) -> list[Tensor]:
+        """What each network has to teach: log-probabilities [b, classes], or its features [b, d]
+        where it has no classifier."""
+        log_probs, features = self._answers(images, 1.0, not self.num_classes)
+        return list(log_probs) if self.num_classes else features
 
     def _answers(
-        self, images: Tensor, temperature: float, with_features: bool = False
+        self, images: Tensor, temperature: float, with_features: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Log-probabilities float32 [networks, b, classes], and features where they are wanted."""
         if any(module.training for module in self.modules()):
@@ -127,6 +128,8 @@ class Teacher(nn.Module):
             features += [x.float() for x in rest]
         log_probs = torch.stack(answers)
         self.faulty = log_probs.isnan().any(-1)
+        if features:
+            self.faulty |= torch.stack([~x.isfinite().all(-1) for x in features])
         return log_probs, features
 
 
@@ -157,8 +160,11 @@ def _use_batch_statistics(network: Classifier) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def open_one(config: TeacherConfig) -> Classifier:
+def open_one(config: TeacherConfig, *, features_alone: bool = False) -> Classifier:
     """The network of one teacher's settings.
+
+    Args:
+        features_alone: it needs no classifier.
 
     Raises:
         InputError: weights that are missing, do not fit or have no classifier.
@@ -173,17 +179,23 @@ def open_one(config: TeacherConfig) -> Classifier:
         mean=config.mean,
         std=config.std,
     )
-    network.require_classes("teacher")
+    if not features_alone:
+        network.require_classes("teacher")
     return network
 
 
-def open_teacher(configs: Sequence[TeacherConfig], precision: str) -> tuple[Teacher, str]:
+def open_teacher(
+    configs: Sequence[TeacherConfig], precision: str, *, features_alone: bool = False
+) -> tuple[Teacher, str]:
     """Load the teachers; returns them with their sha256, taken before batch norm is changed.
 
+    Args:
+        features_alone: they need no classifier.
+
     Raises:
-        InputError: weights that are missing or do not fit.
+        InputError: weights that are missing or do not fit, or have no classifier.
     """
-    networks = [open_one(config) for config in configs]
+    networks = [open_one(config, features_alone=features_alone) for config in configs]
     digests = [network.sha256() for network in networks]
     resolved = [dataclasses.replace(c, dtype=c.dtype or precision) for c in configs]
     digest = (
@@ -218,7 +230,7 @@ def constant(log_probs: Tensor, images: Tensor) -> bool:
     """Whether images that differ all get one answer.
 
     Args:
-        log_probs: float [b, classes].
+        log_probs: float [b, classes], or features [b, d].
         images: uint8 [b, h, w, 3].
     """
     pixels = images.float()
@@ -252,7 +264,7 @@ def describe_faults(
 
 def without_numbers(teacher: Teacher, batch: Batch) -> str | None:
     """`describe_faults` a batch that the teacher has not answered yet."""
-    teacher.each(batch.images if batch.other_images is None else batch.other_images)
+    teacher.answers(batch.images if batch.other_images is None else batch.other_images)
     return describe_faults(teacher.names, teacher.faulty, batch.weight, batch.ids)
 
 
@@ -262,12 +274,11 @@ CURE = (
 )
 
 
-def require_numbers(teacher: Teacher, batch: Batch, log_probs: Tensor) -> None:
+def require_numbers(teacher: Teacher, batch: Batch) -> None:
     """
     Raises:
-        InputError: some of what the teacher predicted, float [b, classes], are no numbers.
+        InputError: some of what the teacher has just predicted of a batch are no numbers.
     """
-    if (not_finite(log_probs) & (batch.weight > 0)).any():
-        problem = describe_faults(teacher.names, teacher.faulty, batch.weight, batch.ids)
-        problem = problem or "the teacher's predictions are not finite"
+    problem = describe_faults(teacher.names, teacher.faulty, batch.weight, batch.ids)
+    if problem:
         raise InputError(f"{problem}; {CURE}, or look at these images")

@@ -36,7 +36,7 @@ def bench(config: BenchConfig) -> None:
         data = open_data(quietly(config, folder))
         student, teacher, facts = open_networks(data, config)
         run = start_run(data, student, facts, teacher=teacher)
-        bench = Bench(run, distillation(config, teacher), student)
+        bench = Bench(run, distillation(config, teacher, student), student)
         require_memory(bench)
         rates = bench.measure(config.seconds)
     say, device = data.accelerator.print, run.accelerator.device.type

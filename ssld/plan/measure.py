@@ -7,11 +7,11 @@ import dataclasses
 import itertools
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssld.data.loading import Batch
@@ -28,13 +28,24 @@ WARM_UP_STEPS = 3
 
 
 class HardLabels(Supervision):
-    """The student's supervised step on made-up labels: speed does not depend on what they are."""
+    """The student's supervised step on made-up labels: speed does not depend on what they are. A
+    student of features alone has none but its features to say them.
+
+    Args:
+        idle: what trains besides the student in the run that is measured. It gets gradients of
+            zero, as DistributedDataParallel waits for one of every parameter.
+    """
+
+    def __init__(self, num_classes: int, idle: Iterable[nn.Module] = ()) -> None:
+        super().__init__(num_classes)
+        self.idle = [p for module in idle for p in module.parameters()]
 
     def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy, float32 [b]."""
         logits = student(batch.images).float()
         labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
-        return {"cross_entropy": cross_entropy(logits, labels, reduction="none")}
+        loss = cross_entropy(logits, labels, reduction="none")
+        return {"cross_entropy": loss + sum(0 * p.sum() for p in self.idle)}
 
 
 def quietly(config: DistillConfig, folder: str) -> DistillConfig:
@@ -76,7 +87,8 @@ class Bench:
             supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
             split (percent of a step, as in metrics.jsonl).
         """
-        run, clock, labels = self.run, self.progress.clock, HardLabels(self.teacher.num_classes)
+        run, clock = self.run, self.progress.clock
+        labels = HardLabels(self.teacher.num_classes, self.distillation.auxiliary.values())
         rates: dict[str, Any] = {}
         loader = self.distillation.train_batches(run, 0, 10**9)  # without end
         rates["loader"] = _rate(run, lambda: next(loader), seconds)

@@ -63,7 +63,7 @@ def plan(config: PlanConfig) -> int:
         problems += _of_classes(data, config.student.num_classes, teacher)
         bench = Bench(
             start_run(data, student, facts, teacher=teacher),
-            distillation(config, teacher),
+            distillation(config, teacher, student),
             student,
         )
         data.accelerator.print("measuring ...")
@@ -83,6 +83,8 @@ def plan(config: PlanConfig) -> int:
         for name, check in checks.items()
     ]
     result["cost"] = _cost(result, config.price_per_hour)
+    if config.features.weight:
+        result["cost"]["stored_labels_gb"] = None  # labels hold predictions, no features
     for name, check in checks.items():
         problems += _of_teacher(name, check, teacher.num_classes)
     problems += _of_measurements(result, config)
@@ -116,7 +118,7 @@ def _of_classes(data: Data, num_classes: int | None, teacher: Teacher) -> Iterat
             f"student.num_classes is {num_classes} but the teacher has {teacher.num_classes} "
             "classes: leave student.num_classes out or take another teacher"
         )
-    if not all(config.verify for config in teacher.configs):
+    if not teacher.num_classes or not all(config.verify for config in teacher.configs):
         return
     for setting, sources in (("data.labeled", data.labeled), ("data.val", data.val)):
         problem = misfit(table_of("the teacher", teacher), sources, setting)
@@ -234,6 +236,9 @@ def _check_teachers(
     in_time = round(rate / data.accelerator.num_processes * TEACHER_SECONDS / VARIANTS)
     checks = {}
     for name, network, config in zip(teacher.names, teacher.networks, teacher.configs, strict=True):
+        if not network.num_classes:  # no predictions that other preprocessing could better
+            checks[name] = TeacherCheck(0, 0, {}, {}, [])
+            continue
         batches = eval_batches(
             ViewBatches(sources, eval_view(network), labels),
             batch_size=min(data.config.batch_size, 64),

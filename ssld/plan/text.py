@@ -76,6 +76,8 @@ def _source(source: dict[str, Any]) -> str:
 def _teacher(teacher: dict[str, Any]) -> str:
     if teacher["fault"]:
         return f"{teacher['architecture']}: {teacher['fault']}"
+    if not teacher["classes"]:
+        return f"{teacher['architecture']}: features, as it has no classifier; not verified"
     if not teacher["labeled"]:
         why = teacher["not_on_labels"] or "no labeled image could be read"
         information = teacher["information"].get(GIVEN, 0.0)
@@ -97,8 +99,11 @@ def _hours(cost: dict[str, Any]) -> list[str]:
         money = f", cost {cost['cost'][name]:,.2f}" if cost["cost"] else ""
         return f"{_duration(cost['hours'][name])}{money}"
 
+    online = f"online {shown('online')} (evaluations {_duration(cost['of_which_evaluations'])})"
+    if cost["stored_labels_gb"] is None:
+        return [online]
     return [
-        f"online {shown('online')} (evaluations {_duration(cost['of_which_evaluations'])})",
+        online,
         f"with stored labels {shown('stored_labels_each_run')} a run, after "
         f"{shown('stored_labels_writing_once')} once for {cost['stored_labels_gb']:,.3g} GB of "
         "labels (a projection: ssld does not store labels yet)",

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssld.data.labels import TRANSFER, ClassTable, class_names, differ, misfit, table_of
+from ssld.data.labels import (
+    NO_CLASSES,
+    TRANSFER,
+    ClassTable,
+    class_names,
+    differ,
+    misfit,
+    table_of,
+)
 from ssld.data.source import Source
 from ssld.data.sources import open_source
 from ssld.distill.config import DistillConfig, SupervisedConfig
@@ -41,6 +49,8 @@ class _Opened:
         return [self._source(path) for path in paths]
 
     def teacher(self, stage: _Stage) -> ClassTable:
+        if isinstance(stage.config, DistillConfig) and stage.config.features_alone:
+            return NO_CLASSES
         key = repr(stage.config.taught_by)
         if key not in self._teachers:
             teacher, _ = open_teacher(stage.config.taught_by, "fp32")
@@ -100,6 +110,8 @@ def _problem(
             return None  # no label is read
         problem = misfit(teacher, opened.sources(stage.paths["data.val"]), "data.val")
         return problem and f"{problem}, and checkpoint.best is top1: give another data.val or best"
+    if requested is None and not student.count:
+        return None  # features alone were learned: a classifier is made for these labels
     if requested is not None and requested != student.count:
         student = ClassTable("the new classifier", requested, None)
     for setting, paths in stage.paths.items():

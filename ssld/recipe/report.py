@@ -17,7 +17,8 @@ from ssld.health.resolution import describe_choice
 from ssld.health.verdict import is_not_learning, level, shown_verdict
 from ssld.report import page, plots
 
-COLUMNS = ("top1", "agreement1", "divergence", "knn", "linear")
+COLUMNS = ("top1", "agreement1", "divergence", "feature_agreement", "knn", "linear")
+RESULTS = ("top1", "agreement1", "feature_agreement")
 HEAD = ["stage", *(METRICS[key].label for key in COLUMNS), "images", "px"]
 HEAD += ["steps", "epochs", "peak lr", "hours", "targets"]
 Seen = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -65,7 +66,7 @@ def _headline(seen: dict[str, Seen]) -> str:
         at = f" ({bad[0]}: {level(metrics)})" if level(metrics) else ""
         return f"Not learning: {', '.join(bad)}{at}. The numbers below are no result."
     metrics = {stage: exported_metrics(*run) for stage, run in seen.items() if stage != "fix"}
-    key = "top1" if all("top1" in x for x in metrics.values()) else "agreement1"
+    key = next((k for k in RESULTS if all(k in x for x in metrics.values())), "agreement1")
     shares = [f"{stage} {x[key]:.1%}" for stage, x in metrics.items() if key in x]
     images = {round(images_of(key, x) or 0) for x in metrics.values() if key in x}
     on = f" on {images.pop():,} held-out images" if len(images) == 1 else ""

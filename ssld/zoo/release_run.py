@@ -185,7 +185,12 @@ PLOTS = (
     (
         "held-out images",
         "eval",
-        {"agreement1": "the teacher's best", "top1": "top-1", "knn": "nearest neighbours"},
+        {
+            "agreement1": "the teacher's best",
+            "feature_agreement": "the teacher's features",
+            "top1": "top-1",
+            "knn": "nearest neighbours",
+        },
         1.02,
     ),
 )

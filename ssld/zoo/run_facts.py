@@ -62,6 +62,8 @@ def run_facts(run: Path, step: int | None, about: About, model: str) -> dict[str
         **({"chosen": describe_choice(facts["resolution"])} if facts.get("resolution") else {}),
         "recipe": without_secrets(recipe),
     }
+    if _is_taught(facts) and not recipe.get("loss", {}).get("weight", 1):
+        content["features_alone"] = True
     inherited = []
     for settings, of_stage in reversed(taught):
         content["teacher"] = teacher = _teacher(settings, of_stage, about)
@@ -87,8 +89,7 @@ def run_facts(run: Path, step: int | None, about: About, model: str) -> dict[str
 
 def _symptoms(recipe: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
     """What shows that the exported weights have not learned."""
-    classes = recipe["student"].get("num_classes") if "student" in recipe else None
-    return symptoms(evaluation, classes) if classes else []
+    return symptoms(evaluation, recipe.get("student", {}).get("num_classes") or 0)
 
 
 def _stages(

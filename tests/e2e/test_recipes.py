@@ -192,7 +192,7 @@ def test_two_steps_of_the_real_student(file, pictures, tmp_path):
     data = open_data(config)
     student, teacher, facts = open_networks(data, config)
     run = start_run(data, student, facts, teacher=teacher)
-    trainer = Trainer(run, distillation(config, teacher), student)
+    trainer = Trainer(run, distillation(config, teacher, student), student)
     before = [x.detach()[:1].clone() for x in student.parameters()]  # all of it takes long
     batches = trainer.task.train_batches(run, 0, 2)
     with Progress(run, trainer.clock, 0, trainer.unreadables) as progress:

@@ -92,7 +92,7 @@ def test_features_come_with_the_very_predictions(settings, teacher_file):
     configs = [TeacherConfig(checkpoint=str(teacher_file), **settings)] * 2
     teacher, _ = open_teacher(configs, "fp32")
     alone, faulty = teacher(images(), 2.0), teacher.faulty
-    log_probs, features = teacher.with_features(images(), 2.0)
+    log_probs, features = teacher(images(), 2.0, with_features=True)
     assert torch.equal(log_probs, alone) and torch.equal(teacher.faulty, faulty)
     size = teacher.networks[0].feature_size
     assert [x.shape for x in features] == [(len(images()), size)] * 2

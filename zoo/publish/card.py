@@ -84,6 +84,7 @@ METRICS = {
     "knn": "nearest neighbours on frozen features",
     "linear": "linear classifier on frozen features",
     "divergence": "divergence from the teacher",
+    "feature_agreement": "feature agreement with the teacher",
     "ece": "expected calibration error",
 }
 SHARES = tuple(METRICS)[:6]
@@ -150,13 +151,14 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
     ]
     datasets = [x for x in (facts.get("data") or {}).get("datasets") or () if _is_hub_id(x)]
     terms = front_matter(known(facts["license"]["license"]) or "unknown")
+    task = "image-feature-extraction" if facts.get("features_alone") else "image-classification"
     card = ModelCardData(
         license=terms["license"],
         license_name=terms.get("license_name"),
         license_link=terms.get("license_link"),
         library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "ssld", *(["distillation"] if teacher else [])],
+        pipeline_tag=task,
+        tags=[task, "timm", "ssld", *(["distillation"] if teacher else [])],
         datasets=datasets or None,
         metrics=["accuracy"] if any(r.metric_type == "accuracy" for r in results) else None,
         base_model=_base_models(facts) or None,
