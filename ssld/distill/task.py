@@ -57,7 +57,7 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
         """The metric that decides which checkpoint is the best, or last."""
         best = run.config.checkpoint.best
         by_agreement = best in ("agreement1", "agreement5", "divergence")
-        return "top1" if run.teacher is None and by_agreement else best
+        return best if run.taught or not by_agreement else "top1"
 
     def further_metrics(
         self, run: ClassifierRun, network: Classifier, step: int
