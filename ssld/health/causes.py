@@ -43,11 +43,12 @@ def causes(
     accused, hints = _teacher(teacher, batches)
     result += accused
     result += _learning_rate(student, initial, batches[0], teacher, stuck=bool(result))
-    return result[:SHOWN] or [
-        "no cause found: the weights move and do not explode, no layer is frozen or dead, and the "
-        "teacher is not better with another normalisation or class order",
-        *hints[:1],
-    ]
+    if result:
+        return result[:SHOWN]
+    sound = "the teacher is not better with another normalisation or class order"
+    also = f", and {sound}" if teacher is not None else ""
+    found = "the weights move and do not explode, no layer is frozen or dead"
+    return [f"no cause found: {found}{also}", *hints[:1]]
 
 
 def _frozen(student: Classifier, initial: dict[str, Tensor]) -> list[str]:
