@@ -98,6 +98,18 @@ COMMANDS = {
         "ssld.labels.command:stats",
         positional=("labels",),
     ),
+    "labels push": Command(
+        "a copy of stored labels at any address of fsspec",
+        "ssld.labels.config:PushConfig",
+        "ssld.labels.command:push",
+        positional=("labels", "to"),
+    ),
+    "labels pull": Command(
+        "stored labels from there, every sha256 compared",
+        "ssld.labels.config:PullConfig",
+        "ssld.labels.command:pull",
+        positional=("source",),
+    ),
     "supervised": Command(
         "train with human labels: teachers and honest baselines",
         "ssld.distill.config:SupervisedConfig",
@@ -277,7 +289,7 @@ COMMANDS = {
     ),
 }
 GROUPS = {
-    "labels": "a teacher's predictions, stored for many students: build, verify, stats",
+    "labels": "a teacher's predictions, stored for many students: build, verify, stats, push, pull",
     "zoo": "distilled backbones: list, show, convert, publish, pull, verify, bundle, export",
 }
 """What is no command of its own, only the first word of some."""

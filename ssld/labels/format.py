@@ -34,6 +34,12 @@ MANIFEST, INDEX = "manifest.json", "index.json"
 KINDS = ("train", "val")
 BEGUN = tuple(f"{kind}-ids.jsonl.gz" for kind in KINDS)
 """Files that are there before the manifest."""
+NEEDED = (
+    *("views", "top_k", "classes", "label_names", "temperature", "seed", "size", "augment"),
+    *("teacher_view", "eval_view", "teacher_sha256", "teachers", "described", "samples"),
+    "versions",
+)
+"""What a manifest has."""
 SHARD_VIEWS = 65_536
 """Views in a shard: what a kill costs at most."""
 UNREADABLE = "unreadable"
@@ -70,7 +76,9 @@ def check(config: Any) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
     if out.is_dir() and not (out / MANIFEST).exists():
-        if any(path.name not in (LOCK, *BEGUN) for path in out.iterdir()):
+        # A build that was killed at its very start has left these.
+        known = (LOCK, *BEGUN, *(f".{name}.tmp" for name in (*BEGUN, MANIFEST)))
+        if any(path.name not in known for path in out.iterdir()):
             raise InputError(f"out {out} is not empty and no label set: give another folder")
 
 
@@ -175,6 +183,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"labels {folder}: {MANIFEST} is of {manifest.get('format')} "
             f"{manifest.get('version')}, this ssld reads {FORMAT} {VERSION}"
         )
+    lacking = [key for key in NEEDED if key not in manifest]
+    if lacking:
+        raise InputError(f"{folder / MANIFEST} is damaged (it has no {lacking[0]}); {AGAIN}")
     return manifest
 
 
@@ -192,7 +203,13 @@ def read_index(folder: Path) -> dict[str, list[Shard]]:
             "`ssld labels build` again, it goes on"
         ) from error
     with reading(folder / INDEX, AGAIN):
-        return {kind: [Shard(**line) for line in content[kind]] for kind in KINDS}
+        shards = {kind: [Shard(**line) for line in content[kind]] for kind in KINDS}
+        for kind, known in shards.items():
+            if [x.file for x in known] != [
+                f"{shard_name(kind, i)}.safetensors" for i in range(len(known))
+            ]:
+                raise ValueError(f"it names other files than shards of {kind}")
+        return shards
 
 
 def problem_of(folder: Path, shard: Shard) -> str | None:
