@@ -20,7 +20,16 @@ from ssld.distill.verify_teacher import verify_teacher
 from ssld.engine.loop import lost_processes
 from ssld.engine.run_folder import versions
 from ssld.labels.build import Builder, Kind
-from ssld.labels.format import FORMAT, INDEX, MANIFEST, VERSION, done, read_manifest, write_index
+from ssld.labels.format import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    VERSION,
+    Shard,
+    done,
+    read_manifest,
+    write_index,
+)
 from ssld.labels.label_set import DECIDING, as_plain, raise_on_all
 from ssld.labels.samples import digest, write_samples
 from ssld.labels.stats import describe, summary
@@ -87,19 +96,20 @@ def _fill(data: Data, config: BuildLabelsConfig, teacher: Teacher, kinds: list[K
     )
     for kind in kinds:
         builder.fill(kind)
+    problem = None
     if accelerator.is_main_process:
-        shards = {
-            kind.name: [done(folder, kind.name, i) for i in range(len(kind.shards()))]
-            for kind in kinds
-        }
-        lost = [name for name, known in shards.items() if None in known]
-        if lost:
-            raise InputError(
-                f"out {folder}: not all shards are there that the processes wrote; it must be one "
-                "folder that all nodes see: put it on shared storage"
-            )
-        write_index(folder, {k: [x for x in known if x] for k, known in shards.items()})
-    accelerator.wait_for_everyone()
+        shards: dict[str, list[Shard]] = {}
+        for kind in kinds:
+            known = [done(folder, kind.name, i, x) for i, x in enumerate(kind.shards())]
+            shards[kind.name] = [shard for shard in known if shard]
+            if None in known:
+                problem = (
+                    f"out {folder}: not all shards are there that the processes wrote; it must be "
+                    "one folder that all nodes see: put it on shared storage"
+                )
+        if problem is None:
+            write_index(folder, shards)
+    raise_on_all(accelerator, problem)
 
 
 def manifest_of(
@@ -134,7 +144,6 @@ def manifest_of(
             key: x for key, x in facts.items() if key in ("teacher_top1", *teacher.names)
         },
         "samples": {"train": digest(data.trained), "val": digest(data.val)},
-        "images": {source.path: len(source) for source in [*data.trained, *data.val]},
         "versions": versions(),
     }
     return json.loads(json.dumps(content))
@@ -162,7 +171,7 @@ def _begin(folder: Path, kinds: list[Kind], manifest: dict[str, Any]) -> None:
 
 def _deciding(manifest: dict[str, Any]) -> dict[str, Any]:
     """Without what may differ where a build goes on."""
-    kept = {key: x for key, x in manifest.items() if key not in ("described", "images")}
+    kept = {key: x for key, x in manifest.items() if key != "described"}
     kept["versions"] = {name: manifest["versions"].get(name) for name in DECIDING}
     kept["teachers"] = [{**one, "checkpoint": None} for one in manifest["teachers"]]
     return flat(kept)

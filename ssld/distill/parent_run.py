@@ -19,7 +19,7 @@ from zoo.release import sha256_of
 CONFIGS: dict[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixResConfig}
 DAMAGED = "put a copy back, or take another run"
 OF_ONE_RUN_ONLY = (
-    *("run", "targets", "train", "resolutions", "labels"),
+    *("run", "targets", "train", "resolutions", "labels", "fresh_share"),
     *("out", "resume", "overwrite", "allow_changes"),
 )
 """Settings that are of one run and no other's."""

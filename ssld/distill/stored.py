@@ -173,9 +173,9 @@ def require_fit(data: Data, student: Classifier, stored: LabelSet) -> None:
         teacher_view=config.teacher_view,
     )
     sources = {"train": data.trained, "val": data.val}
-    stored.require_files(data.accelerator)
     stored.require_samples(data.accelerator, sources)
     stored.require_views(data.accelerator, sources, config.augment)
+    stored.require_files(data.accelerator)
     note = stored.noted_versions()
     if note:
         data.accelerator.print(note)

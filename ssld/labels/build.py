@@ -106,7 +106,7 @@ class Builder:
             InputError: too many unreadable images, predictions that are no numbers, a full disk.
         """
         shards = list(enumerate(kind.shards()))
-        todo = [x for x in shards if not done(self.folder, kind.name, x[0])]
+        todo = [x for x in shards if not done(self.folder, kind.name, *x)]
         self.accelerator.wait_for_everyone()  # all have the same list before anything is written
         todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         unreadables = Unreadables(kind.sources, self.limit)

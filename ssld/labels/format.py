@@ -143,8 +143,8 @@ def write_shard(
     return shard
 
 
-def done(folder: Path, kind: str, number: int) -> Shard | None:
-    """What was noted of a shard, where it is written.
+def done(folder: Path, kind: str, number: int, samples: range) -> Shard | None:
+    """What was noted of the shard of these samples, where it is written.
 
     Raises:
         InputError: the note is damaged.
@@ -154,6 +154,8 @@ def done(folder: Path, kind: str, number: int) -> Shard | None:
         return None
     with reading(note, "remove it, and the same command makes its shard again"):
         shard = Shard(**read_object(note, "remove it"))
+    if (shard.first, shard.samples) != (samples.start, len(samples)):
+        return None  # of an ssld with shards of another size
     file = folder / shard.file
     return shard if file.is_file() and file.stat().st_size == shard.size else None
 

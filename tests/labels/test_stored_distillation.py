@@ -332,7 +332,21 @@ def test_labels_of_another_view_of_each_image(words, ssld, tmp_path, colours, te
 
 @pytest.mark.parametrize("command", ["finetune", "plan", "bench"])
 def test_commands_that_ask_a_teacher_refuse_labels(labels, words, ssld, tmp_path, command):
-    more = ["--run=x"] if command == "finetune" else []
-    given = words(tmp_path / "run", labels=labels, **{"data.labeled": "x"})
-    code, said = ssld(command, *given, *more)
-    assert code == 2 and "leave it out" in said or "run x" in said
+    run, out = tmp_path / "run", tmp_path / "out"
+    given = words(out, labels=labels, steps=1)
+    if command == "finetune":
+        assert ssld("distill", *words(run, labels=labels, fresh_share=0.5, steps=1))[0] == 0
+        given = [f"--run={run}", f"--out={out}", f"--labels={labels}", "--data.labeled=x"]
+    code, said = ssld(command, *given)
+    assert code == 2 and "labels" in said and "leave it out" in said and not out.exists()
+
+
+def test_a_second_stage_asks_the_teacher_that_the_run_names(labels, words, ssld, tmp_path, colours):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert ssld("distill", *words(run, labels=labels, fresh_share=0.5, steps=1))[0] == 0
+    images = [f"--data.labeled={colours / 'unlabeled'}", f"--data.val={colours / 'val'}"]
+    code, said = ssld("finetune", f"--run={run}", f"--out={out}", "--steps=1", *images)
+    assert code == 0, said
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["started_from"]["facts"]["labels"]["views"] == VIEWS
+    assert facts["teacher_sha256"] == json.loads((run / "run.json").read_text())["teacher_sha256"]
