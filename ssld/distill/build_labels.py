@@ -42,6 +42,7 @@ TEACHER = ("arch", "args", "checkpoint", "input_size", "mean", "std", "dtype", "
 """Settings of a teacher that a manifest has."""
 
 
+@lost_processes("build")
 def build_labels(config: BuildLabelsConfig) -> None:
     """Ask the teacher about every view, and store what it says.
 
@@ -63,7 +64,7 @@ def build_labels(config: BuildLabelsConfig) -> None:
         Kind("val", data.val, eval_view(student), 1),
     ]
     folder, accelerator = Path(config.out), data.accelerator
-    with lost_processes("build"), contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         problem = None
         if accelerator.is_main_process:
             try:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import locked, write_atomically
 from ssld.common.streams import is_terminal
-from ssld.data.storage import absolute, list_files
+from ssld.data.storage import absolute, list_files, read_all
 from ssld.labels.format import (
     INDEX,
     KINDS,
@@ -52,7 +52,7 @@ def push(folder: Path, to: str) -> int:
     with _reaching(to):
         filesystem, root = fsspec.url_to_fs(absolute(to))
         there = list_files(absolute(to)) if filesystem.exists(root) else {}
-        if there and _other(filesystem, f"{root}/{MANIFEST}", folder, there):
+        if there and _other(absolute(to).rstrip("/"), folder, there):
             raise InputError(f"{to} has something else: give another address, or remove that")
         filesystem.makedirs(root, exist_ok=True)
         todo = [x for x in names if there.get(x) != (folder / x).stat().st_size]
@@ -61,11 +61,11 @@ def push(folder: Path, to: str) -> int:
     return len(todo)
 
 
-def _other(
-    filesystem: fsspec.AbstractFileSystem, place: str, folder: Path, there: dict[str, int | None]
-) -> bool:
+def _other(place: str, folder: Path, there: dict[str, int | None]) -> bool:
     """Whether what is there is not this label set."""
-    return MANIFEST not in there or filesystem.cat_file(place) != (folder / MANIFEST).read_bytes()
+    return (
+        MANIFEST not in there or read_all(f"{place}/{MANIFEST}") != (folder / MANIFEST).read_bytes()
+    )
 
 
 def pull(source: str, out: Path) -> int:
@@ -76,22 +76,20 @@ def pull(source: str, out: Path) -> int:
     Raises:
         InputError: there is none, it cannot be reached or is damaged, or `out` has something else.
     """
+    place = absolute(source).rstrip("/")
     with _reaching(source), locked(out):
-        filesystem, root = fsspec.url_to_fs(absolute(source))
-        manifest = filesystem.cat_file(f"{root}/{MANIFEST}")
+        manifest = read_all(f"{place}/{MANIFEST}")
         if (out / MANIFEST).is_file() and (out / MANIFEST).read_bytes() != manifest:
             raise InputError(f"out {out} has other labels than {source}: give another folder")
-        content = filesystem.cat_file(f"{root}/{INDEX}")
-        with _staged(out, content) as index:
+        with _staged(out, read_all(f"{place}/{INDEX}")) as index:
             write_atomically(out / MANIFEST, manifest)
             known = read_manifest(out)["samples"]
             for kind in KINDS:
-                name = ids_name(kind)
-                write_atomically(out / name, filesystem.cat_file(f"{root}/{name}"))
+                write_atomically(out / ids_name(kind), read_all(f"{place}/{ids_name(kind)}"))
                 read_samples(out, kind, known[kind]["sha256"])
             todo = [x for kind in KINDS for x in index[kind] if problem_of(out, x)]
             for shard in _shown("pull", todo):
-                write_atomically(out / shard.file, _fetched(filesystem, root, shard, source))
+                write_atomically(out / shard.file, _fetched(place, shard))
     return len(todo)
 
 
@@ -107,11 +105,11 @@ def _staged(out: Path, content: bytes) -> Iterator[dict[str, list[Shard]]]:
     waiting.rmdir()
 
 
-def _fetched(filesystem: fsspec.AbstractFileSystem, root: str, shard: Shard, source: str) -> bytes:
-    content = filesystem.cat_file(f"{root}/{shard.file}")
+def _fetched(place: str, shard: Shard) -> bytes:
+    content = read_all(f"{place}/{shard.file}")
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise InputError(
-            f"{source}: {shard.file} is damaged (another sha256 than {INDEX} says): give the same "
+            f"{place}: {shard.file} is damaged (another sha256 than {INDEX} says): give the same "
             "command again, and push the labels anew if it says so again"
         )
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -134,6 +135,15 @@ def test_two_processes_and_a_kill_at_any_shard_end_in_the_same_bytes(labels, wor
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {line["process"] for line in log} == {0, 1}
     assert all(line["views_per_second"] > 0 for line in log)
+
+
+def test_a_signal_says_how_to_go_on(words, tmp_path):
+    stop = partial(sabotage.signal_group, signal.SIGTERM)
+    harm = partial(sabotage.at_call, "ssld.labels.build:write_shard", 2, stop)
+    command = ["labels", "build", *words(tmp_path / "out"), f"--views={VIEWS}"]
+    code, said = sabotage.run(command, tmp_path / "said", [small, harm])
+    assert code == 75 and "stopped: SIGTERM; the same command goes on" in said
+    assert (tmp_path / "out/train-000000.json").is_file()
 
 
 def test_an_unfinished_set_is_named(copied, words, ssld, tmp_path):

@@ -43,11 +43,11 @@ def test_a_stopped_pull_is_no_label_set_and_goes_on(labels, ssld, tmp_path, monk
     transport.push(labels, address)
     fetched, fetch = [], transport._fetched
 
-    def stops(filesystem, root, shard, source):
+    def stops(place, shard):
         if len(fetched) == 2:
             raise KeyboardInterrupt
         fetched.append(shard.file)
-        return fetch(filesystem, root, shard, source)
+        return fetch(place, shard)
 
     with monkeypatch.context() as patch:
         patch.setattr(transport, "_fetched", stops)
