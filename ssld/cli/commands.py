@@ -80,6 +80,36 @@ COMMANDS = {
         CHECK_OUT,
         exported="student",
     ),
+    "labels build": Command(
+        "what a distillation's teacher says of its views, stored",
+        "ssld.distill.config:BuildLabelsConfig",
+        "ssld.distill.build_labels:build_labels",
+        "ssld.labels.format:check",
+    ),
+    "labels verify": Command(
+        "every shard of stored labels against its sha256",
+        "ssld.labels.config:VerifyConfig",
+        "ssld.labels.command:verify",
+        positional=("labels",),
+    ),
+    "labels stats": Command(
+        "how many labels there are, how large, and what the teacher says",
+        "ssld.labels.config:StatsConfig",
+        "ssld.labels.command:stats",
+        positional=("labels",),
+    ),
+    "labels push": Command(
+        "a copy of stored labels at any address of fsspec",
+        "ssld.labels.config:PushConfig",
+        "ssld.labels.command:push",
+        positional=("labels", "to"),
+    ),
+    "labels pull": Command(
+        "stored labels from there, every sha256 compared",
+        "ssld.labels.config:PullConfig",
+        "ssld.labels.command:pull",
+        positional=("source",),
+    ),
     "supervised": Command(
         "train with human labels: teachers and honest baselines",
         "ssld.distill.config:SupervisedConfig",
@@ -258,7 +288,10 @@ COMMANDS = {
         positional=("run",),
     ),
 }
-GROUPS = {"zoo": "distilled backbones: list, show, convert, publish, pull, verify, bundle, export"}
+GROUPS = {
+    "labels": "a teacher's predictions, stored for many students: build, verify, stats, push, pull",
+    "zoo": "distilled backbones: list, show, convert, publish, pull, verify, bundle, export",
+}
 """What is no command of its own, only the first word of some."""
 STAGES = tuple(name for name, command in COMMANDS.items() if command.exported)
 LATER_STAGES = tuple(name for name in STAGES if COMMANDS[name].defaults)

@@ -75,14 +75,14 @@ class Curation:
 
 
 def distill(
-    *, out: str | Path, teacher: Network | Sequence[Network], student: Network, data: Data,
-    **settings: Any,
+    *, out: str | Path, teacher: Network | Sequence[Network] | None = None, student: Network,
+    data: Data, **settings: Any,
 ) -> TrainedRun:  # fmt: skip
     """Train a student from a frozen teacher, without labels: `ssld distill`.
 
     Args:
         out: run folder, new or empty, or with `resume=True` one to go on in.
-        teacher: several are averaged in probability space.
+        teacher: several are averaged in probability space; none with stored `labels`.
         data: plain sources are unlabeled ones; held out of them is what evaluations need.
         settings: any other of `ssld distill --help`, groups as dicts: `epochs=30`,
             `schedule={"lr": 0.2}`.
@@ -91,11 +91,11 @@ def distill(
         InputError: what the command would say in one sentence.
         Interrupted: a signal; the same call with `resume=True` goes on.
     """
-    teachers: dict[str, Any] = (
-        {"teachers": [_network("teacher", one) for one in teacher]}
-        if isinstance(teacher, list | tuple)
-        else {"teacher": _network("teacher", teacher)}
-    )
+    teachers: dict[str, Any] = {}
+    if isinstance(teacher, list | tuple):
+        teachers = {"teachers": [_network("teacher", one) for one in teacher]}
+    elif teacher is not None or "labels" not in settings:
+        teachers = {"teacher": _network("teacher", teacher)}
     own = _network("student", student)
     given = {**teachers, "student": own, "data": _data(data, "unlabeled")}
     _do("distill", out=out, **given, **settings)

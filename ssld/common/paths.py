@@ -132,7 +132,7 @@ def _weights(config: Any) -> list[tuple[str, str]]:
         groups.append(("student", getattr(config, "student", None)))
     groups.append(("backbone", getattr(config, "backbone", None)))
     results = [(f"{name}.checkpoint", getattr(x, "checkpoint", None)) for name, x in groups]
-    results.append(("init", getattr(config, "init", None)))
+    results += [(name, getattr(config, name, None)) for name in ("init", "labels")]
     return [(name, path) for name, path in results if path]
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Protocol, Self
 
 from ssld.common.settings import (
+    Limits,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Precision,
     Settings,
+    Share,
     ShareBelowOne,
     one_of,
     require,
@@ -153,6 +155,12 @@ class DistillConfig(ClassifierConfig):
     """same: the teacher sees the student's very view. other: another one of the same image."""
     loss: LossConfig = field(default_factory=LossConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    labels: str | None = None
+    """Folder of `ssld labels build`: what the teacher said of views is read instead of asked for. A
+    teacher that is given besides must be the one that was asked."""
+    fresh_share: Share = 0.0
+    """With `labels` and a teacher: share of samples whose views are not stored, and which the
+    teacher is asked about."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,7 +169,8 @@ class DistillConfig(ClassifierConfig):
 
     @property
     def taught_by(self) -> list[TeacherConfig]:
-        return self.teachers or [self.teacher]
+        named = bool(self.teacher.arch or self.teacher.checkpoint)
+        return self.teachers or ([self.teacher] if named else [])
 
     @property
     def features_alone(self) -> bool:
@@ -171,24 +180,41 @@ class DistillConfig(ClassifierConfig):
     def resolved(self, student: Preprocessing, teachers: Sequence[Preprocessing]) -> Self:
         config = super().resolved(student, teachers)
         own = replace(self.student, num_classes=student.num_classes or None)
-        seen = [
-            _as_seen(one, network, self.precision)
-            for one, network in zip(self.taught_by, teachers, strict=True)
-        ]
+        seen = self.resolved_teachers(teachers) if teachers else []
         if self.teachers:
             return replace(config, student=own, teachers=seen or self.teachers)
         return replace(config, student=own, teacher=seen[0] if seen else self.teacher)
 
+    def resolved_teachers(self, teachers: Sequence[Preprocessing]) -> list[TeacherConfig]:
+        """`taught_by` with what the weights' own metadata decided."""
+        return [
+            _as_seen(one, network, self.precision)
+            for one, network in zip(self.taught_by, teachers, strict=True)
+        ]
+
     def _check_teacher(self) -> None:
+        require(
+            not self.fresh_share or (bool(self.labels) and bool(self.taught_by)),
+            f"fresh_share is {self.fresh_share}: it needs `labels`, and the teacher to ask",
+        )
+        require(
+            not self.fresh_share or self.teacher_view == "same",
+            "fresh_share: the teacher sees the student's own view then; leave teacher_view out",
+        )
         single = bool(self.teacher.arch or self.teacher.checkpoint)
         require(
-            single != bool(self.teachers),
+            single != bool(self.teachers) or (bool(self.labels) and not single),
             "give teacher.arch or teacher.checkpoint for one teacher, or `teachers` for several, "
             "and not both",
         )
         require(
             self.loss.weight > 0 or self.features.weight > 0,
             "loss.weight and features.weight are both 0: nothing is left to learn; set one of them",
+        )
+        require(
+            not (self.features.weight and self.labels),
+            f"features.weight is {self.features.weight:g}, but labels hold no features: leave one "
+            "of the two out",
         )
         require(
             not self.features.weight or len(self.taught_by) == 1,
@@ -211,6 +237,44 @@ def _as_seen(teacher: TeacherConfig, network: Preprocessing, precision: Precisio
         std=(dr, dg, db),
         dtype=teacher.dtype or precision,
     )
+
+
+@dataclass(frozen=True)
+class BuildLabelsConfig(DistillConfig):
+    """`ssld labels build`: what the teacher says of views 0 to `views` - 1 of every image of a
+    distillation, and of its held-out images, stored in `out`.
+
+    Takes the settings of that distillation; its student is asked for nothing but its size. The same
+    command goes on where it was stopped.
+    """
+
+    views: PositiveInt = 16
+    """Views of each image; a run of more epochs sees them again."""
+    top_k: Annotated[int, Limits(lambda x: x >= 5, "5 or more, evaluations compare five")] = 10
+    """Classes of a view that are stored, the likeliest; as many as there are stores all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.labels,
+            "labels is given, which are read: name the folder to write to as `out`, and the "
+            "teacher to ask",
+        )
+        require(
+            not (self.resume or self.overwrite),
+            "resume and overwrite are of training runs: this command goes on by itself, and labels "
+            "are only replaced by removing their folder",
+        )
+        require(
+            not self.features.weight,
+            f"features.weight is {self.features.weight:g}, but labels hold no features: leave it "
+            "out",
+        )
+        require(
+            all(teacher.batch_norm == "eval" for teacher in self.taught_by),
+            "teacher.batch_norm is batch: what it says of a view depends on what else is in the "
+            "batch, and cannot be stored; leave it out",
+        )
 
 
 @dataclass(frozen=True)
@@ -248,6 +312,9 @@ class FinetuneConfig(DistillConfig):
 
     def __post_init__(self) -> None:
         require(bool(self.run), "run is missing: name the run folder to go on from")
+        require(
+            not self.labels, "labels: only `ssld distill` trains from stored ones; leave it out"
+        )
         require(
             bool(self.data.labeled),
             "data.labeled is empty: this stage trains on the labeled set only; name its sources",

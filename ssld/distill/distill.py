@@ -25,6 +25,7 @@ from ssld.distill.config import DistillConfig, FeaturesConfig, LossConfig
 from ssld.distill.divergence import divergence, training_divergence
 from ssld.distill.features import feature_loss, open_projection
 from ssld.distill.setup import Data, describe, open_data, open_student, start_run
+from ssld.distill.stored import distill_stored
 from ssld.distill.task import Classification
 from ssld.distill.verify_teacher import verify_teacher
 from ssld.engine.loop import train
@@ -139,6 +140,8 @@ def distill(config: DistillConfig) -> None:
     Raises:
         InputError: bad settings, sources, weights or launcher; nothing was written then.
     """
+    if config.labels:
+        return distill_stored(config)
     data = open_data(config)
     student, teacher, facts = open_networks(data, config)
     if config.loss.name == "js" and config.loss.weight:

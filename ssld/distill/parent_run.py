@@ -19,7 +19,7 @@ from zoo.release import sha256_of
 CONFIGS: dict[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig, "fix": FixResConfig}
 DAMAGED = "put a copy back, or take another run"
 OF_ONE_RUN_ONLY = (
-    *("run", "targets", "train", "resolutions"),
+    *("run", "targets", "train", "resolutions", "labels", "fresh_share"),
     *("out", "resume", "overwrite", "allow_changes"),
 )
 """Settings that are of one run and no other's."""
@@ -162,7 +162,8 @@ def resolutions_from(size: int) -> list[int]:
 
 def lineage(parent: ParentRun) -> dict[str, Any]:
     """What run.json says of the start: enough to know where weights come from without it."""
-    kept = {k: v for k, v in parent.facts.items() if k.startswith("teacher") or k == "images"}
+    own = ("images", "labels")
+    kept = {k: v for k, v in parent.facts.items() if k.startswith("teacher") or k in own}
     return {
         "run": parent.run,
         "exported": parent.exported,

@@ -88,7 +88,7 @@ def write_report(
     fixed = on_disk.get("resolution")
     # Of a fix, the table of sizes says which student it exported.
     exported = None if fixed else on_disk.get("exported")
-    names = _class_names(run, measured) if measured else []
+    names = _class_names(run, student, measured) if measured else []
     write_training_report(
         run,
         "ssld/distill/report.html",
@@ -104,9 +104,11 @@ def write_report(
     )
 
 
-def _class_names(run: ClassifierRun, measured: ClassificationMetrics) -> list[str]:
+def _class_names(
+    run: ClassifierRun, student: Classifier, measured: ClassificationMetrics
+) -> list[str]:
     labels = run.val_labels.numbers if run.val_labels is not None else None
-    names = run.teacher.label_names if run.teacher is not None else None
+    names = student.label_names if run.taught else None  # the teacher's
     names = names or (list(labels) if labels else None)
     return names or [f"class {i}" for i in range(len(measured.by_class))]
 

@@ -30,7 +30,7 @@ from ssld.data.labels import (
     table_of,
 )
 from ssld.data.loading import View
-from ssld.data.sampling import Sampler
+from ssld.data.sampling import Order, Sampler
 from ssld.data.source import Source, hold_out, share_of
 from ssld.data.sources import open_source
 from ssld.data.transforms import EvalView, TrainView, eval_view
@@ -38,6 +38,8 @@ from ssld.distill.config import ClassifierConfig
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
+from ssld.labels.batches import Cycle
+from ssld.labels.label_set import LabelSet
 from ssld.models.classifier import Classifier
 from ssld.models.config import StudentConfig
 from ssld.models.opening import open_network
@@ -67,6 +69,8 @@ class ClassifierRun(Run):
     sources: list[Source]
     val: list[Source]
     teacher: Teacher | None
+    taught: bool
+    """Targets are a teacher's predictions, stored ones perhaps, and not labels."""
     view: View
     eval_view: EvalView
     train_labels: LabelIndex | None
@@ -226,6 +230,7 @@ def start_run(
     facts: dict[str, Any],
     *,
     teacher: Teacher | None = None,
+    stored: LabelSet | None = None,
     view: View | None = None,
 ) -> ClassifierRun:
     """Create the run folder, the first thing that is written.
@@ -233,6 +238,7 @@ def start_run(
     Args:
         facts: of `describe`, and what else run.json is to say.
         teacher: whose predictions are the targets; labels are where there is none.
+        stored: the predictions, where they are read and not asked for.
         view: how training images are made, by default as `augment` says.
 
     Raises:
@@ -240,10 +246,11 @@ def start_run(
     """
     config = data.config.resolved(student, teacher.networks if teacher else ())
     train_labels = val_labels = None
-    if teacher is None:
+    taught = teacher is not None or stored is not None
+    if not taught:
         train_labels = index_for(data.labeled, student, "student")
         require_labels("data.labeled", data.labeled)
-    if data.val and teacher is None:
+    if data.val and not taught:
         val_labels = index_for(data.val, student, "student")
     elif data.val:
         val_labels = known_index(data.val, student)
@@ -253,12 +260,17 @@ def start_run(
             "give a labeled data.val, or another checkpoint.best"
         )
     fractions = (config.data.fractions or [])[: len(data.trained)]
+    sizes = [len(source) for source in data.trained]
+    order: Order = Sampler(sizes, fractions if sum(fractions) else None, config.seed)
+    if stored is not None:
+        fresh = getattr(config, "fresh_share", 0.0)
+        order = Cycle(order, stored.manifest["views"], config.seed, fresh)
     run = start(
         config,
         data.accelerator,
         data.trained,
         data.val,
-        Sampler([len(s) for s in data.trained], fractions if sum(fractions) else None, config.seed),
+        order,
         {
             "teacher_sha256": None,
             "held_out": {s.path: len(s) for s in data.val} if data.held_out else None,
@@ -266,11 +278,14 @@ def start_run(
         },
         precisions=[c.dtype for c in teacher.configs if c.dtype] if teacher else [],
     )
+    if view is None and stored is not None:
+        view = stored.view(config.augment)
     return ClassifierRun(
         **vars(run),
         teacher=teacher,
+        taught=taught,
         view=view or TrainView(config.augment, student.input_size, config.seed),
-        eval_view=eval_view(student),
+        eval_view=stored.eval_view if stored else eval_view(student),
         train_labels=train_labels,
         val_labels=val_labels,
         labeled=data.labeled,

@@ -112,14 +112,15 @@ def lost_processes(what: str) -> Iterator[None]:
         what: the command is, as a sentence calls it.
 
     Raises:
-        Interrupted: another of its processes is gone.
+        Interrupted: another of its processes is gone, or a signal came.
     """
     try:
         yield
-    except RuntimeError as error:
-        lost = lost_process(error)
+    except (RuntimeError, Interrupted) as error:
+        lost = error if isinstance(error, Interrupted) else lost_process(error)
         if lost is None:
             raise
         message = str(lost).replace("of this run", f"of this {what}")
+        message = message.replace(" before or after the training loop", "")
         message = message.replace("go on with --resume", "the same command goes on")
         raise Interrupted(message) from error

@@ -172,7 +172,10 @@ def _hand_over(retired: Path, to: Path, under: str) -> None:
     remove(retired, under)
 
 
-INPUTS = (*("data", "classification", "teacher", "teachers", "student", "backbone", "run", "init"),)
+INPUTS = (
+    *("data", "classification", "teacher", "teachers", "labels"),
+    *("student", "backbone", "run", "init"),
+)
 """Groups of settings that name what a run reads."""
 NO_INPUTS = ("data.classes",)
 GIVE_ANOTHER = "give another folder"

@@ -283,6 +283,7 @@ def _previous_checkpoint(
         start_of = ("init", "network in `init` to start from")
     for key, group, what in (
         ("teacher_sha256", "teacher", "teacher"),
+        ("labels_sha256", "labels", "set of stored labels"),
         ("start_sha256", *start_of),
         ("data_sha256", "data", "set of images"),
         ("val_sha256", "data", "set of held-out images"),

@@ -22,7 +22,10 @@ from ssld.engine.timing import StepClock
 from ssld.models.classifier import ImageModel, as_images_lie
 from ssld.models.sync_batch_norm import synchronise
 
-FACTS = ("teacher_sha256", "start_sha256", "data_sha256", "val_sha256", "annotations_sha256")
+FACTS = (
+    *("teacher_sha256", "labels_sha256", "start_sha256"),
+    *("data_sha256", "val_sha256", "annotations_sha256"),
+)
 """Digests in a checkpoint of what a resumed run must have again."""
 
 

@@ -43,10 +43,12 @@ def causes(
     accused, hints = _teacher(teacher, batches)
     result += accused
     result += _learning_rate(student, initial, batches[0], teacher, stuck=bool(result))
+    if result:
+        return result[:SHOWN]
     looked_at = "the weights move and do not explode, no layer is frozen or dead"
-    if teacher is None or teacher.num_classes:
+    if teacher is not None and teacher.num_classes:
         looked_at += ", and the teacher is not better with another normalisation or class order"
-    return result[:SHOWN] or [f"no cause found: {looked_at}", *hints[:1]]
+    return [f"no cause found: {looked_at}", *hints[:1]]
 
 
 def _frozen(student: Classifier, initial: dict[str, Tensor]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from ssld.cli.commands import LATER_STAGES
 from ssld.common.paths import check_file, check_inputs
-from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt
+from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt, require
 from ssld.distill.config import DistillConfig
 from ssld.recipe.config import joined
 
@@ -23,6 +23,14 @@ class BenchConfig(DistillConfig):
     """Length of each measurement."""
     json: str | None = None
     """Also write the result to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.labels,
+            "labels: this command measures a distillation with its teacher, and says what one from "
+            "stored labels takes besides; leave it out",
+        )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ssld.distill.verify_teacher import VERIFY_IMAGES
 from ssld.engine.optimizer import warmup_steps
 from ssld.engine.run_folder import check_out
 from ssld.health.teacher_check import GIVEN, TeacherCheck, check_teacher
+from ssld.labels.format import bytes_per_view
 from ssld.models.teacher import Teacher
 from ssld.plan.batch_size import largest_batch, require_memory
 from ssld.plan.bench import write_json
@@ -42,8 +43,8 @@ TEACHER_SECONDS = 60.0
 """About how long the teacher is tried under other preprocessings, on fewer images if need be."""
 VARIANTS = 7
 """Forward passes per image of `ssld.health.teacher_check.check_teacher`."""
-LABEL_BYTES = 40
-"""A stored label: ten classes and their probabilities, four bytes each pair."""
+STORED_CLASSES = 10
+"""Of a view, as `ssld labels build` stores by default."""
 
 
 def plan(config: PlanConfig) -> int:
@@ -262,10 +263,11 @@ def _interval(check: TeacherCheck) -> tuple[float, float] | None:
 def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
     """Hours and money of the whole schedule.
 
-    With stored labels the teacher sees every view once, before training, and the student alone is
-    trained after it, as often as one likes; ssld does not store labels yet.
+    With stored labels (`ssld labels build`, here with a view for each epoch) the teacher sees every
+    view once, before training, and the student alone is trained after it, as often as one likes.
     """
     rates, schedule = result["rates"], result["schedule"]
+    classes = result["teacher"][0]["classes"]
     samples = schedule["steps"] * schedule["batch_size"]
     # A student's forward pass is a third of its step (`ssld/distill/setup.py`, describe).
     judged = min(rates["loader"], 1 / (1 / rates["teacher"] + 1 / (3 * rates["student"])))
@@ -281,6 +283,6 @@ def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
         "of_which_evaluations": evaluations,
         "price_per_hour": price,
         "cost": None if price is None else {name: price * x for name, x in hours.items()},
-        "stored_labels_gb": samples * LABEL_BYTES / 1e9,
+        "stored_labels_gb": samples * bytes_per_view(min(STORED_CLASSES, classes), classes) / 1e9,
         "wall": "decode" if rates["loader"] < rates["both"] else "compute",
     }

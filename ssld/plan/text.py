@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ssld.health.teacher_check import GIVEN
@@ -18,6 +19,7 @@ def describe(result: dict[str, Any]) -> str:
         times = rates["both"] / rates["loader"]
         wall = f"decode is the wall, compute could take {times:.2g} times as much"
         wall += f" (data.workers is {schedule['workers']}, {schedule['cores']} cores)"
+    views = math.ceil(schedule["epochs"])
     rows = [
         ("sources", [_source(source) for source in result["sources"]]),
         ("teacher", [_teacher(teacher) for teacher in result["teacher"]]),
@@ -39,7 +41,7 @@ def describe(result: dict[str, Any]) -> str:
                 f"supervised training ({rates['supervised_together']:,.0f} img/s)",
             ],
         ),
-        ("time", _hours(cost)),
+        ("time", _hours(cost, views)),
         (
             "memory",
             [
@@ -94,7 +96,7 @@ def _teacher(teacher: dict[str, Any]) -> str:
     )
 
 
-def _hours(cost: dict[str, Any]) -> list[str]:
+def _hours(cost: dict[str, Any], views: int) -> list[str]:
     def shown(name: str) -> str:
         money = f", cost {cost['cost'][name]:,.2f}" if cost["cost"] else ""
         return f"{_duration(cost['hours'][name])}{money}"
@@ -106,7 +108,7 @@ def _hours(cost: dict[str, Any]) -> list[str]:
         online,
         f"with stored labels {shown('stored_labels_each_run')} a run, after "
         f"{shown('stored_labels_writing_once')} once for {cost['stored_labels_gb']:,.3g} GB of "
-        "labels (a projection: ssld does not store labels yet)",
+        f"labels (ssld labels build --views {views}; fewer views take less)",
     ]
 
 

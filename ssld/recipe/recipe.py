@@ -73,7 +73,9 @@ class Recipe:
             config = self.config(stage, before, taught)
             yield stage, config
             before = plain(config)
-            taught = isinstance(config, ClassifierConfig) and bool(config.taught_by)
+            taught = isinstance(config, ClassifierConfig) and bool(
+                config.taught_by or getattr(config, "labels", None)
+            )
 
 
 def as_asked(config: RecipeConfig) -> Recipe:

@@ -159,7 +159,8 @@ def _labeled(facts: dict[str, Any], line: dict[str, Any], share: float) -> int |
 
 
 def _teacher(recipe: dict[str, Any], facts: dict[str, Any], about: About) -> dict[str, Any]:
-    configs = recipe.get("teachers") or [recipe["teacher"]]
+    stored = (facts.get("labels") or {}).get("teachers")  # asked before, not by the run
+    configs = stored or recipe.get("teachers") or [recipe["teacher"]]
     networks = []
     for i, config in enumerate(configs):
         fact = facts["teacher" if len(configs) == 1 else f"teacher {i}"]
