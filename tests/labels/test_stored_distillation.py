@@ -198,6 +198,7 @@ def test_fresh_answers_are_those_that_would_be_stored(labels, teacher12, colours
         ({"loss.temperature": 2}, "temperature 1.0, and this run has 2.0"),
         ({"teacher_view": "other"}, "teacher_view 'same', and this run has 'other'"),
         ({"teacher.mean": "[0.5, 0.5, 0.5]"}, "with mean [0.4, 0.5, 0.6], and here"),
+        ({"features.weight": 1}, "features.weight is 1, but labels hold no features"),
     ],
 )
 def test_other_settings_are_refused(labels, words, ssld, tmp_path, change, words_of_it):
