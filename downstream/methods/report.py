@@ -105,7 +105,7 @@ def write_report(analysis: Analysis, path: Path) -> None:
         title=f"{analysis.task}: what unlabeled images bring",
         file=analysis.file,
         headline=headline(analysis),
-        figure=page.plot(f"{analysis.label} over the share of the labels", figure(analysis)),
+        over_share=page.plot(f"{analysis.label} over the share of the labels", figure(analysis)),
         head=head(analysis),
         rows=rows(analysis),
         note=note(analysis),

@@ -219,7 +219,7 @@ def _poor(look: Look, classes: int) -> list[str]:
         found.append(
             f"all {len(look.labels)} boxes that the teacher finds in {look.images} of them are of "
             f"one class, the labeled ones of {classes}; likely causes: labeled images that have "
-            "nearly no other class (see preflight.md), a teacher that collapsed onto it, or "
-            "unlabeled images of that class alone"
+            "nearly no other class (see preflight.md), far too few steps, a teacher that collapsed "
+            "onto it, or unlabeled images of that class alone"
         )
     return found

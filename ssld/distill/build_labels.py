@@ -30,7 +30,7 @@ from ssld.labels.format import (
     read_manifest,
     write_index,
 )
-from ssld.labels.label_set import DECIDING, as_plain, raise_on_all
+from ssld.labels.label_set import DECIDING, LabelSet, as_plain, raise_on_all
 from ssld.labels.samples import digest, write_samples
 from ssld.labels.stats import describe, summary
 from ssld.models.classifier import Classifier
@@ -73,7 +73,9 @@ def build_labels(config: BuildLabelsConfig) -> None:
             except InputError as error:
                 problem = str(error)
         raise_on_all(accelerator, problem)
-        if not (folder / INDEX).is_file():
+        if (folder / INDEX).is_file():
+            LabelSet(str(folder)).require_files(accelerator)
+        else:
             _fill(data, config, teacher, kinds)
         if accelerator.is_main_process:
             print(describe(summary(folder)))

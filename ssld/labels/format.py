@@ -44,7 +44,7 @@ SHARD_VIEWS = 65_536
 """Views in a shard: what a kill costs at most."""
 UNREADABLE = "unreadable"
 """Instead of a digest."""
-AGAIN = "fetch it anew, or build it anew"
+AGAIN = "remove the folder, then pull the labels or build them anew"
 Header = dict[str, Any]
 
 
@@ -202,7 +202,7 @@ def read_index(folder: Path) -> dict[str, list[Shard]]:
     except FileNotFoundError as error:
         raise InputError(
             f"labels {folder}: they are not finished (there is no {INDEX}): give the command of "
-            "`ssld labels build` again, it goes on"
+            "`ssld labels build` or `ssld labels pull` again, it goes on"
         ) from error
     with reading(folder / INDEX, AGAIN):
         shards = {kind: [Shard(**line) for line in content[kind]] for kind in KINDS}

@@ -58,19 +58,22 @@ def _said(folder: Path, shards: list[Shard]) -> dict[str, Any]:
         known = ~np.isnan(tensors["tail"])
         top.append(np.exp(tensors["log_probs"][..., 0][known].astype(np.float64)))
         tail.append(np.exp(tensors["tail"][known].astype(np.float64)))
-        agree.append((best == best[:, :1])[known])
+        agree.append((best[:, 1:] == best[:, :1])[known[:, 1:]])
     if not sum(map(len, top)):
         return {}
+    same = np.concatenate(agree)
     return {
         "top1_probability": float(np.concatenate(top).mean()),
         "tail_probability": float(np.concatenate(tail).mean()),
-        "best_as_in_view_0": float(np.concatenate(agree).mean()),
+        **({"best_as_in_view_0": float(same.mean())} if len(same) else {}),
     }
 
 
 def describe(facts: dict[str, Any]) -> str:
     """The same as text."""
-    unreadable = f", {facts['unreadable']:,} of them unreadable" if facts["unreadable"] else ""
+    unreadable = (
+        f", {facts['unreadable']:,} views of them unreadable" if facts["unreadable"] else ""
+    )
     lines = [
         f"labels:  {facts['folder']}, {facts['samples']:,} images in {facts['views']} views and "
         f"{facts['held_out']:,} held-out ones{unreadable}",
@@ -81,7 +84,9 @@ def describe(facts: dict[str, Any]) -> str:
     if "top1_probability" in facts:
         lines.append(
             f"teacher: sure of its first class by {facts['top1_probability']:.1%} on average, "
-            f"{facts['tail_probability']:.2%} in the tail, {facts['best_as_in_view_0']:.1%} of "
-            "views have the class of their image's view 0"
+            f"{facts['tail_probability']:.2%} in the tail"
         )
+    if "best_as_in_view_0" in facts:
+        share = f"{facts['best_as_in_view_0']:.1%}"
+        lines.append(f"         {share} of the other views have the class of their image's view 0")
     return "\n".join(lines)

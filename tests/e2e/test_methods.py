@@ -96,7 +96,8 @@ def test_all_methods_are_side_by_side(whole) -> None:
     # Twice the images at half the rate per image: the step is as long as the supervised one.
     assert (student["batch_size"], student["schedule"]["lr"]) == (4, 0.025)
     assert "student passes" in (out / "methods.md").read_text()
-    assert "rethinking" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "rethinking" in page and "over the share of the labels</figcaption>" in page
 
 
 def test_the_same_command_does_nothing_anew(whole, capsys) -> None:

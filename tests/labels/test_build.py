@@ -64,9 +64,10 @@ def test_ten_lines_of_numpy_read_them(labels, monkeypatch, colours, teacher12):
     read: dict[str, object] = {}
     exec(code[0], read)
     best = read["best"]
-    assert isinstance(best, dict) and len(best) == 60 and "blue 00 é.png" in best
+    assert isinstance(best, list) and len(best) == 60
     expected = asked(colours, teacher12, 0, 0)
-    number, probability = best["blue 00 é.png"]
+    name, number, probability = best[0]
+    assert name == "blue 00 é.png"
     assert number == expected.argmax() and np.isclose(probability, np.exp(expected.max()), 1e-2)
 
 
@@ -155,6 +156,17 @@ def test_an_unfinished_set_is_named(copied, words, ssld, tmp_path):
     assert code == 2 and "not finished" in said and not (tmp_path / "run").exists()
 
 
+def test_a_damaged_set_is_not_called_built(copied, words, ssld):
+    shard, amount = copied / "train-000000.safetensors", [f"--views={VIEWS}", f"--top_k={TOP_K}"]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    for harm in (lambda: shard.write_bytes(content), shard.unlink):
+        harm()
+        code, said = ssld("labels", "build", *words(copied), *amount)
+        assert code == 2 and shard.name in said and "remove the folder" in said, said
+        assert "images in" not in said
+
+
 @pytest.mark.parametrize("harm", ["flipped", "shorter", "missing", "names"])
 def test_verify_names_what_is_damaged(copied, words, ssld, tmp_path, harm):
     file = copied / ("train-ids.jsonl.gz" if harm == "names" else "train-000001.safetensors")
@@ -238,7 +250,7 @@ def test_an_unreadable_image_has_no_label(words, ssld, tmp_path, small_shards):
     sources = {"data.unlabeled": tmp_path / "images", "data.val": "[]", "data.holdout": 0}
     out = tmp_path / "labels"
     code, said = ssld("labels", "build", *words(out, **sources), "--views=2", "--top_k=5")
-    assert code == 0 and "2 of them unreadable" in said and "03.png" in said
+    assert code == 0 and "2 views of them unreadable" in said and "03.png" in said
     _, log_probs = LabelSet(str(out)).labels("train")(np.array([3, 4]), np.array([1, 1]))
     assert log_probs.isnan().all(1).tolist() == [True, False]
     run = tmp_path / "run"
