@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssld.report.plots import COLOURS
+
 Rows = list[dict[str, str]]
 CLASSIFIER = "mobilenetv2_100.imagenet1k.fp16.safetensors"
 """An ImageNet-1k MobileNetV2 (google-coral/test_data, Apache-2.0), 71 % top-1."""
@@ -115,6 +117,17 @@ def plain(axes: Any, grid: str = "y") -> Any:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def draw_intervals(axes: Any, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> None:
+    """Differences, each with its name and interval; grey where the interval has 0 in it."""
+    for i, (_, mean, (low, high)) in enumerate(rows):
+        colour = COLOURS[0] if low > 0 else COLOURS[1] if high < 0 else "#888888"
+        errors = [[mean - low], [high - mean]]
+        axes.errorbar(mean, i, xerr=errors, fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
 def files_of(pack: Path) -> Iterator[tuple[str, bytes]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from measure import Rows, parser, plain, read, show, spread, ssld, write
+from measure import Rows, draw_intervals, parser, plain, read, show, spread, ssld, write
 
 from downstream.ab.records import Result, read_result
 from downstream.ab.statistics import Difference, compare
@@ -84,6 +84,8 @@ def collect(runs: Path, out: Path) -> None:
             line = {"study": name, **place}
             scores += [{**line, "seed": seed, "score": x} for seed, x in sorted(own.items())]
             differences += [{**line, "less": other, **x} for other, x in others.items()]
+    if not scores:
+        raise SystemExit(f"{runs} has no finished study; `run` makes them")
     write(out / "methods.csv", scores)
     write(out / "methods-differences.csv", differences)
 
@@ -109,11 +111,11 @@ def _methods(folder: Path) -> Found:
 def _parts(folder: Path) -> Found:
     """Of `ssld ablate`: each of its rows less supervised training, and less all parts."""
     results: dict[str, dict[str, Result]] = {}
-    for file in sorted(folder.rglob("run.json")):
-        if (file.parent / "model").is_dir():
-            name, _, seed = file.parent.name.rpartition("seed-")
-            name = name.strip(",_ ").removeprefix("losses-")
-            results.setdefault(name, {})[seed] = read_result(file.parent, "detection")
+    for cell in sorted((folder / "cells").glob("losses=*,seed=*")):
+        values = dict(value.split("=", 1) for value in cell.name.split(","))
+        for model in cell.glob("**/model"):  # there is one where the run is complete
+            result = read_result(model.parent, "detection")
+            results.setdefault(values["losses"], {})[values["seed"]] = result
     for name, own in results.items():
         others = {x: _less(results[x], own) for x in ("supervised", "all") if x in results}
         others.pop(name, None)
@@ -183,18 +185,10 @@ def draw(out: Path) -> None:
     parts = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, own in zip(parts, kinds, strict=True):
         axes = plain(part, "x")
-        for i, row in enumerate(own):
-            mean = 100 * float(row["mean"])
-            low, high = _interval(row) or (mean, mean)
-            shown = COLOURS[0] if low > 0 else COLOURS[1] if high < 0 else "#888888"
-            errors = [[mean - low], [high - mean]]
-            axes.errorbar(mean, i, xerr=errors, fmt="o", color=shown, capsize=3)
-        labels = [
-            f"{x['study'].removeprefix('policies/')} {x['share']}: {x['method']}" for x in own
-        ]
-        axes.set_yticks(range(len(own)), labels, fontsize=8)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_ylim(len(own) - 0.5, -0.5)
+        names = [f"{x['study'].removeprefix('policies/')} {x['share']}: {x['method']}" for x in own]
+        means = [100 * float(row["mean"]) for row in own]
+        limits = [_interval(row) or (mean, mean) for row, mean in zip(own, means, strict=True)]
+        draw_intervals(axes, list(zip(names, means, limits, strict=True)))
     parts[-1].set_xlabel("points less supervised training, 95 % interval over seeds and images")
     figure.savefig(out / "methods-differences.png", dpi=110)
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
-from measure import Rows, parser, plain, read, show, spread, write
+from measure import Rows, draw_intervals, parser, plain, read, show, spread, write
 from PIL import Image
 
 from downstream.ab.records import Result, read_result
@@ -268,16 +268,10 @@ def draw(out: Path) -> None:
     parts = figure.subplots(len(sets), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, (name, own) in zip(parts, sets.items(), strict=True):
         axes = plain(part, "x")
-        for i, row in enumerate(own):
-            low, high = _interval(row) or (0, 0)
-            mean = 100 * float(row["mean"])
-            colour = {"better": COLOURS[0], "worse": COLOURS[1]}.get(_verdict(row), "#888888")
-            errors = [[mean - low], [high - mean]]
-            axes.errorbar(mean, i, xerr=errors, fmt="o", color=colour, capsize=3)
-        labels = [f"{name} {x['share']}: {x['method']} less {x['less']}" for x in own]
-        axes.set_yticks(range(len(own)), labels, fontsize=8)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_ylim(len(own) - 0.5, -0.5)
+        names = [f"{name} {x['share']}: {x['method']} less {x['less']}" for x in own]
+        means = [100 * float(row["mean"]) for row in own]
+        limits = [_interval(row) or (0, 0) for row in own]
+        draw_intervals(axes, list(zip(names, means, limits, strict=True)))
     parts[-1].set_xlabel("points, 95 % interval over seeds and images")
     figure.savefig(out / "differences.png", dpi=110)
 
