@@ -18,6 +18,7 @@ from ssld.distill.distill import open_networks
 from ssld.distill.setup import Data, open_data
 from ssld.distill.verify_teacher import verify_teacher
 from ssld.engine.loop import lost_processes
+from ssld.engine.processes import raise_on_all
 from ssld.engine.run_folder import versions
 from ssld.labels.build import Builder, Kind
 from ssld.labels.format import (
@@ -30,7 +31,7 @@ from ssld.labels.format import (
     read_manifest,
     write_index,
 )
-from ssld.labels.label_set import DECIDING, LabelSet, as_plain, raise_on_all
+from ssld.labels.label_set import DECIDING, LabelSet, as_plain
 from ssld.labels.samples import digest, write_samples
 from ssld.labels.stats import describe, summary
 from ssld.models.classifier import Classifier

@@ -13,7 +13,7 @@ from accelerate import (
     InitProcessGroupKwargs,
     PartialState,
 )
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 
 from ssld.common.errors import InputError
 from ssld.engine.config import LoopConfig
@@ -86,3 +86,17 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
         )
     except ValueError as error:
         raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
+
+
+def raise_on_all(accelerator: Accelerator, problem: str | None) -> None:
+    """What is wrong on any process ends all of them; each has to call this.
+
+    Raises:
+        InputError: any process has a problem.
+    """
+    problems = [problem]
+    if accelerator.num_processes > 1:
+        problems = gather_object(problems)
+    first = next(filter(None, problems), None)
+    if first:
+        raise InputError(first)

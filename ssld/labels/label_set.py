@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from ssld.common.errors import InputError
 from ssld.common.settings import flat
@@ -21,6 +20,7 @@ from ssld.data.labels import ClassTable
 from ssld.data.loading import View
 from ssld.data.source import Source
 from ssld.data.transforms import EvalView, TrainView, eval_view
+from ssld.engine.processes import raise_on_all
 from ssld.engine.run_folder import versions
 from ssld.labels.batches import Labels
 from ssld.labels.format import (
@@ -229,16 +229,3 @@ def place_of(sources: Sequence[Source], sample: int) -> tuple[Source, int]:
     ends = np.cumsum([len(source) for source in sources])
     number = int(np.searchsorted(ends, sample, side="right"))
     return sources[number], int(sample - (ends[number] - len(sources[number])))
-
-
-def raise_on_all(accelerator: Accelerator, problem: str | None) -> None:
-    """
-    Raises:
-        InputError: any process has a problem.
-    """
-    problems: Iterator[Any] = iter([problem])
-    if accelerator.num_processes > 1:
-        problems = iter(gather_object([problem]))
-    first = next(filter(None, problems), None)
-    if first:
-        raise InputError(str(first))
