@@ -40,6 +40,8 @@ def train(run: R, task: Task[R, B, N, S], student: N) -> S | None:
         with progress, Preemption() as stop:
             _loop(trainer, progress, evaluator, stop)
         evaluator.finish(trainer)
+        if stop.requested:  # after the last line: whoever calls would begin what comes next
+            raise _stopped(trainer, stop)
         return evaluator.score
     except RuntimeError as error:
         raise lost_process(error) or error from error
@@ -84,7 +86,11 @@ def _leave(
 ) -> None:
     trainer.save()
     evaluator.report(trainer)
-    raise Interrupted(
+    raise _stopped(trainer, stop)
+
+
+def _stopped(trainer: Trainer[R, B, N, S], stop: Preemption) -> Interrupted:
+    return Interrupted(
         f"{stop.signal or 'a signal to another process'}: the checkpoint of step {trainer.step} is "
         "written; go on with --resume"
     )
