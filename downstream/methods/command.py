@@ -21,12 +21,14 @@ from downstream.selftrain.command import check_unlabeled, selftrain
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.common.settings import plain
+from ssld.engine.loop import lost_processes
 from ssld.engine.processes import Processes, on_main, open_processes
 from ssld.engine.run_folder import deciding
 from ssld.recipe.command import one_command, run_stage
 from ssld.recipe.stage_folder import StagePlace
 
 
+@lost_processes("command")
 def methods(plan: Plan) -> None:
     """Run what is not complete, then compare.
 

@@ -28,6 +28,7 @@ from ssld.cli.commands import COMMANDS, work_of
 from ssld.common.errors import InputError, attempt
 from ssld.common.files import read_object, write_atomically
 from ssld.common.settings import plain
+from ssld.engine.loop import lost_processes
 from ssld.engine.processes import Processes, on_main, open_processes
 from ssld.engine.run_folder import deciding
 from ssld.recipe.command import one_command, run_stage
@@ -37,6 +38,7 @@ MOVED = ("data.generated", "init")
 """Settings of the student that change when the whole folder is moved; digests decide."""
 
 
+@lost_processes("command")
 def selftrain(recipe: Selftrain) -> None:
     """Run what is not complete, then write one report over all stages.
 

@@ -25,12 +25,13 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from ssld.cli.commands import DOWNSTREAM, stage_of
-from ssld.common.errors import InputError, Interrupted, attempt
+from ssld.common.errors import InputError, attempt
 from ssld.common.files import locked
 from ssld.common.settings import plain
 from ssld.distill.config import FinetuneConfig
 from ssld.distill.parent_run import open_parent_run
 from ssld.engine.config import LoopConfig
+from ssld.engine.loop import lost_processes
 from ssld.engine.processes import Processes, on_main, open_processes
 from ssld.engine.run_folder import deciding
 from ssld.recipe.classes import check_classes
@@ -39,6 +40,7 @@ from ssld.recipe.report import write_report
 from ssld.recipe.stage_folder import StagePlace
 
 
+@lost_processes("command")
 def recipe(recipe: Recipe) -> None:
     """Run what is not complete, then write one report over all stages.
 
@@ -57,19 +59,13 @@ def recipe(recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def one_command(out: Path, processes: Processes) -> Iterator[None]:
-    """While a command runs its stages below `out`: no other one does, and who stops it need not
-    know the stage.
+    """While a command runs its stages below `out`, no other one does.
 
     Raises:
         InputError: another command is at work there.
-        Interrupted: the same command goes on.
     """
     with locked(out) if processes.is_main_process else contextlib.nullcontext():
-        try:
-            yield
-        except Interrupted as error:
-            message = str(error).replace("go on with --resume", "the same command goes on")
-            raise Interrupted(message) from error
+        yield
 
 
 def _run(recipe: Recipe, processes: Processes) -> None:

@@ -1,4 +1,5 @@
-"""What the main process alone looks at, all processes know: what it saw, or what was wrong."""
+"""What the main process alone looks at, all processes know: what it saw, or what was wrong. How a
+command that has no `--resume` goes on is said of it alone."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, Interrupted
 from ssld.engine import processes
+from ssld.engine.loop import lost_processes
 
 
 def two(monkeypatch, look: Any) -> list[Any]:
@@ -47,3 +49,15 @@ def test_one_process_sends_nothing(monkeypatch):
     assert processes.on_main(alone, lambda *, of: of, of=2) == 2
     with pytest.raises(ZeroDivisionError):
         processes.on_main(alone, lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("kind", [InputError, Interrupted])
+def test_a_command_without_resume_says_that_it_goes_on(kind):
+    """What a stage of it says: a full disk, a signal, a damaged file."""
+    for said, told in (
+        ("free space, then go on with --resume", "free space, then the same command goes on"),
+        ("delete it: --resume writes it anew", "delete it: the same command writes it anew"),
+        ("give another folder", "give another folder"),
+    ):
+        with pytest.raises(kind, match=told), lost_processes("command"):
+            raise kind(said)
