@@ -29,6 +29,7 @@ from ssld.common.files import read_object
 from ssld.common.paths import check_inputs, check_path
 from ssld.common.settings import plain
 from ssld.common.settings_file import parsed, read_settings, shortened
+from ssld.recipe.config import blamed, refuse_misspelt
 from ssld.recipe.stage_folder import StagePlace
 
 TASKS = {"detection": ("detector", "backbone"), "segmentation": ("segmenter", "backbone")}
@@ -78,7 +79,12 @@ def as_asked(config: SelftrainConfig) -> Selftrain:
     Raises:
         InputError: an unknown section, a setting that is not allowed, a source that is not there.
     """
-    return recipe_of(read_settings(Path(config.file)), config)
+    tree = read_settings(Path(config.file))
+
+    def read(overrides: list[str]) -> Selftrain:
+        return recipe_of(tree, replace(config, overrides=overrides))
+
+    return blamed(config.file, config.overrides, read)
 
 
 def recipe_of(tree: dict[str, Any], config: SelftrainConfig) -> Selftrain:
@@ -165,6 +171,8 @@ class _Reading:
             elif dot and stage in options:
                 options[stage].append(f"--{rest}")
             else:
+                if dot:
+                    refuse_misspelt(stage, list(options))
                 unnamed.append(f"--{override}")
         first = "student" if self._has_run() else "teacher"
         options[first] = [*unnamed, *options[first]]

@@ -57,7 +57,7 @@ class Bench:
     def process(self, *words: str) -> subprocess.Popen:
         code = (
             "import sys; from ssld.ablate import command, pool; from ssld.cli.run import main; "
-            f"pool.COMMAND = {FAKE}; command._check_recipes = command._finish = lambda _: None; "
+            f"pool.COMMAND = {FAKE}; command.check_recipes = command._finish = lambda _: None; "
             "raise SystemExit(main(['ablate', *sys.argv[1:]]))"
         )
         started = [sys.executable, "-c", code, str(self.file), *words]

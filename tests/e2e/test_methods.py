@@ -156,7 +156,12 @@ def test_null_leaves_a_section_out_and_dots_are_levels(scenes, tmp_path) -> None
         ({}, ("data.labeled_share=.2",), "data.labeled_share is decided for all runs"),
         ({}, ("rethinking.student.steps=3",), "rethinking has 3 steps, supervised 2"),
         ({}, ("rethinking.steps=3",), "rethinking: steps is '3': give labels: and student:"),
-        ({}, ("schedule.lrr=3",), "did you mean"),
+        ({}, ("schedule.lrr=3",), "^--schedule.lrr: unknown setting 'schedule.lrr'; did you mean"),
+        ({}, ("sed.consistancy.scale_weight=1",), "^--sed.consistancy.scale_weight: unknown"),
+        ({}, ("rethinkin.labels.threshold=.4",), "'rethinkin'; did you mean 'rethinking'"),
+        ({}, ("schedule.lr=x",), "^--schedule.lr: schedule.lr is 'x'"),
+        ({"sed": {"stepz": 3}}, ("steps=3",), "methods.yaml, sed: unknown setting 'stepz'"),
+        ({"sed": {"steps": -1}}, ("steps=3",), "methods.yaml, sed: steps is -1"),
         ({}, ("schedule.decay=step", "schedule.milestones=[8]"), "Give schedule.milestone_shares"),
     ],
 )
@@ -251,6 +256,11 @@ def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None
     header = file.read_text().partition("\ntask")[0]
     assert all(x in header for x in ("ssld methods configs/methods/small-boxes.yaml", "Hardware",
                                      "Time", "Expected"))  # fmt: skip
+
+
+def test_a_misspelt_option_is_no_setting_of_a_run() -> None:
+    with pytest.raises(InputError, match="--seds: unknown setting 'seds'; did you mean 'seeds'"):
+        words(["f.yaml", "--seds", "3"])
 
 
 def test_lists_are_several_words() -> None:

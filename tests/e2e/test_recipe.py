@@ -349,7 +349,8 @@ def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> N
         ({"finetune": {"epoch": 3}}, [], "finetune: unknown setting 'epoch'; did you mean"),
         ({"fix": {"train": "all"}}, [], "fix: train is 'all'"),
         ({"fix": "absent"}, ["--fix.steps=1"], "the recipe has no stage fix"),
-        ({}, ["--finetune.schedule.lr=-1"], "schedule.lr is -1"),
+        ({}, ["--finetune.schedule.lr=-1"], "error: --finetune.schedule.lr: schedule.lr is -1"),
+        ({"finetune": {"epoch": 3}}, ["--seed=3"], "F.yaml, finetune: unknown setting 'epoch'"),
     ],
 )
 def test_bad_recipes_are_refused_before_the_first_stage(
