@@ -141,10 +141,18 @@ def test_error_exit_and_traceback_only_when_asked(monkeypatch, capsys):
         exit_code_of(lambda: fail(parse("p", DistillConfig, GOOD)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_early_signal_says_resume_where_that_is_an_option(number, monkeypatch, capsys):
+def sigterm(_: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def ctrl_c(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [sigterm, ctrl_c])
+def test_an_early_signal_says_resume_where_that_is_an_option(stop, monkeypatch, capsys):
     """While settings are read and torch is imported, before a command could say it better."""
-    monkeypatch.setattr(run, "resolve_name", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr(run, "resolve_name", stop)
     for name, command in COMMANDS.items():
         assert run.main([*name.split(), "--out=o"]) in (75, 130)
         how = "go on with --resume" if command.exported else "the same command goes on"
