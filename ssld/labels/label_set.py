@@ -29,7 +29,7 @@ from ssld.labels.format import (
     MANIFEST,
     UNREADABLE,
     digest_of,
-    problem_of,
+    problems,
     read_index,
     read_manifest,
 )
@@ -119,8 +119,7 @@ class LabelSet:
         """
         shards = [shard for kind in KINDS for shard in self.index[kind]]
         share = shards[accelerator.process_index :: accelerator.num_processes]
-        problem = next(filter(None, (problem_of(self.folder, shard) for shard in share)), None)
-        raise_on_all(accelerator, problem)
+        raise_on_all(accelerator, next(problems(self.folder, share), None))
 
     def require_samples(
         self, accelerator: Accelerator, sources: Mapping[str, Sequence[Source]]
