@@ -108,6 +108,19 @@ def test_all_stages_are_side_by_side(whole, scenes) -> None:
     assert any("loss_generated" in line for line in lines)
 
 
+def test_the_network_of_a_recipe_is_its_student(whole, scenes, tmp_path) -> None:
+    drawn = []
+    for name, run in (("recipe", whole), ("student", whole / "student")):
+        assert (
+            main(["predict", str(run), str(scenes / "images/val"), f"--out={tmp_path / name}"]) == 0
+        )
+        drawn.append((tmp_path / name / "predictions.jsonl").read_bytes())
+    assert drawn[0] == drawn[1]
+    file = write(tmp_path, recipe(scenes, teacher={"run": str(whole)}))
+    with pytest.raises(InputError, match=f"give {whole / 'student'}"):
+        as_asked(SelftrainConfig(file=file, out=str(tmp_path / "out")))
+
+
 def test_held_out_images_are_refused_before_the_teacher_is_trained(scenes, tmp_path, capsys):
     unlabeled = shutil.copytree(scenes.parent / "unlabeled/images/train", tmp_path / "unlabeled")
     held_out = min((scenes / "images/val").iterdir())
