@@ -145,7 +145,7 @@ class Killed(BaseException):
 def test_killed_in_every_stage_it_goes_on_to_the_same_bits(whole, scenes, tmp_path, monkeypatch):
     from downstream.pseudo_label.teacher import Detector
 
-    file = write(tmp_path, recipe(scenes, baseline=True, oracle=True))
+    file = write(tmp_path, recipe(scenes, baseline=True))
     words = ["selftrain", file, f"--out={tmp_path / 'run'}"]
     train_step, find, images = Trainer.train_step, Detector.find, iter(range(99))
 
