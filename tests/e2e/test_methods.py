@@ -166,8 +166,9 @@ def test_null_leaves_a_section_out_and_dots_are_levels(scenes, tmp_path) -> None
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_run(scenes, tmp_path, change, more, said) -> None:
+    methods = ("rethinking", "sed") if any("rethinking" in x for x in more) else ("sed",)
     with pytest.raises(InputError, match=said):
-        asked(tmp_path, {**tree(scenes), **change}, *more, methods=("rethinking", "sed"))
+        asked(tmp_path, {**tree(scenes), **change}, *more, methods=methods)
     assert not (tmp_path / "out").exists()
 
 
