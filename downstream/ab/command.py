@@ -10,6 +10,8 @@ OUT/report.html   the same, with learning curves and a plot of the differences
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 from downstream.ab.analysis import Results, analyse, as_json
 from downstream.ab.grid import RATE, RATES, ABConfig, build
@@ -23,6 +25,8 @@ from ssld.ablate.command import SweepState
 from ssld.ablate.grid import SEED, Ablation
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
+from ssld.common.settings_file import read_settings
+from ssld.recipe.config import blamed
 
 
 def ab(config: ABConfig) -> int:
@@ -37,7 +41,14 @@ def ab(config: ABConfig) -> int:
     """
     if config.task == "detection":
         require_packages("ssld ab --task detection", "faster_coco_eval")
-    ablation, note = build(config)
+    tree = read_settings(Path(config.file))
+
+    def made(overrides: list[str]) -> tuple[Ablation, str]:
+        ablation, note = build(replace(config, overrides=overrides), tree)
+        command.check_recipes(ablation)
+        return ablation, note
+
+    ablation, note = blamed(config.file, config.overrides, made)
     _check_backbones(ablation)
     return command.run(ablation, config, note, lambda sweep: finish(config, sweep))
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -16,7 +14,7 @@ from ssld.ablate.grid import SEED, Ablation
 from ssld.cli.commands import STAGES
 from ssld.common.errors import InputError
 from ssld.common.settings import PositiveInt, flat, require
-from ssld.common.settings_file import read_settings
+from ssld.recipe.config import refuse_misspelt
 
 RATES = ("same", "tuned")
 """Learning rate of the backbone: the head's, or the preset of distilled backbones, slower by stage
@@ -68,13 +66,15 @@ class ABConfig(AblateConfig):
         )
 
 
-def build(config: ABConfig) -> tuple[Ablation, str]:
+def build(config: ABConfig, tree: dict[str, Any]) -> tuple[Ablation, str]:
     """The grid of an A/B, and what it was made of; nothing is written.
+
+    Args:
+        tree: what the file holds.
 
     Raises:
         InputError: a file that does not fit the task, or sets what the grid sets.
     """
-    tree = read_settings(Path(config.file))
     settings = _settings(config, tree)
     out = config.out or tree.get("out")
     grid_of = {
@@ -137,7 +137,5 @@ def _name(word: str, own: list[str]) -> str:
     if not word.startswith("--") or word == "--":
         raise InputError(f"{word!r} is no option: give --name value")
     name = word.removeprefix("--")
-    nearest = difflib.get_close_matches(word, own, n=1, cutoff=0.8)
-    if "." not in name and nearest:
-        raise InputError(f"unknown setting {name!r}; did you mean {nearest[0][2:]!r}?")
+    refuse_misspelt(name, [option.removeprefix("--") for option in own])
     return name

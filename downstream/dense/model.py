@@ -144,13 +144,22 @@ def save(
     return replace_export(folder, write)
 
 
+def run_folder(path: str) -> Path:
+    """`path`, or the student's run where it is a folder of `ssld selftrain`, as that of a method of
+    `ssld methods` may be."""
+    student = Path(path) / "student"  # of a classifier it is an exported folder, without settings
+    return student if (student / "config.yaml").is_file() else Path(path)
+
+
 def read_description(path: str) -> tuple[Path, dict[str, Any]]:
-    """The exported folder of a run, or of a copy of it, and what its config.json says.
+    """The exported folder of a run (see `run_folder`), or of a copy of it, and what its config.json
+    says.
 
     Raises:
         InputError: it is no such folder, or damaged.
     """
-    folder = Path(path) / FOLDER if (Path(path) / FOLDER).is_dir() else Path(path)
+    folder = run_folder(path)
+    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     file = folder / "config.json"
     try:
         content = read_object(file, AGAIN)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from downstream.dense.config import AnnotatedConfig, DownstreamConfig
 from downstream.dense.preflight import Annotated, Readable, in_both, same_bytes, same_pixels
@@ -20,10 +20,9 @@ from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 from ssld.data.sampling import ApartSampler, Order, Sampler, permutation
 from ssld.data.source import Images
+from ssld.engine.processes import Processes, on_main
 
 Opened = TypeVar("Opened", bound=Annotated)
-Processes = Accelerator | PartialState
-"""Of a run, or of a command before any of its runs."""
 LABELED = "labeled.txt"
 """In a run folder: which images are the labeled share."""
 SHOWN = 5
@@ -164,7 +163,7 @@ def labeled_list(train: Sequence[Annotated]) -> str:
 
 
 def refuse_held_out(
-    accelerator: Processes, val: Sequence[Readable], others: Sequence[Readable], setting: str
+    processes: Processes, val: Sequence[Readable], others: Sequence[Readable], setting: str
 ) -> None:
     """
     Args:
@@ -175,21 +174,19 @@ def refuse_held_out(
         InputError: some of them are held out: on all processes, by the main one, that alone reads
             them.
     """
-    if not others:
-        return
-    problem = [""]
-    if accelerator.is_main_process:
-        found = in_both(val, others) or same_bytes(val, others) or same_pixels(val, others)
-        if found:
-            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            problem = [
-                f"{setting}: {len(found)} of its images are held out in data.val, by place, "
-                f"to the byte or by their pixels ({', '.join(found[:SHOWN])}{more}): the "
-                "evaluation would be on training images; take them out of one of the two"
-            ]
-    broadcast_object_list(problem)
-    if problem[0]:
-        raise InputError(problem[0])
+    if others:
+        on_main(processes, _refuse_held_out, val, others, setting)
+
+
+def _refuse_held_out(val: Sequence[Readable], others: Sequence[Readable], setting: str) -> None:
+    found = in_both(val, others) or same_bytes(val, others) or same_pixels(val, others)
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise InputError(
+            f"{setting}: {len(found)} of its images are held out in data.val, by place, "
+            f"to the byte or by their pixels ({', '.join(found[:SHOWN])}{more}): the "
+            "evaluation would be on training images; take them out of one of the two"
+        )
 
 
 def require_same_images(accelerator: Accelerator, sources: Sequence[Images]) -> None:

@@ -16,8 +16,8 @@ class PredictConfig(Settings):
     """`ssld predict RUN IMAGES --out DIR`: draw what a trained network finds in images."""
 
     run: str = ""
-    """Run folder of a detector, segmenter or classifier, or its `model` or `student` folder; the
-    first word is taken for it."""
+    """Run folder of a detector, segmenter or classifier, or its `model` or `student` folder; or a
+    folder of `ssld selftrain`, of which the student is taken. The first word is taken for it."""
     images: str = ""
     """A folder of images, a manifest or tar shards; the second word is taken for it."""
     out: str = ""
@@ -41,7 +41,8 @@ class ExportConfig(Settings):
     """`ssld export RUN`: write ONNX, and compare what onnxruntime makes of it with PyTorch."""
 
     run: str = ""
-    """Run folder of a detector, segmenter or classifier; the first word is taken for it."""
+    """Run folder of a detector, segmenter or classifier, or a folder of `ssld selftrain`, of which
+    the student is taken; the first word is taken for it."""
     out: str | None = None
     """File to write; by default `model.onnx` in the run folder."""
     size: tuple[int, int] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from downstream.dense.model import read_description
+from downstream.dense.model import read_description, run_folder
 from downstream.deploy import onnx_detector
 from downstream.deploy.config import ExportConfig
 from downstream.deploy.onnx_detector import pretrained_cfg
@@ -28,7 +28,7 @@ def export(config: ExportConfig) -> None:
     Raises:
         InputError: no such network, packages that are missing, a file that differs from PyTorch.
     """
-    if (Path(config.run) / "student").is_dir():
+    if (run_folder(config.run) / "student").is_dir():
         if config.size is not None:
             raise InputError("size: a classifier is exported for the size of its run; leave it out")
         network = open_network("run", arch=None, checkpoint=config.run)

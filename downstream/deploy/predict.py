@@ -38,7 +38,7 @@ from downstream.dense.drawing import (
     draw_lines,
     draw_mask,
 )
-from downstream.dense.model import FOLDER, read_description
+from downstream.dense.model import FOLDER, read_description, run_folder
 from downstream.dense.networks import require_packages
 from downstream.deploy.config import PredictConfig
 from downstream.detection.inference import predict as find
@@ -188,7 +188,7 @@ def _short(part: str) -> str:
 
 def _open(config: PredictConfig, device: torch.device) -> Predictor:
     """The run's network, whatever it is."""
-    run = Path(config.run)
+    run = run_folder(config.run)
     config_file = run / "config.json"
     classifier = (run / "student").is_dir() or (
         not (run / FOLDER).is_dir()

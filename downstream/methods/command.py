@@ -13,8 +13,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from accelerate import PartialState
-
 from downstream.methods.analysis import analyse, as_json
 from downstream.methods.plan import RECIPES, Plan, Trial, unequal
 from downstream.methods.report import markdown, write_report
@@ -23,12 +21,14 @@ from downstream.selftrain.command import check_unlabeled, selftrain
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.common.settings import plain
-from ssld.engine.processes import open_processes
+from ssld.engine.loop import lost_processes
+from ssld.engine.processes import Processes, on_main, open_processes
 from ssld.engine.run_folder import deciding
-from ssld.recipe.command import on_main, one_command, run_stage
+from ssld.recipe.command import one_command, run_stage
 from ssld.recipe.stage_folder import StagePlace
 
 
+@lost_processes("command")
 def methods(plan: Plan) -> None:
     """Run what is not complete, then compare.
 
@@ -39,7 +39,7 @@ def methods(plan: Plan) -> None:
     """
     processes = open_processes()
     main = processes.is_main_process
-    with one_command(plan.out, main):
+    with one_command(plan.out, processes):
         trials = list(plan.trials())
         if main:
             print("".join(f"warning: {x}\n" for x in unequal(plan)), end="", flush=True)
@@ -50,12 +50,12 @@ def methods(plan: Plan) -> None:
             if trial.method in RECIPES:
                 selftrain(plan.recipe(trial, trained=True))
             else:
-                _run(plan, trial, main)
+                _run(plan, trial, processes)
         if main:
             _finish(plan)
 
 
-def _check_unlabeled(plan: Plan, trials: list[Trial], processes: PartialState) -> None:
+def _check_unlabeled(plan: Plan, trials: list[Trial], processes: Processes) -> None:
     """Before hours of the supervised run."""
     labeling = next((x for x in trials if x.method in RECIPES), None)
     if labeling:
@@ -65,11 +65,11 @@ def _check_unlabeled(plan: Plan, trials: list[Trial], processes: PartialState) -
         check_unlabeled_of_sed(processes, plan.run(max(of_sed, key=lambda x: x.share)))
 
 
-def _run(plan: Plan, trial: Trial, main: bool) -> None:
+def _run(plan: Plan, trial: Trial, processes: Processes) -> None:
     folder, config = trial.folder(plan.out), plan.run(trial)
     place = StagePlace(folder.parent, folder.name, plan.command(trial))
-    state = on_main(_prepare, plan, place, config)
-    run_stage(place, replace(config, resume=True), state, main)
+    state = on_main(processes, _prepare, plan, place, config)
+    run_stage(place, replace(config, resume=True), state, processes.is_main_process)
 
 
 def _prepare(plan: Plan, place: StagePlace, config: Any) -> str:

@@ -23,6 +23,7 @@ from ssld.common.errors import InputError, did_you_mean
 from ssld.common.paths import check_inputs
 from ssld.common.settings import flat
 from ssld.common.settings_file import merged, parsed, read_settings, shortened
+from ssld.recipe.config import blamed, refuse_misspelt
 
 KEYS = ("out", "task", "unlabeled", SUPERVISED, *LEARNED)
 SECTIONS = (SUPERVISED, *LEARNED)
@@ -209,7 +210,20 @@ def as_asked(config: MethodsConfig) -> Plan:
     Raises:
         InputError: an unknown section, a setting that is not allowed, a source that is not there.
     """
-    tree = _read(config)
+    given = read_settings(Path(config.file))
+
+    def made(overrides: list[str]) -> Plan:
+        return _plan(replace(config, overrides=overrides), given)
+
+    return blamed(config.file, config.overrides, made)
+
+
+def _plan(config: MethodsConfig, given: dict[str, Any]) -> Plan:
+    """
+    Args:
+        given: what the file holds.
+    """
+    tree = _overridden(config, given)
     out, task = config.out or tree.get("out"), tree.get("task")
     if not isinstance(out, str) or not out:
         raise InputError(f"{config.file}: out is missing; name a folder in it or with --out")
@@ -239,16 +253,17 @@ def as_asked(config: MethodsConfig) -> Plan:
     return plan
 
 
-def _read(config: MethodsConfig) -> dict[str, Any]:
-    """The file with the overrides of the command line."""
-    tree = read_settings(Path(config.file))
+def _overridden(config: MethodsConfig, tree: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds, with the overrides of the command line."""
     for key in tree:
         if key not in KEYS:
             hint = did_you_mean(key, KEYS, cutoff=0.5) or f"; give {', '.join(KEYS)}"
             raise InputError(f"{config.file}: {key!r} is no section{hint}")
     for override in config.overrides:
         name, _, text = override.partition("=")
-        first = name.partition(".")[0]
+        first, dot, _ = name.partition(".")
+        if dot and first not in SECTIONS:
+            refuse_misspelt(first, SECTIONS)
         full = name if first in SECTIONS else f"{SUPERVISED}.{name}"
         tree = _with(tree, {full: parsed(text)})
     for section in SECTIONS:

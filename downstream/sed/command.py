@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from accelerate import PartialState
-
 from downstream.dense.start import open_processes
 from downstream.detection.command import model_for, run_of, sources_of
 from downstream.sed.batches import LabeledAndUnlabeled
@@ -13,6 +11,7 @@ from downstream.sed.model import SedModel
 from downstream.sed.task import SedTask
 from downstream.sed.unlabeled import held_out_sums, open_unlabeled
 from ssld.engine.loop import train
+from ssld.engine.processes import Processes, on_main
 
 
 def sed(config: SedConfig) -> None:
@@ -39,11 +38,11 @@ def sed(config: SedConfig) -> None:
         config, accelerator, sources, model,
         unlabeled=unlabeled, reports=reports, order=order, work=work,
     )  # fmt: skip
-    held_out = held_out_sums(accelerator, sources.val)
+    held_out = on_main(accelerator, held_out_sums, sources.val)
     train(run, SedTask(sources, unlabeled, config, held_out), model)
 
 
-def check_unlabeled(processes: PartialState, config: SedConfig) -> None:
+def check_unlabeled(processes: Processes, config: SedConfig) -> None:
     """Refuse unlabeled images that `sed` would refuse, before what is trained ahead of it.
 
     Raises:

@@ -8,17 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from downstream.dense.preflight import THREADS, Finding, Readable, findings, in_both, same_bytes
-from downstream.dense.sources import Processes, Sources, refuse_held_out
+from downstream.dense.sources import Sources, refuse_held_out
 from downstream.detection.data.boxes import BoxSource
 from downstream.sed.views import pixels_sum
 from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable, decode
 from ssld.data.source import Source, Subset
 from ssld.data.sources import open_source
+from ssld.engine.processes import Processes, on_main
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class UnlabeledReport:
 
 
 def open_unlabeled(
-    accelerator: Processes, paths: list[str], sources: Sources[BoxSource]
+    processes: Processes, paths: list[str], sources: Sources[BoxSource]
 ) -> tuple[list[Source], list[UnlabeledReport]]:
     """The images of `paths` that are not labeled, by place or to the byte (with a labeled share
     these are the drawn ones: the paper's unlabeled set is the rest, section 4).
@@ -53,9 +52,10 @@ def open_unlabeled(
             opened.append(open_source(path))
         except InputError as error:
             raise InputError(f"data.unlabeled: {error}") from error
-    refuse_held_out(accelerator, sources.val, opened, "data.unlabeled")
+    refuse_held_out(processes, sources.val, opened, "data.unlabeled")
     left, reports = [], []
-    for source, rows in zip(opened, _labeled(accelerator, sources, opened), strict=True):
+    labeled = on_main(processes, _labeled, sources, opened)
+    for source, rows in zip(opened, labeled, strict=True):
         if len(rows) < len(source):
             left.append(Subset(source, np.array(rows, np.int64), keep=False) if rows else source)
         places = [source.location(row) for row in rows]
@@ -69,38 +69,25 @@ def open_unlabeled(
     return left, reports
 
 
-def _labeled(
-    accelerator: Processes, sources: Sources[BoxSource], opened: list[Source]
-) -> list[list[int]]:
-    """Of each source the images that are labeled, too; the main process alone reads them."""
-    shared: list[Any] = [None]
-    if accelerator.is_main_process:
-        found = {*in_both(sources.train, opened), *same_bytes(sources.train, opened)}
-        shared[0] = [
-            [row for row in range(len(source)) if source.location(row) in found]
-            for source in opened
-        ]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]
+def _labeled(sources: Sources[BoxSource], opened: list[Source]) -> list[list[int]]:
+    """Of each source the images that are labeled, too."""
+    found = {*in_both(sources.train, opened), *same_bytes(sources.train, opened)}
+    return [
+        [row for row in range(len(source)) if source.location(row) in found] for source in opened
+    ]
 
 
-def held_out_sums(accelerator: Accelerator, val: Sequence[Readable]) -> dict[bytes, str]:
-    """{`pixels_sum`: where it is} of all held-out images that can be read; by the main process.
+def held_out_sums(val: Sequence[Readable]) -> dict[bytes, str]:
+    """{`pixels_sum`: where it is} of all held-out images that can be read.
 
     An unlabeled image that is one of them, stored anew, is told when it is its turn: to decode a
     hundred thousand before the first step would take minutes at each start.
     """
-    shared: list[Any] = [None]
-    if accelerator.is_main_process:
-        places = [(source, i) for source in val for i in range(len(source))]
-        with ThreadPoolExecutor(THREADS) as pool:
-            sums = list(pool.map(lambda place: _sum(*place), places))
-        known = zip(sums, places, strict=True)
-        shared[0] = {digest: x.location(i) for digest, (x, i) in known if digest}
-    if accelerator.num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]
+    places = [(source, i) for source in val for i in range(len(source))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        sums = list(pool.map(lambda place: _sum(*place), places))
+    known = zip(sums, places, strict=True)
+    return {digest: x.location(i) for digest, (x, i) in known if digest}
 
 
 def _sum(source: Readable, i: int) -> bytes | None:

@@ -9,8 +9,6 @@ import json
 from dataclasses import asdict, replace
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from downstream.dense.classification import open_classes
 from downstream.dense.sources import Sources, open_sources
@@ -23,6 +21,7 @@ from downstream.segmentation.networks import segmenter
 from downstream.segmentation.task import SegmentationTask
 from ssld.common.errors import InputError
 from ssld.engine.loop import train
+from ssld.engine.processes import on_main
 
 
 def segmentation(config: SegmentationConfig) -> None:
@@ -45,7 +44,8 @@ def segmentation(config: SegmentationConfig) -> None:
     model = SegmentationModel(built, names)
     classes = open_classes(config, model)
     config = replace(config, data=replace(config.data, classes=names))
-    reports, digests = _inspected(sources, accelerator)
+    reports = on_main(accelerator, _inspected, sources)
+    digests = [json.dumps(x.hashes) for part in reports.values() for x in part]
     run = start_run(
         config, accelerator, sources, model, classes,
         task="segmentation", head=asdict(config.segmenter), size=config.augment.crop,
@@ -55,27 +55,14 @@ def segmentation(config: SegmentationConfig) -> None:
     train(run, task.also(config, classes), model)
 
 
-def _inspected(
-    sources: Sources[MaskSource], accelerator: Accelerator
-) -> tuple[dict[str, list[MaskReport]], list[str]]:
-    """Look at all masks, on the main process only as it reads them all; returns the reports there,
-    and their digests on all processes.
+def _inspected(sources: Sources[MaskSource]) -> dict[str, list[MaskReport]]:
+    """Look at all masks, by their role.
 
     Raises:
-        InputError: masks that would ruin a result, on all processes.
+        InputError: masks that would ruin a result.
     """
-    reports, digests, problem = {}, [], ""
-    if accelerator.is_main_process:
-        roles = sources.by_role()
-        reports = {role: [inspect(x) for x in part] for role, part in roles.items()}
-        every = [report for part in reports.values() for report in part]
-        try:
-            for report in every:
-                report.check(reports["train"])
-        except InputError as error:
-            problem = str(error)
-        digests = [json.dumps(report.hashes) for report in every]
-    digests, problem = broadcast_object_list([digests, problem])
-    if problem:
-        raise InputError(problem)
-    return reports, digests
+    reports = {role: [inspect(x) for x in part] for role, part in sources.by_role().items()}
+    for part in reports.values():
+        for report in part:
+            report.check(reports["train"])
+    return reports

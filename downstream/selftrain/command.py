@@ -28,15 +28,17 @@ from ssld.cli.commands import COMMANDS, work_of
 from ssld.common.errors import InputError, attempt
 from ssld.common.files import read_object, write_atomically
 from ssld.common.settings import plain
-from ssld.engine.processes import open_processes
+from ssld.engine.loop import lost_processes
+from ssld.engine.processes import Processes, on_main, open_processes
 from ssld.engine.run_folder import deciding
-from ssld.recipe.command import on_main, one_command, run_stage
+from ssld.recipe.command import one_command, run_stage
 from zoo.release import sha256_of
 
 MOVED = ("data.generated", "init")
 """Settings of the student that change when the whole folder is moved; digests decide."""
 
 
+@lost_processes("command")
 def selftrain(recipe: Selftrain) -> None:
     """Run what is not complete, then write one report over all stages.
 
@@ -45,8 +47,9 @@ def selftrain(recipe: Selftrain) -> None:
             the same folder.
         Interrupted: see `ssld.engine.loop.train`; the same command goes on.
     """
-    main = open_processes().is_main_process
-    with one_command(recipe.out, main):
+    processes = open_processes()
+    main = processes.is_main_process
+    with one_command(recipe.out, processes):
         if main and recipe.teacher_is_baseline:
             print("baseline: the teacher, as it has the same settings", flush=True)
         if recipe.given_teacher is None:
@@ -55,16 +58,17 @@ def selftrain(recipe: Selftrain) -> None:
             if stage == LABELS:
                 _label(recipe, main)
             else:
-                _train(recipe, stage, main)
+                _train(recipe, stage, processes)
         if main:
             _finish(recipe)
 
 
-def _train(recipe: Selftrain, stage: str, main: bool) -> None:
+def _train(recipe: Selftrain, stage: str, processes: Processes) -> None:
     config, place = recipe.configs[stage], recipe.place(stage)
-    state = on_main(_prepare, recipe, stage)
+    state = on_main(processes, _prepare, recipe, stage)
     changes = list(MOVED) if stage == "student" else []
-    run_stage(place, replace(config, resume=True, allow_changes=changes), state, main)
+    config = replace(config, resume=True, allow_changes=changes)
+    run_stage(place, config, state, processes.is_main_process)
 
 
 def _prepare(recipe: Selftrain, stage: str) -> str:

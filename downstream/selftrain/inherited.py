@@ -1,4 +1,4 @@
-"""What a stage of self-training takes over from the one before it.
+"""What a stage of self-training takes over from the one before it, or from a teacher that is given.
 
 This file imports neither torch nor timm.
 """
@@ -6,8 +6,11 @@ This file imports neither torch nor timm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ssld.common.errors import InputError
+from ssld.common.files import read_object
 from ssld.common.settings import flat, under
 
 INSTEAD = (("epochs", "steps"), ("schedule.milestones", "schedule.milestone_shares"))
@@ -53,3 +56,25 @@ def pruned(tree: dict[str, Any], dropped: Sequence[str], prefix: str = "") -> di
         for key, value in tree.items()
         if not under(f"{prefix}{key}", dropped)
     }
+
+
+def check_teacher(file: str, run: str, task: str) -> None:
+    """
+    Args:
+        file: names `run` as the teacher.
+
+    Raises:
+        InputError: the run has no network yet, or one of another task.
+    """
+    files = [Path(run) / "model/config.json", Path(run) / "config.json"]
+    there = next((x for x in files if x.is_file()), None)
+    found = read_object(there, "give another run as the teacher").get("task") if there else None
+    if found == task:
+        return
+    what = f"is of {found}" if found else "has no trained detector or segmenter"
+    student = Path(run) / "student"
+    nested = (student / "config.yaml").is_file()  # it is a folder of `ssld selftrain`
+    raise InputError(
+        f"{file}: teacher.run {run} {what}, and the task is {task}; give "
+        f"{student if nested else f'a run of ssld {task}'}"
+    )

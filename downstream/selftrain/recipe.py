@@ -17,6 +17,7 @@ from downstream.segmentation import config as segmentation
 from downstream.selftrain.config import SelftrainConfig
 from downstream.selftrain.inherited import (
     DECIDED,
+    check_teacher,
     inherited,
     pruned,
     without_effect,
@@ -29,6 +30,7 @@ from ssld.common.files import read_object
 from ssld.common.paths import check_inputs, check_path
 from ssld.common.settings import plain
 from ssld.common.settings_file import parsed, read_settings, shortened
+from ssld.recipe.config import blamed, refuse_misspelt
 from ssld.recipe.stage_folder import StagePlace
 
 TASKS = {"detection": ("detector", "backbone"), "segmentation": ("segmenter", "backbone")}
@@ -78,7 +80,12 @@ def as_asked(config: SelftrainConfig) -> Selftrain:
     Raises:
         InputError: an unknown section, a setting that is not allowed, a source that is not there.
     """
-    return recipe_of(read_settings(Path(config.file)), config)
+    tree = read_settings(Path(config.file))
+
+    def read(overrides: list[str]) -> Selftrain:
+        return recipe_of(tree, replace(config, overrides=overrides))
+
+    return blamed(config.file, config.overrides, read)
 
 
 def recipe_of(tree: dict[str, Any], config: SelftrainConfig) -> Selftrain:
@@ -165,6 +172,8 @@ class _Reading:
             elif dot and stage in options:
                 options[stage].append(f"--{rest}")
             else:
+                if dot:
+                    refuse_misspelt(stage, list(options))
                 unnamed.append(f"--{override}")
         first = "student" if self._has_run() else "teacher"
         options[first] = [*unnamed, *options[first]]
@@ -211,23 +220,8 @@ class _Reading:
         if not isinstance(run, str) or not run:
             raise InputError(f"{self.file}, teacher: run is {shortened(run)}: give one run folder")
         check_path(f"{self.file}: teacher.run", run)
-        self._check_teacher(run)
+        check_teacher(self.file, run, self.task)
         return run
-
-    def _check_teacher(self, run: str) -> None:
-        """
-        Raises:
-            InputError: the run has no network yet, or one of another task.
-        """
-        files = [Path(run) / "model/config.json", Path(run) / "config.json"]
-        file = next((file for file in files if file.is_file()), None)
-        task = read_object(file, "give another run as the teacher").get("task") if file else None
-        if task != self.task:
-            what = f"is of {task}" if task else "has no trained detector or segmenter"
-            raise InputError(
-                f"{self.file}: teacher.run {run} {what}, and the task is {self.task}; give a run "
-                f"of ssld {self.task}"
-            )
 
     def _taught_with(self, configs: dict[str, DownstreamConfig]) -> dict[str, Any]:
         """The teacher's settings, nested; empty of a network without them."""
@@ -310,9 +304,11 @@ class _Reading:
                     f"{self.file}, {stage}: epochs of the student count the images of both kinds, "
                     "so that as many are not as long here; give student.steps instead"
                 )
+        if "oracle" not in configs:
+            return configs
         human = {**before, "data": {**before["data"], "labeled_share": student.data.labeled_share}}
         baseline = configs.get("baseline") or self._parse("baseline", {}, human)
-        if _same_run(configs.get("oracle"), baseline):
+        if _same_run(configs["oracle"], baseline):
             raise InputError(
                 f"{self.file}, oracle: it would be the baseline, as that has all annotations; give "
                 "the teacher a data.labeled_share, or the oracle another data.train"

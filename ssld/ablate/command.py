@@ -24,8 +24,9 @@ from ssld.ablate.summary import Summary, markdown, summarise
 from ssld.common.errors import InputError, Interrupted, attempt
 from ssld.common.files import locked, write_atomically
 from ssld.common.metrics import METRICS, RESULTS
-from ssld.common.settings_file import written_out
+from ssld.common.settings_file import read_settings, written_out
 from ssld.engine.preemption import Preemption
+from ssld.recipe.config import blamed
 from ssld.recipe.recipe import open_recipe
 
 FAILED = 1
@@ -87,7 +88,14 @@ def ablate(config: AblateConfig) -> int:
             settings: before anything is written. A full disk.
         Interrupted: by a signal; the same command goes on.
     """
-    ablation = grid.read(config.file, config.out, config.overrides)
+    tree = read_settings(Path(config.file))
+
+    def read(overrides: list[str]) -> Ablation:
+        ablation = grid.build(config.file, tree, config.out, overrides)
+        check_recipes(ablation)
+        return ablation
+
+    ablation = blamed(config.file, config.overrides, read)
     return run(ablation, config, _noted(config), _finish)
 
 
@@ -97,13 +105,13 @@ def run(
     """The same for a grid that is read, or made elsewhere.
 
     Args:
+        ablation: for which `check_recipes` holds.
         note: kept in the folder as what the grid came from.
         finish: writes what is made of the results when no trial is left to run.
     """
     state.check_out(ablation.out)
     if not config.overwrite:
         state.check_unchanged(ablation)
-    _check_recipes(ablation)
     devices = pool.find_devices(config.devices)
     with Preemption() as preemption, locked(ablation.out):
         write_atomically(ablation.out / state.MARK, note)
@@ -178,7 +186,7 @@ def _finish(sweep: SweepState) -> None:
     print(f"table:  {out / 'results.csv'}\nreport: {out / 'report.html'}")
 
 
-def _check_recipes(ablation: Ablation) -> None:
+def check_recipes(ablation: Ablation) -> None:
     """The recipe of each trial that is not done, one of those that differ in the seed only.
 
     Raises:

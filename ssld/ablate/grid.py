@@ -17,7 +17,7 @@ from typing import Any
 from ssld.cli.commands import STAGES
 from ssld.common.errors import InputError
 from ssld.common.settings import flat
-from ssld.common.settings_file import parsed, read_settings, tidied
+from ssld.common.settings_file import parsed, tidied
 from ssld.recipe.config import LENGTHS, sections
 
 SEED = "seed"
@@ -108,22 +108,17 @@ def show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def read(path: str, out: str | None, overrides: Sequence[str]) -> Ablation:
-    """Read an ablation; nothing is written.
+def build(path: str, tree: dict[str, Any], out: str | None, overrides: Sequence[str]) -> Ablation:
+    """From what the file at `path` holds to an ablation; nothing is written.
 
     Args:
         out: instead of the file's.
         overrides: `name=value` for all trials.
 
     Raises:
-        InputError: no such file, no YAML; a key that is unknown, or missing; an axis that is empty,
-            names something twice, or sets what another one does.
+        InputError: a key that is unknown, or missing; an axis that is empty, names something twice,
+            or sets what another one does.
     """
-    return build(path, read_settings(Path(path)), out, overrides)
-
-
-def build(path: str, tree: dict[str, Any], out: str | None, overrides: Sequence[str]) -> Ablation:
-    """The same from what the file at `path` holds; see `read`."""
     folder, settings = sections(path, tree, out, "grid")
     stages = list(settings)
     base: Settings = {}

@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None, *, launched: bool = False) -> int:
 
     Returns the exit code: what the command returns, else 0; 2 for what must be mended (one sentence
     on stderr; the traceback too when the environment variable SSLD_DEBUG is 1); 75 when stopped by
-    a signal or a lost process, `--resume` goes on; 130 when interrupted without a checkpoint; 141
-    when nobody reads the output any more.
+    a signal or a lost process, `--resume` or the same command goes on; 130 when interrupted without
+    a checkpoint; 141 when nobody reads the output any more.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if words[0] in HELP:
@@ -93,14 +93,21 @@ def _run(name: str, command: Command, words: list[str], launched: bool) -> int:
             start_asked_for_processes()
         return work_of(command, config)
 
-    return exit_code_of(do)
+    return exit_code_of(do, resumes=command.exported is not None)
 
 
 @streams.whole
-def exit_code_of(do: Callable[[], object]) -> int:
-    """Do something that may raise what a user should see as one sentence; see `main`."""
+def exit_code_of(do: Callable[[], object], *, resumes: bool = True) -> int:
+    """Do something that may raise what a user should see as one sentence; see `main`.
+
+    Args:
+        resumes: it is a training run; anything else goes on when it is given again.
+    """
+    goes_on = "go on with --resume" if resumes else "the same command goes on"
     try:
-        _listen_to_sigterm()
+        _listen_to_sigterm(
+            f"SIGTERM{' before or after the training loop' if resumes else ''}; {goes_on}"
+        )
         code = do()  # a result is for Python; a command's answer is an exit code, or nothing
         leave_processes()
         return code if isinstance(code, int) else 0
@@ -115,8 +122,7 @@ def exit_code_of(do: Callable[[], object]) -> int:
         print(f"{'stopped' if stopped else 'error'}{where}: {sentence_of(error)}", file=sys.stderr)
         return EXIT_TRY_AGAIN if stopped else EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        message = "interrupted: the same command goes on, a training run with --resume"
-        print(message, file=sys.stderr)
+        print(f"interrupted: {goes_on}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -142,11 +148,11 @@ def _section(file: str, section: str) -> tuple[str, dict[str, Any]]:
     return f"{file}, {section}", {"out": f"{tree.get('out', 'runs')}/{section}", **tree[section]}
 
 
-def _listen_to_sigterm() -> None:
+def _listen_to_sigterm(message: str) -> None:
     """Outside the training loop, which writes a checkpoint first (`ssld/engine/preemption.py`)."""
 
     def stop(*_: object) -> None:
-        raise Interrupted("SIGTERM before or after the training loop; go on with --resume")
+        raise Interrupted(message)
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)

@@ -74,8 +74,8 @@ class FolderSource:
         if not names:
             left = self.account.left_out()
             raise InputError(
-                f"{path}: no image in this folder{f' (it has {left})' if left else ''}; images "
-                f"end in {', '.join(sorted(EXTENSIONS))}"
+                f"{path}: no image in this folder{f' (it has {left})' if left else ''}: put some "
+                f"there, or name another; images end in {', '.join(sorted(EXTENSIONS))}"
             )
         # Arrow strings, not a Python list: loader processes share the memory, also for millions.
         self._names = pa.array(names, pa.large_string())

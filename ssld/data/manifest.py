@@ -55,7 +55,9 @@ class ManifestSource:
             columns = find_columns(parquet.schema_arrow)
             table = self._read(parquet, columns)
         if not table.num_rows:
-            raise InputError(f"{path}: the manifest has no rows")
+            raise InputError(
+                f"{path}: the manifest has no rows: give it one for each image, or name another"
+            )
         try:
             table.validate(full=True)  # text may be no UTF-8
             self._take(table, columns)

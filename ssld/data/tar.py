@@ -140,7 +140,10 @@ def _build_index(shard: str, target: Path) -> None:
         raise InputError(f"{shard}: cannot be read ({error.strerror})") from error
     if not images:
         left = account.left_out()
-        raise InputError(f"{shard}: no image in this shard{f' (it has {left})' if left else ''}")
+        raise InputError(
+            f"{shard}: no image in this shard{f' (it has {left})' if left else ''}: pack it anew "
+            "with some, or leave it out"
+        )
 
 
 def _progress(shard: str, size: int) -> tqdm:

@@ -14,9 +14,12 @@ from ssld.common.errors import InputError
 from ssld.common.files import cannot_write, write_atomically
 from ssld.data.source import Images
 
+SHOWN = 3
+"""Images that a message names."""
+
 
 class Entry(NamedTuple):
-    """An image that could not be read."""
+    """An image that could not be read, or must not be seen."""
 
     source: int
     """Number of its source."""
@@ -108,10 +111,13 @@ class Unreadables:
         if bad > self.limit * len(source):
             self._sorted = False
             self.write()
+            known = [x for x in self.entries.values() if x.source == entry.source]
+            shown = ", ".join(f"{x.location} ({x.reason})" for x in known[-SHOWN:])
             raise InputError(
-                f"{source.path}: {bad} of {len(source)} images cannot be read, more than "
-                f"data.max_unreadable allows ({self.limit:.1%}), the last one {entry.location} "
-                f"({entry.reason}); mend the source or raise the limit"
+                f"{source.path}: {bad} of {len(source)} images cannot be read or used, more than "
+                f"data.max_unreadable allows ({self.limit:.1%}), {shown}"
+                f"{f' and {bad - SHOWN} more' if bad > SHOWN else ''}; mend the source or raise "
+                "the limit"
             )
 
 

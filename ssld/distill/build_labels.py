@@ -18,7 +18,7 @@ from ssld.distill.distill import open_networks
 from ssld.distill.setup import Data, open_data
 from ssld.distill.verify_teacher import verify_teacher
 from ssld.engine.loop import lost_processes
-from ssld.engine.processes import raise_on_all
+from ssld.engine.processes import on_main
 from ssld.engine.run_folder import versions
 from ssld.labels.build import Builder, Kind
 from ssld.labels.format import (
@@ -66,14 +66,12 @@ def build_labels(config: BuildLabelsConfig) -> None:
     ]
     folder, accelerator = Path(config.out), data.accelerator
     with contextlib.ExitStack() as held:
-        problem = None
-        if accelerator.is_main_process:
-            try:
-                held.enter_context(locked(folder))
-                _begin(folder, kinds, manifest_of(data, config, student, teacher, facts))
-            except InputError as error:
-                problem = str(error)
-        raise_on_all(accelerator, problem)
+
+        def begin() -> None:
+            held.enter_context(locked(folder))
+            _begin(folder, kinds, manifest_of(data, config, student, teacher, facts))
+
+        on_main(accelerator, begin)
         if (folder / INDEX).is_file():
             LabelSet(str(folder)).require_files(accelerator)
         else:
@@ -100,20 +98,20 @@ def _fill(data: Data, config: BuildLabelsConfig, teacher: Teacher, kinds: list[K
     )
     for kind in kinds:
         builder.fill(kind)
-    problem = None
-    if accelerator.is_main_process:
-        shards: dict[str, list[Shard]] = {}
-        for kind in kinds:
-            known = [done(folder, kind.name, i, x) for i, x in enumerate(kind.shards())]
-            shards[kind.name] = [shard for shard in known if shard]
-            if None in known:
-                problem = (
-                    f"out {folder}: not all shards are there that the processes wrote; it must be "
-                    "one folder that all nodes see: put it on shared storage"
-                )
-        if problem is None:
-            write_index(folder, shards)
-    raise_on_all(accelerator, problem)
+    on_main(accelerator, _finish, folder, kinds)
+
+
+def _finish(folder: Path, kinds: list[Kind]) -> None:
+    shards: dict[str, list[Shard]] = {}
+    for kind in kinds:
+        known = [done(folder, kind.name, i, x) for i, x in enumerate(kind.shards())]
+        shards[kind.name] = [shard for shard in known if shard]
+        if None in known:
+            raise InputError(
+                f"out {folder}: not all shards are there that the processes wrote; it must be "
+                "one folder that all nodes see: put it on shared storage"
+            )
+    write_index(folder, shards)
 
 
 def manifest_of(

@@ -251,7 +251,8 @@ class BuildLabelsConfig(DistillConfig):
     views: PositiveInt = 16
     """Views of each image; a run of more epochs sees them again."""
     top_k: Annotated[int, Limits(lambda x: x >= 5, "5 or more, evaluations compare five")] = 10
-    """Classes of a view that are stored, the likeliest; as many as there are stores all."""
+    """Classes of a view that are stored, the likeliest; 5 or more, as evaluations compare the first
+    five of teacher and student (agreement@5). As many as there are stores all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 
 from ssld.common.errors import InputError
 from ssld.common.files import write_atomically
@@ -39,6 +38,7 @@ from ssld.distill.setup import ClassifierRun, start_run
 from ssld.distill.task import Classification
 from ssld.engine.checkpoint import export
 from ssld.engine.loop import train
+from ssld.engine.processes import on_main
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.health.resolution import describe_choice
 from ssld.health.verdict import noted
@@ -73,7 +73,8 @@ def fix(config: FixResConfig) -> None:
     trained_at = int(parent.settings["augment"]["size"])
     wanted = config.resolutions or resolutions_from(trained_at)
     sizes = sorted({*wanted, student.input_size, trained_at})
-    before = _known(run, sizes) or sweep(run, task, copy.deepcopy(student), sizes, reporting)
+    before = on_main(run.accelerator, _known, run, sizes)
+    before = before or sweep(run, task, copy.deepcopy(student), sizes, reporting)
     counts = {"chosen_on": sum(map(len, choosing)), "reported_on": sum(map(len, reporting))}
     table = {"trained_at": trained_at, "fixed_at": student.input_size, "before": before}
     table |= {"metric": deciding(before[0], task.monitor(run))}
@@ -147,14 +148,13 @@ def _measured(run: ClassifierRun, task: Classification, network: Classifier) -> 
 
 
 def _known(run: ClassifierRun, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
-    """What a stopped run had evaluated before its first step, the same on all processes."""
-    known: list[Any] = [None]
+    """What a stopped run had evaluated before its first step."""
     path = run.folder.path / TABLE
-    if run.config.resume and path.is_file():
-        rows = json.loads(path.read_text(encoding="utf-8"))["before"]
-        same = [row["size"] for row in rows] == list(sizes)
-        known = [rows if same and all(CHOOSE in row for row in rows) else None]
-    return broadcast_object_list(known)[0]
+    if not run.config.resume or not path.is_file():
+        return None
+    rows = json.loads(path.read_text(encoding="utf-8"))["before"]
+    same = [row["size"] for row in rows] == list(sizes)
+    return rows if same and all(CHOOSE in row for row in rows) else None
 
 
 def _write(run: ClassifierRun, table: dict[str, Any]) -> None:

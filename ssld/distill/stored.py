@@ -154,10 +154,18 @@ def distill_stored(config: DistillConfig) -> None:
     }
     data.accelerator.print(
         f"teacher: stored labels of {manifest['views']} views, {manifest['top_k']} of "
-        f"{manifest['classes']} classes each"
+        f"{manifest['classes']} classes each{_asked_about(config)}"
     )
     run = start_run(data, student, facts, stored=stored)
     train(run, StoredDistillation(stored, config.loss, teacher), student)
+
+
+def _asked_about(config: DistillConfig) -> str:
+    """What the teacher of the settings does besides, as words."""
+    if config.fresh_share:
+        share = f"{config.fresh_share:.1%}".replace(".0%", "%")
+        return f"; it is asked about the fresh views of {share} of the samples, and no others"
+    return "; it is asked about none" if config.taught_by else ""
 
 
 def require_fit(data: Data, student: Classifier, stored: LabelSet) -> None:

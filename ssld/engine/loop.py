@@ -8,11 +8,12 @@ has exactly the lines of one that was not.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
 
-from ssld.common.errors import Interrupted, one_line
+from ssld.common.errors import InputError, Interrupted, one_line
 from ssld.data.workers import lost_worker
 from ssld.engine.evaluation import Evaluator
 from ssld.engine.preemption import Preemption
@@ -39,6 +40,8 @@ def train(run: R, task: Task[R, B, N, S], student: N) -> S | None:
         progress = Progress(run, trainer.clock, trainer.step, trainer.unreadables)
         with progress, Preemption() as stop:
             _loop(trainer, progress, evaluator, stop)
+        if stop.requested:  # after the last line: whoever calls would begin what comes next
+            raise _stopped(trainer, stop)
         evaluator.finish(trainer)
         return evaluator.score
     except RuntimeError as error:
@@ -84,7 +87,11 @@ def _leave(
 ) -> None:
     trainer.save()
     evaluator.report(trainer)
-    raise Interrupted(
+    raise _stopped(trainer, stop)
+
+
+def _stopped(trainer: Trainer[R, B, N, S], stop: Preemption) -> Interrupted:
+    return Interrupted(
         f"{stop.signal or 'a signal to another process'}: the checkpoint of step {trainer.step} is "
         "written; go on with --resume"
     )
@@ -113,14 +120,17 @@ def lost_processes(what: str) -> Iterator[None]:
 
     Raises:
         Interrupted: another of its processes is gone, or a signal came.
+        InputError: as it came; what says that `--resume` goes on says that this command does.
     """
     try:
         yield
-    except (RuntimeError, Interrupted) as error:
-        lost = error if isinstance(error, Interrupted) else lost_process(error)
-        if lost is None:
+    except (RuntimeError, Interrupted, InputError) as error:
+        told = lost_process(error) if isinstance(error, RuntimeError) else error
+        if told is None:
             raise
-        message = str(lost).replace("of this run", f"of this {what}")
-        message = message.replace(" before or after the training loop", "")
+        message = str(told).replace("of this run", f"of this {what}")
         message = message.replace("go on with --resume", "the same command goes on")
-        raise Interrupted(message) from error
+        message = re.sub(r"--resume(?= (goes|writes))", "the same command", message)
+        if message == str(error):
+            raise
+        raise type(told)(message) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import (
@@ -13,10 +15,14 @@ from accelerate import (
     InitProcessGroupKwargs,
     PartialState,
 )
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 
 from ssld.common.errors import InputError
 from ssld.engine.config import LoopConfig
+
+Processes = Accelerator | PartialState
+"""Of a run, or of a command before any of its runs."""
+Seen = TypeVar("Seen")
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others. torch gives up after 10 minutes on GPUs, and a main
@@ -88,15 +94,34 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
         raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
 
 
-def raise_on_all(accelerator: Accelerator, problem: str | None) -> None:
+def raise_on_all(processes: Processes, problem: str | None) -> None:
     """What is wrong on any process ends all of them; each has to call this.
 
     Raises:
         InputError: any process has a problem.
     """
     problems = [problem]
-    if accelerator.num_processes > 1:
+    if processes.num_processes > 1:
         problems = gather_object(problems)
     first = next(filter(None, problems), None)
     if first:
         raise InputError(first)
+
+
+def on_main(processes: Processes, look: Callable[..., Seen], *args: Any, **options: Any) -> Seen:
+    """What `look` returns on the main process, which alone calls it, on all; each has to call this.
+
+    Raises:
+        InputError: on all, where `look` raises one.
+    """
+    shared: list[Any] = [None, None]  # what it sees, and what is wrong
+    if processes.is_main_process:
+        try:
+            shared[0] = look(*args, **options)
+        except InputError as error:
+            shared[1] = str(error)
+    if processes.num_processes > 1:
+        broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise InputError(shared[1])
+    return shared[0]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ssld.common.errors import InputError
@@ -26,6 +26,7 @@ from ssld.data.source import Images, Subset
 from ssld.data.unreadable import Unreadables
 from ssld.engine import checkpoint
 from ssld.engine.config import LoopConfig
+from ssld.engine.processes import on_main
 from ssld.engine.run_folder import RunFolder
 from ssld.engine.timing import peak_flops
 
@@ -231,15 +232,17 @@ def _fingerprints(
 
     The others get them, so that a file that changes is noticed wherever it is read.
     """
-    shared: list[Any] = [None, None]
-    if accelerator.is_main_process:
+    folders = _folders([*sources, *val])
+
+    def look() -> tuple[dict[str, str], list[Any]]:
         digests = {"data_sha256": fingerprint(sources), "val_sha256": fingerprint(val)}
-        shared = [digests, [folder.sizes() for folder in _folders([*sources, *val])]]
+        return digests, [folder.sizes() for folder in folders]
+
+    digests, every = on_main(accelerator, look)
     if accelerator.num_processes > 1:
-        shared = broadcast_object_list(shared)
-        for folder, sizes in zip(_folders([*sources, *val]), shared[1], strict=True):
+        for folder, sizes in zip(folders, every, strict=True):
             folder.take_sizes(sizes)
-    return shared[0]
+    return digests
 
 
 def _folders(sources: Sequence[Images]) -> list[FolderSource]:
@@ -263,16 +266,12 @@ def _previous_checkpoint(
     """
     if not config.resume:
         return None
-    chosen: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            folder.recover()
-            chosen[0] = checkpoint.latest(Path(config.out) / "checkpoints")
-        except InputError as error:
-            chosen[1] = str(error)
-    previous, problem = broadcast_object_list(chosen)
-    if problem:
-        raise InputError(problem)
+
+    def newest() -> Path | None:
+        folder.recover()
+        return checkpoint.latest(Path(config.out) / "checkpoints")
+
+    previous = on_main(accelerator, newest)
     _require_seen(previous, Path(config.out), accelerator)
     if previous is None:
         accelerator.print(f"no checkpoint in {config.out} yet: from the start")

@@ -4,6 +4,7 @@ not make the processor wait for it: `data_wait` is then the time the GPU stood i
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -117,6 +118,7 @@ def peak_flops(device: torch.device, precisions: Iterable[str]) -> float:
     return max(_product_flops(device, DTYPES[p]) for p in sorted({"fp32", *precisions}))
 
 
+@functools.cache  # a command may begin many runs
 def _product_flops(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 768
     generator = torch.Generator(device).manual_seed(0)  # the run's own randomness stays untouched

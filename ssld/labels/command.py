@@ -8,7 +8,7 @@ from pathlib import Path
 from ssld.common.errors import InputError
 from ssld.common.files import LOCK
 from ssld.labels.config import PullConfig, PushConfig, StatsConfig, VerifyConfig
-from ssld.labels.format import KINDS, MANIFEST, problem_of, read_index, read_manifest
+from ssld.labels.format import KINDS, MANIFEST, problems, read_index, read_manifest
 from ssld.labels.samples import read_samples
 from ssld.labels.stats import describe, summary
 from ssld.labels.transport import PULLED
@@ -27,19 +27,20 @@ def verify(config: VerifyConfig) -> int:
     for kind in KINDS:
         read_samples(folder, kind, manifest["samples"][kind]["sha256"])
     shards = [shard for kind in KINDS for shard in index[kind]]
-    problems = [x for x in (problem_of(folder, shard) for shard in shards) if x]
-    for problem in problems:
-        print(problem)
-    if not problems:
+    wrong = 0
+    for problem in problems(folder, shards):
+        print(problem, flush=True)
+        wrong += 1
+    if not wrong:
         print(f"labels: {folder}: all {len(shards):,} shards have their sha256")
-    return 1 if problems else 0
+    return 1 if wrong else 0
 
 
 def stats(config: StatsConfig) -> None:
     """Print what is in a label set.
 
     Raises:
-        InputError: it is none, or not finished.
+        InputError: it is none, not finished, or damaged as far as `summary` looks.
     """
     facts = summary(Path(config.labels))
     print(json.dumps(facts, indent=2) if config.json else describe(facts))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -214,14 +214,30 @@ def read_index(folder: Path) -> dict[str, list[Shard]]:
         return shards
 
 
-def problem_of(folder: Path, shard: Shard) -> str | None:
-    """What is wrong with the file of a shard, None for a whole one."""
+def problems(
+    folder: Path, shards: Iterable[Shard], *, contents: Container[str] | None = None
+) -> Iterator[str]:
+    """What is wrong with the files of shards, one after the other.
+
+    Args:
+        contents: names of the files that are read, and their sha256 compared; by default all. Of
+            the others the size is looked at.
+    """
+    for shard in shards:
+        problem = problem_of(folder, shard, read=contents is None or shard.file in contents)
+        if problem:
+            yield problem
+
+
+def problem_of(folder: Path, shard: Shard, *, read: bool = True) -> str | None:
+    """What is wrong with the file of a shard, None for a whole one; unless it is read, by its size
+    alone."""
     file = folder / shard.file
     try:
         size = file.stat().st_size
         if size != shard.size:
             return f"{file} has {size:,} bytes, {INDEX} says {shard.size:,}: {AGAIN}"
-        if sha256_of(file) != shard.sha256:
+        if read and sha256_of(file) != shard.sha256:
             return f"{file} is damaged (another sha256 than {INDEX} says): {AGAIN}"
     except OSError as error:
         return f"{file}: {error.strerror}; the label set is not whole: {AGAIN}"

@@ -20,7 +20,7 @@ from ssld.data.labels import ClassTable
 from ssld.data.loading import View
 from ssld.data.source import Source
 from ssld.data.transforms import EvalView, TrainView, eval_view
-from ssld.engine.processes import raise_on_all
+from ssld.engine.processes import on_main, raise_on_all
 from ssld.engine.run_folder import versions
 from ssld.labels.batches import Labels
 from ssld.labels.format import (
@@ -29,7 +29,7 @@ from ssld.labels.format import (
     MANIFEST,
     UNREADABLE,
     digest_of,
-    problem_of,
+    problems,
     read_index,
     read_manifest,
 )
@@ -119,8 +119,7 @@ class LabelSet:
         """
         shards = [shard for kind in KINDS for shard in self.index[kind]]
         share = shards[accelerator.process_index :: accelerator.num_processes]
-        problem = next(filter(None, (problem_of(self.folder, shard) for shard in share)), None)
-        raise_on_all(accelerator, problem)
+        raise_on_all(accelerator, next(problems(self.folder, share), None))
 
     def require_samples(
         self, accelerator: Accelerator, sources: Mapping[str, Sequence[Source]]
@@ -132,23 +131,21 @@ class LabelSet:
         Raises:
             InputError: on all processes, the images are not those that were labeled.
         """
-        problem = None
-        if accelerator.is_main_process:  # it alone asks for sizes of files
-            problems = (self._changed(kind, x) for kind, x in sources.items())
-            problem = next(filter(None, problems), None)
-        raise_on_all(accelerator, problem)
+        for kind, group in sources.items():
+            on_main(accelerator, self._compare, kind, group)  # it alone asks for sizes of files
 
-    def _changed(self, kind: str, sources: Sequence[Source]) -> str | None:
+    def _compare(self, kind: str, sources: Sequence[Source]) -> None:
         known = self.manifest["samples"][kind]
         if digest(sources) == known:
-            return None
+            return
         stored = read_samples(self.folder, kind, known["sha256"])
         change = changes(stored, list(listed(sources)))
         what = {"train": "images", "val": "held-out images"}[kind]
-        return change and (
-            f"labels {self.folder}: the {what} are not those that were labeled, {change}; give "
-            "those, or build labels of these"
-        )
+        if change:
+            raise InputError(
+                f"labels {self.folder}: the {what} are not those that were labeled, {change}; "
+                "give those, or build labels of these"
+            )
 
     def require_views(
         self,

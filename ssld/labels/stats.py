@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ssld.common.errors import InputError
 from ssld.labels.format import (
     INDEX,
     KINDS,
@@ -14,6 +15,7 @@ from ssld.labels.format import (
     Shard,
     ids_name,
     open_shard,
+    problems,
     read_index,
     read_manifest,
 )
@@ -26,33 +28,42 @@ def summary(folder: Path) -> dict[str, Any]:
     """Facts of a finished label set, as JSON holds them.
 
     Raises:
-        InputError: it is none, or not finished.
+        InputError: it is none, not finished, or damaged: of all shards by their size, of those that
+            are looked into by their sha256.
     """
     manifest, index = read_manifest(folder), read_index(folder)
+    shards = [shard for kind in KINDS for shard in index[kind]]
+    looked_at = _spread(index["train"])
+    for problem in problems(folder, shards, contents={shard.file for shard in looked_at}):
+        raise InputError(problem)
     files = [folder / name for name in (MANIFEST, INDEX, *map(ids_name, KINDS))]
     beside = sum(file.stat().st_size for file in files)
     views = sum(x.samples for x in index["train"]) * manifest["views"]
     held_out = sum(x.samples for x in index["val"])
-    size = sum(shard.size for kind in KINDS for shard in index[kind])
+    size = sum(shard.size for shard in shards)
     return {
         "folder": str(folder),
         **{key: manifest[key] for key in ("views", "top_k", "classes", "size", "teacher_sha256")},
         "samples": manifest["samples"]["train"]["count"],
         "held_out": held_out,
-        "shards": sum(len(index[kind]) for kind in KINDS),
+        "shards": len(shards),
         "bytes": size + beside,
         "bytes_per_view": (size + beside) / max(1, views + held_out),
-        "unreadable": sum(x.unreadable for kind in KINDS for x in index[kind]),
-        **_said(folder, index["train"]),
+        "unreadable": sum(x.unreadable for x in shards),
+        **_said(folder, looked_at),
     }
 
 
-def _said(folder: Path, shards: list[Shard]) -> dict[str, Any]:
-    """What the teacher says, by an evenly spread part of the shards."""
+def _spread(shards: list[Shard]) -> list[Shard]:
+    """An evenly spread part of them."""
     count = min(LOOKED_AT, len(shards))
-    chosen = [shards[i * len(shards) // count] for i in range(count)]
+    return [shards[i * len(shards) // count] for i in range(count)]
+
+
+def _said(folder: Path, shards: list[Shard]) -> dict[str, Any]:
+    """What the teacher says."""
     top, tail, agree = [], [], []
-    for shard in chosen:
+    for shard in shards:
         tensors = open_shard(folder / shard.file)
         best = np.asarray(tensors["classes"][..., 0])
         known = ~np.isnan(tensors["tail"])

@@ -24,6 +24,7 @@ from ssld.labels.format import (
     Shard,
     ids_name,
     problem_of,
+    problems,
     read_index,
     read_manifest,
 )
@@ -45,9 +46,8 @@ def push(folder: Path, to: str) -> int:
     for kind in KINDS:
         read_samples(folder, kind, manifest["samples"][kind]["sha256"])
     shards = [shard for kind in KINDS for shard in index[kind]]
-    for problem in (problem_of(folder, shard) for shard in shards):
-        if problem:
-            raise InputError(problem)
+    for problem in problems(folder, shards):
+        raise InputError(problem)
     names = [MANIFEST, *map(ids_name, KINDS), *(shard.file for shard in shards), INDEX]
     with _reaching(to):
         filesystem, root = fsspec.url_to_fs(absolute(to))

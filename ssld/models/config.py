@@ -41,7 +41,8 @@ class TeacherConfig(Settings, section="teacher"):
     checkpoint: str | None = None
     """A safetensors file, an exported model folder or a run folder; by default timm's weights."""
     input_size: int | None = None
-    """Side in px that the teacher sees; by default what its weights' metadata says."""
+    """Side in px that the teacher sees; by default `args.img_size`, else what its weights' metadata
+    says."""
     mean: Triple | None = None
     """Mean of its normalisation in [0, 1]; by default what its weights' metadata says."""
     std: Triple | None = None

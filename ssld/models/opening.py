@@ -48,6 +48,7 @@ def open_network(
         checkpoint: a safetensors file, an exported model folder, or a run folder.
         num_classes: by default what the checkpoint, else timm says; where the checkpoint has
             another number, its classifier is replaced by a fresh one.
+        input_size: by default `img_size` of `args`, else what the weights say.
 
     Raises:
         InputError: unknown architecture, unreachable or unfitting weights.
@@ -79,11 +80,19 @@ def open_network(
             if len(model.pretrained_cfg.get("label_names") or ()) != model.num_classes:
                 model.pretrained_cfg.pop("label_names", None)
         _check_labels(model, f"{role}.arch {arch}")
-    network = Classifier(model, input_size=input_size, mean=mean, std=std)
+    size = input_size or _side((args or {}).get("img_size"))
+    network = Classifier(model, input_size=size, mean=mean, std=std)
     given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
     if given and network.input_size <= TRIED_PX:
         network.cost()  # arguments can be accepted and make no classifier
     return network
+
+
+def _side(size: object) -> int | None:
+    """Of the square that timm's `img_size` asks for; None where it asks for none."""
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) else None
 
 
 def read_checkpoint(

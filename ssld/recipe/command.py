@@ -17,22 +17,22 @@ nothing is trained here. One section `transfer`, `detection` or `segmentation` i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 
 from ssld.cli.commands import DOWNSTREAM, stage_of
-from ssld.common.errors import InputError, Interrupted, attempt
+from ssld.common.errors import InputError, attempt
 from ssld.common.files import locked
 from ssld.common.settings import plain
 from ssld.distill.config import FinetuneConfig
 from ssld.distill.parent_run import open_parent_run
 from ssld.engine.config import LoopConfig
-from ssld.engine.processes import open_processes
+from ssld.engine.loop import lost_processes
+from ssld.engine.processes import Processes, on_main, open_processes
 from ssld.engine.run_folder import deciding
 from ssld.recipe.classes import check_classes
 from ssld.recipe.recipe import Recipe
@@ -40,6 +40,7 @@ from ssld.recipe.report import write_report
 from ssld.recipe.stage_folder import StagePlace
 
 
+@lost_processes("command")
 def recipe(recipe: Recipe) -> None:
     """Run what is not complete, then write one report over all stages.
 
@@ -48,36 +49,31 @@ def recipe(recipe: Recipe) -> None:
             work in the same folder.
         Interrupted: see `ssld.engine.loop.train`; the same command goes on.
     """
-    main = open_processes().is_main_process
-    problem = on_main(next, check_classes(recipe.configs()), None)
+    processes = open_processes()
+    problem = on_main(processes, next, check_classes(recipe.configs()), None)
     if problem:
         raise InputError(f"{recipe.file}, {problem}")
-    with one_command(recipe.out, main):
-        _run(recipe, main)
+    with one_command(recipe.out, processes):
+        _run(recipe, processes)
 
 
 @contextlib.contextmanager
-def one_command(out: Path, main: bool) -> Iterator[None]:
-    """While a command runs its stages below `out`: no other one does, and who stops it need not
-    know the stage.
+def one_command(out: Path, processes: Processes) -> Iterator[None]:
+    """While a command runs its stages below `out`, no other one does.
 
     Raises:
         InputError: another command is at work there.
-        Interrupted: the same command goes on.
     """
-    with locked(out) if main else contextlib.nullcontext():
-        try:
-            yield
-        except Interrupted as error:
-            message = str(error).replace("go on with --resume", "the same command goes on")
-            raise Interrupted(message) from error
+    with locked(out) if processes.is_main_process else contextlib.nullcontext():
+        yield
 
 
-def _run(recipe: Recipe, main: bool) -> None:
+def _run(recipe: Recipe, processes: Processes) -> None:
+    main = processes.is_main_process
     before: tuple[dict[str, Any], bool] = ({}, False)
     for stage in recipe.stages:
         settings = recipe.config(stage, *before)
-        state = on_main(_look, recipe, stage, settings, recipe.overwrite)
+        state = on_main(processes, _look, recipe, stage, settings, recipe.overwrite)
         place = StagePlace(recipe.out, stage)
         moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
         run_stage(place, replace(settings, resume=True, allow_changes=moved), state, main)
@@ -113,24 +109,6 @@ def run_stage(place: StagePlace, config: LoopConfig, state: str, main: bool) -> 
         AcceleratorState._reset_state()  # the next stage may have another precision
     if main:
         place.forget_asides()
-
-
-def on_main(look: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """The main process looks, all hear of it.
-
-    Raises:
-        InputError: it did there.
-    """
-    heard: list[Any] = [None, None]  # what it sees, and what is wrong
-    if open_processes().is_main_process:
-        try:
-            heard[0] = look(*args, **options)
-        except InputError as error:
-            heard[1] = str(error)
-    broadcast_object_list(heard)
-    if heard[1]:
-        raise InputError(heard[1])
-    return heard[0]
 
 
 def _look(recipe: Recipe, stage: str, config: LoopConfig, overwrite: bool) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ssld.cli.commands import DOWNSTREAM, FIRST_STAGES, LATER_STAGES, STAGES
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.settings import require
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ def words(given: Sequence[str]) -> list[str]:
 
 def with_overrides(given: Sequence[str], config_class: type) -> list[str]:
     """The first word that is no option as --file, and options that are no settings of the class as
-    --overrides, a list of `name=value`."""
+    --overrides, a list of `name=value`.
+
+    Raises:
+        InputError: one of these is a setting of the class, misspelt.
+    """
     own = {*SWITCHES, *(f"--{field.name}" for field in fields(config_class))} - {"--resume"}
     kept, overrides = [], []
     for word in joined(given):
@@ -59,8 +66,66 @@ def with_overrides(given: Sequence[str], config_class: type) -> list[str]:
     file = next((word for word in kept if not word.startswith("-")), None)
     if file is not None:
         kept[kept.index(file)] = f"--file={file}"
+    for word in overrides:
+        refuse_misspelt(word[2:].partition("=")[0], [option.lstrip("-") for option in own])
     overrides = [word[2:] if "=" in word else f"{word[2:]}=true" for word in overrides]
     return kept + ([f"--overrides={json.dumps(overrides)}"] if overrides else [])
+
+
+def refuse_misspelt(name: str, known: Sequence[str]) -> None:
+    """
+    Args:
+        name: is none of `known`, what only the command line has: a command's own options, or
+            sections before a dot.
+
+    Raises:
+        InputError: it is nearly one.
+    """
+    hint = did_you_mean(name, known, cutoff=0.8)
+    if hint and "." not in name:
+        raise InputError(f"--{name}: unknown setting {name!r}{hint}")
+
+
+def blamed(file: str, overrides: Sequence[str], make: Callable[[list[str]], Made]) -> Made:
+    """`make(overrides)`; what is wrong with one of them is said to be there, not in the file.
+
+    Args:
+        file: what messages begin with.
+        overrides: `name=value`, of a command line.
+        make: without an effect, as it is asked again to find out.
+
+    Raises:
+        InputError: of `make`.
+    """
+
+    def refusal(of: list[str]) -> str | None:
+        try:
+            make(of)
+        except InputError as error:
+            return str(error)
+        return None
+
+    given = list(overrides)
+    try:
+        return make(given)
+    except InputError as error:
+        message = str(error)
+        reason = message[len(file) :].partition(": ")[2] if message.startswith(file) else message
+        for i, override in enumerate(given):
+            name = override.partition("=")[0]
+            # What is missing without an override is no reason to blame that one.
+            if _names(name, reason) and refusal(given[:i] + given[i + 1 :]) != message:
+                said = reason if reason.startswith("--") else f"--{name}: {reason}"
+                raise InputError(said) from error
+        raise
+
+
+def _names(name: str, text: str) -> bool:
+    """Whether a text has the name of a setting, or a part of it."""
+    parts = name.split(".")
+    ends = range(1, len(parts) + 1)
+    known = {".".join(parts[i:j]) for j in ends for i in range(j)}
+    return not {x.rstrip(".") for x in re.findall(r"[\w.]+", text)}.isdisjoint(known)
 
 
 def joined(given: Sequence[str]) -> Iterator[str]:

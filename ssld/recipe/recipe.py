@@ -19,7 +19,7 @@ from ssld.common.settings_file import read_settings
 from ssld.distill.config import ClassifierConfig
 from ssld.distill.parent_run import settings_after
 from ssld.engine.config import LoopConfig
-from ssld.recipe.config import LENGTHS, RecipeConfig, sections
+from ssld.recipe.config import LENGTHS, RecipeConfig, blamed, sections
 from ssld.recipe.stage_folder import StagePlace
 
 
@@ -81,7 +81,11 @@ class Recipe:
 def as_asked(config: RecipeConfig) -> Recipe:
     """The recipe that a command line names; see `open_recipe`."""
     tree = read_settings(Path(config.file))
-    recipe = open_recipe(config.file, tree, config.out, config.overrides)
+
+    def read(overrides: list[str]) -> Recipe:
+        return open_recipe(config.file, tree, config.out, overrides)
+
+    recipe = blamed(config.file, config.overrides, read)
     return replace(recipe, overwrite=config.overwrite)
 
 

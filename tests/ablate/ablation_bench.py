@@ -14,6 +14,7 @@ import yaml
 
 from ssld.__main__ import main
 from ssld.ablate import grid
+from ssld.common.settings_file import read_settings
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_recipe.py"))]
 STAGE = {"steps": 4, "student": {"arch": "test_resnet"}, "teacher.checkpoint": "t.safetensors"}
@@ -57,7 +58,7 @@ class Bench:
     def process(self, *words: str) -> subprocess.Popen:
         code = (
             "import sys; from ssld.ablate import command, pool; from ssld.cli.run import main; "
-            f"pool.COMMAND = {FAKE}; command._check_recipes = command._finish = lambda _: None; "
+            f"pool.COMMAND = {FAKE}; command.check_recipes = command._finish = lambda _: None; "
             "raise SystemExit(main(['ablate', *sys.argv[1:]]))"
         )
         started = [sys.executable, "-c", code, str(self.file), *words]
@@ -75,7 +76,7 @@ class Bench:
 
 
 def trials(bench: Bench, *overrides: str) -> list[grid.Trial]:
-    return grid.read(str(bench.file), None, overrides).trials
+    return grid.build(str(bench.file), read_settings(bench.file), None, overrides).trials
 
 
 def without_clock(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ssld.ablate import command, pool
 
-CHECK = command._check_recipes
+CHECK = command.check_recipes
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def bench(tmp_path, monkeypatch) -> Bench:
     monkeypatch.setenv("FAKE_RECIPE", str(found.asked))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(command, "_check_recipes", lambda _: None)  # takes long
+    monkeypatch.setattr(command, "check_recipes", lambda _: None)  # takes long
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"pixels"))
     return found
 
@@ -32,5 +32,5 @@ def bench(tmp_path, monkeypatch) -> Bench:
 @pytest.fixture
 def checked(bench, monkeypatch) -> Bench:
     """Recipes are checked as they should be."""
-    monkeypatch.setattr(command, "_check_recipes", CHECK)
+    monkeypatch.setattr(command, "check_recipes", CHECK)
     return bench

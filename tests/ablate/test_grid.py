@@ -122,7 +122,10 @@ def test_bad_files_get_one_sentence_and_nothing_is_written(checked, capsys, case
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--schedule.lt", "1"], "unknown setting 'schedule.lt'; did you mean 'schedule.lr'?"),
+        (
+            ["--schedule.lt", "1"],
+            "--schedule.lt: unknown setting 'schedule.lt'; did you mean 'schedule.lr'",
+        ),
         (["--optimizer.weight_decay", "0"], "is on the grid"),
         (["--fix.epochs=1"], "add `fix: {}`"),
         (["--devices", "0"], "devices is 0"),

@@ -12,6 +12,7 @@ import yaml
 from ablation_bench import CLOCK, GRID, lines_of
 
 from ssld.ablate import grid, plot, results, summary
+from ssld.common.settings_file import read_settings
 
 
 def test_tables(bench, capsys):
@@ -64,7 +65,7 @@ def made(axes: dict[str, Any], top1: Any, folder: Path, **more: Any) -> summary.
     file = folder / "made.yaml"
     tree = {"out": str(folder), "distill": {}, **more, "grid": axes}
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
-    ablation = grid.read(str(file), None, [])
+    ablation = grid.build(str(file), read_settings(file), None, [])
     found = {}
     for trial in ablation.trials:
         values = {name: one.value for name, one in trial.values.items()}

@@ -1,10 +1,13 @@
 """Settings from YAML and command line, and one sentence for what is wrong."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from ssld.cli import run
+from ssld.cli.commands import COMMANDS
 from ssld.cli.parse import parse
 from ssld.cli.run import exit_code_of
 from ssld.common.errors import InputError
@@ -136,6 +139,25 @@ def test_error_exit_and_traceback_only_when_asked(monkeypatch, capsys):
     monkeypatch.setenv("SSLD_DEBUG", "1")
     with pytest.raises(InputError):
         exit_code_of(lambda: fail(parse("p", DistillConfig, GOOD)))
+
+
+def sigterm(_: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def ctrl_c(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [sigterm, ctrl_c])
+def test_an_early_signal_says_resume_where_that_is_an_option(stop, monkeypatch, capsys):
+    """While settings are read and torch is imported, before a command could say it better."""
+    monkeypatch.setattr(run, "resolve_name", stop)
+    for name, command in COMMANDS.items():
+        assert run.main([*name.split(), "--out=o"]) in (75, 130)
+        how = "go on with --resume" if command.exported else "the same command goes on"
+        said = capsys.readouterr().err
+        assert said.endswith(f"{how}\n") and said.count("\n") == 1, name
 
 
 @pytest.mark.parametrize("command", ["distill", "supervised", "evaluate", "plan", "bench"])

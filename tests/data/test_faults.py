@@ -6,6 +6,7 @@ import io
 import struct
 import tarfile
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ssld.data.loading import ViewBatches, train_batches
 from ssld.data.sampling import Sampler
 from ssld.data.sources import open_source
 from ssld.data.transforms import TrainView
+from ssld.data.unreadable import Entry, Unreadables
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
 
@@ -95,3 +97,24 @@ def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
         archive.add(tmp_path / "0.png", "0.png")
     with pytest.raises(InputError, match="XDG_CACHE_HOME"):
         open_source(str(tmp_path / "s.tar"))
+
+
+class Photos(list[int]):
+    path = "photos"
+
+
+def test_too_many_are_named_with_what_is_wrong():
+    """Also those that must not be seen, whose reason names a held-out image."""
+    source: Any = Photos(range(100))
+    entries = [Entry(0, f"{i}", f"photos/{i}.webp", f"is val/{i}.png") for i in range(5)]
+    found = Unreadables([source], 0.02)
+    found.add(entries[:2])
+    said = (
+        r"photos: 3 of 100 .* \(2.0%\), photos/0.webp \(is val/0.png\), photos/1.webp "
+        r"\(is val/1.png\), photos/2.webp \(is val/2.png\); mend"
+    )
+    with pytest.raises(InputError, match=said):
+        found.add(entries)
+    found = Unreadables([source], 0.04)
+    with pytest.raises(InputError, match=r"photos/4.webp \(is val/4.png\) and 2 more; mend"):
+        found.add(entries)

@@ -14,7 +14,7 @@ from ssld.data.decode import Unreadable
 from ssld.data.folder import FolderSource
 from ssld.data.source import Subset, hold_out, share_of
 from ssld.data.sources import open_source
-from ssld.engine import start
+from ssld.engine import processes, start
 from ssld.engine.start import fingerprint
 
 
@@ -88,9 +88,11 @@ def test_others_get_the_sizes_from_the_main_process(tmp_path, monkeypatch):
         topology = SimpleNamespace(is_main_process=main, num_processes=2)
         return start._fingerprints(topology, [part], [source]), source  # type: ignore[arg-type]
 
-    monkeypatch.setattr(start, "broadcast_object_list", lambda x: sent.append(x) or x)
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda x: sent.append(x) or x)
     digests, _ = rank(True)
-    monkeypatch.setattr(start, "broadcast_object_list", lambda _: sent[0])
+    monkeypatch.setattr(
+        processes, "broadcast_object_list", lambda x: x.__setitem__(slice(None), sent[0])
+    )
     stat, asked = os.stat, []
     monkeypatch.setattr(os, "stat", lambda path, **k: asked.append(str(path)) or stat(path, **k))
     again, source = rank(False)

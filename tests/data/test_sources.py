@@ -79,7 +79,7 @@ def test_what_is_no_remote_folder_says_so():
     save("memory://odd/.hidden/a.png", b"x")
     cases = {
         "memory://nowhere": "no such file or folder",
-        "memory://odd": "no image in this folder .it has 1 hidden .*, 1 .txt .*; images end in",
+        "memory://odd": "no image in this folder .it has 1 hidden .*, 1 .txt .*put some there",
         "memory://odd/text.txt": "not a folder",
         "memory://odd/*.tar": "no such shards",
         "nothing://odd": "cannot be reached",
@@ -95,7 +95,7 @@ def test_what_is_no_source_says_so(tmp_path):
     (tmp_path / "text.txt").write_text("x")
     cases = {
         "nowhere": "no such file or folder",
-        "empty": "no image in this folder",
+        "empty": "no image in this folder: put some there, or name another",
         "text.txt": "not a folder",
         "no.parquet": "no such file",
         "no.tar": "no such file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import yaml
 from scenes import boxes, make_scenes
 
 from downstream.detection.config import DetectionConfig
-from downstream.methods.analysis import Cost, _cost
+from downstream.methods.analysis import Cost, _cost, analyse
 from downstream.methods.config import MethodsConfig, words
 from downstream.methods.plan import Trial, as_asked, unequal
+from downstream.methods.report import markdown, write_report
 from downstream.sed.config import SedConfig
 from ssld.cli.parse import parse
 from ssld.cli.run import main
@@ -36,7 +38,7 @@ def tree(scenes: Path, **changes: Any) -> dict[str, Any]:
     data = {split: boxes(scenes, split) for split in ("train", "val")}
     settings = {
         "steps": 2, "batch_size": 2, "log_every_steps": 1, "trackers": [],
-        "evaluate_every_epochs": 100, "checkpoint": {"every_steps": 1},
+        "evaluate_every_epochs": 100, "checkpoint": {"every_steps": 100},
         "backbone": {"name": "test_resnet", "pretrained": False},
         "detector": {"name": "retinanet", "args": {"channels": 8, "score_threshold": 0.0}},
         "augment": {"sizes": [64], "longest": None, "test_size": 64},
@@ -108,9 +110,9 @@ def test_the_same_command_does_nothing_anew(whole, capsys) -> None:
     assert (out / "methods.json").read_text() == before
 
 
-def asked(tmp_path: Path, content: dict[str, Any], *more: str):
+def asked(tmp_path: Path, content: dict[str, Any], *more: str, methods=METHODS):
     file = write(tmp_path, {"out": str(tmp_path / "out"), **content})
-    return as_asked(MethodsConfig(file=file, methods=list(METHODS), overrides=list(more)))
+    return as_asked(MethodsConfig(file=file, methods=list(methods), overrides=list(more)))
 
 
 def test_an_override_goes_to_all_runs_or_to_its_section(scenes, tmp_path) -> None:
@@ -155,14 +157,18 @@ def test_null_leaves_a_section_out_and_dots_are_levels(scenes, tmp_path) -> None
         ({}, ("rethinking.student.data.train=other",), "data.train is decided for all runs"),
         ({}, ("data.labeled_share=.2",), "data.labeled_share is decided for all runs"),
         ({}, ("rethinking.student.steps=3",), "rethinking has 3 steps, supervised 2"),
-        ({}, ("rethinking.steps=3",), "rethinking: steps is '3': give labels: and student:"),
-        ({}, ("schedule.lrr=3",), "did you mean"),
+        ({}, ("rethinking.steps=3",), "rethinking.steps: steps is '3': give labels: and student:"),
+        ({}, ("schedule.lrr=3",), "^--schedule.lrr: unknown setting 'schedule.lrr'; did you mean"),
+        ({}, ("rethinkin.labels.threshold=.4",), "'rethinkin'; did you mean 'rethinking'"),
+        ({}, ("schedule.lr=x",), "^--schedule.lr: schedule.lr is 'x'"),
+        ({"sed": {"steps": -1}}, ("steps=3",), "methods.yaml, sed: steps is -1"),
         ({}, ("schedule.decay=step", "schedule.milestones=[8]"), "Give schedule.milestone_shares"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_run(scenes, tmp_path, change, more, said) -> None:
+    methods = ("rethinking", "sed") if any("rethinking" in x for x in more) else ("sed",)
     with pytest.raises(InputError, match=said):
-        asked(tmp_path, {**tree(scenes), **change}, *more)
+        asked(tmp_path, {**tree(scenes), **change}, *more, methods=methods)
     assert not (tmp_path / "out").exists()
 
 
@@ -170,8 +176,10 @@ def test_what_does_not_fit_is_refused_before_a_run(scenes, tmp_path, change, mor
 def test_held_out_images_are_refused_before_the_first_run(scenes, tmp_path, capsys, method) -> None:
     file = write(tmp_path, tree(scenes, unlabeled=str(scenes / "images/val")))
     command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", method]
+    command += ["--schedule.warmup_epochs=.1"]
     assert main([*command, "--shares", ".5", "--seeds", "1"]) == 2
-    assert "held out" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "held out" in said.err and "warning: Warm-up is 0.1 epochs" in said.out
     assert not (tmp_path / "out/0.5/0/supervised").exists()
 
 
@@ -217,26 +225,25 @@ def test_shares_that_are_nearly_the_same_have_folders_of_their_own() -> None:
     assert len(folders) == 2 and Path("out/0.5/0/sed") in folders
 
 
-def test_what_epochs_make_unequal_is_said(whole, scenes, tmp_path) -> None:
-    _, out = whole
-    assert "epochs" not in (out / "methods.md").read_text()
+def test_what_epochs_make_unequal_is_said(scenes, tmp_path) -> None:
     for more, said in (
         (["schedule.warmup_epochs=.1"], ["Warm-up is 0.1 epochs of each method's own images"]),
         (["schedule.warmup_epochs=1000000"], []),
         (["sed.evaluate_every_epochs=1"], ["Evaluations are 1 epochs of each method's own images"]),
         (["evaluate_every_epochs=1", "checkpoint.best=last"], []),
     ):
-        found = unequal(asked(tmp_path, tree(scenes), *more))
+        found = unequal(asked(tmp_path, tree(scenes), *more, methods=("sed",)))
         assert len(found) == len(said) and all(map(str.startswith, found, said))
 
 
-def test_a_warning_of_unequal_runs_is_printed_and_in_the_report(scenes, tmp_path, capsys) -> None:
-    file = write(tmp_path, tree(scenes))
-    command = ["methods", file, f"--out={tmp_path / 'out'}", "--methods", "sed", "--seeds", "1"]
-    assert main([*command, "--shares", ".5", "--schedule.warmup_epochs=.1"]) == 0
-    assert "warning: Warm-up is 0.1 epochs" in capsys.readouterr().out
-    for name in ("methods.md", "report.html"):
-        assert "Warm-up is 0.1 epochs" in (tmp_path / "out" / name).read_text()
+def test_a_warning_of_unequal_runs_is_in_the_report(whole, tmp_path) -> None:
+    command, out = whole
+    assert "epochs" not in (out / "methods.md").read_text()
+    config = parse("ssld methods", MethodsConfig, words(command[1:]))
+    analysis = replace(analyse(as_asked(config)), unequal=["Warm-up is 0.1 epochs of each"])
+    write_report(analysis, tmp_path / "report.html")
+    for text in (markdown(analysis), (tmp_path / "report.html").read_text()):
+        assert "Warm-up is 0.1 epochs" in text
 
 
 def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None:
@@ -251,6 +258,11 @@ def test_the_small_recipe_has_equal_steps_and_a_header(scenes, tmp_path) -> None
     header = file.read_text().partition("\ntask")[0]
     assert all(x in header for x in ("ssld methods configs/methods/small-boxes.yaml", "Hardware",
                                      "Time", "Expected"))  # fmt: skip
+
+
+def test_a_misspelt_option_is_no_setting_of_a_run() -> None:
+    with pytest.raises(InputError, match="--seds: unknown setting 'seds'; did you mean 'seeds'"):
+        words(["f.yaml", "--seds", "3"])
 
 
 def test_lists_are_several_words() -> None:

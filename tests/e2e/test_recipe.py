@@ -165,6 +165,11 @@ def test_sigterm_stops_with_75_and_the_same_command_goes_on(recipe, tmp_path, un
     harm = [partial(sabotage.at_step, 5, stop)]
     code, words = sabotage.run(["recipe", str(file)], said, harm)
     assert code == 75 and "the same command goes on" in words and "--resume" not in words
+    # Now in what follows from the last evaluation, when no line is due any more.
+    harm = [partial(sabotage.at_call, "ssld.distill.distill:Distillation.verdict", 2, stop)]
+    code, words = sabotage.run(["recipe", str(file)], said, harm)
+    assert code == 75 and "the same command goes on" in words.splitlines()[-1]
+    assert not (out / "finetune").exists()
     assert sabotage.run(["recipe", str(file)], said)[0] == 0
     assert_same(outcome(out), undisturbed[0], out, undisturbed[1])
 
@@ -344,7 +349,8 @@ def test_overrides_reach_the_stage_that_they_name(recipe, tmp_path, capsys) -> N
         ({"finetune": {"epoch": 3}}, [], "finetune: unknown setting 'epoch'; did you mean"),
         ({"fix": {"train": "all"}}, [], "fix: train is 'all'"),
         ({"fix": "absent"}, ["--fix.steps=1"], "the recipe has no stage fix"),
-        ({}, ["--finetune.schedule.lr=-1"], "schedule.lr is -1"),
+        ({}, ["--finetune.schedule.lr=-1"], "error: --finetune.schedule.lr: schedule.lr is -1"),
+        ({"finetune": {"epoch": 3}}, ["--seed=3"], "F.yaml, finetune: unknown setting 'epoch'"),
     ],
 )
 def test_bad_recipes_are_refused_before_the_first_stage(

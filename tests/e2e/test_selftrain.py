@@ -108,6 +108,19 @@ def test_all_stages_are_side_by_side(whole, scenes) -> None:
     assert any("loss_generated" in line for line in lines)
 
 
+def test_the_network_of_a_recipe_is_its_student(whole, scenes, tmp_path) -> None:
+    drawn = []
+    for name, run in (("recipe", whole), ("student", whole / "student")):
+        assert (
+            main(["predict", str(run), str(scenes / "images/val"), f"--out={tmp_path / name}"]) == 0
+        )
+        drawn.append((tmp_path / name / "predictions.jsonl").read_bytes())
+    assert drawn[0] == drawn[1]
+    file = write(tmp_path, recipe(scenes, teacher={"run": str(whole)}))
+    with pytest.raises(InputError, match=f"give {whole / 'student'}"):
+        as_asked(SelftrainConfig(file=file, out=str(tmp_path / "out")))
+
+
 def test_held_out_images_are_refused_before_the_teacher_is_trained(scenes, tmp_path, capsys):
     unlabeled = shutil.copytree(scenes.parent / "unlabeled/images/train", tmp_path / "unlabeled")
     held_out = min((scenes / "images/val").iterdir())
@@ -132,7 +145,7 @@ class Killed(BaseException):
 def test_killed_in_every_stage_it_goes_on_to_the_same_bits(whole, scenes, tmp_path, monkeypatch):
     from downstream.pseudo_label.teacher import Detector
 
-    file = write(tmp_path, recipe(scenes, baseline=True, oracle=True))
+    file = write(tmp_path, recipe(scenes, baseline=True))
     words = ["selftrain", file, f"--out={tmp_path / 'run'}"]
     train_step, find, images = Trainer.train_step, Detector.find, iter(range(99))
 
@@ -318,13 +331,13 @@ def test_a_baseline_with_the_teacher_s_settings_is_the_teacher(scenes, tmp_path)
         ({"student": {"data": {"generated": ["x"]}}}, (), "data.generated is the recipe's"),
         ({"student": {"out": "x"}}, (), "student: out is the recipe's to decide"),
         ({"student": {"stepz": 3}}, (), "student: unknown setting 'stepz'"),
-        ({}, ("student.seed=3",), "student: seed is 3 and the teacher's 0, which draws another"),
+        ({}, ("student.seed=3",), "--student.seed: seed is 3 and the teacher's 0, which draws"),
         ({"labels": {"run": "x"}}, (), "labels: run is the recipe's to decide"),
         ({"labels": {"threshold": 2}}, (), "labels: threshold"),
-        ({}, ("student.init=x",), "student: --student.init is the recipe's"),
+        ({}, ("student.init=x",), "--student.init is the recipe's"),
         ({}, ("baseline.seed=1",), "the recipe has no baseline"),
         ({"student": {"epochs": 3}, "baseline": True}, (), "give student.steps instead"),
-        ({"oracle": True}, ("data.labeled_share=1",), "oracle: it would be the baseline"),
+        ({"oracle": True}, ("data.labeled_share=1",), "--data.labeled_share: it would be the base"),
         ({"student": {"start": "teacher", "detector": {"name": "retinanet"}}}, (),
          "start is teacher, but detector is another one"),
         ({"student": {"start": "teacher", "data": {"classes": ["red", "blue"]}}}, (),

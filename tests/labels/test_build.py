@@ -179,6 +179,8 @@ def test_verify_names_what_is_damaged(copied, words, ssld, tmp_path, harm):
     code, said = ssld("labels", "verify", copied)
     assert code == (2 if harm == "names" else 1) and file.name in said
     if harm != "names":  # which are only read where the samples differ
+        code, said = ssld("labels", "stats", copied)
+        assert code == 2 and file.name in said and "views" not in said
         out = tmp_path / "run"
         code, said = ssld("distill", *words(out, labels=copied))
         assert code == 2 and file.name in said and not out.exists()

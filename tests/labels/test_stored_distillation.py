@@ -158,6 +158,7 @@ def test_a_share_of_fresh_views_asks_the_teacher(labels, words, ssld, tmp_path, 
     run = tmp_path / "run"
     code, said = ssld("distill", *words(run, labels=labels, fresh_share=0.3, steps=15))
     assert code == 0, said
+    assert "it is asked about the fresh views of 30% of the samples, and no others" in said
     assert abs(sum(asked) / (15 * 8) - 0.3) < 0.12
     code, said = ssld("distill", *words(tmp_path / "x", labels=labels, fresh_share=0.3, **ALONE))
     assert code == 2 and "the teacher to ask" in said

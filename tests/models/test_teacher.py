@@ -3,12 +3,13 @@
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from ssld.common.errors import InputError
 from ssld.models.classifier import Classifier
 from ssld.models.config import TeacherConfig
-from ssld.models.teacher import Teacher, open_teacher
+from ssld.models.teacher import Teacher, open_one, open_teacher
 
 
 def images(n=6, side=32):
@@ -99,3 +100,19 @@ def test_features_come_with_the_very_predictions(settings, teacher_file):
     assert all(x.dtype == torch.float32 and not x.requires_grad for x in features)
     whole = teacher.networks[0].features(images())
     assert torch.allclose(features[0], whole, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"args": {"img_size": 48}}, 48),
+        ({"args": {"img_size": [48, 48]}}, 48),
+        ({"args": {"img_size": 48}, "input_size": 16}, 16),
+    ],
+)
+def test_a_size_among_the_arguments_is_what_the_teacher_sees(tmp_path, settings, size):
+    """And not the one that its weights name, at which this network would run as well."""
+    weights = timm.create_model("test_vit", num_classes=3, img_size=48).state_dict()
+    file = tmp_path / "teacher.safetensors"
+    save_file(weights, file, {"architecture": "test_vit", "input_size": "3,32,32"})
+    assert open_one(TeacherConfig(checkpoint=str(file), **settings)).input_size == size

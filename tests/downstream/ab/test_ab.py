@@ -17,6 +17,7 @@ from downstream.ab import grid as ab_grid
 from downstream.ab.grid import ABConfig
 from ssld.__main__ import main
 from ssld.ablate import pool
+from ssld.common.settings_file import read_settings
 from ssld.distill.task import Classification
 from ssld.engine.trainer import Trainer
 
@@ -138,7 +139,7 @@ def test_trials_that_fail_are_left_out(file, tmp_path, capsys, monkeypatch):
 def trials(file: Path, **more: Any) -> dict[str, dict[str, Any]]:
     changes = {"backbones": ["resnet50d", "random:runs/a"], "seeds": 2, "out": "o", **more}
     config = ABConfig(task="transfer", file=str(file), **changes)
-    ablation, note = ab_grid.build(config)
+    ablation, note = ab_grid.build(config, read_settings(file))
     assert yaml.safe_load(note)["grid"]["seed"] == [0, 1]
     assert ablation.stages == ["transfer"]
     return {trial.name: trial.recipe["transfer"] for trial in ablation.trials}

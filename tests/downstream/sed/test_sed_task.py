@@ -160,7 +160,7 @@ def test_a_held_out_image_that_is_stored_anew_is_not_seen(scenes, tmp_path) -> N
             image.save(tmp_path / f"{split}.webp", lossless=True)
     (source,), _ = open_unlabeled(ALONE, [str(tmp_path)], sources)
     assert len(source) == 2  # neither its place nor its bytes tell
-    known = held_out_sums(ALONE, sources.val)
+    known = held_out_sums(sources.val)
     view = UnlabeledView(config.augment, config.strong, 0, known)
     names = [source.sample_id(i) for i in range(2)]
     view(source, names.index("train.webp"), 0, 0)
