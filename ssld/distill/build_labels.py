@@ -44,6 +44,12 @@ SEEN = ("crop_pct", "crop_mode", "interpolation", "mean", "input_size")
 TEACHER = ("arch", "args", "checkpoint", "input_size", "mean", "std", "dtype", "batch_norm")
 """Settings of a teacher that a manifest has, besides name and licence of its weights."""
 
+WHOLE = {
+    "views": "; a shard has all views of its images, so that none are added to it, but a run of "
+    "more epochs sees those that there are again"
+}
+"""Why a set is not gone on with that only lacks something."""
+
 
 @lost_processes("build")
 def build_labels(config: BuildLabelsConfig) -> None:
@@ -175,7 +181,7 @@ def _begin(folder: Path, kinds: list[Kind], manifest: dict[str, Any]) -> None:
             if before.get(key) != now.get(key):
                 raise InputError(
                     f"out {folder} has labels with {key} {before.get(key)!r}, not "
-                    f"{now.get(key)!r}: give another folder, or remove it"
+                    f"{now.get(key)!r}: give another folder, or remove it{WHOLE.get(key, '')}"
                 )
         return
     for kind in kinds:
