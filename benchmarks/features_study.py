@@ -1,7 +1,7 @@
 """What the feature term is worth beside the divergence and alone, for docs/features.md.
 
     python benchmarks/prepare.py evidence --packs PACKS --only clothing cifar   # once
-    python benchmarks/features_study.py run [NAME ...]      # TIME; goes on
+    python benchmarks/features_study.py run [NAME ...]      # 40 minutes; goes on
     python benchmarks/features_study.py collect             # table and figure, from the runs
     python benchmarks/features_study.py collect --runs ""   # the same from the committed CSV
 
