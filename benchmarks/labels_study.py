@@ -6,10 +6,10 @@
     python benchmarks/labels_study.py collect --runs ""     # the same from the committed CSV
 
 `run` builds the label sets that benchmarks/labels/NAME.yaml names, and gives the file to `ssld
-ablate`, which writes RUNS/NAME. All seeds share the label sets, whose own seed is 0. Two sets are wrong on
-purpose: what the teacher says of one view of an image, the centre or view 0, is put down for all
-of its 50 views. Every student is measured in one way, by what the teacher says of held-out images
-in all of its classes: a run from k classes has a truncated divergence itself.
+ablate`, which writes RUNS/NAME. All seeds share the label sets, whose own seed is 0. Two sets are
+wrong on purpose: what the teacher says of one view of an image, the centre or view 0, is put down
+for all of its 50 views. Every student is measured in one way, by what the teacher says of held-out
+images in all of its classes: a run from k classes has a truncated divergence itself.
 """
 
 from __future__ import annotations
