@@ -205,7 +205,7 @@ def draw(out: Path) -> None:
             own = [row for row in rows if row["set"] == name]
             _draw(plain(axes), own, metric)
             axes.set_title(name, fontsize=10)
-            axes.set_ylabel(METRICS[metric] if metric == "divergence" else "agreement@1")
+            axes.set_ylabel(METRICS[metric])
     for axes in grid[0]:
         axes.legend(frameon=False, fontsize=7)
     figure.savefig(out / "views.png", dpi=110)
@@ -215,7 +215,8 @@ def _draw(axes: Any, rows: Rows, metric: str) -> None:
     colours = iter(COLOURS)
     lines: dict[str, list[tuple[int, list[float]]]] = {}
     for labels in places(rows, "labels"):
-        scores = [x / 100 for x in values(rows, metric, labels=labels)]
+        scale = 100 if metric == "divergence" else 1  # `values` makes percent of all
+        scores = [x / scale for x in values(rows, metric, labels=labels)]
         if labels[0].isdigit():
             count, _, classes = labels.partition(" views ")
             lines.setdefault(classes, []).append((int(count), scores))

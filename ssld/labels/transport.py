@@ -93,8 +93,14 @@ def _commit(folder: Path, repo: str, small: list[str], shards: Sequence[Shard], 
                 (staged / name).symlink_to((folder / name).resolve())
         sums = {name: sha256_of(staged / name) for name in small}
         sums |= {shard.file: shard.sha256 for shard in shards}
-        done = hub.put(staged, sums, repo, repo_type="dataset", mark=MANIFEST)
+        done = hub.put(staged, sums, repo, repo_type="dataset", mark=MANIFEST, say=_say)
     return len(done.changed)
+
+
+def _say(line: str) -> None:
+    """Without the single files, which may be thousands."""
+    if not line.startswith("  "):
+        print(line)
 
 
 def _copy(folder: Path, to: str, names: list[str], readme: str) -> int:
