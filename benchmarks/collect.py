@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import evidence_figures
 from matplotlib.figure import Figure
-from measure import Rows, parser, places, plain, read, show, spread, values, write
-from scipy import stats
+from measure import Rows, less, parser, places, plain, read, show, spread, values, write
 
 from ssld.report.plots import COLOURS
 
@@ -113,12 +111,7 @@ def _means(
 
 
 def _print_paired(rows: Rows, name: str, here: dict[str, str], there: dict[str, str]) -> None:
-    """The difference of two places, seed by seed, with its 95 % interval (Student's t)."""
-    gaps = [a - b for a, b in zip(values(rows, **here), values(rows, **there), strict=True)]
-    if len(gaps) > 1:
-        half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-        mean = statistics.mean(gaps)
-        print(f"{name}: {mean:+.2f} [{mean - half:+.2f} to {mean + half:+.2f}], {len(gaps)} seeds")
+    print(f"{name}: {less(rows, 'top1', here, there, digits=2)}, {len(values(rows, **here))} seeds")
 
 
 def _resolutions(rows: Rows) -> Iterator[list[str]]:

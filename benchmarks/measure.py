@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from downstream.ab.statistics import t_interval
 from ssld.report.plots import COLOURS
 
 Rows = list[dict[str, str]]
@@ -97,6 +98,31 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
         return "-"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def less(
+    rows: Rows,
+    column: str,
+    here: Mapping[str, str],
+    there: Mapping[str, str],
+    *,
+    scale: float = 100,
+    digits: int = 1,
+) -> str:
+    """The difference of two places, seed by seed, with its 95 % interval (Student's t), bold where
+    0 is outside; nothing where there is none."""
+    both = []
+    for where in (here, there):
+        own = [row for row in rows if row[column] and where.items() <= row.items()]
+        both.append({row["seed"]: float(row[column]) for row in own})
+    gaps = [scale * (both[0][seed] - both[1][seed]) for seed in both[0] if seed in both[1]]
+    if here == there or not gaps:
+        return ""
+    text, interval = f"{statistics.mean(gaps):+.{digits}f}", t_interval(gaps)
+    if interval is None:
+        return text
+    text += f" [{interval.low:+.{digits}f} to {interval.high:+.{digits}f}]"
+    return text if interval.low <= 0 <= interval.high else f"**{text}**"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

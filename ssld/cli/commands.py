@@ -99,7 +99,7 @@ COMMANDS = {
         positional=("labels",),
     ),
     "labels push": Command(
-        "a copy of stored labels at any address of fsspec",
+        "a copy of stored labels on a hub or at any address of fsspec",
         "ssld.labels.config:PushConfig",
         "ssld.labels.command:push",
         positional=("labels", "to"),

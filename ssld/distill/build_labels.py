@@ -11,6 +11,7 @@ import torch
 
 from ssld.common.errors import InputError
 from ssld.common.files import locked, write_atomically
+from ssld.common.published import without_secrets
 from ssld.common.settings import flat
 from ssld.data.transforms import TrainView, eval_view
 from ssld.distill.config import BuildLabelsConfig
@@ -36,11 +37,18 @@ from ssld.labels.samples import digest, write_samples
 from ssld.labels.stats import describe, summary
 from ssld.models.classifier import Classifier
 from ssld.models.teacher import Teacher
+from zoo.licences import weights
 
 SEEN = ("crop_pct", "crop_mode", "interpolation", "mean", "input_size")
 """What decides an evaluation view, of a network."""
 TEACHER = ("arch", "args", "checkpoint", "input_size", "mean", "std", "dtype", "batch_norm")
-"""Settings of a teacher that a manifest has."""
+"""Settings of a teacher that a manifest has, besides name and licence of its weights."""
+
+WHOLE = {
+    "views": "; a shard has all views of its images, so that none are added to it, but a run of "
+    "more epochs sees those that there are again"
+}
+"""Why a set is not gone on with that only lacks something."""
 
 
 @lost_processes("build")
@@ -141,7 +149,15 @@ def manifest_of(
         "teacher_view": config.teacher_view,
         "eval_view": {key: getattr(student, key) for key in SEEN},
         "teacher_sha256": facts["teacher_sha256"],
-        "teachers": [{key: getattr(one, key) for key in TEACHER} for one in resolved],
+        "teachers": [
+            without_secrets(
+                {
+                    **{key: getattr(one, key) for key in TEACHER},
+                    "weights": weights(one.arch, one.checkpoint, facts[name]["architecture"]),
+                }
+            )
+            for name, one in zip(teacher.names, resolved, strict=True)
+        ],
         "described": {
             key: x for key, x in facts.items() if key in ("teacher_top1", *teacher.names)
         },
@@ -163,7 +179,7 @@ def _begin(folder: Path, kinds: list[Kind], manifest: dict[str, Any]) -> None:
             if before.get(key) != now.get(key):
                 raise InputError(
                     f"out {folder} has labels with {key} {before.get(key)!r}, not "
-                    f"{now.get(key)!r}: give another folder, or remove it"
+                    f"{now.get(key)!r}: give another folder, or remove it{WHOLE.get(key, '')}"
                 )
         return
     for kind in kinds:
@@ -175,5 +191,8 @@ def _deciding(manifest: dict[str, Any]) -> dict[str, Any]:
     """Without what may differ where a build goes on."""
     kept = {key: x for key, x in manifest.items() if key != "described"}
     kept["versions"] = {name: manifest["versions"].get(name) for name in DECIDING}
-    kept["teachers"] = [{**one, "checkpoint": None} for one in manifest["teachers"]]
+    places = ("arch", "checkpoint", "weights")  # their sha256 decides
+    kept["teachers"] = [
+        {key: x for key, x in one.items() if key not in places} for one in manifest["teachers"]
+    ]
     return flat(kept)

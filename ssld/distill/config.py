@@ -29,6 +29,9 @@ from ssld.distill.losses import LOSSES
 from ssld.engine.config import CheckpointConfig, LoopConfig
 from ssld.models.config import StudentConfig, TeacherConfig
 
+StoredClasses = Annotated[int, Limits(lambda x: x >= 5, "5 or more, evaluations compare five")]
+"""Classes of a view that are stored."""
+
 
 @dataclass(frozen=True)
 class LossConfig(Settings, section="loss"):
@@ -156,8 +159,9 @@ class DistillConfig(ClassifierConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     labels: str | None = None
-    """Folder of `ssld labels build`: what the teacher said of views is read instead of asked for. A
-    teacher that is given besides must be the one that was asked."""
+    """Folder of `ssld labels build`, or where one was pushed to on a hub: what the teacher said of
+    views is read instead of asked for. A teacher that is given besides must be the one that was
+    asked."""
     fresh_share: Share = 0.0
     """With `labels` and a teacher: share of samples whose views are not stored, and which the
     teacher is asked about."""
@@ -250,7 +254,7 @@ class BuildLabelsConfig(DistillConfig):
 
     views: PositiveInt = 16
     """Views of each image; a run of more epochs sees them again."""
-    top_k: Annotated[int, Limits(lambda x: x >= 5, "5 or more, evaluations compare five")] = 10
+    top_k: StoredClasses = 10
     """Classes of a view that are stored, the likeliest; 5 or more, as evaluations compare the first
     five of teacher and student (agreement@5). As many as there are stores all."""
 

@@ -29,6 +29,7 @@ from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.labels.batches import TaughtBatch, TaughtBatches
 from ssld.labels.build import top_and_tail
 from ssld.labels.label_set import LabelSet
+from ssld.labels.transport import local_copy
 from ssld.models.classifier import Classifier
 from ssld.models.teacher import CURE, Teacher, describe_faults, open_teacher
 
@@ -70,6 +71,13 @@ class StoredDistillation(Classification):
     def _batches(self, kind: str, views: ViewBatches) -> TaughtBatches:
         count = self.stored.manifest["views"] if kind == "train" else 1
         return TaughtBatches(views, self.stored.labels(kind), count)
+
+    def taught(self, batch: Batch) -> TaughtBatch:
+        """With even labels, for images that have none."""
+        k, classes = self.stored.manifest["top_k"], self.stored.table.count
+        named = torch.arange(k).expand(len(batch.ids), k)
+        even = torch.zeros(len(batch.ids), k + (k < classes)).log_softmax(-1)
+        return TaughtBatch(**vars(batch), classes=named, log_probs=even, fresh=[])
 
     def losses(self, student: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         """One value per image, float32 [b].
@@ -139,8 +147,21 @@ def distill_stored(config: DistillConfig) -> None:
         InputError: they are not, or anything that `ssld.distill.distill` refuses; nothing was
             written then.
     """
-    stored = LabelSet(config.labels or "")
     data = open_data(config)
+    student, task, facts = open_stored(config, data)
+    run = start_run(data, student, facts, stored=task.stored)
+    train(run, task, student)
+
+
+def open_stored(
+    config: DistillConfig, data: Data
+) -> tuple[Classifier, StoredDistillation, dict[str, Any]]:
+    """Student and task, and what run.json says of them.
+
+    Raises:
+        InputError: the labels are not of these views, images and teacher, or damaged.
+    """
+    stored = LabelSet(str(local_copy(config.labels or "")))
     teacher = _asked_teacher(config, stored)
     student = open_student(data, config.student, stored.table)
     require_fit(data, student, stored)
@@ -156,8 +177,7 @@ def distill_stored(config: DistillConfig) -> None:
         f"teacher: stored labels of {manifest['views']} views, {manifest['top_k']} of "
         f"{manifest['classes']} classes each{_asked_about(config)}"
     )
-    run = start_run(data, student, facts, stored=stored)
-    train(run, StoredDistillation(stored, config.loss, teacher), student)
+    return student, StoredDistillation(stored, config.loss, teacher), facts
 
 
 def _asked_about(config: DistillConfig) -> str:

@@ -33,7 +33,8 @@ class PushConfig(Settings):
     labels: str
     """Folder of `ssld labels build`."""
     to: str
-    """Where to: a folder, or any address of fsspec, `s3://bucket/labels` say."""
+    """Where to: a data set of a hub, `hf://datasets/org/name`, in one commit; any other address of
+    fsspec, `s3://bucket/labels` say; or a folder."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,6 @@ class PullConfig(Settings):
     command goes on where it stopped."""
 
     source: str
-    """Where the labels were pushed to."""
+    """Where the labels were pushed to; a hub's with `@` and a revision to be sure what comes."""
     out: str
     """Folder to write; new, empty, or one in which the same labels were being pulled."""

@@ -15,7 +15,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ssld.common.errors import InputError
-from ssld.data.loading import Batch
 from ssld.models.sync_batch_norm import alone
 from ssld.plan.measure import Bench
 
@@ -68,14 +67,7 @@ def _can_try(bench: Bench) -> bool:
 
 
 def _step(bench: Bench, count: int) -> None:
-    size, device = bench.run.view.size, bench.run.accelerator.device
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator
-    ).to(device)
-    ones, none = torch.ones(count, device=device), torch.full((count,), -1, device=device)
-    batch = Batch(images, ones, none, [str(i) for i in range(count)], [])
-    bench.step(bench.distillation, itertools.repeat(batch))()
+    bench.step(bench.distillation, itertools.repeat(bench.made_up(count)))()
 
 
 def _tried(bench: Bench, start: int) -> int:
@@ -136,7 +128,8 @@ def _alone(bench: Bench) -> Iterator[None]:
     model = bench.trainer.model
     distributed = model if isinstance(model, DistributedDataParallel) else None
     sends_buffers = distributed is not None and distributed.require_forward_param_sync
-    with bench.run.accelerator.no_sync(model), alone(bench.trainer.student, bench.teacher):
+    networks = [bench.trainer.student, *([bench.teacher] if bench.teacher else [])]
+    with bench.run.accelerator.no_sync(model), alone(*networks):
         if distributed is not None:
             distributed.require_forward_param_sync = False
         try:

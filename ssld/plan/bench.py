@@ -10,11 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from ssld.common.files import write_atomically
-from ssld.distill.distill import distillation, open_networks
-from ssld.distill.setup import open_data, start_run
+from ssld.distill.setup import open_data
 from ssld.plan.batch_size import require_memory
 from ssld.plan.config import BenchConfig
-from ssld.plan.measure import Bench, quietly
+from ssld.plan.measure import open_bench, quietly
 
 LABELS = {
     "loader": "loader alone",
@@ -24,6 +23,11 @@ LABELS = {
     "supervised_together": "supervised, all together",
     "together": "distillation, all together",
 }
+STORED = {
+    "both": "step from stored labels",
+    "together": "stored labels, all together",
+}
+"""Instead of those, where no teacher is asked."""
 
 
 def bench(config: BenchConfig) -> None:
@@ -34,14 +38,14 @@ def bench(config: BenchConfig) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         data = open_data(quietly(config, folder))
-        student, teacher, facts = open_networks(data, config)
-        run = start_run(data, student, facts, teacher=teacher)
-        bench = Bench(run, distillation(config, teacher, student), student)
+        bench, _ = open_bench(config, data)
         require_memory(bench)
-        rates = bench.measure(config.seconds)
+        rates, run = bench.measure(config.seconds), bench.run
     say, device = data.accelerator.print, run.accelerator.device.type
     say(f"\n{run.world_size} process(es) on {device}, batch {config.batch_size}")
-    for name, label in LABELS.items():
+    for name, label in ({**LABELS, **STORED} if config.labels else LABELS).items():
+        if name not in rates:
+            continue
         say(f"  {label:<32}{rates[name]:>12,.1f} img/s")
     say(f"  {'distillation : supervised, step':<32}{rates['ratio']:>12.3f}")
     say(f"  {'distillation : supervised, all':<32}{rates['ratio_together']:>12.3f}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from ssld.cli.commands import LATER_STAGES
 from ssld.common.paths import check_file, check_inputs
 from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt, require
-from ssld.distill.config import DistillConfig
+from ssld.distill.config import DistillConfig, StoredClasses
 from ssld.recipe.config import joined
 
 
@@ -24,14 +24,6 @@ class BenchConfig(DistillConfig):
     json: str | None = None
     """Also write the result to this file."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.labels,
-            "labels: this command measures a distillation with its teacher, and says what one from "
-            "stored labels takes besides; leave it out",
-        )
-
 
 @dataclass(frozen=True)
 class PlanConfig(BenchConfig):
@@ -46,11 +38,24 @@ class PlanConfig(BenchConfig):
     """What an hour of all devices costs, in any currency."""
     images: PositiveInt = 2000
     """Labeled images, at most, on which the teacher is tried."""
+    views: PositiveInt | None = None
+    """Views of each image in the stored labels that are projected, as `ssld labels build` would
+    store them; by default one for each epoch."""
+    top_k: StoredClasses = 10
+    """Classes of a view in them."""
     recipe: str | None = None
     """The recipe of which these are the settings of the first stage: the first word of the
     command."""
     overrides: list[str] = field(default_factory=list)
     """What `ssld recipe` would be told besides."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.labels and self.views),
+            "views are of labels that are still to be built, and those of `labels` have theirs: "
+            "leave one of the two out",
+        )
 
 
 def check(config: BenchConfig) -> None:

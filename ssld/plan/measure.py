@@ -1,5 +1,6 @@
 """The step and the loader of a run, measured: the teacher alone, the student alone, both, the
-loader alone, and all together, on all processes at once."""
+loader alone, and all together, on all processes at once. A run from stored labels has no teacher to
+be measured."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from ssld.data.loading import Batch
 from ssld.distill.config import DistillConfig
-from ssld.distill.distill import Distillation
-from ssld.distill.setup import ClassifierRun
+from ssld.distill.distill import Distillation, distillation, open_networks
+from ssld.distill.setup import ClassifierRun, Data, start_run
+from ssld.distill.stored import StoredDistillation, open_stored
 from ssld.distill.supervised import Supervision
 from ssld.distill.task import Classification
 from ssld.engine.progress import Progress
@@ -55,6 +57,21 @@ def quietly(config: DistillConfig, folder: str) -> DistillConfig:
     )
 
 
+def open_bench(config: DistillConfig, data: Data) -> tuple[Bench, dict[str, Any]]:
+    """Of a distillation that asks its teacher, or of one from stored labels; and what run.json
+    would say of its networks.
+
+    Raises:
+        InputError: bad weights, or labels of something else.
+    """
+    if config.labels:
+        student, task, facts = open_stored(config, data)
+        return Bench(start_run(data, student, facts, stored=task.stored), task, student), facts
+    student, teacher, facts = open_networks(data, config)
+    run = start_run(data, student, facts, teacher=teacher)
+    return Bench(run, distillation(config, teacher, student), student), facts
+
+
 class Bench:
     """The step and the loader of a run, to be measured instead of trained.
 
@@ -63,8 +80,11 @@ class Bench:
         student: that it trains.
     """
 
-    def __init__(self, run: ClassifierRun, task: Distillation, student: Classifier) -> None:
+    def __init__(
+        self, run: ClassifierRun, task: Distillation | StoredDistillation, student: Classifier
+    ) -> None:
         self.run, self.distillation, self.teacher = run, task, task.teacher
+        self.num_classes = student.num_classes
         self.trainer = Trainer(run, task, student)
         self.progress = Progress(run, self.trainer.clock, 0, self.trainer.unreadables)
 
@@ -82,18 +102,20 @@ class Bench:
         """Images per second over all processes, each part for about `seconds`.
 
         Returns:
-            loader, teacher (forward), student (supervised step, images in memory), both
-            (distillation step, images in memory), together (distillation with the loader),
+            loader, teacher (forward; where each view is shown to one), student (supervised step,
+            images in memory), both (distillation step, images in memory), together (distillation
+            with the loader),
             supervised_together, ratio (both : student), ratio_together, peak_mib (of this process),
             split (percent of a step, as in metrics.jsonl).
         """
         run, clock = self.run, self.progress.clock
-        labels = HardLabels(self.teacher.num_classes, self.distillation.auxiliary.values())
+        labels = HardLabels(self.num_classes, self.distillation.auxiliary.values())
         rates: dict[str, Any] = {}
         loader = self.distillation.train_batches(run, 0, 10**9)  # without end
         rates["loader"] = _rate(run, lambda: next(loader), seconds)
         memory = itertools.cycle([next(loader)])
-        rates["teacher"] = _rate(run, self._teach(next(memory)), seconds)
+        if isinstance(self.distillation, Distillation):
+            rates["teacher"] = _rate(run, self._teach(next(memory), self.distillation), seconds)
         rates["student"] = _rate(run, self.step(labels, memory), seconds)
         rates["both"] = _rate(run, self.step(self.distillation, memory), seconds)
         rates["supervised_together"] = _rate(run, self.step(labels, loader), seconds)
@@ -107,14 +129,27 @@ class Bench:
         rates["peak_mib"] = peak_mib(run.accelerator.device)
         return rates
 
-    def _teach(self, batch: Batch) -> Callable[[], None]:
+    def _teach(self, batch: Batch, task: Distillation) -> Callable[[], None]:
         images = batch.images.to(self.run.accelerator.device)
 
         def call() -> None:
             with torch.no_grad():
-                self.teacher(images)
+                task.teacher(images)
 
         return call
+
+    def made_up(self, count: int) -> Batch:
+        """A batch of so many images that are noise, as the task takes it."""
+        size, device = self.run.view.size, self.run.accelerator.device
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(
+            0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator
+        )
+        ones, none = torch.ones(count), torch.full((count,), -1)
+        batch = Batch(images, ones, none, [str(i) for i in range(count)], [])
+        if isinstance(self.distillation, StoredDistillation):
+            batch = self.distillation.taught(batch)
+        return batch.to(device)
 
 
 def _rate(run: ClassifierRun, step: Callable[[], object], seconds: float) -> float:

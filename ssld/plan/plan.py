@@ -21,18 +21,17 @@ from ssld.data.loading import ViewBatches, eval_batches
 from ssld.data.source import Source
 from ssld.data.transforms import EvalView, eval_view
 from ssld.data.unreadable import Unreadables
-from ssld.distill.distill import distillation, open_networks
-from ssld.distill.setup import Data, open_data, start_run
+from ssld.distill.setup import Data, open_data
 from ssld.distill.verify_teacher import VERIFY_IMAGES
 from ssld.engine.optimizer import warmup_steps
 from ssld.engine.run_folder import check_out
 from ssld.health.teacher_check import GIVEN, TeacherCheck, check_teacher
-from ssld.labels.format import bytes_per_view
 from ssld.models.teacher import Teacher
 from ssld.plan.batch_size import largest_batch, require_memory
 from ssld.plan.bench import write_json
 from ssld.plan.config import PlanConfig
-from ssld.plan.measure import Bench, quietly
+from ssld.plan.cost import cost, stored_labels
+from ssld.plan.measure import Bench, open_bench, quietly
 from ssld.plan.text import describe
 from ssld.recipe.classes import check_classes
 from ssld.recipe.recipe import open_recipe
@@ -43,8 +42,6 @@ TEACHER_SECONDS = 60.0
 """About how long the teacher is tried under other preprocessings, on fewer images if need be."""
 VARIANTS = 7
 """Forward passes per image of `ssld.health.teacher_check.check_teacher`."""
-STORED_CLASSES = 10
-"""Of a view, as `ssld labels build` stores by default."""
 
 
 def plan(config: PlanConfig) -> int:
@@ -60,13 +57,9 @@ def plan(config: PlanConfig) -> int:
     with tempfile.TemporaryDirectory() as folder:
         settings = dataclasses.replace(quietly(config, folder), data=everything, student=any_count)
         data = open_data(settings)
-        student, teacher, facts = open_networks(data, settings)
-        problems += _of_classes(data, config.student.num_classes, teacher)
-        bench = Bench(
-            start_run(data, student, facts, teacher=teacher),
-            distillation(config, teacher, student),
-            student,
-        )
+        bench, facts = open_bench(settings, data)
+        teacher = None if config.labels else bench.teacher  # of few fresh views it is not tried
+        problems += _of_classes(data, config.student.num_classes, bench.num_classes, teacher)
         data.accelerator.print("measuring ...")
         require_memory(bench)
         rates = bench.measure(config.seconds)
@@ -76,18 +69,19 @@ def plan(config: PlanConfig) -> int:
         result["disk"] = _disk(bench, Path(config.out))
         groups = {"labeled": data.labeled, "unlabeled": data.unlabeled, "val": data.val}
         result["sources"] = [_source(data, role, s) for role, x in groups.items() for s in x]
-        checks, without = _check_teachers(data, teacher, config.images, rates["teacher"])
+        checks, without = {}, None
+        if teacher:
+            checks, without = _check_teachers(data, teacher, config.images, rates["teacher"])
     result["teacher"] = [
-        {"name": name, "not_on_labels": without, "classes": teacher.num_classes}
+        {"name": name, "not_on_labels": without, "classes": bench.num_classes}
         | {"architecture": facts[name]["architecture"], **dataclasses.asdict(check)}
         | {"interval": _interval(check)}
         for name, check in checks.items()
     ]
-    result["cost"] = _cost(result, config.price_per_hour)
-    if config.features.weight:
-        result["cost"]["stored_labels_gb"] = None  # labels hold predictions, no features
+    result["labels"] = stored_labels(config, bench, result["schedule"])
+    result["cost"] = cost(result, config.price_per_hour)
     for name, check in checks.items():
-        problems += _of_teacher(name, check, teacher.num_classes)
+        problems += _of_teacher(name, check, bench.num_classes)
     problems += _of_measurements(result, config)
     result["hints"] = [f"the {name}, {hint}" for name, x in checks.items() for hint in x.hints]
     if data.accelerator.is_main_process:
@@ -112,14 +106,22 @@ def _of_settings(config: PlanConfig) -> Iterator[str]:
         yield str(error)
 
 
-def _of_classes(data: Data, num_classes: int | None, teacher: Teacher) -> Iterator[str]:
-    """Class counts that do not go together; the plan goes on with the teacher's."""
-    if num_classes not in (None, teacher.num_classes):
+def _of_classes(
+    data: Data, given: int | None, known: int, teacher: Teacher | None
+) -> Iterator[str]:
+    """Class counts that do not go together; the plan goes on with the teacher's.
+
+    Args:
+        given: as `student.num_classes`.
+        known: of the teacher.
+        teacher: None where it was asked before, and verified then.
+    """
+    if given not in (None, known):
         yield (
-            f"student.num_classes is {num_classes} but the teacher has {teacher.num_classes} "
-            "classes: leave student.num_classes out or take another teacher"
+            f"student.num_classes is {given} but the teacher has {known} classes: leave "
+            "student.num_classes out or take another teacher"
         )
-    if not teacher.num_classes or not all(config.verify for config in teacher.configs):
+    if not teacher or not known or not all(config.verify for config in teacher.configs):
         return
     for setting, sources in (("data.labeled", data.labeled), ("data.val", data.val)):
         problem = misfit(table_of("the teacher", teacher), sources, setting)
@@ -258,31 +260,3 @@ def _interval(check: TeacherCheck) -> tuple[float, float] | None:
     """Of its top-1 as it is given."""
     top1 = check.top1.get(GIVEN)
     return None if top1 is None else wilson(top1 * check.labeled, check.labeled)
-
-
-def _cost(result: dict[str, Any], price: float | None) -> dict[str, Any]:
-    """Hours and money of the whole schedule.
-
-    With stored labels (`ssld labels build`, here with a view for each epoch) the teacher sees every
-    view once, before training, and the student alone is trained after it, as often as one likes.
-    """
-    rates, schedule = result["rates"], result["schedule"]
-    classes = result["teacher"][0]["classes"]
-    samples = schedule["steps"] * schedule["batch_size"]
-    # A student's forward pass is a third of its step (`ssld/distill/setup.py`, describe).
-    judged = min(rates["loader"], 1 / (1 / rates["teacher"] + 1 / (3 * rates["student"])))
-    evaluations = schedule["evaluations"] * schedule["held_out_images"] / judged / 3600
-    once = samples / min(rates["loader"], rates["teacher"]) / 3600
-    hours = {
-        "online": samples / rates["together"] / 3600 + evaluations,
-        "stored_labels_writing_once": once,
-        "stored_labels_each_run": samples / rates["supervised_together"] / 3600 + evaluations,
-    }
-    return {
-        "hours": hours,
-        "of_which_evaluations": evaluations,
-        "price_per_hour": price,
-        "cost": None if price is None else {name: price * x for name, x in hours.items()},
-        "stored_labels_gb": samples * bytes_per_view(min(STORED_CLASSES, classes), classes) / 1e9,
-        "wall": "decode" if rates["loader"] < rates["both"] else "compute",
-    }

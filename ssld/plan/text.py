@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ssld.health.teacher_check import GIVEN
@@ -19,10 +18,9 @@ def describe(result: dict[str, Any]) -> str:
         times = rates["both"] / rates["loader"]
         wall = f"decode is the wall, compute could take {times:.2g} times as much"
         wall += f" (data.workers is {schedule['workers']}, {schedule['cores']} cores)"
-    views = math.ceil(schedule["epochs"])
     rows = [
         ("sources", [_source(source) for source in result["sources"]]),
-        ("teacher", [_teacher(teacher) for teacher in result["teacher"]]),
+        ("teacher", [_teacher(x) for x in result["teacher"]] or [_labels(result)]),
         (
             "schedule",
             [
@@ -41,7 +39,7 @@ def describe(result: dict[str, Any]) -> str:
                 f"supervised training ({rates['supervised_together']:,.0f} img/s)",
             ],
         ),
-        ("time", _hours(cost, views)),
+        ("time", _hours(cost, result["labels"])),
         (
             "memory",
             [
@@ -96,19 +94,35 @@ def _teacher(teacher: dict[str, Any]) -> str:
     )
 
 
-def _hours(cost: dict[str, Any], views: int) -> list[str]:
+def _labels(result: dict[str, Any]) -> str:
+    """Of a run that reads them."""
+    labels, epochs = result["labels"], result["schedule"]["epochs"]
+    seen = epochs / labels["views"]
+    return (
+        f"stored labels, {labels['top_k']} of {labels['classes']:,} classes of {labels['views']:,} "
+        f"views, {labels['bytes'] / 1e9:,.3g} GB: "
+        + (f"each view is seen {seen:.2g} times" if seen >= 1 else f"{seen:.0%} of them are seen")
+    )
+
+
+def _hours(cost: dict[str, Any], labels: dict[str, Any] | None) -> list[str]:
     def shown(name: str) -> str:
         money = f", cost {cost['cost'][name]:,.2f}" if cost["cost"] else ""
         return f"{_duration(cost['hours'][name])}{money}"
 
-    online = f"online {shown('online')} (evaluations {_duration(cost['of_which_evaluations'])})"
-    if cost["stored_labels_gb"] is None:
+    evaluations = f"(evaluations {_duration(cost['of_which_evaluations'])})"
+    if "online" not in cost["hours"]:
+        return [f"from stored labels {shown('stored_labels_each_run')} {evaluations}"]
+    online = f"online {shown('online')} {evaluations}"
+    if labels is None:
         return [online]
+    k = labels["top_k"]
+    classes = "" if k in (10, labels["classes"]) else f" --top_k {k}"  # not said of the default
     return [
         online,
         f"with stored labels {shown('stored_labels_each_run')} a run, after "
         f"{shown('stored_labels_writing_once')} once for {cost['stored_labels_gb']:,.3g} GB of "
-        f"labels (ssld labels build --views {views}; fewer views take less)",
+        f"labels (ssld labels build --views {labels['views']}{classes}; fewer views take less)",
     ]
 
 

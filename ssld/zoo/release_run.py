@@ -18,12 +18,13 @@ from safetensors import safe_open
 
 from ssld.common.errors import InputError
 from ssld.common.files import reading
+from ssld.common.published import without_secrets
 from ssld.common.recorded import check_recorded
 from ssld.engine.run_folder import read_lines
 from ssld.models.opening import open_network
 from ssld.report import plots
 from ssld.zoo.config import About
-from ssld.zoo.run_facts import RECIPE, run_facts, without_secrets
+from ssld.zoo.run_facts import RECIPE, run_facts
 from zoo.licences import combine, known
 from zoo.publish.card import CURVES, slug, write_card
 from zoo.release import (

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from ssld.common.errors import InputError
 from ssld.common.files import read_object
 from ssld.common.metrics import CHANCE, wilson
+from ssld.common.published import without_secrets
 from ssld.engine.run_folder import read_lines
 from ssld.health.resolution import describe_choice
 from ssld.health.verdict import symptoms
@@ -159,12 +159,14 @@ def _labeled(facts: dict[str, Any], line: dict[str, Any], share: float) -> int |
 
 
 def _teacher(recipe: dict[str, Any], facts: dict[str, Any], about: About) -> dict[str, Any]:
-    stored = (facts.get("labels") or {}).get("teachers")  # asked before, not by the run
-    configs = stored or recipe.get("teachers") or [recipe["teacher"]]
+    labels = facts.get("labels") or {}  # whose teacher was asked before, and not by the run
+    configs = labels.get("teachers") or recipe.get("teachers") or [recipe["teacher"]]
     networks = []
     for i, config in enumerate(configs):
         fact = facts["teacher" if len(configs) == 1 else f"teacher {i}"]
-        place = weights(config.get("arch"), config.get("checkpoint"), str(fact["architecture"]))
+        place = config.get("weights") or weights(
+            config.get("arch"), config.get("checkpoint"), str(fact["architecture"])
+        )
         network = {**fact, **without_secrets(place)}
         if about.teacher_license and network["license"] is None:
             network["license"] = normalised(about.teacher_license)
@@ -187,37 +189,3 @@ def _teacher(recipe: dict[str, Any], facts: dict[str, Any], about: About) -> dic
 
 def _sources(images: Mapping[str, int]) -> list[dict[str, Any]]:
     return [{"source": without_secrets(path), "images": n} for path, n in images.items()]
-
-
-def without_secrets(value: Any) -> Any:
-    """Settings without what only describes a machine or opens a door: local paths that are
-    absolute or lead out of the working folder keep their last two components, and none of a home
-    folder's own; URLs lose user, password, query and fragment."""
-    if isinstance(value, Mapping):
-        return {k: without_secrets(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(x) for x in value]
-    if not isinstance(value, str):
-        return value
-    return "::".join(_shortened(part) for part in value.split("::"))  # fsspec chains URLs so
-
-
-def _shortened(text: str) -> str:
-    if text.startswith("local-dir:"):
-        return "local-dir:" + _shortened(text.removeprefix("local-dir:"))
-    url = re.match(r"([A-Za-z][\w+.-]*)://(.*)", text, re.DOTALL)
-    if url and url[1].lower() in ("file", "local"):
-        return _shortened(url[2])
-    if url:
-        host, slash, path = re.split(r"[?#]", url[2], maxsplit=1)[0].partition("/")
-        if re.search(r":(?!\d+$)", host.rpartition("@")[2]):  # a password with a slash in it
-            host, slash, path = path.rpartition("@")[2].partition("/")
-        return f"{url[1]}://{host.rpartition('@')[2]}{slash}{path}"
-    plain = text.replace("\\", "/")
-    if not re.match(r"/|~|[A-Za-z]:/|(\./)*\.\./", plain):
-        return text
-    parts = plain.removeprefix(f"{Path.home()}/").split("/")
-    parts = [part for part in parts if part not in ("", ".", "..")]
-    homes = [i + 2 for i, part in enumerate(parts) if part.lower() in ("home", "homes", "users")]
-    rest = parts[homes[-1] :] if homes else parts
-    return "/".join([x for x in rest if not x.startswith("~") and x != "root"][-2:]) or "~"

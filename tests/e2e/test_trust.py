@@ -299,8 +299,9 @@ def test_a_plan_of_a_good_run(plan, colours, capsys):
     assert training == pytest.approx(6000 * 16 / rates["together"] / 3600)
     assert cost["cost"]["online"] == pytest.approx(2.5 * cost["hours"]["online"])
     assert cost["wall"] == ("decode" if rates["loader"] < rates["both"] else "compute")
-    assert cost["stored_labels_gb"] == pytest.approx(6000 * 16 * 14 / 1e9)  # 3 classes and a tail
-    assert "ssld labels build --views 1000" in said
+    # 3 classes and a tail of 1000 views of each image, and one of held-out ones
+    assert cost["stored_labels_gb"] == pytest.approx((6000 * 16 + 24) * 14 / 1e9)
+    assert "ssld labels build --views 1000;" in said
     assert found["disk"]["needed_mib"] == pytest.approx(4 * found["disk"]["checkpoint_mib"])
     assert 2.5 < found["disk"]["checkpoint_mib"] < 4  # 0.37 M weights and their momentum
     assert found["memory"]["peak_mib"] > 100

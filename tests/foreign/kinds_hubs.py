@@ -1,5 +1,6 @@
 """Answers of a hub that are not what a hub answers, to `ssld zoo pull` and to a teacher's weights:
-the server of `tests/zoo/hub_server.py` whose bodies, headers and codes are changed on their way."""
+the server of `tests/helpers/hub_server.py` whose bodies, headers and codes are changed on their
+way."""
 
 from __future__ import annotations
 
@@ -7,15 +8,12 @@ import functools
 import json
 import os
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from mutations import as_json, changed, damaged
 from sandbox import Kind
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "zoo"))
 
 CODES = (200, 201, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 410, 416, 418, 451)
 """Without those after which the client rightly waits."""

@@ -118,15 +118,20 @@ def small() -> None:
 def test_two_processes_and_a_kill_at_any_shard_end_in_the_same_bytes(labels, words, tmp_path):
     command = ["labels", "build", *words(tmp_path / "out"), f"--views={VIEWS}", f"--top_k={TOP_K}"]
     said, out = tmp_path / "said", tmp_path / "out"
-    # Four shards, and after each the note that it is done: killed in the middle of the second, then
-    # when that is written and not noted.
-    for call in (3, 2):
-        kill = partial(
-            sabotage.at_call, "ssld.labels.format:write_atomically", call, sabotage.sigkill
-        )
-        code, _ = sabotage.run(command, said, [small, kill])
-        assert code == -9 and not (out / files.INDEX).exists()
-        assert [path.name for path in out.glob("train-0*.json")] == ["train-000000.json"]
+
+    def kill(call: int) -> partial[None]:
+        place = "ssld.labels.format:write_atomically"
+        return partial(sabotage.at_call, place, call, sabotage.sigkill)
+
+    # Four shards, and after each the note that it is done. One of two processes is killed when its
+    # second shard is written and not noted, and later one alone in the middle of that shard.
+    started = sabotage.ranks(command, said, [[small], [small, kill(4)]])
+    assert [process.end() for process in started] == [75, -9], started[0].words
+    assert "the same command goes on" in started[0].words
+    assert sabotage.run(command, said, [small, kill(1)])[0] == -9
+    notes = sorted(path.name for path in out.glob("train-0*.json"))
+    assert notes == [f"train-00000{i}.json" for i in range(3)]
+    assert not (out / files.INDEX).exists()
     kept = (out / "train-000000.safetensors").stat().st_mtime_ns
     started = sabotage.ranks(command, said, [[small], [small]])
     assert [process.end() for process in started] == [0, 0], started[0].words + started[1].words
@@ -136,6 +141,39 @@ def test_two_processes_and_a_kill_at_any_shard_end_in_the_same_bytes(labels, wor
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {line["process"] for line in log} == {0, 1}
     assert all(line["views_per_second"] > 0 for line in log)
+
+
+def begun(folder: Path) -> None:
+    """As the set was before its index, with a note for each shard."""
+    for known in json.loads((folder / files.INDEX).read_text()).values():
+        for shard in known:
+            (folder / shard["file"]).with_suffix(".json").write_text(json.dumps(shard))
+    (folder / files.INDEX).unlink()
+
+
+def test_a_shard_that_was_cut_off_is_made_again(copied, labels, words, ssld, small_shards):
+    begun(copied)
+    cut, whole = (copied / f"train-00000{i}.safetensors" for i in (1, 2))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    kept = whole.stat().st_mtime_ns
+    code, said = ssld("labels", "build", *words(copied), f"--views={VIEWS}", f"--top_k={TOP_K}")
+    assert code == 0 and shards(copied) == shards(labels), said
+    assert whole.stat().st_mtime_ns == kept
+
+
+def test_other_images_and_libraries_are_not_gone_on_with(copied, words, ssld, colours):
+    begun(copied)
+    amount = [f"--views={VIEWS}", f"--top_k={TOP_K}"]
+    before = shards_but_index(copied)
+    other = words(copied, **{"data.unlabeled": colours / "train"})
+    code, said = ssld("labels", "build", *other, *amount)
+    assert code == 2 and "samples.train.count 60, not 36: give another folder" in said
+    manifest = json.loads((copied / files.MANIFEST).read_text())
+    manifest["versions"]["pillow"] = "1.0"
+    (copied / files.MANIFEST).write_text(json.dumps(manifest))
+    code, said = ssld("labels", "build", *words(copied), *amount)
+    assert code == 2 and "versions.pillow '1.0', not" in said
+    assert shards_but_index(copied) == before
 
 
 def test_a_signal_says_how_to_go_on(words, tmp_path):
@@ -203,7 +241,7 @@ def test_verify_and_stats_of_a_sound_set(labels, ssld):
     ("change", "words_of_it"),
     [
         ({"augment.flip": 0.1}, "augment.flip 0.5, not 0.1"),
-        ({"views": 4}, "views 3, not 4"),
+        ({"views": 4}, "views 3, not 4: give another folder, or remove it; a shard has all views"),
         ({"seed": 5}, "seed 0, not 5"),
         ({"loss.temperature": 2}, "temperature 1.0, not 2.0"),
     ],

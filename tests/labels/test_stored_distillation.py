@@ -332,14 +332,11 @@ def test_labels_of_another_view_of_each_image(words, ssld, tmp_path, colours, te
     assert code == 0, said
 
 
-@pytest.mark.parametrize("command", ["finetune", "plan", "bench"])
-def test_commands_that_ask_a_teacher_refuse_labels(labels, words, ssld, tmp_path, command):
+def test_a_second_stage_refuses_labels(labels, words, ssld, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
-    given = words(out, labels=labels, steps=1)
-    if command == "finetune":
-        assert ssld("distill", *words(run, labels=labels, fresh_share=0.5, steps=1))[0] == 0
-        given = [f"--run={run}", f"--out={out}", f"--labels={labels}", "--data.labeled=x"]
-    code, said = ssld(command, *given)
+    assert ssld("distill", *words(run, labels=labels, fresh_share=0.5, steps=1))[0] == 0
+    given = [f"--run={run}", f"--out={out}", f"--labels={labels}", "--data.labeled=x"]
+    code, said = ssld("finetune", *given)
     assert code == 2 and "labels" in said and "leave it out" in said and not out.exists()
 
 

@@ -27,7 +27,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_pushed_comes_back_and_trains(labels, ssld, words, tmp_path, address):
     code, said = ssld("labels", "push", labels, address)
-    assert code == 0 and "9 files were sent" in said
+    assert code == 0 and "10 files were sent" in said
+    filesystem, root = fsspec.url_to_fs(address)
+    assert b"3 augmented views of each of 60" in filesystem.cat_file(f"{root}/README.md")
     out = tmp_path / "out"
     code, said = ssld("labels", "pull", address, f"--out={out}")
     assert code == 0 and "5 shards came" in said

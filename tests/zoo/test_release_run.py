@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 
 from ssld.common.errors import InputError
+from ssld.common.published import without_secrets
 from ssld.distill.config import DistillConfig, SupervisedConfig
 from ssld.engine.checkpoint import export
 from ssld.engine.run_folder import RunFolder
 from ssld.models.classifier import Classifier
 from ssld.zoo.config import About
 from ssld.zoo.release_run import assemble
-from ssld.zoo.run_facts import without_secrets
 from zoo.publish.card import write_card
 from zoo.release import read_manifest, seal, verify
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from huggingface_hub import (
@@ -48,8 +48,10 @@ from zoo.release import (
 )
 
 Tree = Mapping[str, RepoFile]
+RepoType = Literal["model", "dataset"]
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 SCAN_BYTES = 1 << 24
+PUBLISHED_BY = {"model": "ssld zoo publish", "dataset": "ssld labels push"}
 
 
 @dataclass(frozen=True)
@@ -102,23 +104,54 @@ def publish(
         InputError: the folder is not a release or was changed, or holds the token; the hub cannot
             be reached, refuses, or has something else in the end.
     """
+    return put(
+        folder, sums_of(folder), repo, dry_run=dry_run, private=private, token=token, say=say
+    )
+
+
+def put(
+    folder: Path,
+    sums: Mapping[str, str],
+    repo: str,
+    *,
+    repo_type: RepoType = "model",
+    mark: str | None = None,
+    dry_run: bool = False,
+    private: bool = False,
+    token: str | None = None,
+    say: Say = print,
+) -> Published:
+    """As `publish`, of any files.
+
+    Args:
+        sums: the files, and their sha256.
+        mark: a repository with other files must have the same file of this name already.
+
+    Raises:
+        InputError: the files hold the token; the hub cannot be reached, refuses, or has something
+            else, before or in the end.
+    """
     repo, revision = split_repo(repo)
     if revision:
-        raise InputError(f"a release goes to the main branch of {repo}; leave out @{revision}")
-    sums = sums_of(folder)
-    hub = _Hub(token, say)
+        raise InputError(
+            f"what is published goes to the main branch of {repo}; leave out @{revision}"
+        )
+    hub = _Hub(token, say, repo_type)
     hub.refuse_token_in(folder, sums)
     with hub.one_sentence(repo):
         head = hub.head(repo, private)
         if head is None and not dry_run:
-            hub.api.create_repo(repo, private=private or None, exist_ok=True)
-            say(f"created {hub.shown}/{repo}")
+            hub.api.create_repo(repo, repo_type=repo_type, private=private or None, exist_ok=True)
+            say(f"created {hub.page(repo)}")
             head = hub.head(repo, private)
         remote = hub.tree(repo, head) if head else {}
-        changes = compared(folder, sums, _same(folder, sums, remote))
+        same = _same(folder, sums, remote)
+        if mark and not same.get(mark) and remote.keys() - {".gitattributes"}:
+            raise InputError(f"{hub.page(repo)} has something else: give another repository")
+        changes = compared(folder, sums, same)
         if changes and head:
             changes += hub.stale(repo, head, remote, sums)
-        tell(say, changes, f"{hub.shown}/{repo}", dry_run)
+        tell(say, changes, hub.page(repo), dry_run)
         if dry_run and head:
             for name in (x.name for x in changes if x.kind == "changed"):
                 if remote[name].size <= DIFF_BYTES:
@@ -128,7 +161,7 @@ def publish(
             head = hub.commit(folder, repo, changes, head)
             _read_back(hub.tree(repo, head), folder, sums, f"{repo}@{head}")
             say(f"{repo}@{head} holds this release, every sha256 compared")
-    return Published(f"{hub.shown}/{repo}/tree/{head or 'main'}", repo, head or "", tuple(changes))
+    return Published(f"{hub.page(repo)}/tree/{head or 'main'}", repo, head or "", tuple(changes))
 
 
 def pull(repo_at_revision: str, out: Path, *, token: str | None = None, say: Say = print) -> Path:
@@ -161,6 +194,35 @@ def pull(repo_at_revision: str, out: Path, *, token: str | None = None, say: Say
     return out
 
 
+def pinned(repo_at_revision: str, *, repo_type: RepoType) -> tuple[str, str]:
+    """A repository and the commit that it has at a revision.
+
+    Raises:
+        InputError: there is none, or the hub cannot be reached.
+    """
+    repo, revision = split_repo(repo_at_revision)
+    hub = _Hub(None, print, repo_type)
+    with hub.one_sentence(repo_at_revision):
+        return repo, hub.resolve(repo, revision or "main")
+
+
+def file_of(
+    repo: str, commit: str, name: str, sha256: str | None, size: int, *, repo_type: RepoType
+) -> Path:
+    """A file of a commit, in the client's cache, beside the others of that commit.
+
+    Args:
+        sha256: that it must have; None leaves it to the hub's own.
+        size: bytes that it may have at most.
+
+    Raises:
+        InputError: the hub cannot be reached, or the file is not that.
+    """
+    hub = _Hub(None, print, repo_type)
+    with hub.one_sentence(f"{repo}@{commit}"):
+        return hub.fetch(repo, commit, name, {"sha256": sha256, "bytes": size})
+
+
 def _same(folder: Path, sums: Mapping[str, str], remote: Tree) -> dict[str, bool]:
     """Whether the hub's files have our content: large ones have a sha256, small ones git's hash."""
 
@@ -186,7 +248,7 @@ def _read_back(remote: Tree, folder: Path, sums: Mapping[str, str], shown: str) 
 class _Hub:
     """The client, bound to where `HF_ENDPOINT` points now, and a token that no message shows."""
 
-    def __init__(self, token: str | None, say: Say) -> None:
+    def __init__(self, token: str | None, say: Say, repo_type: RepoType = "model") -> None:
         endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         parts = urlsplit(endpoint)
         # an address may carry a password
@@ -197,8 +259,13 @@ class _Hub:
                 "or not at all"
             )
         self.endpoint, self.say, self.token = endpoint, say, token or get_token()
+        self.repo_type = repo_type
         self.watch: fetch.Watch
         self.api = HfApi(endpoint=endpoint, token=self.token or False, library_name="ssld")
+
+    def page(self, repo: str) -> str:
+        """The address of a repository."""
+        return f"{self.shown}/{'datasets/' if self.repo_type == 'dataset' else ''}{repo}"
 
     def refuse_token_in(self, folder: Path, names: Iterable[str]) -> None:
         """Of weights only the beginning is read, which holds their description."""
@@ -210,7 +277,7 @@ class _Hub:
     def head(self, repo: str, private: bool) -> str | None:
         """The commit of the main branch; None if there is no such repository."""
         try:
-            info = self.api.model_info(repo)
+            info = self.api.repo_info(repo, repo_type=self.repo_type)
         except RepositoryNotFoundError as error:
             if isinstance(error, GatedRepoError):
                 raise
@@ -227,7 +294,9 @@ class _Hub:
         return sha
 
     def tree(self, repo: str, commit: str) -> dict[str, RepoFile]:
-        entries = self.api.list_repo_tree(repo, recursive=True, revision=commit)
+        entries = self.api.list_repo_tree(
+            repo, recursive=True, revision=commit, repo_type=self.repo_type
+        )
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def stale(self, repo: str, head: str, remote: Tree, sums: Iterable[str]) -> list[Change]:
@@ -251,14 +320,21 @@ class _Hub:
             for change in changes
         ]
         message = f"Publish {folder.resolve().name} with ssld"
-        done = self.api.create_commit(repo, operations, commit_message=message, parent_commit=head)
+        done = self.api.create_commit(
+            repo,
+            operations,
+            commit_message=message,
+            parent_commit=head,
+            repo_type=self.repo_type,
+        )
         return self._commit(done.oid, repo)
 
     def resolve(self, repo: str, revision: str) -> str:
         """The commit that a branch or tag is now; nothing is asked about a whole commit."""
         if COMMIT.fullmatch(revision):
             return revision
-        return self._commit(self.api.model_info(repo, revision=revision).sha, revision)
+        info = self.api.repo_info(repo, revision=revision, repo_type=self.repo_type)
+        return self._commit(info.sha, revision)
 
     def fetch(
         self, repo: str, commit: str, name: str, entry: Mapping[str, Any] | None = None
@@ -266,16 +342,19 @@ class _Hub:
         """A file in the client's cache, downloaded if need be, that has the right hash.
 
         Args:
-            entry: the sha256 and the bytes that it must have.
+            entry: the sha256, and the bytes at most, that it must have.
         """
         sha256 = entry["sha256"] if entry else None
         limit, self.watch.limit = self.watch.limit, entry["bytes"] if entry else self.watch.limit
         try:
-            path = Path(self.api.hf_hub_download(repo, name, revision=commit))
+            path = Path(
+                self.api.hf_hub_download(repo, name, revision=commit, repo_type=self.repo_type)
+            )
             refuse_outside(path)
         except RemoteEntryNotFoundError:
             raise InputError(
-                f"{repo}@{commit} has no {name}; publish it there with `ssld zoo publish`"
+                f"{repo}@{commit} has no {name}; publish it there with "
+                f"`{PUBLISHED_BY[self.repo_type]}`"
             ) from None
         finally:
             self.watch.limit = limit

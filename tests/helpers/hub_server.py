@@ -327,20 +327,23 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 NAME = r"([^/]+/[^/]+?)"
+REPO = "(?:datasets/)?" + NAME
+API = "/api/(?:models|datasets)/" + NAME
+"""A hub keeps models and data sets of one name apart; no test has both."""
 ROUTES = [
     (("POST",), "/api/repos/create", _Handler.create),
     (("POST",), "/api/validate-yaml", lambda handler: handler._json({})),
-    (("GET",), f"/api/models/{NAME}", _Handler.info),
-    (("GET",), f"/api/models/{NAME}/revision/([^/]+)", _Handler.info),
-    (("GET",), f"/api/models/{NAME}/tree/([^/]+)", _Handler.tree),
-    (("POST",), f"/api/models/{NAME}/paths-info/([^/]+)", _Handler.paths),
-    (("POST",), f"/api/models/{NAME}/preupload/([^/]+)", _Handler.preupload),
-    (("POST",), f"/api/models/{NAME}/commit/([^/]+)", _Handler.commit),
-    (("POST",), f"/api/models/{NAME}/(tag|branch)/([^/]+)", _Handler.mark),
-    (("POST",), rf"/{NAME}\.git/info/lfs/objects/batch", _Handler.batch),
-    (("POST",), rf"/{NAME}\.git/info/lfs/verify", _Handler.verify),
+    (("GET",), API, _Handler.info),
+    (("GET",), f"{API}/revision/([^/]+)", _Handler.info),
+    (("GET",), f"{API}/tree/([^/]+)", _Handler.tree),
+    (("POST",), f"{API}/paths-info/([^/]+)", _Handler.paths),
+    (("POST",), f"{API}/preupload/([^/]+)", _Handler.preupload),
+    (("POST",), f"{API}/commit/([^/]+)", _Handler.commit),
+    (("POST",), f"{API}/(tag|branch)/([^/]+)", _Handler.mark),
+    (("POST",), rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.batch),
+    (("POST",), rf"/{REPO}\.git/info/lfs/verify", _Handler.verify),
     (("PUT",), "/upload/([0-9a-f]{64})", _Handler.upload),
-    (("GET", "HEAD"), f"/{NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (("GET", "HEAD"), f"/{REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
     (("GET", "HEAD"), "/content/([0-9a-f]{64})/(.+)", _Handler.content),
 ]
 
