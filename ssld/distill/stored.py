@@ -20,11 +20,13 @@ from ssld.data.loading import Batch, ViewBatches
 from ssld.data.transforms import EvalView
 from ssld.distill.config import DistillConfig, LossConfig
 from ssld.distill.divergence import divergence, training_divergence
+from ssld.distill.many import open_members, start_members, unfinished
 from ssld.distill.setup import ClassifierRun, Data, describe, open_data, open_student, start_run
 from ssld.distill.task import Classification
 from ssld.distill.truncated import spread, with_tail
 from ssld.engine.loop import train
 from ssld.engine.task import Blame
+from ssld.engine.together import train_together
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.labels.batches import TaughtBatch, TaughtBatches
 from ssld.labels.build import top_and_tail
@@ -139,25 +141,47 @@ def distill_stored(config: DistillConfig) -> None:
         InputError: they are not, or anything that `ssld.distill.distill` refuses; nothing was
             written then.
     """
+    students = unfinished(config) if config.students else {}
+    if config.students and not students:
+        return
     stored = LabelSet(config.labels or "")
     data = open_data(config)
     teacher = _asked_teacher(config, stored)
+    if config.students:
+        return _distill_many_stored(data, students, stored)
     student = open_student(data, config.student, stored.table)
     require_fit(data, student, stored)
+    facts = {**_described(data, stored), **describe(data.accelerator, {"student": student})}
+    run = start_run(data, student, facts, stored=stored)
+    train(run, StoredDistillation(stored, config.loss, teacher), student)
+
+
+def _distill_many_stored(data: Data, students: dict[str, DistillConfig], stored: LabelSet) -> None:
+    """The same for several students: each batch and its labels are read once."""
+    members = open_members(data, students, lambda _: stored.table)
+    require_fit(data, members[0].student, stored)  # views and temperature are of all
+    runs = start_members(members, _described(data, stored), stored=stored)
+    train_together(
+        [
+            (run, StoredDistillation(stored, one.config.loss), one.student)
+            for run, one in zip(runs, members, strict=True)
+        ]
+    )
+
+
+def _described(data: Data, stored: LabelSet) -> dict[str, Any]:
+    """What run.json says of the labels."""
     manifest = stored.manifest
-    facts = {
-        **manifest["described"],
-        **describe(data.accelerator, {"student": student}),
-        "teacher_sha256": manifest["teacher_sha256"],
-        "labels_sha256": stored.sha256,
-        "labels": {key: manifest[key] for key in ("views", "top_k", "seed", "teachers")},
-    }
     data.accelerator.print(
         f"teacher: stored labels of {manifest['views']} views, {manifest['top_k']} of "
         f"{manifest['classes']} classes each"
     )
-    run = start_run(data, student, facts, stored=stored)
-    train(run, StoredDistillation(stored, config.loss, teacher), student)
+    return {
+        **manifest["described"],
+        "teacher_sha256": manifest["teacher_sha256"],
+        "labels_sha256": stored.sha256,
+        "labels": {key: manifest[key] for key in ("views", "top_k", "seed", "teachers")},
+    }
 
 
 def require_fit(data: Data, student: Classifier, stored: LabelSet) -> None:

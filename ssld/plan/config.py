@@ -31,6 +31,10 @@ class BenchConfig(DistillConfig):
             "labels: this command measures a distillation with its teacher, and says what one from "
             "stored labels takes besides; leave it out",
         )
+        self._refuse_students(
+            "measure each alone, as `student`: a step of all takes the teacher's time once, and "
+            "each student's own"
+        )
 
 
 @dataclass(frozen=True)
