@@ -55,6 +55,11 @@ class TrainedRun:
             "student", arch=None, checkpoint=str(self.folder)
         ).model.eval()
 
+    @cached_property
+    def students(self) -> dict[str, TrainedRun]:
+        """Where there were several `students`, the run of each by its name."""
+        return {x.parent.name: TrainedRun(x.parent) for x in self.folder.glob("*/run.json")}
+
 
 @dataclass(frozen=True)
 class Curation:
@@ -84,7 +89,7 @@ def distill(
         out: run folder, new or empty, or with `resume=True` one to go on in.
         teacher: several are averaged in probability space; none with stored `labels`.
         student: none, or what they have in common, with `students`: a list of dicts, each with a
-            `name`; the run of each is `TrainedRun(out / name)`.
+            `name`; their runs are `TrainedRun.students` of what is returned.
         data: plain sources are unlabeled ones; held out of them is what evaluations need.
         settings: any other of `ssld distill --help`, groups as dicts: `epochs=30`,
             `schedule={"lr": 0.2}`.

@@ -18,6 +18,9 @@ class _Answer(NamedTuple):
     features: list[Tensor]
     faulty: Tensor
 
+    def is_of(self, images: Tensor, temperature: float) -> bool:
+        return self.images is images and self.temperature == temperature
+
 
 class SharedTeacher(Teacher):
     """The same networks, with a memory of what they said of the very same tensors of images.
@@ -40,8 +43,8 @@ class SharedTeacher(Teacher):
         """See `Teacher.forward`."""
         if torch.is_inference_mode_enabled():  # an evaluation: each student has its own batches
             return super().forward(images, temperature, with_features)
-        answer = next((x for x in self._kept if x.images is images), None)
-        if answer is None or answer.temperature != temperature:
+        answer = next((x for x in self._kept if x.is_of(images, temperature)), None)
+        if answer is None or (with_features and not answer.features):
             asks = with_features or self._asks_features
             said = super().forward(images, temperature, asks)
             log_probs, features = said if isinstance(said, tuple) else (said, [])
