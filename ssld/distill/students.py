@@ -109,9 +109,9 @@ def is_complete(config: DistillConfig) -> bool:
     if not config.resume or changed_settings(out / CONFIG, config, given=True):
         return False
     try:
-        weights = out / "student" / "model.safetensors"
-        exported = read_object(out / "run.json", WRITTEN_ANEW).get("exported")
-        check_recorded(weights)
-        return bool(exported) and weights.is_file()
+        if not read_object(out / "run.json", WRITTEN_ANEW).get("exported"):
+            return False
+        check_recorded(out / "student" / "model.safetensors")
+        return True
     except (OSError, InputError):
         return False  # going on writes it again

@@ -251,12 +251,14 @@ def steps_of(out: Path) -> list[int]:
 def test_a_killed_command_goes_on_from_the_lowest_step(whole, words, tmp_path):
     out, said = tmp_path / "many", tmp_path / "said"
     kill = partial(sabotage.at_call, "ssld.engine.checkpoint:save", 2, sabotage.sigkill, True)
-    stop = partial(sabotage.signal_group, signal.SIGTERM)
+    # From steps 4, 4, 2 on: two steps of the last, three of all, and before the next one.
+    signalled = partial(sabotage.signal_group, signal.SIGTERM)
+    stop = partial(sabotage.at_call, "ssld.engine.trainer:Trainer.train_step", 12, signalled)
     for number, (harm, code, steps) in enumerate(
         [
             (kill, -signal.SIGKILL, [2, 2, 0]),
             (partial(sabotage.half_a_line, 7), -signal.SIGKILL, [4, 4, 2]),
-            (partial(sabotage.at_step, STEPS - 1, stop), TRY_AGAIN, [STEPS] * 3),
+            (stop, TRY_AGAIN, [STEPS] * 3),
         ]
     ):
         more = ["--resume"] if number else []
