@@ -78,7 +78,7 @@ def settings(teacher: str, given: argparse.Namespace, folder: Path) -> DistillCo
             input_size=given.size,
             verify=False,
         ),
-        data=DataConfig(unlabeled=str(folder / "images"), workers=0, holdout=0.0),
+        data=DataConfig(unlabeled=str(folder / "images"), workers=0, holdout=0),
         augment=AugmentConfig(size=given.size),
         checkpoint=ClassifierCheckpointConfig(every_steps=WITHOUT_END, every_minutes=1e6),
     )
@@ -160,7 +160,7 @@ def row(name: str, given: argparse.Namespace) -> list[str]:
     return [
         name,
         f"{share:.0%}",
-        *(f"{x:.2f}" for x in (alone, together, teacher, reading)),
+        *(f"{x:.3f}" for x in (alone, together, teacher, reading)),
         f"**{ratio:.2f}**",
         *(f"{x:.0f}" for x in read),
     ]
