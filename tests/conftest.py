@@ -22,7 +22,7 @@ SLOW = {
     *("test_detr", "test_downstream_recipes", "test_segmenters", "test_torchvision_heads"),
     *("test_ttfnet", "test_yolov3", "test_backbone", "test_detector_onnx", "test_segmenter_onnx"),
     *("test_part_rcnn", "test_detection_model", "test_sed_recipes"),
-    *("test_build", "test_stored_distillation", "test_transport"),
+    *("test_build", "test_many_students", "test_stored_distillation", "test_transport"),
     *("test_convert", "test_export", "test_hub", "test_parity", "test_published_run"),
     *("test_registration", "test_release_run", "test_zoo_command"),
 }

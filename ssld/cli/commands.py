@@ -77,7 +77,7 @@ COMMANDS = {
         "train a student from a frozen teacher, without labels",
         "ssld.distill.config:DistillConfig",
         "ssld.distill.distill:distill",
-        CHECK_OUT,
+        "ssld.distill.students:check",
         exported="student",
     ),
     "labels build": Command(

@@ -55,6 +55,11 @@ class TrainedRun:
             "student", arch=None, checkpoint=str(self.folder)
         ).model.eval()
 
+    @cached_property
+    def students(self) -> dict[str, TrainedRun]:
+        """Where there were several `students`, the run of each by its name."""
+        return {x.parent.name: TrainedRun(x.parent) for x in self.folder.glob("*/run.json")}
+
 
 @dataclass(frozen=True)
 class Curation:
@@ -75,14 +80,16 @@ class Curation:
 
 
 def distill(
-    *, out: str | Path, teacher: Network | Sequence[Network] | None = None, student: Network,
-    data: Data, **settings: Any,
+    *, out: str | Path, teacher: Network | Sequence[Network] | None = None,
+    student: Network | None = None, data: Data, **settings: Any,
 ) -> TrainedRun:  # fmt: skip
     """Train a student from a frozen teacher, without labels: `ssld distill`.
 
     Args:
         out: run folder, new or empty, or with `resume=True` one to go on in.
         teacher: several are averaged in probability space; none with stored `labels`.
+        student: none, or what they have in common, with `students`: a list of dicts, each with a
+            `name`; their runs are `TrainedRun.students` of what is returned.
         data: plain sources are unlabeled ones; held out of them is what evaluations need.
         settings: any other of `ssld distill --help`, groups as dicts: `epochs=30`,
             `schedule={"lr": 0.2}`.
@@ -96,8 +103,9 @@ def distill(
         teachers = {"teachers": [_network("teacher", one) for one in teacher]}
     elif teacher is not None or "labels" not in settings:
         teachers = {"teacher": _network("teacher", teacher)}
-    own = _network("student", student)
-    given = {**teachers, "student": own, "data": _data(data, "unlabeled")}
+    given = {**teachers, "data": _data(data, "unlabeled")}
+    if student is not None or not settings.get("students"):
+        given["student"] = _network("student", student)
     _do("distill", out=out, **given, **settings)
     return TrainedRun(Path(out))
 

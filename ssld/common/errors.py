@@ -10,7 +10,12 @@ from tqdm import tqdm
 
 from zoo.errors import InputError, did_you_mean, one_line
 
-__all__ = ["InputError", "Interrupted", "did_you_mean", "one_line"]
+__all__ = ["InputError", "Interrupted", "RunFailed", "did_you_mean", "one_line"]
+
+
+class RunFailed(InputError):
+    """What concerns one run alone, and is raised on all of its processes: a loss that is not
+    finite, a file of its folder that cannot be written. Others of the same command can go on."""
 
 
 class Interrupted(Exception):

@@ -44,6 +44,8 @@ class Unreadables:
         self.new: list[Entry] = []
         """Found by this process since the last `merge`."""
         self.counts = [0 for _ in sources]
+        self.named: set[tuple[int, str]] = set()
+        """Images that stderr has named; runs on the same images share it."""
         self._sorted = False
 
     @property
@@ -59,8 +61,10 @@ class Unreadables:
         """
         for entry in entries:
             if self._note(entry):
-                message = f"unreadable, left out: {entry.location} ({entry.reason})"
-                tqdm.write(message, file=sys.stderr)
+                if entry[:2] not in self.named:
+                    message = f"unreadable, left out: {entry.location} ({entry.reason})"
+                    tqdm.write(message, file=sys.stderr)
+                self.named.add(entry[:2])
                 self._check(entry)
 
     def _note(self, entry: Entry) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from ssld.common.settings import (
     Limits,
@@ -135,11 +135,14 @@ class LabelConfig(ClassifierConfig):
     """alpha of cutmix; 0 is off. With mixup also on, each batch draws one of the two."""
 
 
-def _require_student(student: StudentConfig, data: DataConfig) -> None:
+def _require_student(student: StudentConfig) -> None:
     require(
         bool(student.arch or student.checkpoint),
         "student.arch is missing: name a timm architecture, for example resnet50d",
     )
+
+
+def _require_images(data: DataConfig) -> None:
     require(
         bool(data.labeled or data.unlabeled),
         "data.labeled and data.unlabeled are both empty: name at least one source of images",
@@ -165,11 +168,28 @@ class DistillConfig(ClassifierConfig):
     fresh_share: Share = 0.0
     """With `labels` and a teacher: share of samples whose views are not stored, and which the
     teacher is asked about."""
+    students: list[dict[str, Any]] = field(default_factory=list)
+    """Several students of one pass of the teacher, each with its run folder OUT/NAME: a list of
+    `name` and what is its own of student, optimizer, schedule, ema, loss (but for its temperature),
+    features and checkpoint. What is set outside of the list is of all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_student(self.student, self.data)
+        if not self.students:  # else theirs are looked at, one by one
+            _require_student(self.student)
+        _require_images(self.data)
+        require(
+            not (self.students and self.fresh_share),
+            f"fresh_share is {self.fresh_share}: each of the `students` would ask the teacher for "
+            "itself; leave one of the two out",
+        )
         self._check_teacher()
+
+    def _refuse_students(self, instead: str) -> None:
+        require(
+            not self.students,
+            f"students: only `ssld distill` trains several at once; {instead}",
+        )
 
     @property
     def taught_by(self) -> list[TeacherConfig]:
@@ -280,6 +300,7 @@ class BuildLabelsConfig(DistillConfig):
             "teacher.batch_norm is batch: what it says of a view depends on what else is in the "
             "batch, and cannot be stored; leave it out",
         )
+        self._refuse_students("labels are of no student, give `student` for its size")
 
 
 @dataclass(frozen=True)
@@ -290,7 +311,8 @@ class SupervisedConfig(LabelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_student(self.student, self.data)
+        _require_student(self.student)
+        _require_images(self.data)
         require(
             bool(self.data.labeled) and not self.data.unlabeled,
             "supervised training reads data.labeled only: give it, and leave data.unlabeled empty",
@@ -320,6 +342,7 @@ class FinetuneConfig(DistillConfig):
         require(
             not self.labels, "labels: only `ssld distill` trains from stored ones; leave it out"
         )
+        self._refuse_students("this stage goes on from one run, name it as `run`")
         require(
             bool(self.data.labeled),
             "data.labeled is empty: this stage trains on the labeled set only; name its sources",

@@ -19,19 +19,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssld.data.labels import NO_CLASSES, table_of
+from ssld.data.labels import NO_CLASSES, ClassTable, table_of
 from ssld.data.loading import Batch
 from ssld.distill.config import DistillConfig, FeaturesConfig, LossConfig
 from ssld.distill.divergence import divergence, training_divergence
 from ssld.distill.features import feature_loss, open_projection
+from ssld.distill.many import open_members, start_members, unfinished
 from ssld.distill.setup import Data, describe, open_data, open_student, start_run
 from ssld.distill.stored import distill_stored
 from ssld.distill.task import Classification
 from ssld.distill.verify_teacher import verify_teacher
 from ssld.engine.loop import train
 from ssld.engine.task import Blame
+from ssld.engine.together import train_together
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.models.classifier import Classifier
+from ssld.models.shared_teacher import SharedTeacher
 from ssld.models.teacher import CURE, Teacher, describe_faults, open_teacher, require_numbers
 
 
@@ -142,16 +145,50 @@ def distill(config: DistillConfig) -> None:
     """
     if config.labels:
         return distill_stored(config)
+    if config.students:
+        return _distill_many(config)
     data = open_data(config)
     student, teacher, facts = open_networks(data, config)
-    if config.loss.name == "js" and config.loss.weight:
+    _warn_of_js(data, [config.loss])
+    facts |= verify_teacher(data, teacher)
+    run = start_run(data, student, facts, teacher=teacher)
+    train(run, distillation(config, teacher, student), student)
+
+
+def _distill_many(config: DistillConfig) -> None:
+    """The same for several students: each batch is read once, and the teacher answers it once."""
+    students = unfinished(config)
+    if not students:
+        return
+    data = open_data(config)
+    alone = all(one.features_alone for one in students.values())
+    teacher, digest = open_teacher(config.taught_by, config.precision, features_alone=alone)
+    facts = {**describe(data.accelerator, named(teacher)), "teacher_sha256": digest}
+    members = open_members(data, students, lambda one: _classes(one, teacher))
+    _warn_of_js(data, [one.loss for one in students.values()])
+    facts |= verify_teacher(data, teacher)
+    runs = start_members(members, facts, teacher=teacher)
+    features = any(one.features.weight for one in students.values())
+    shared = SharedTeacher(teacher, kept=config.accumulate, with_features=features)
+    train_together(
+        [
+            (run, distillation(one.config, shared, one.student), one.student)
+            for run, one in zip(runs, members, strict=True)
+        ]
+    )
+
+
+def _warn_of_js(data: Data, losses: list[LossConfig]) -> None:
+    if any(loss.name == "js" and loss.weight for loss in losses):
         data.accelerator.print(
             "loss: js trains as 16 JSD; with 1000 or more classes kl starts faster "
             "(docs/divergences.md)"
         )
-    facts |= verify_teacher(data, teacher)
-    run = start_run(data, student, facts, teacher=teacher)
-    train(run, distillation(config, teacher, student), student)
+
+
+def _classes(config: DistillConfig, teacher: Teacher) -> ClassTable:
+    """What the student has to tell apart."""
+    return NO_CLASSES if config.features_alone else table_of("the teacher", teacher)
 
 
 def distillation(config: DistillConfig, teacher: Teacher, student: Classifier) -> Distillation:
@@ -179,8 +216,9 @@ def open_networks(
     """
     alone = config.features_alone
     teacher, digest = open_teacher(config.taught_by, config.precision, features_alone=alone)
-    classes = NO_CLASSES if alone else table_of("the teacher", teacher)
-    student = open_student(data, config.student, classes, keep_classes=keep_classes)
+    student = open_student(
+        data, config.student, _classes(config, teacher), keep_classes=keep_classes
+    )
     facts = describe(data.accelerator, {"student": student, **named(teacher)})
     return student, teacher, {**facts, "teacher_sha256": digest}
 

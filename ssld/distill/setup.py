@@ -232,6 +232,7 @@ def start_run(
     teacher: Teacher | None = None,
     stored: LabelSet | None = None,
     view: View | None = None,
+    name: str = "",
 ) -> ClassifierRun:
     """Create the run folder, the first thing that is written.
 
@@ -240,6 +241,7 @@ def start_run(
         teacher: whose predictions are the targets; labels are where there is none.
         stored: the predictions, where they are read and not asked for.
         view: how training images are made, by default as `augment` says.
+        name: of one of several runs, for what it prints.
 
     Raises:
         InputError: labels that are missing or not the student's; see `ssld.engine.start.start`.
@@ -277,6 +279,7 @@ def start_run(
             **facts,
         },
         precisions=[c.dtype for c in teacher.configs if c.dtype] if teacher else [],
+        name=name,
     )
     if view is None and stored is not None:
         view = stored.view(config.augment)

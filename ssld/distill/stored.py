@@ -20,11 +20,13 @@ from ssld.data.loading import Batch, ViewBatches
 from ssld.data.transforms import EvalView
 from ssld.distill.config import DistillConfig, LossConfig
 from ssld.distill.divergence import divergence, training_divergence
+from ssld.distill.many import open_members, start_members, unfinished
 from ssld.distill.setup import ClassifierRun, Data, describe, open_data, open_student, start_run
 from ssld.distill.task import Classification
 from ssld.distill.truncated import spread, with_tail
 from ssld.engine.loop import train
 from ssld.engine.task import Blame
+from ssld.engine.together import train_together
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.labels.batches import TaughtBatch, TaughtBatches
 from ssld.labels.build import top_and_tail
@@ -147,10 +149,30 @@ def distill_stored(config: DistillConfig) -> None:
         InputError: they are not, or anything that `ssld.distill.distill` refuses; nothing was
             written then.
     """
+    if config.students:
+        return _distill_many_stored(config)
     data = open_data(config)
     student, task, facts = open_stored(config, data)
     run = start_run(data, student, facts, stored=task.stored)
     train(run, task, student)
+
+
+def _distill_many_stored(config: DistillConfig) -> None:
+    """The same for several students: each batch and its labels are read once."""
+    students = unfinished(config)
+    if not students:
+        return
+    data = open_data(config)
+    stored, _ = _open_labels(config)
+    members = open_members(data, students, lambda _: stored.table)
+    require_fit(data, members[0].student, stored)  # views and temperature are of all
+    runs = start_members(members, _described(config, data, stored), stored=stored)
+    train_together(
+        [
+            (run, StoredDistillation(stored, one.config.loss), one.student)
+            for run, one in zip(runs, members, strict=True)
+        ]
+    )
 
 
 def open_stored(
@@ -161,23 +183,33 @@ def open_stored(
     Raises:
         InputError: the labels are not of these views, images and teacher, or damaged.
     """
-    stored = LabelSet(str(local_copy(config.labels or "")))
-    teacher = _asked_teacher(config, stored)
+    stored, teacher = _open_labels(config)
     student = open_student(data, config.student, stored.table)
     require_fit(data, student, stored)
+    facts = describe(data.accelerator, {"student": student})
+    facts = {**_described(config, data, stored), **facts}
+    return student, StoredDistillation(stored, config.loss, teacher), facts
+
+
+def _open_labels(config: DistillConfig) -> tuple[LabelSet, Teacher | None]:
+    """And the teacher of fresh views."""
+    stored = LabelSet(str(local_copy(config.labels or "")))
+    return stored, _asked_teacher(config, stored)
+
+
+def _described(config: DistillConfig, data: Data, stored: LabelSet) -> dict[str, Any]:
+    """What run.json says of the labels."""
     manifest = stored.manifest
-    facts = {
-        **manifest["described"],
-        **describe(data.accelerator, {"student": student}),
-        "teacher_sha256": manifest["teacher_sha256"],
-        "labels_sha256": stored.sha256,
-        "labels": {key: manifest[key] for key in ("views", "top_k", "seed", "teachers")},
-    }
     data.accelerator.print(
         f"teacher: stored labels of {manifest['views']} views, {manifest['top_k']} of "
         f"{manifest['classes']} classes each{_asked_about(config)}"
     )
-    return student, StoredDistillation(stored, config.loss, teacher), facts
+    return {
+        **manifest["described"],
+        "teacher_sha256": manifest["teacher_sha256"],
+        "labels_sha256": stored.sha256,
+        "labels": {key: manifest[key] for key in ("views", "top_k", "seed", "teachers")},
+    }
 
 
 def _asked_about(config: DistillConfig) -> str:

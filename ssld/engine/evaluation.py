@@ -13,6 +13,7 @@ from ssld.common.metrics import rank
 from ssld.engine import checkpoint
 from ssld.engine.checkpoint import load_exported
 from ssld.engine.preemption import Preemption
+from ssld.engine.processes import failing_together
 from ssld.engine.progress import Progress
 from ssld.engine.task import B, N, R, S, Task
 from ssld.engine.trainer import Trainer
@@ -47,19 +48,32 @@ class Evaluator(Generic[R, B, N, S]):
         self.score, metrics = score, score.metrics()
         metrics |= task.further_metrics(run, trainer.result, step)
         improved = self._is_best(trainer, metrics)
-        if run.accelerator.is_main_process:
-            verdict = task.verdict(
-                run, trainer.student, metrics, step=step, lr=trainer.lr(), initial=self.initial
-            )
-            progress.log_evaluation(step, metrics, verdict)
-            if improved:
-                task.export(trainer.result, self.folder, step)
-            task.keep(run, score, step, improved)
-            last = step == run.total_steps  # `finish` writes one next
-            if not last and time.monotonic() - self.reported > REPORT_SECONDS:
-                self.report(trainer)
+        with failing_together(run.accelerator):
+            if run.accelerator.is_main_process:
+                self._write(trainer, progress, score, metrics, improved)
         trainer.evaluation_pending = False
         return False
+
+    def _write(
+        self,
+        trainer: Trainer[R, B, N, S],
+        progress: Progress,
+        score: S,
+        metrics: dict[str, float],
+        improved: bool,
+    ) -> None:
+        """What follows on the main process: line, export, report."""
+        run, task, step = self.run, self.task, trainer.step
+        verdict = task.verdict(
+            run, trainer.student, metrics, step=step, lr=trainer.lr(), initial=self.initial
+        )
+        progress.log_evaluation(step, metrics, verdict)
+        if improved:
+            task.export(trainer.result, self.folder, step)
+        task.keep(run, score, step, improved)
+        last = step == run.total_steps  # `finish` writes one next
+        if not last and time.monotonic() - self.reported > REPORT_SECONDS:
+            self.report(trainer)
 
     def report(self, trainer: Trainer[R, B, N, S]) -> None:
         """Write report.html; a run goes on without one."""
@@ -92,24 +106,31 @@ class Evaluator(Generic[R, B, N, S]):
         return {**best, **self.task.noted(trainer.result, line, best["metric"])}
 
     def finish(self, trainer: Trainer[R, B, N, S]) -> None:
-        """Export the best network and write the last report."""
+        """Export the best network and write the last report.
+
+        Raises:
+            RunFailed: one of them cannot be written.
+        """
         run = self.run
         if self.score is None and run.val:  # resumed after the last evaluation
             self.score = trainer.evaluate(Preemption())
-        if run.accelerator.is_main_process:
-            exported = self._take_best(trainer)
-            digest = self.task.export(trainer.result, self.folder, exported["step"])
-            if self.score is not None and exported["step"] == trainer.step:
-                self.task.keep(run, self.score, trainer.step, True)
-            run.folder.record("exported", {**exported, "sha256": digest})
-            self.report(trainer)
-            run.accelerator.print(
-                f"{self.task.exported + ':':<8} {self.folder} (step {exported['step']})\n"
-                f"report:  {run.folder.path / 'report.html'}"
-            )
-        run.accelerator.wait_for_everyone()
+        with failing_together(run.accelerator):
+            if run.accelerator.is_main_process:
+                self._write_last(trainer)
         for tracker in run.accelerator.trackers:
             attempt(f"the end of tracker {tracker.name}", tracker.finish)
+
+    def _write_last(self, trainer: Trainer[R, B, N, S]) -> None:
+        run, exported = self.run, self._take_best(trainer)
+        digest = self.task.export(trainer.result, self.folder, exported["step"])
+        if self.score is not None and exported["step"] == trainer.step:
+            self.task.keep(run, self.score, trainer.step, True)
+        run.folder.record("exported", {**exported, "sha256": digest})
+        self.report(trainer)
+        run.accelerator.print(
+            f"{self.task.exported + ':':<8} {self.folder} (step {exported['step']})\n"
+            f"report:  {run.folder.path / 'report.html'}"
+        )
 
     def _take_best(self, trainer: Trainer[R, B, N, S]) -> dict[str, Any]:
         """Load the best checkpoint's network where that was not the last step's."""

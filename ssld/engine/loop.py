@@ -2,7 +2,8 @@
 (`ssld/engine/trainer.py`) has the step; when a line, an evaluation or a checkpoint is due is here.
 
 These happen only where a line of metrics.jsonl is due, so that a run that was killed and resumed
-has exactly the lines of one that was not.
+has exactly the lines of one that was not. The loop gives way after each step: `train` goes on at
+once, `ssld/engine/together.py` lets other runs take the same step first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from ssld.engine.task import B, N, R, S, Task
 from ssld.engine.trainer import Trainer
 
 
+class Stopped(Interrupted):
+    """A signal asked for an end, and the run has written its checkpoint."""
+
+
 def train(run: R, task: Task[R, B, N, S], student: N) -> S | None:
     """Train `student` for `run.total_steps`, then export it and write the report.
 
@@ -33,13 +38,11 @@ def train(run: R, task: Task[R, B, N, S], student: N) -> S | None:
         Interrupted: a signal asked for an end and a checkpoint is written; a process was lost.
     """
     try:
-        evaluator = Evaluator(run, task, student)
-        trainer = Trainer(run, task, student)
-        if run.config.resume:
-            trainer.restore()
-        progress = Progress(run, trainer.clock, trainer.step, trainer.unreadables)
-        with progress, Preemption() as stop:
-            _loop(trainer, progress, evaluator, stop)
+        trainer, evaluator = open_training(run, task, student)
+        batches = task.train_batches(run, trainer.step, run.total_steps)
+        with Preemption() as stop:
+            for _ in steps(trainer, evaluator, batches, stop):
+                pass
         if stop.requested:  # after the last line: whoever calls would begin what comes next
             raise _stopped(trainer, stop)
         evaluator.finish(trainer)
@@ -50,36 +53,56 @@ def train(run: R, task: Task[R, B, N, S], student: N) -> S | None:
         run.folder.unlock()
 
 
-def _loop(
+def open_training(
+    run: R, task: Task[R, B, N, S], student: N
+) -> tuple[Trainer[R, B, N, S], Evaluator[R, B, N, S]]:
+    """All on the device, before the first step or at the checkpoint that the run goes on from."""
+    evaluator = Evaluator(run, task, student)
+    trainer = Trainer(run, task, student)
+    if run.config.resume:
+        trainer.restore()
+    return trainer, evaluator
+
+
+def steps(
     trainer: Trainer[R, B, N, S],
-    progress: Progress,
     evaluator: Evaluator[R, B, N, S],
+    batches: Iterator[B],
     stop: Preemption,
-) -> None:
+) -> Iterator[None]:
+    """Take all steps that are left, with what is due after them; gives way after each.
+
+    Args:
+        batches: those of the coming step come first.
+
+    Raises:
+        Stopped: `stop` was requested.
+        RunFailed, InputError: see `Progress.log`.
+    """
     run, config = trainer.run, trainer.run.config
-    batches = trainer.task.train_batches(run, trainer.step, run.total_steps)
-    if trainer.evaluation_pending:
-        if evaluator.run_on(trainer, progress, stop):
-            _leave(trainer, evaluator, stop)
-        trainer.save()
-    while trainer.step < run.total_steps:
-        lr = trainer.lr()
-        trainer.train_step(batches, progress)
-        step = trainer.step
-        if not run.should_log(step):
-            continue
-        requested, overdue = progress.log(step, lr, stop.requested, trainer.task.logged())
-        improved = False
-        if run.val and run.due(step, config.evaluate_every_epochs * run.steps_per_epoch):
-            trainer.evaluation_pending, before = True, trainer.best
-            requested = requested or evaluator.run_on(trainer, progress, stop)
-            improved = trainer.best != before
-        if requested:
-            _leave(trainer, evaluator, stop)
-        if improved or overdue or run.due(step, config.checkpoint.every_steps):
+    with Progress(run, trainer.clock, trainer.step, trainer.unreadables) as progress:
+        if trainer.evaluation_pending:
+            if evaluator.run_on(trainer, progress, stop):
+                _leave(trainer, evaluator, stop)
             trainer.save()
-            progress.saved_now()
-        progress.restart_clock()
+        while trainer.step < run.total_steps:
+            lr = trainer.lr()
+            trainer.train_step(batches, progress)
+            step = trainer.step
+            if run.should_log(step):
+                requested, overdue = progress.log(step, lr, stop.requested, trainer.task.logged())
+                improved = False
+                if run.val and run.due(step, config.evaluate_every_epochs * run.steps_per_epoch):
+                    trainer.evaluation_pending, before = True, trainer.best
+                    requested = requested or evaluator.run_on(trainer, progress, stop)
+                    improved = trainer.best != before
+                if requested:
+                    _leave(trainer, evaluator, stop)
+                if improved or overdue or run.due(step, config.checkpoint.every_steps):
+                    trainer.save()
+                    progress.saved_now()
+                progress.restart_clock()
+            yield
 
 
 def _leave(
@@ -90,8 +113,8 @@ def _leave(
     raise _stopped(trainer, stop)
 
 
-def _stopped(trainer: Trainer[R, B, N, S], stop: Preemption) -> Interrupted:
-    return Interrupted(
+def _stopped(trainer: Trainer[R, B, N, S], stop: Preemption) -> Stopped:
+    return Stopped(
         f"{stop.signal or 'a signal to another process'}: the checkpoint of step {trainer.step} is "
         "written; go on with --resume"
     )

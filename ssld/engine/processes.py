@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from accelerate import (
 )
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, RunFailed
 from ssld.engine.config import LoopConfig
 
 Processes = Accelerator | PartialState
@@ -94,18 +95,39 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
         raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
 
 
-def raise_on_all(processes: Processes, problem: str | None) -> None:
-    """What is wrong on any process ends all of them; each has to call this.
+def raise_on_all(
+    processes: Processes, problem: str | None, error: type[InputError] = InputError
+) -> None:
+    """What is wrong on any process ends all of them; each has to call this, and waits for the
+    others.
 
     Raises:
-        InputError: any process has a problem.
+        InputError: or what `error` says, where any process has a problem.
     """
     problems = [problem]
     if processes.num_processes > 1:
         problems = gather_object(problems)
     first = next(filter(None, problems), None)
     if first:
-        raise InputError(first)
+        raise error(first)
+
+
+@contextlib.contextmanager
+def failing_together(processes: Processes) -> Iterator[None]:
+    """Around what the main process does alone, writing mostly: if it fails, the run fails on all
+    processes at this very place, and none waits for the others elsewhere.
+
+    Raises:
+        RunFailed: in the place of an InputError.
+    """
+    problem = None
+    try:
+        yield
+    except InputError as error:
+        if processes.num_processes == 1:
+            raise RunFailed(str(error)) from error
+        problem = str(error)
+    raise_on_all(processes, problem, RunFailed)
 
 
 def on_main(processes: Processes, look: Callable[..., Seen], *args: Any, **options: Any) -> Seen:

@@ -14,11 +14,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, RunFailed
 from ssld.common.metrics import LOGGED
 from ssld.common.streams import bar_seconds
 from ssld.data.loading import AnyBatch
 from ssld.data.unreadable import Unreadables
+from ssld.engine.processes import failing_together, raise_on_all
 from ssld.engine.run_folder import lines_of
 from ssld.engine.start import Run
 from ssld.engine.task import Blame
@@ -90,6 +91,7 @@ class Progress:
             total=self.run.total_steps,
             initial=self.steps_logged,
             unit="step",
+            desc=self.run.name or None,
             disable=not accelerator.is_main_process,
             mininterval=bar_seconds(),
         )
@@ -98,8 +100,9 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
-        if self.run.accelerator.is_main_process:
-            with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+        accelerator = self.run.accelerator
+        with contextlib.suppress(InputError) if kind else failing_together(accelerator):
+            if accelerator.is_main_process:
                 self.unreadables.write()
 
     def add(
@@ -131,7 +134,9 @@ class Progress:
             the main process. The same on all processes.
 
         Raises:
-            InputError: a loss was not finite; names the term, the step and the samples.
+            RunFailed: a loss was not finite; names the term, the step and the samples. Or the line
+                cannot be written.
+            InputError: a loss was not finite for want of a teacher's numbers.
         """
         run, names = self.run, list(self.kept[0].terms)
         sums = [
@@ -154,28 +159,29 @@ class Progress:
             new = (
                 gather_object(self.unreadables.new) if run.world_size > 1 else self.unreadables.new
             )
-            if run.accelerator.is_main_process:  # the whole log at each line would take for ever
-                self.unreadables.append(new)
+            with failing_together(run.accelerator):
+                if run.accelerator.is_main_process:  # the whole log at each line would take long
+                    self.unreadables.append(new)
             self.unreadables.merge(new)
         terms = {name: x / max(images, 1) for name, x in zip(names, sums, strict=True)}
-        self._write(
-            {
-                "kind": "train",
-                "step": step,
-                "epoch": round(step / run.steps_per_epoch, 4),
-                "loss": sum(terms.values()),
-                **terms,
-                **{
-                    f"loss_{name}": total / count
-                    for name, total, count in zip(kinds, of_kinds[::2], of_kinds[1::2], strict=True)
-                    if count
-                },
-                **{key: float(value) for key, value in more.items()},
-                "lr": lr,
-                "unreadable": self.unreadables.count,
-                **self._speed(step - self.steps_logged),
-            }
-        )
+        line = {
+            "kind": "train",
+            "step": step,
+            "epoch": round(step / run.steps_per_epoch, 4),
+            "loss": sum(terms.values()),
+            **terms,
+            **{
+                f"loss_{name}": total / count
+                for name, total, count in zip(kinds, of_kinds[::2], of_kinds[1::2], strict=True)
+                if count
+            },
+            **{key: float(value) for key, value in more.items()},
+            "lr": lr,
+            "unreadable": self.unreadables.count,
+            **self._speed(step - self.steps_logged),
+        }
+        with failing_together(run.accelerator):
+            self._write(line)
         self.kept.clear()
         self.steps_logged = step
         self.restart_clock()
@@ -230,7 +236,8 @@ class Progress:
         self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics, "verdict": verdict})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in LOGGED if name in metrics)
         if self.run.accelerator.is_main_process:
-            tqdm.write(f"step {step}: {shown}: {verdict}", file=sys.stdout)
+            whose = f"{self.run.name}, " if self.run.name else ""
+            tqdm.write(f"{whose}step {step}: {shown}: {verdict}", file=sys.stdout)
 
     def _write(self, line: dict[str, Any]) -> None:
         self.run.folder.log(line)
@@ -246,24 +253,31 @@ class Progress:
             self.bar.update(line["step"] - self.steps_logged)
 
     def _alarm(self) -> None:
+        """Say on all processes what the first one knows that has such a loss."""
+        guilty, problem = self._not_finite()
+        raise_on_all(self.run.accelerator, guilty)
+        raise_on_all(self.run.accelerator, problem, RunFailed)
+        raise RunFailed(
+            f"the sum of the losses since step {self.steps_logged} is not finite; lower schedule.lr"
+        )
+
+    def _not_finite(self) -> tuple[str | None, str | None]:
+        """What is wrong with a teacher, and what is with the run, in a sentence."""
         for step, terms, weight, ids, blame, *_ in self.kept:
             for name, loss in terms.items():
                 bad = (~torch.isfinite(loss) & (weight > 0)).nonzero().flatten().tolist()
                 if not bad:
                     continue
+                end = "or look at these images; the last checkpoint is intact"
                 guilty = blame(weight, ids) if blame else None
                 if guilty:
-                    problem, advice = f"{guilty[0]}, at step {step}", guilty[1]
-                else:
-                    problem = (
-                        f"the loss term {name!r} is not finite at step {step} for the samples "
-                        f"{samples([ids[i] for i in bad])}"
-                    )
-                    advice = "lower schedule.lr, use precision bf16 or fp32"
-                raise InputError(
-                    f"{problem}; {advice}, or look at these images; the last checkpoint is intact"
+                    return f"{guilty[0]}, at step {step}; {guilty[1]}, {end}", None
+                return None, (
+                    f"the loss term {name!r} is not finite at step {step} for the samples "
+                    f"{samples([ids[i] for i in bad])}; lower schedule.lr, use precision bf16 or "
+                    f"fp32, {end}"
                 )
-        raise InputError("the loss is not finite on another process, which names the samples")
+        return None, None
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:

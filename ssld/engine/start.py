@@ -38,6 +38,8 @@ FINGERPRINT_ROWS = 65_536
 class Run:
     """What the loop needs: resolved settings, process topology, data and the run folder."""
 
+    name: str
+    """Of one of several runs that a command has at once, for what it prints; else empty."""
     config: LoopConfig
     accelerator: Accelerator
     folder: RunFolder
@@ -139,12 +141,15 @@ def start(
     facts: dict[str, Any],
     *,
     precisions: Sequence[str] = (),
+    name: str = "",
 ) -> Run:
     """Create the run folder, or go on in it.
 
     Args:
-        facts: what run.json is to say of networks and data; what all runs say is added.
+        facts: what run.json is to say of networks and data; what all runs say is added, where it is
+            not known yet of another run on the same images.
         precisions: number formats in which networks compute, besides the run's own.
+        name: see `Run.name`.
 
     Raises:
         InputError: the folder was made with other settings, images or networks.
@@ -152,27 +157,32 @@ def start(
     world = accelerator.num_processes
     steps_per_epoch = sampler.samples_per_epoch / config.batch_size
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))
+    if "data_sha256" not in facts:
+        facts = {
+            **facts,
+            **_fingerprints(accelerator, sources, val),
+            "peak_flops": peak_flops(accelerator.device, {config.precision, *precisions}),
+        }
     facts = {
         **facts,
-        **_fingerprints(accelerator, sources, val),
         "images": {s.path: len(s) for s in sources},
         "processes": world,
         "device": str(accelerator.device),
         "steps": total,
         "peak_lr": config.schedule.lr * config.batch_size / 256,
-        "peak_flops": peak_flops(accelerator.device, {config.precision, *precisions}),
     }
     folder = RunFolder(Path(config.out), main=accelerator.is_main_process)
     previous = _previous_checkpoint(config, accelerator, facts, folder)
     folder.open(config, facts)
     accelerator.wait_for_everyone()
+    whose = f"{name}: " if name else ""
     accelerator.print(
-        f"{sum(map(len, sources)):,} images in {len(sources)} source(s), {total:,} "
+        f"{whose}{sum(map(len, sources)):,} images in {len(sources)} source(s), {total:,} "
         f"steps of {config.batch_size} ({total / steps_per_epoch:.2f} epochs), peak learning "
         f"rate {facts['peak_lr']:.4g} ({config.schedule.lr:g} per 256), {world} "
         f"process(es) on {accelerator.device.type}"
     )
-    return Run(config, accelerator, folder, sources, val, sampler, total, facts, previous)
+    return Run(name, config, accelerator, folder, sources, val, sampler, total, facts, previous)
 
 
 def require_divisible(config: LoopConfig, accelerator: Accelerator) -> None:

@@ -16,6 +16,7 @@ from ssld.data.unreadable import Unreadables
 from ssld.engine import checkpoint
 from ssld.engine.optimizer import average_decay, build_optimizer, learning_rate
 from ssld.engine.preemption import Preemption
+from ssld.engine.processes import failing_together
 from ssld.engine.progress import Progress
 from ssld.engine.task import B, N, R, S, Task
 from ssld.engine.timing import StepClock
@@ -170,27 +171,34 @@ class Trainer(Generic[R, B, N, S]):
         return networks
 
     def save(self) -> None:
-        """Write a checkpoint; the other processes wait."""
-        run = self.run
-        if run.accelerator.is_main_process:
-            scaler = run.accelerator.scaler
-            run.folder.sync()
-            checkpoint.save(
-                run.folder.path / "checkpoints",
-                self.step,
-                networks=self.networks(),
-                optimizer=self.optimizer.state_dict(),
-                state={
-                    "best": self.best,
-                    "evaluation_pending": self.evaluation_pending,
-                    "scaler": scaler.state_dict() if scaler else None,
-                    **{key: run.facts.get(key) for key in FACTS},
-                    "unreadable": sorted(self.unreadables.entries.values()),
-                },
-                keep=run.config.checkpoint.keep,
-                best=self.best["step"] if self.best else None,
-            )
-        run.accelerator.wait_for_everyone()
+        """Write a checkpoint; the other processes wait.
+
+        Raises:
+            RunFailed: it cannot be written.
+        """
+        accelerator = self.run.accelerator
+        with failing_together(accelerator):
+            if accelerator.is_main_process:
+                self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        run, scaler = self.run, self.run.accelerator.scaler
+        run.folder.sync()
+        checkpoint.save(
+            run.folder.path / "checkpoints",
+            self.step,
+            networks=self.networks(),
+            optimizer=self.optimizer.state_dict(),
+            state={
+                "best": self.best,
+                "evaluation_pending": self.evaluation_pending,
+                "scaler": scaler.state_dict() if scaler else None,
+                **{key: run.facts.get(key) for key in FACTS},
+                "unreadable": sorted(self.unreadables.entries.values()),
+            },
+            keep=run.config.checkpoint.keep,
+            best=self.best["step"] if self.best else None,
+        )
 
     def restore(self) -> None:
         """Go on from the checkpoint that the set-up chose, if there is one."""

@@ -34,7 +34,9 @@ class _Sum(torch.autograd.Function):
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
     """Make every batch norm of `model` use global statistics; returns the model to use."""
     gpu = device.type == "cuda"
-    if gpu:
+    # A teacher of several students comes here once for each, and timm would take a synchronised
+    # BatchNormAct2d for a plain one, and leave its activation out.
+    if gpu and not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         model = convert_sync_batchnorm(model)
     for module in model.modules():
         # SyncBatchNorm keeps to its own process in eval mode, where a teacher always is.

@@ -24,6 +24,13 @@ class BenchConfig(DistillConfig):
     json: str | None = None
     """Also write the result to this file."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_students(
+            "measure each alone, as `student`: a step of all takes the teacher's time once, and "
+            "each student's own"
+        )
+
 
 @dataclass(frozen=True)
 class PlanConfig(BenchConfig):

@@ -108,6 +108,11 @@ def open_recipe(
                 raise InputError(f"{file}, {name}: {key} is the recipe's to decide; leave it out")
     recipe = Recipe(file, folder, list(settings), settings, _overrides(list(settings), overrides))
     for stage, config in recipe.configs():
+        if getattr(config, "students", None):
+            raise InputError(
+                f"{file}, {stage}: a recipe is of one student; give `student`, or `students` to "
+                "`ssld distill --config`"
+            )
         check_inputs(config, f"{file}, {stage}")
         StagePlace(folder, stage).check()
     return recipe

@@ -349,3 +349,23 @@ def test_a_second_stage_asks_the_teacher_that_the_run_names(labels, words, ssld,
     facts = json.loads((out / "run.json").read_text())
     assert facts["started_from"]["facts"]["labels"]["views"] == VIEWS
     assert facts["teacher_sha256"] == json.loads((run / "run.json").read_text())["teacher_sha256"]
+
+
+def test_several_students_of_one_set_end_as_alone(labels, words, ssld, tmp_path, monkeypatch):
+    monkeypatch.setattr(Teacher, "__init__", lambda *_, **__: pytest.fail("a teacher is made"))
+    students = [
+        {"name": "kl", "student": {"arch": "test_resnet"}},
+        {"name": "soft", "student": {"arch": "test_convnext"}, "loss": {"name": "soft_ce"}},
+    ]
+    common = {"labels": labels, "student.arch": None, **ALONE}
+    both = words(tmp_path / "both", students=json.dumps(students), **common)
+    code, said = ssld("distill", *both)
+    assert code == 0, said
+    for name in ("kl", "soft"):
+        run, alone = tmp_path / "both" / name, tmp_path / name
+        code, said = ssld("distill", "--config", run / "config.yaml", f"--out={alone}")
+        assert code == 0, said
+        assert lines(run) == lines(alone)
+        assert all(torch.equal(x, weights(alone)[key]) for key, x in weights(run).items())
+    code, said = ssld("distill", *both, "--resume")
+    assert code == 0 and said.count("complete and unchanged, skipped") == 2
