@@ -72,7 +72,7 @@ def test_a_grid_and_its_note_have_all_of_it(base):
     whole.write_text(yaml.safe_dump({"out": "runs/a", "distill": tree, "fix": {"steps": 1}}))
     content = "base: ../recipe.yaml\nout: runs/b\nfix: null\ngrid: {schedule.lr: [0.1, 0.2]}\n"
     mine = inheriting(base, content)
-    ablation = grid.read(str(mine), None, [])
+    ablation = grid.build(str(mine), read_settings(mine), None, [])
     assert ablation.out == Path("runs/b") and ablation.stages == ["distill"]
     assert [cell.recipe["distill"]["schedule"] for cell in ablation.trials] == [
         {"lr": 0.1},

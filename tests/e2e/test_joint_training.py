@@ -229,5 +229,5 @@ def test_a_network_starts_from_a_whole_run(joint, scenes, tmp_path, capsys) -> N
         (other / "config.json").write_text(json.dumps({**content, **change}))
         words_ = words(task, scenes, tmp_path / "new", f"--init={other}")
         assert f"has {said} " in refused(capsys, *words_)
-    assert "init: " in refused(capsys, *words_[:-1], f"--init={tmp_path}")
+    assert "init: " in refused(capsys, *words_[:-1], f"--init={scenes}")
     assert not (tmp_path / "new").exists()

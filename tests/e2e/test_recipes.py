@@ -78,7 +78,10 @@ def header(file: Path) -> list[str]:
 def recipes_in(file: Path) -> list[Stages]:
     """{stage: settings} of a recipe, and of each trial of an ablation."""
     if "grid" in content(file):
-        return [trial.recipe for trial in grid.read(str(file), None, []).trials]
+        return [
+            trial.recipe
+            for trial in grid.build(str(file), read_settings(Path(file)), None, []).trials
+        ]
     return [{stage: x or {} for stage, x in content(file).items() if stage != "out"}]
 
 

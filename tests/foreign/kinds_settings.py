@@ -230,17 +230,19 @@ def use_recipe(folder: Path, out: Path) -> None:
     os.chdir(out)
     file = next(folder.glob("*.yaml"))
     place = str(folder / "images")
-    words = {"data.labeled": place, "data.val": place}
-    if file.name == "ablate.yaml":
-        from ssld.ablate.command import _check_recipes
-        from ssld.ablate.grid import read
+    overrides = [f"data.labeled={place}", f"data.val={place}"]
+    from ssld.common.settings_file import read_settings
 
-        _check_recipes(read(str(file), None, [f"{k}={x}" for k, x in words.items()]))
+    tree = read_settings(file)
+    if file.name == "ablate.yaml":
+        from ssld.ablate.command import check_recipes
+        from ssld.ablate.grid import build
+
+        check_recipes(build(str(file), tree, None, overrides))
         return
-    from ssld.cli.parse import read_settings
     from ssld.recipe.recipe import open_recipe
 
-    open_recipe(str(file), read_settings(file), None, [f"{k}={x}" for k, x in words.items()])
+    open_recipe(str(file), tree, None, overrides)
 
 
 MODULES = ("jsonargparse", *(module for module, _, _ in COMMANDS.values()))

@@ -208,7 +208,7 @@ def test_recipes_and_grids_too(content, tmp_path, capsys):
     with pytest.raises(InputError, match=r"f\.yaml"):
         read_settings(file)
     with pytest.raises(InputError, match=r"f\.yaml"):
-        grid.read(str(file), None, [])
+        grid.build(str(file), read_settings(file), None, [])
     run(capsys, content, tmp_path=tmp_path, kind=CurateConfig)
 
 

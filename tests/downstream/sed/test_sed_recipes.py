@@ -94,7 +94,9 @@ def test_a_kind_of_recipe_takes_a_step(name, scenes, tmp_path) -> None:
 
 def test_the_ablation_has_the_rows_of_table_4(scenes) -> None:
     file = str(CONFIGS / "ablate/sed.yaml")
-    ablation = grid.read(file, None, [word.removeprefix("--") for word in places(scenes)])
+    ablation = grid.build(
+        file, read_settings(Path(file)), None, [word.removeprefix("--") for word in places(scenes)]
+    )
     found = {}
     for trial in ablation.trials[::3]:  # the first of three seeds
         recipe = open_recipe(file, {"out": "run", **trial.recipe}, None, [])

@@ -12,6 +12,7 @@ from downstream.ab.grid import ABConfig
 from downstream.transfer.config import TransferConfig
 from ssld.ablate import grid
 from ssld.cli.parse import parse
+from ssld.common.settings_file import read_settings
 from ssld.recipe.recipe import open_recipe
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -33,7 +34,7 @@ def test_a_header_says_command_hardware_time_and_expected_number(file):
 
 @pytest.mark.parametrize("file", GRIDS, ids=[file.stem for file in GRIDS])
 def test_the_search_is_the_references(file):
-    ablation = grid.read(str(file), None, [])
+    ablation = grid.build(str(file), read_settings(Path(file)), None, [])
     assert len(ablation.trials) == 196 and ablation.stages == ["transfer"]
     rates, decays, smoothing, mixup = ablation.axes
     assert [x.value for x in rates.values] == [0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001]
