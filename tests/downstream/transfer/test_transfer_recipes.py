@@ -52,7 +52,7 @@ def test_the_comparison_is_on_test_images():
     names = ["resnet50d.gluon_in1k", "resnet50d_ssld"]
     more = ["data.dataset=sun397", "schedule.lr=0.01"]
     config = ABConfig(task="transfer", file=str(FIXED), backbones=names, overrides=more)
-    ablation, _ = ab_grid.build(config)
+    ablation, _ = ab_grid.build(config, read_settings(FIXED))
     assert len(ablation.trials) == 12 and ablation.out == Path("runs/transfer-fixed")
     for trial in ablation.trials:
         found = parse(
