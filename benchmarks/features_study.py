@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 from matplotlib.figure import Figure
-from measure import Rows, less, parser, places, plain, read, show, spread, ssld, values, write
+from measure import Rows, less, places, plain, read, show, spread, ssld, study, values, write
 
 from ssld.data.labels import LabelIndex, class_names
 from ssld.data.loading import ViewBatches, eval_batches
@@ -157,22 +157,5 @@ def draw(out: Path) -> None:
     figure.savefig(out / "terms.png", dpi=110)
 
 
-def main() -> None:
-    words = parser(__doc__)
-    words.add_argument("what", choices=("run", "collect"))
-    words.add_argument("names", nargs="*", help=f"of {', '.join(SETS)}; by default all")
-    words.add_argument("--runs", default="runs/features", help="empty: from the CSV alone")
-    words.add_argument("--out", type=Path, default=OUT)
-    given = words.parse_args()
-    if given.what == "run":
-        run(given.names, Path(given.runs))
-        return
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.runs:
-        collect(Path(given.runs), given.out)
-    tables(given.out)
-    draw(given.out)
-
-
 if __name__ == "__main__":
-    main()
+    study(__doc__, "runs/features", OUT, run=run, collect=collect, shown=(tables, draw))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
-from measure import Rows, less, parser, places, plain, read, show, spread, ssld, values, write
+from measure import Rows, less, places, plain, read, show, spread, ssld, study, values, write
 
 from ssld.data.labels import known_index
 from ssld.data.loading import ViewBatches, eval_batches
@@ -233,22 +233,5 @@ def _draw(axes: Any, rows: Rows, metric: str) -> None:
     axes.set_xlabel("views of an image")
 
 
-def main() -> None:
-    words = parser(__doc__)
-    words.add_argument("what", choices=("run", "collect"))
-    words.add_argument("names", nargs="*", help=f"of {', '.join(SETS)}; by default all")
-    words.add_argument("--runs", default="runs/labels", help="empty: from the CSV alone")
-    words.add_argument("--out", type=Path, default=OUT)
-    given = words.parse_args()
-    if given.what == "run":
-        run(given.names, Path(given.runs))
-        return
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.runs:
-        collect(Path(given.runs), given.out)
-    tables(given.out)
-    draw(given.out)
-
-
 if __name__ == "__main__":
-    main()
+    study(__doc__, "runs/labels", OUT, run=run, collect=collect, shown=(tables, draw))

@@ -40,6 +40,40 @@ def ssld(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "ssld", *arguments], check=True)
 
 
+def study(
+    doc: str | None,
+    runs: str,
+    out: Path,
+    *,
+    run: Callable[[list[str], Path], None],
+    collect: Callable[[Path, Path], None],
+    shown: Sequence[Callable[[Path], None]],
+) -> None:
+    """The command line of a study that takes hours: `run` makes its runs, those that are named or
+    all; `collect` writes CSVs of them, and shows these.
+
+    Args:
+        runs, out: folders of the runs and of the CSVs, by default.
+        run: (names, runs).
+        collect: (runs, out).
+        shown: (out), tables and figures of the CSVs.
+    """
+    words = parser(doc)
+    words.add_argument("what", choices=("run", "collect"))
+    words.add_argument("names", nargs="*", help="what to run, by default all")
+    words.add_argument("--runs", default=runs, help="empty: from the CSVs alone")
+    words.add_argument("--out", type=Path, default=out)
+    given = words.parse_args()
+    if given.what == "run":
+        run(given.names, Path(given.runs))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.runs:
+        collect(Path(given.runs), given.out)
+    for show_one in shown:
+        show_one(given.out)
+
+
 def machine(threads: int | None = None) -> str:
     """Of the numbers that follow; its load where nothing limits the threads."""
     name = platform.processor() or platform.machine()

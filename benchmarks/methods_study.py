@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from measure import Rows, draw_intervals, parser, plain, read, show, spread, ssld, write
+from measure import Rows, draw_intervals, plain, read, show, spread, ssld, study, write
 
 from downstream.ab.records import Result, read_result
 from downstream.ab.statistics import Difference, compare
@@ -219,23 +219,5 @@ def draw_scores(out: Path) -> None:
     figure.savefig(out / "methods.png", dpi=110)
 
 
-def main() -> None:
-    words = parser(__doc__)
-    words.add_argument("what", choices=("run", "collect"))
-    words.add_argument("names", nargs="*", help="beginnings of names of studies, by default all")
-    words.add_argument("--runs", default="runs/methods", help="empty: from the CSVs alone")
-    words.add_argument("--out", type=Path, default=OUT)
-    given = words.parse_args()
-    if given.what == "run":
-        run(given.names, Path(given.runs))
-        return
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.runs:
-        collect(Path(given.runs), given.out)
-    tables(given.out)
-    draw(given.out)
-    draw_scores(given.out)
-
-
 if __name__ == "__main__":
-    main()
+    study(__doc__, "runs/methods", OUT, run=run, collect=collect, shown=(tables, draw, draw_scores))
