@@ -13,6 +13,7 @@ from typing import Any
 import pictures
 import pytest
 import sabotage
+import short_runs
 import timm
 import torch
 from safetensors.torch import load_file, save_file
@@ -70,9 +71,9 @@ def words(colours, teacher):
     """The command line of all students, or of those that are given."""
 
     def make(out: Path, students: list[dict[str, Any]] = STUDENTS, *more: str) -> list[str]:
-        settings = {
-            "out": out,
+        changes = {
             "students": json.dumps(students),
+            "student.arch": None,
             "steps": STEPS,
             "batch_size": BATCH,
             "accumulate": ACCUMULATE,
@@ -81,16 +82,8 @@ def words(colours, teacher):
             "evaluate_every_epochs": 0.5,  # steps 4 and 8
             "checkpoint.every_steps": 2,
             "checkpoint.keep": 9,
-            "augment.size": 32,
-            "teacher.checkpoint": teacher,
-            "teacher.verify": "false",
-            "data.unlabeled": colours / "unlabeled",
-            "data.val": colours / "val",
-            "data.workers": 0,
-            "probe.every_epochs": 0,
-            "trackers": "[]",
         }
-        return ["distill", *(f"--{key}={value}" for key, value in settings.items()), *more]
+        return ["distill", *short_runs.words(colours, teacher, out, **changes), *more]
 
     return make
 

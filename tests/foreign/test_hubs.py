@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hostile_hub import COMMIT, HostileHub, answer, file
+from hub_server import talk_to
 
 import zoo
 import zoo.fetch
@@ -32,19 +33,13 @@ RELEASE = answer(json.dumps({"id": REPO, "sha": COMMIT, "private": False}).encod
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileHub]:
     """Slow is what takes a third of a second."""
     import huggingface_hub
-    from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
     server = HostileHub()
     monkeypatch.setattr(zoo.fetch, "SECONDS", 0.3)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    talk_to(server.url, tmp_path / "home", monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     yield server
     huggingface_hub.close_session()
     server.stop()

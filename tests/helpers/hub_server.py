@@ -348,26 +348,31 @@ ROUTES = [
 ]
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of its own for one test, with cache and tokens in its folder, here and in children."""
-    import huggingface_hub
+def talk_to(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `huggingface_hub` ask `url` and keep cache and tokens in `home`, here and in children."""
     from huggingface_hub import constants
 
-    server = Hub(tmp_path / "hub" / "storage")
-    home = tmp_path / "hub" / "home"
-    settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     for name, value in {**settings, "NO_PROXY": "127.0.0.1,localhost"}.items():
         monkeypatch.setenv(name, value)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     # what the client read at import
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of its own for one test, with cache and tokens in its folder."""
+    import huggingface_hub
+
+    server = Hub(tmp_path / "hub" / "storage")
+    talk_to(server.url, tmp_path / "hub" / "home", monkeypatch)
     yield server
     huggingface_hub.close_session()
     server.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import short_runs
 
 VIEWS, TOP_K, CLASSES = 3, 5, 12
 
@@ -34,24 +35,8 @@ def words(colours, teacher12) -> Callable[..., list[str]]:
     """The command line of that distillation; a change to None leaves a setting out."""
 
     def make(out: Path, **changes: Any) -> list[str]:
-        settings = {
-            "out": out,
-            "steps": 12,
-            "batch_size": 8,
-            "log_every_steps": 4,
-            "checkpoint.every_steps": 4,
-            "student.arch": "test_resnet",
-            "augment.size": 32,
-            "teacher.checkpoint": teacher12,
-            "teacher.verify": "false",
-            "data.unlabeled": colours / "unlabeled",
-            "data.val": colours / "val",
-            "data.workers": 0,
-            "probe.every_epochs": 0,
-            "trackers": "[]",
-            **changes,
-        }
-        return [f"--{key}={value}" for key, value in settings.items() if value is not None]
+        usual = {"steps": 12, "log_every_steps": 4, "checkpoint.every_steps": 4}
+        return short_runs.words(colours, teacher12, out, **{**usual, **changes})
 
     return make
 

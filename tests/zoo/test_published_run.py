@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pictures
 import pytest
+import short_runs
 import timm
 import torch
 
@@ -16,21 +17,8 @@ REPO = "org/colours"
 
 
 def distill(out: Path, colours: Path, teacher: Path, **changes: object) -> Path:
-    settings = {
-        "out": out,
-        "batch_size": 4,
-        "log_every_steps": 1,
-        "augment.size": 32,
-        "teacher.checkpoint": teacher,
-        "teacher.verify": "false",
-        "data.unlabeled": colours / "unlabeled",
-        "data.val": colours / "val",
-        "data.workers": 0,
-        "trackers": "[]",
-        **changes,
-    }
     with pictures.left_out():
-        assert main(["distill", *(f"--{key}={value}" for key, value in settings.items())]) == 0
+        assert main(["distill", *short_runs.words(colours, teacher, out, **changes)]) == 0
     return out
 
 
