@@ -226,6 +226,7 @@ def require_fit(data: Data, student: Classifier, stored: LabelSet) -> None:
         InputError: the labels are of other views, other images, or damaged.
     """
     config: Any = data.config
+    stored.require_one_set()
     stored.require_settings(
         config.augment,
         size=student.input_size,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ssld.common.errors import InputError
 from ssld.common.settings import flat
@@ -111,14 +113,28 @@ class LabelSet:
                     f"this run has {now.get(key)!r}: set it back, or build labels of these settings"
                 )
 
+    def require_one_set(self) -> None:
+        """
+        Raises:
+            InputError: on all processes, machines have different sets in this folder.
+        """
+        found = sorted(set(gather_object([self.sha256])))
+        if found[1:]:
+            raise InputError(
+                f"labels {self.folder}: the machines of this run have different label sets there "
+                f"(sha256 {', '.join(x[:12] for x in found)}): give all of them the same one"
+            )
+
     def require_files(self, accelerator: Accelerator) -> None:
-        """Compare every shard with its sha256; each process takes its share.
+        """Compare every shard with its sha256 on each machine, which may have a copy of its own;
+        its processes share the work.
 
         Raises:
             InputError: on all processes, one of them is missing or damaged.
         """
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # where nobody says, each takes all
         shards = [shard for kind in KINDS for shard in self.index[kind]]
-        share = shards[accelerator.process_index :: accelerator.num_processes]
+        share = shards[accelerator.local_process_index % count :: count]
         raise_on_all(accelerator, next(problems(self.folder, share), None))
 
     def require_samples(

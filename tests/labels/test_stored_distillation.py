@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -132,6 +133,36 @@ def test_two_processes_are_the_same_training(labels, words, ssld, tmp_path):
     assert [process.end() for process in started] == [0, 0], started[0].words
     for name, tensor in weights(one).items():
         assert torch.allclose(weights(two)[name].float(), tensor.float(), 1e-3, 1e-5), name
+
+
+def other_machine(folder: Path) -> None:
+    """This process has a disk of its own, on which the label set is that of `folder`."""
+    os.chdir(folder.parent)
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+@pytest.mark.parametrize("harm", ["none", "a bit of a shard", "another set"])
+def test_what_only_one_machine_has_ends_all(labels, copied, words, tmp_path, harm):
+    shared = tmp_path / "shared" / copied.name
+    shutil.copytree(labels, shared)
+    if harm == "a bit of a shard":  # the first, which the other machine's own process looks at
+        file = copied / "train-000000.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif harm == "another set":
+        changed = json.loads((copied / files.MANIFEST).read_text())
+        (copied / files.MANIFEST).write_text(json.dumps({**changed, "images": {}}))
+    run = tmp_path / "run"
+    command = ["distill", *words(run, labels=copied.name, steps=1, **ALONE)]
+    harms = [[partial(other_machine, folder)] for folder in (shared, copied)]
+    started = sabotage.ranks(command, tmp_path / "said", harms)
+    expected = 0 if harm == "none" else 2
+    assert [process.end() for process in started] == [expected, expected], started[0].words
+    if expected:
+        reason = "is damaged" if harm == "a bit of a shard" else "have different label sets"
+        assert all(reason in process.words for process in started)
+        assert not run.exists()
 
 
 def test_resume_with_other_labels_is_refused(labels, copied, words, ssld, tmp_path):
