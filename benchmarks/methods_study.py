@@ -201,8 +201,9 @@ def draw_scores(out: Path) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         own = [row for row in rows if row["study"] == name]
         shares = sorted({row["share"] for row in own} - {"1.00"})
-        for colour, method in zip(COLOURS, METHODS, strict=False):
-            found = [(100 * float(x), _scores(own, x, method)) for x in shares]
+        for number, (colour, method) in enumerate(zip(COLOURS, METHODS, strict=False)):
+            aside = 0.5 * number - 0.75  # points of a share do not lie on each other
+            found = [(100 * float(x) + aside, _scores(own, x, method)) for x in shares]
             found = [(place, values) for place, values in found if values]
             means = [np.mean(values) for _, values in found]
             spreads = [np.std(values, ddof=1) if len(values) > 1 else 0 for _, values in found]
@@ -212,6 +213,7 @@ def draw_scores(out: Path) -> None:
         if oracle:
             axes.axhline(np.mean(oracle), color="#888888", ls="--", label="oracle")
         plain(axes, "y").set_title(name, fontsize=10)
+        axes.set_xticks([100 * float(x) for x in shares])
         axes.set_xlabel("share of the labels, %")
         axes.set_ylabel("mIoU, %" if name == "camvid" else "AP, %")
     handles, labels = figure.axes[0].get_legend_handles_labels()
