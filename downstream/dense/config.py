@@ -208,8 +208,8 @@ class DownstreamConfig(LoopConfig):
     batch_size: PositiveInt = 16
     """Images per optimizer step over all processes."""
     init: str | None = None
-    """Run folder, or a copy of its `model`, whose weights the network starts from; by default the
-    backbone's, and a random head."""
+    """Run folder, or a copy of its `model`, whose weights the network starts from, those for other
+    classes left out; by default the backbone's, and a random head."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: AnnotatedConfig = field(default_factory=AnnotatedConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)

@@ -234,14 +234,18 @@ def load(folder: Path, content: dict[str, Any], build: Callable[[Backbone, int],
     return model.eval()
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, left_out: Sequence[str] = ()) -> None:
     """Fill a network with the weights that a folder holds.
+
+    Args:
+        left_out: names of tensors that stay as they are.
 
     Raises:
         InputError: they cannot be read or do not fit.
     """
     weights, file = _weights(folder)
-    load_strictly(model, weights, str(file))
+    own = model.state_dict()
+    load_strictly(model, {**weights, **{name: own[name] for name in left_out}}, str(file))
 
 
 def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from downstream.backbone.backbone import Backbone, describe
+from downstream.backbone.backbone import Backbone, describe, rebuild
 from downstream.backbone.config import PARTS
 from downstream.dense.classification import Classes
 from downstream.dense.config import DownstreamConfig
@@ -35,22 +35,27 @@ from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
 from zoo.release import sha256_of
 
+Builder = Callable[[Backbone, int], nn.Module]
 
-def load_init(network: DenseModel, path: str, task: str, head: Mapping[str, Any]) -> str:
-    """Start from the whole network of a run; returns the sha256 of its weights.
+
+def load_init(
+    network: DenseModel, path: str, task: str, head: Mapping[str, Any], build: Builder
+) -> tuple[str, str]:
+    """Start from the whole network of a run; where its classes are others, from all but what
+    depends on classes. Returns the sha256 of its weights, and what was left out as words.
 
     Args:
         path: see `DownstreamConfig.init`.
         task: detection or segmentation.
         head: settings of the network on the backbone.
+        build: see `start_run`.
 
     Raises:
-        InputError: it is of another task, head or backbone, or has other classes or keypoints; it
-            is damaged.
+        InputError: it is of another task, head or backbone, or has other keypoints; it is damaged.
     """
     try:
         folder, content = read_description(path)
-        own = {"task": task, "head": dict(head), "class_names": network.label_names}
+        own = {"task": task, "head": dict(head)}
         known = describe(network.backbone)
         own |= {f"backbone.{key}": known[key] for key in ("architecture", "mean", "std")}
         its = {**content, **{f"backbone.{k}": x for k, x in content["backbone"].items()}}
@@ -61,12 +66,31 @@ def load_init(network: DenseModel, path: str, task: str, head: Mapping[str, Any]
             if its[key] != value:
                 raise InputError(
                     f"{folder} has {key} {shown(its[key])}, this run {shown(value)}: give a run of "
-                    "the same network, classes and keypoints, or leave init out"
+                    "the same network and keypoints, or leave init out"
                 )
-        load_weights(network.model, folder)
+        left_out: list[str] = []
+        if content["class_names"] != network.label_names:
+            left_out = of_classes(network, build)
+        load_weights(network.model, folder, left_out)
     except InputError as error:
         raise InputError(f"init: {error}") from error
-    return sha256_of(folder / "model.safetensors")
+    note = ""
+    if left_out:
+        note = (
+            f", whose classes are not these ({shown(content['class_names'])}): "
+            f"{len(left_out)} tensors begin anew ({', '.join(left_out)})"
+        )
+    return sha256_of(folder / "model.safetensors"), note
+
+
+def of_classes(network: DenseModel, build: Builder) -> list[str]:
+    """Names of the tensors whose shapes depend on the number of classes."""
+    count = len(network.label_names or ())
+    with torch.random.fork_rng(devices=[]):
+        other = build(rebuild(describe(network.backbone)), count + 1)
+    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    own = network.model.state_dict()
+    return [name for name, tensor in own.items() if tensor.shape != shapes[name]]
 
 
 def open_processes(config: DownstreamConfig) -> Accelerator:
@@ -96,6 +120,7 @@ def start_run(
     *,
     task: str,
     head: Mapping[str, Any],
+    build: Builder,
     size: tuple[int, int],
     reports: Mapping[str, Sequence[Report]],
     annotations_sha256: Sequence[str],
@@ -109,6 +134,7 @@ def start_run(
         classes: labeled images besides, where there are any.
         task: detection or segmentation.
         head: settings of the network on the backbone.
+        build: (backbone, number of classes) -> a network as this one, with random weights.
         size: height and width in px of a usual training image, for the network's cost.
         reports: of the sources, by `train`, `generated`, `unlabeled` and `val`; the main process's
             are written.
@@ -127,7 +153,10 @@ def start_run(
     require_same_images(accelerator, [*sources.seen, *unlabeled, *labeled])
     refuse_held_out(accelerator, sources.val, sources.generated, "data.generated")
     refuse_held_out(accelerator, sources.val, labeled, "classification.train")
-    start_sha256 = load_init(network, config.init, task, head) if config.init else None
+    start_sha256, begun = None, _start(network.backbone)
+    if config.init:
+        start_sha256, left_out = load_init(network, config.init, task, head, build)
+        begun = f"from {config.init}{left_out}"
     backbone = network.backbone
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
     architecture = f"{head['name']} on {backbone.architecture}"
@@ -154,8 +183,7 @@ def start_run(
     accelerator.print(
         f"network: {architecture}, {fact['parameters_m']:.2f} M parameters, "
         f"{fact['macs_m']:,.0f} M multiply-adds at {size[1]} x {size[0]} px; "
-        f"{f'from {config.init}' if config.init else _start(backbone)}, "
-        f"learning rates of stem to stage 4 over the head's: {lr_factors(network)}"
+        f"{begun}, learning rates of stem to stage 4 over the head's: {lr_factors(network)}"
     )
     if accelerator.is_main_process:
         shared = in_both(sources.train, sources.val)

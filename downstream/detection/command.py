@@ -23,7 +23,7 @@ from downstream.detection.data.keypoint_cleaning import common_keypoints
 from downstream.detection.data.keypoints import Keypoints
 from downstream.detection.heads.detector import MAX_DETECTIONS
 from downstream.detection.inference import scaled_size
-from downstream.detection.model import DetectionModel, build
+from downstream.detection.model import DetectionModel, build, on_backbone
 from downstream.detection.networks import PREFIXES, detector
 from downstream.detection.oks import sigmas_line
 from downstream.detection.task import DetectionTask
@@ -117,6 +117,7 @@ def run_of(
     """
     side = max(config.augment.sizes)
     size = (side, round(side * 4 / 3)) if config.augment.resize == "shorter" else (side, side)
+    head = config.detector
     known: dict[str, Sequence[Report]] = {
         role: [x.report for x in part] for role, part in sources.by_role().items()
     }
@@ -124,7 +125,8 @@ def run_of(
         known["unlabeled"] = reports
     return start_run(
         config, accelerator, sources, model, classes,
-        task="detection", head=asdict(config.detector), size=size, reports=known,
+        task="detection", head=asdict(head), size=size, reports=known,
+        build=lambda x, n: on_backbone(head.name, x, n, head.args, model.keypoints),
         annotations_sha256=[x.report.boxes_sha256 for x in (*sources.seen, *sources.val)],
         unlabeled=unlabeled, order=order, work=work,
     )  # fmt: skip

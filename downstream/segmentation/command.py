@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from downstream.dense.start import open_processes, start_run
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.data.masks import MaskSource, open_masks
 from downstream.segmentation.data.preflight import MaskReport, inspect
-from downstream.segmentation.model import SegmentationModel, build
+from downstream.segmentation.model import SegmentationModel, build, on_backbone
 from downstream.segmentation.networks import segmenter
 from downstream.segmentation.task import SegmentationTask
 from ssld.common.errors import InputError
@@ -49,6 +50,7 @@ def segmentation(config: SegmentationConfig) -> None:
     run = start_run(
         config, accelerator, sources, model, classes,
         task="segmentation", head=asdict(config.segmenter), size=config.augment.crop,
+        build=partial(on_backbone, config.segmenter.name),
         reports=reports, annotations_sha256=digests,
     )  # fmt: skip
     task = SegmentationTask(sources, config, model.mean, model.aux_weight)
