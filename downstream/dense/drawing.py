@@ -1,4 +1,4 @@
-"""Boxes, keypoints and masks drawn on images."""
+"""Boxes, keypoints and masks drawn on images, and legends of their colours."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ COLUMNS = 2
 """Pairs in a row of a grid."""
 OPACITY = 0.55
 """Of a mask on its image."""
+HIDDEN = 0.15
+"""Share of a box that a text may hide."""
+LEGEND_FONT_PX = 40
 SIDE_COLOURS = {"left": (230, 97, 0), "right": (26, 133, 255), "": (250, 210, 50)}
 """Of keypoints in pairs, orange and blue (told apart by the colour-blind, too), and of others."""
+
+
+Legend = Sequence[tuple[str, Sequence[int]]]
+"""Names and colours, RGB of 0 to 255, of classes by number."""
 
 
 class Skeleton(Protocol):
@@ -35,6 +42,11 @@ def colour_of(label: int) -> tuple[int, int, int]:
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
 
 
+def legend_of(names: Sequence[str]) -> Legend:
+    """Of classes whose colours the data does not say."""
+    return [(name, colour_of(i)) for i, name in enumerate(names)]
+
+
 def draw_boxes(
     pixels: np.ndarray,
     boxes: np.ndarray,
@@ -42,26 +54,88 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """A copy of an image with boxes, their classes and, where given, scores.
+    """A copy of an image with boxes and, where there is room, their classes and scores: a text that
+    would hide a box or another text is left out. The colour says the class, see `with_legend`.
 
     Args:
         pixels: uint8 [h, w, 3].
         boxes: float [n, 4] xyxy in px.
+        scores: of the boxes, the best first, whose texts come first.
     """
     image = Image.fromarray(pixels.copy())
     draw = ImageDraw.Draw(image)
     width = max(1, round(max(image.size) / 250))
     size = max(10, round(max(image.size) / 32))
     font = ImageFont.load_default(size)
-    texts = [f" {score:.2f}" for score in scores] if scores is not None else [""] * len(boxes)
-    for box, label, score in reversed(list(zip(boxes.tolist(), labels, texts, strict=True))):
-        colour = colour_of(label)
-        draw.rectangle(box, outline=colour, width=width)
-        text = f"{plots.label(names[label])}{score}"
-        x, y = box[0], max(0, box[1] - size - 2)
-        draw.rectangle(draw.textbbox((x + 1, y), text, font=font), fill=colour)
-        draw.text((x + 1, y), text, fill="white", font=font)
+    for box, label in reversed(list(zip(boxes.tolist(), labels, strict=True))):
+        draw.rectangle(box, outline=colour_of(label), width=width)
+    placed = np.zeros((0, 4))
+    for i, (box, label) in enumerate(zip(boxes.tolist(), labels, strict=True)):
+        text = plots.label(names[label]) + (f" {scores[i]:.2f}" if scores is not None else "")
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        room = np.array([right - left + 2, bottom - top + 2])
+        for corner in _text_places(box, room, width):
+            area = np.concatenate([corner, corner + room])
+            fits = area[:2].min() >= 0 and (area[2:] <= image.size).all()
+            if fits and not _overlap(area, placed).any():
+                if (_overlap(area, boxes) <= HIDDEN).all():
+                    draw.rectangle(area.tolist(), fill=colour_of(label))
+                    draw.text((corner + 1 - (left, top)).tolist(), text, fill="white", font=font)
+                    placed = np.concatenate([placed, area[None]])
+                    break
     return np.asarray(image)
+
+
+def _text_places(box: Sequence[float], room: np.ndarray, width: int) -> list[np.ndarray]:
+    """Upper left corners for a text of that width and height: above the box, below it, inside."""
+    left, top, _, bottom = box
+    return [np.array([left, y]) for y in (top - room[1] - 1, bottom + 1, top + width)]
+
+
+def _overlap(area: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Shares of `boxes`, float [n, 4] xyxy, that lie in `area`, [4]; float [n]."""
+    sides = np.minimum(area[2:], boxes[:, 2:]) - np.maximum(area[:2], boxes[:, :2])
+    sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)
+    return sides.clip(0).prod(1) / sizes.prod(1)
+
+
+def with_legend(pixels: np.ndarray, entries: Legend, note: str = "") -> np.ndarray:
+    """A picture, uint8 [h, w, 3], with a strip below it that says what its colours are; it becomes
+    as wide as the strip needs.
+
+    Args:
+        entries: of what is to be seen.
+        note: one more line.
+    """
+    if not entries and not note:
+        return pixels
+    height, width = pixels.shape[:2]
+    size = min(max(11, round(width / 60)), LEGEND_FONT_PX)
+    font = ImageFont.load_default(size)
+    texts = [(plots.label(name), tuple(colour)) for name, colour in entries]
+    wanted = [2.2 * size + font.getlength(text) for text, _ in texts]
+    whole = int(max([width, *wanted, font.getlength(note) + size]))
+    lines: list[list[tuple[float, str, Any]]] = [[]]
+    x = 0.0
+    for (text, colour), length in zip(texts, wanted, strict=True):
+        if x + length > whole:
+            lines.append([])
+            x = 0.0
+        lines[-1].append((x, text, colour))
+        x += length
+    rows = len(lines) * bool(texts) + bool(note)
+    step = round(1.5 * size)
+    picture = Image.new("RGB", (whole, height + rows * step), "white")
+    picture.paste(Image.fromarray(pixels))
+    draw = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        y = height + i * step + step / 2
+        for left, text, colour in line:
+            draw.rectangle((left + 4, y - size / 2, left + 4 + size, y + size / 2), fill=colour)
+            draw.text((left + size + 8, y), text, fill="black", font=font, anchor="lm")
+    if note:
+        draw.text((4, height + (rows - 0.5) * step), note, fill="black", font=font, anchor="lm")
+    return np.asarray(picture)
 
 
 def draw_keypoints(

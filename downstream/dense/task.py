@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from downstream.dense.balance import Balance
 from downstream.dense.classification import TERM, Classes, JointBatch
 from downstream.dense.config import DownstreamConfig
-from downstream.dense.drawing import image_grid
+from downstream.dense.drawing import Legend, image_grid, with_legend
 from downstream.dense.model import FOLDER
 from downstream.dense.report import write_picture
 from ssld.common.metrics import METRICS, ONE_VIEW
@@ -95,13 +95,17 @@ class AnnotatedScore(Generic[C]):
 
     Args:
         images: number of held-out images.
+        legend: of all classes.
+        note: how their predictions were chosen.
     """
 
-    def __init__(self, counts: C, images: int) -> None:
-        self.counts = counts
+    def __init__(self, counts: C, images: int, legend: Legend, note: str = "") -> None:
+        self.counts, self.legend = counts, legend
+        self.note = f"left: annotated, right: found{note}"
         self.wanted = set(drawn_numbers(images))
-        self.drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        """{image: ground truth and prediction drawn on it, uint8 [h, w, 3] each}."""
+        self.drawn: dict[int, tuple[np.ndarray, np.ndarray, set[int]]] = {}
+        """{image: ground truth and prediction drawn on it, uint8 [h, w, 3] each, and the numbers of
+        the classes that are to be seen}."""
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """Collect the images of all processes; False when it was cut short on any of them."""
@@ -116,8 +120,11 @@ class AnnotatedScore(Generic[C]):
     def write_pictures(self, run: Run, step: int) -> None:
         """Keep the drawn images as one picture in the run folder."""
         if self.drawn:
-            pairs = [pair for _, pair in sorted(self.drawn.items())]
-            write_picture(run, step, lambda: image_grid(pairs))
+            drawn = [self.drawn[number] for number in sorted(self.drawn)]
+            seen = sorted(set().union(*(classes for *_, classes in drawn)))
+            entries = [self.legend[i] for i in seen]
+            grid = image_grid([(left, right) for left, right, _ in drawn])
+            write_picture(run, step, lambda: with_legend(grid, entries, self.note))
 
 
 class AnnotatedTask(Task[Run, B, N, S]):

@@ -1,7 +1,9 @@
 """`ssld predict RUN IMAGES --out DIR`: what a trained network says of images, drawn on them.
 
 DIR/images/NAME.jpg     the image with its boxes, its mask or its best classes (PNG if huge)
-DIR/masks/NAME.png      of a segmenter: class numbers as grey values
+DIR/masks/NAME.png      of a segmenter: grey values, the ids that its training masks had, of 16 bits
+                        where one is above 255
+DIR/classes.json        of a segmenter: these ids, names and colours
 DIR/predictions.jsonl   one line an image: its name, the file in DIR/images, and boxes (xyxy px; of
                         some detectors with keypoints, x, y px and score of each, or a mask, COCO's
                         compressed run lengths; coordinates are continuous: the centre of the first
@@ -37,6 +39,8 @@ from downstream.dense.drawing import (
     draw_keypoints,
     draw_lines,
     draw_mask,
+    legend_of,
+    with_legend,
 )
 from downstream.dense.model import FOLDER, read_description, run_folder
 from downstream.dense.networks import require_packages
@@ -70,11 +74,13 @@ class Prediction:
     """uint8 [h, w, 3]."""
     line: dict[str, Any]
     mask: np.ndarray | None = None
-    """uint8 [h, w], of a segmenter."""
+    """uint8 or uint16 [h, w], of a segmenter."""
 
 
 Predictor = Callable[[np.ndarray, bytes], Prediction]
 """(uint8 [h, w, 3], the encoded image) -> what the network says of it."""
+Row = dict[str, Any]
+"""Id, name and colour of a class, as `downstream.segmentation.data.class_table` reads it."""
 
 
 def predict(config: PredictConfig) -> None:
@@ -90,8 +96,10 @@ def predict(config: PredictConfig) -> None:
         raise InputError(f"out {out} is not empty: give another folder")
     source = open_source(config.images)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = _open(config, device)
-    writer = _Writer(out, source, config.max_unreadable)
+    predictor, classes = _open(config, device)
+    writer = _Writer(config, source)
+    if classes:
+        writer.write_text("classes.json", json.dumps({"classes": classes}, indent=1) + "\n")
     for i in tqdm(range(len(source)), unit="img", disable=not is_terminal(sys.stderr)):
         try:
             data = source.read(i)
@@ -108,12 +116,15 @@ class _Writer:
     """Writes each image and its line as it comes, so that a prediction that dies late has both of
     all images before."""
 
-    def __init__(self, out: Path, source: Source, limit: float) -> None:
-        self.out, self.source, self.limit = out, source, limit
+    def __init__(self, config: PredictConfig, source: Source) -> None:
+        self.out, self.source = Path(config.out), source
+        self.limit, self.least = config.max_unreadable, config.score
         self.drawn = self.bad = 0
         self.names: set[str] = set()
-        with self._writing(out):
-            (out / "images").mkdir(parents=True, exist_ok=True)
+        self.below: list[float] = []
+        """Best score of each image that has none of `least`."""
+        with self._writing(self.out):
+            (self.out / "images").mkdir(parents=True, exist_ok=True)
 
     def write(self, i: int, prediction: Prediction) -> None:
         name = self.source.sample_id(i)
@@ -125,6 +136,14 @@ class _Writer:
             self._save(Image.fromarray(prediction.mask), self.out / "masks" / f"{file}.png")
         self._append("predictions", {"image": name, "file": drawn, **prediction.line})
         self.drawn += 1
+        if "boxes" in prediction.line:
+            best = max((one["score"] for one in prediction.line["boxes"]), default=0.0)
+            self.below += [best] * (best < self.least)
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file beside the images."""
+        with self._writing(self.out / name):
+            (self.out / name).write_text(text, encoding="utf-8")
 
     def _file(self, name: str) -> str:
         """A relative path, without ending, that no other image has, for a sample id, which may be
@@ -180,14 +199,19 @@ class _Writer:
     def finish(self) -> None:
         unreadable = f", {self.bad} could not be read" if self.bad else ""
         print(f"{self.drawn} images drawn in {self.out / 'images'}{unreadable}")
+        if self.below:
+            print(
+                f"{len(self.below)} of them without a box, as none has a score of {self.least:g}, "
+                f"the best there has {max(self.below):.2f}: --score draws others"
+            )
 
 
 def _short(part: str) -> str:
     return os.fsdecode(os.fsencode(part)[-NAME_BYTES:])
 
 
-def _open(config: PredictConfig, device: torch.device) -> Predictor:
-    """The run's network, whatever it is."""
+def _open(config: PredictConfig, device: torch.device) -> tuple[Predictor, list[Row]]:
+    """The run's network, whatever it is, and what a segmenter's masks mean."""
     run = run_folder(config.run)
     config_file = run / "config.json"
     classifier = (run / "student").is_dir() or (
@@ -201,10 +225,11 @@ def _open(config: PredictConfig, device: torch.device) -> Predictor:
                 f"{config.run} is a classifier, which sees an image once: leave out "
                 "what begins with test."
             )
-        return _classifier(config.run, device)
+        return _classifier(config.run, device), []
     folder, content = read_description(config.run)
-    task = {"detection": _detector, "segmentation": _segmenter}[content["task"]]
-    return task(folder, content, config, device)
+    if content["task"] == "detection":
+        return _detector(folder, content, config, device), []
+    return _segmenter(folder, content, config, device)
 
 
 def _detector(
@@ -213,6 +238,7 @@ def _detector(
     model = open_detector(folder, content).to(device)
     augment, test = views_of(content)
     test, names = config.test.over(test), content["class_names"]
+    legend = legend_of(names)
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
         image = torch.from_numpy(pixels).to(device)
@@ -235,6 +261,7 @@ def _detector(
             drawn = draw_keypoints(drawn, points[:sure], model.keypoints, filled=0.0)
             for one, of_object in zip(line, points.tolist(), strict=True):
                 one["keypoints"] = of_object
+        drawn = with_legend(drawn, [legend[i] for i in sorted(set(labels[:sure]))])
         return Prediction(drawn, {"boxes": line})
 
     return predictor
@@ -250,23 +277,39 @@ def _pasted(detections: dict[str, torch.Tensor], size: tuple[int, int]) -> list[
 
 def _segmenter(
     folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
-) -> Predictor:
+) -> tuple[Predictor, list[Row]]:
     model = open_segmenter(folder, content).to(device)
-    palette, names = np.array(content["view"]["palette"], np.uint8), content["class_names"]
+    palette, names = content["view"]["palette"], content["class_names"]
     test = vars(config.test.over(test_of(content)))
     if len(palette) != len(names):
         raise InputError(
             f"{folder / 'config.json'} is damaged ({len(names)} classes have {len(palette)} "
             "colours); export the model again"
         )
+    legend, colours = list(zip(names, palette, strict=True)), np.array(palette, np.uint8)
+    ids = _ids_of(content)
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
         mask = model.segment(torch.from_numpy(pixels).to(device), **test).cpu().numpy()
         share = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
         line = {name: round(float(x), 6) for name, x in zip(names, share, strict=True) if x > 0}
-        return Prediction(draw_mask(pixels, mask, palette), {"shares": line}, mask)
+        drawn = draw_mask(pixels, mask, colours)
+        drawn = with_legend(drawn, [legend[i] for i in np.flatnonzero(share)])
+        return Prediction(drawn, {"shares": line}, ids[mask])
 
-    return predictor
+    rows = zip(ids.tolist(), names, palette, strict=True)
+    return predictor, [{"id": i, "name": name, "colour": colour} for i, name, colour in rows]
+
+
+def _ids_of(content: dict[str, Any]) -> np.ndarray:
+    """Of masks that are written, by class number: those of the training masks where PNG can have
+    them. uint8 or uint16 [classes]."""
+    numbers = list(range(len(content["class_names"])))
+    ids = content["view"].get("ids") or numbers
+    if min(ids) < 0 or max(ids) >= 2**16:
+        print("the ids of the training masks are no 16 bits: masks have class numbers, from 0 on")
+        ids = numbers
+    return np.array(ids, np.uint8 if max(ids) < 2**8 else np.uint16)
 
 
 def _classifier(run: str, device: torch.device) -> Predictor:

@@ -10,7 +10,13 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from downstream.dense.drawing import GRID_PX, draw_boxes, draw_instances, draw_keypoints
+from downstream.dense.drawing import (
+    GRID_PX,
+    draw_boxes,
+    draw_instances,
+    draw_keypoints,
+    legend_of,
+)
 from downstream.dense.task import AnnotatedScore, with_one_view
 from downstream.detection.average_precision import Detections
 from downstream.detection.coco_protocol import BOXES, Predicted, Similarity
@@ -18,6 +24,8 @@ from downstream.detection.data.boxes import Boxes, BoxSource
 
 DRAWN_SCORE = 0.3
 """Least score of a box that is drawn."""
+DRAWN_ELSE = 3
+"""Boxes that are drawn where none has it."""
 
 
 class GroundTruth(Sequence[Boxes]):
@@ -63,7 +71,9 @@ class DetectionScore(AnnotatedScore[Detections]):
     """
 
     def __init__(self, ground_truth: GroundTruth, several_views: bool = False) -> None:
-        super().__init__(ground_truth.detections(), len(ground_truth))
+        counts = ground_truth.detections()
+        note = f", scores from {DRAWN_SCORE}; where none has it, the best {DRAWN_ELSE}"
+        super().__init__(counts, len(ground_truth), legend_of(counts.class_names), note)
         self.ground_truth = ground_truth
         self.one_view = ground_truth.detections() if several_views else None
 
@@ -103,7 +113,7 @@ class DetectionScore(AnnotatedScore[Detections]):
 
     def _draw(
         self, number: int, pixels: np.ndarray, found: Predicted
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, set[int]]:
         source, i = self.ground_truth.places[number]
         image = Image.fromarray(pixels)
         image.thumbnail((2 * GRID_PX, 2 * GRID_PX))
@@ -111,6 +121,8 @@ class DetectionScore(AnnotatedScore[Detections]):
         height, width = source.image_size(i)
         scale = (shown.shape[1] / width, shown.shape[0] / height)
         truth, sure = self.ground_truth[number], np.flatnonzero(found.scores >= DRAWN_SCORE)
+        if not len(sure):
+            sure = np.argsort(-found.scores, kind="stable")[:DRAWN_ELSE]
         every = np.arange(len(truth.labels))
         there = Predicted(
             truth.xyxy, np.ones(len(every)), truth.labels, truth.keypoints, truth.masks
@@ -118,6 +130,7 @@ class DetectionScore(AnnotatedScore[Detections]):
         return (
             self._drawn(shown, there, every, scale),
             self._drawn(shown, found, sure, scale, found.scores[sure].tolist()),
+            {*truth.labels.tolist(), *found.labels[sure].tolist()},
         )
 
     def _drawn(

@@ -15,7 +15,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from downstream.dense.drawing import draw_boxes, draw_instances, draw_keypoints, draw_mask
+from downstream.dense.drawing import (
+    draw_boxes,
+    draw_instances,
+    draw_keypoints,
+    draw_mask,
+    legend_of,
+    with_legend,
+)
 from downstream.detection.data.keypoints import Keypoints
 from downstream.pseudo_label.boxes import Selection, kept, least_scores, summary
 from downstream.pseudo_label.images import Index, decoded
@@ -183,7 +190,8 @@ class _BoxDrawer:
         drawn = draw_boxes(drawn, boxes, labels, self.facts.names, scores)
         if self.keypoints is not None and mine[0]["keypoints"] is not None:
             drawn = self._points(mine, drawn, scale)
-        return drawn
+        legend = legend_of(self.facts.names)
+        return with_legend(drawn, [legend[i] for i in sorted(set(labels))])
 
     def _left_out(
         self, table: pa.Table, sure: np.ndarray, pixels: np.ndarray, scale: np.ndarray
@@ -256,17 +264,21 @@ class _MaskDrawer:
     """Draws the classes of pixels."""
 
     def __init__(self, found: Shards, facts: Facts, palette: np.ndarray) -> None:
-        self.found, self.palette = found, palette
+        self.found, self.palette, self.names = found, palette, facts.names
         self.piece = {
             row: shard.number for shard in facts.images.images.shards for row in shard.rows
         }
 
     def __call__(self, row: int, pixels: np.ndarray) -> np.ndarray:
         (found,) = _rows(self.found.table(self.piece[row]), row).to_pylist()
-        mask = Image.open(io.BytesIO(found["mask"])).resize(
-            pixels.shape[1::-1], Image.Resampling.NEAREST
+        mask = np.asarray(
+            Image.open(io.BytesIO(found["mask"])).resize(
+                pixels.shape[1::-1], Image.Resampling.NEAREST
+            )
         )
-        return draw_mask(pixels, np.asarray(mask), self.palette)
+        legend = list(zip(self.names, self.palette.tolist(), strict=True))
+        there = [i for i in np.unique(mask).tolist() if i < len(legend)]
+        return with_legend(draw_mask(pixels, mask, self.palette), [legend[i] for i in there])
 
 
 def _write(

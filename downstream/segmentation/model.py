@@ -111,7 +111,7 @@ def open_segmenter(folder: Path, content: dict[str, Any]) -> SegmentationModel:
 
 def test_of(content: dict[str, Any]) -> TestConfig:
     """How an exported segmenter sees images."""
-    other = ("palette", "trained_on")
+    other = ("palette", "trained_on", "ids")
     return TestConfig(**{name: x for name, x in content["view"].items() if name not in other})
 
 
@@ -125,3 +125,6 @@ def _check_view(content: dict[str, Any]) -> None:
         raise ValueError(f"view is {described!r}")
     if np.array(palette, np.uint8).shape[1:] != (3,):
         raise ValueError("palette has not three numbers of each class")
+    ids = described.get("ids", [])  # older exports have none
+    if any(type(x) is not int for x in ids) or len(ids) not in (0, len(palette)):
+        raise ValueError(f"ids are {ids!r}")

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from torch import Tensor
 from torch.nn import functional as F
 
-from downstream.dense.drawing import draw_mask
+from downstream.dense.drawing import Legend, draw_mask
 from downstream.dense.model import save
 from downstream.dense.report import write_report
 from downstream.dense.sources import Sources
@@ -37,16 +37,16 @@ class SegmentationScore(AnnotatedScore[Confusion]):
     """Confusion of classes, and the images that are drawn.
 
     Args:
-        palette: uint8 [classes, 3].
+        legend: names and colours of the classes.
         images: number of held-out images.
         several_views: whether images are seen in several views; then what one of them says counts
             apart, too.
     """
 
-    def __init__(self, palette: np.ndarray, images: int, several_views: bool = False) -> None:
-        super().__init__(Confusion(len(palette)), images)
-        self.palette = palette
-        self.one_view = Confusion(len(palette)) if several_views else None
+    def __init__(self, legend: Legend, images: int, several_views: bool = False) -> None:
+        super().__init__(Confusion(len(legend)), images, legend)
+        self.palette = np.array([colour for _, colour in legend], np.uint8)
+        self.one_view = Confusion(len(legend)) if several_views else None
 
     def add(
         self,
@@ -64,7 +64,11 @@ class SegmentationScore(AnnotatedScore[Confusion]):
         if number in self.wanted:
             image, *masks = (x.cpu().numpy() for x in (pixels, ground_truth, predicted))
             left, right = (draw_mask(image, mask, self.palette) for mask in masks)
-            self.drawn[number] = left, right
+            self.drawn[number] = (
+                left,
+                right,
+                set(np.unique(masks).tolist()) & set(range(len(self.legend))),
+            )
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """See `AnnotatedScore`."""
@@ -101,6 +105,7 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         self.make_train = MaskBatches(sources.seen, view, len(human))
         self.make_held_out = MaskBatches(sources.val, EvalMaskView())
         self.names, self.palette = human[0].class_names, human[0].palette
+        self.mask_ids = [row.id for row in human[0].labels.table.classes]
         self.images = sum(map(len, sources.val))
 
     def dense_losses(self, segmenter: Callable[..., Any], batch: MaskBatch) -> dict[str, Tensor]:
@@ -122,7 +127,8 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
     ) -> SegmentationScore:
         """What the segmenter says of held-out images."""
         test = self.config.test
-        score = SegmentationScore(self.palette, self.images, several_views=test.views > 1)
+        legend = list(zip(self.names, self.palette.tolist(), strict=True))
+        score = SegmentationScore(legend, self.images, several_views=test.views > 1)
         for batch in batches:
             for image, mask, number, weight in zip(
                 batch.images, batch.masks, batch.numbers.tolist(), batch.weight, strict=True
@@ -134,7 +140,7 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
     def export(self, network: SegmentationModel, folder: Path, step: int) -> str:
         """Write the segmenter; returns the sha256 of its weights."""
         view = {**asdict(self.config.test), "palette": self.palette.tolist()}
-        view["trained_on"] = self.config.augment.crop
+        view |= {"trained_on": self.config.augment.crop, "ids": self.mask_ids}
         head = asdict(self.config.segmenter)
         return save(network, folder, step, task="segmentation", head=head, view=view)
 

@@ -186,12 +186,13 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
     assert [line["image"] for line in lines] == [f"val{i}.png" for i in range(5)]
     for line in lines:
         with Image.open(tmp_path / "images" / line["image"]) as image:
-            with Image.open(out / "images" / line["file"]) as drawn:
-                assert drawn.size == image.size
+            with Image.open(out / "images" / line["file"]) as drawn:  # with a legend below
+                assert drawn.width >= image.width and drawn.height >= image.height
             if task == "segmentation":
                 with Image.open(out / "masks" / line["image"]) as mask:
                     assert mask.size == image.size and np.asarray(mask).max() < 4
                 assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-4)
+                assert drawn.height > image.height
             else:
                 width, height = image.size
                 for box in line["boxes"]:
@@ -200,6 +201,21 @@ def test_predictions_are_drawn(trained, scenes, tmp_path) -> None:
     unreadable = json.loads((out / "unreadable.jsonl").read_text())
     assert unreadable["sample_id"] == "broken.png" and "not an image" in unreadable["reason"]
     assert main(["predict", *words]) == 2  # the folder is in use
+    if task == "segmentation":  # of another set, whose ids are others
+        copy = shutil.copytree(run / "model", tmp_path / "model")
+        content = json.loads((copy / "config.json").read_text())
+        assert content["view"]["ids"] == [0, 1, 2, 3]
+        ids = [7, 300, 11, 0]
+        content["view"]["ids"] = ids
+        (copy / "config.json").write_text(json.dumps(content))
+        assert main(["predict", str(copy), words[1], f"--out={tmp_path}/ids", words[3]]) == 0
+        for line in lines:
+            numbers, mask = (
+                np.asarray(Image.open(x / "masks" / line["image"])) for x in (out, tmp_path / "ids")
+            )
+            assert mask.dtype == np.uint16 and (mask == np.array(ids)[numbers]).all()
+        rows = json.loads((tmp_path / "ids/classes.json").read_text())["classes"]
+        assert [row["id"] for row in rows] == ids and rows[1]["name"] == "red"
 
 
 def test_a_run_holds_nothing_that_its_own_overwriting_would_refuse(trained) -> None:

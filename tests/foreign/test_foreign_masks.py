@@ -216,7 +216,7 @@ def test_names_in_yaml_are_text(tmp_path):
 def test_a_mean_over_one_class_is_no_success():
     import torch
 
-    score = SegmentationScore(np.zeros((2, 3), np.uint8), 1)
+    score = SegmentationScore([("a", (0, 0, 0)), ("b", (0, 0, 0))], 1)
     truth = torch.zeros(4, 4, dtype=torch.uint8)
     score.add(0, torch.zeros(4, 4, 3, dtype=torch.uint8), truth, truth, truth)
     assert score.metrics()["miou"] == 1 and score.metrics()["classes"] == 1

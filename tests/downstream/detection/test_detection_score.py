@@ -92,7 +92,7 @@ def test_keypoints_are_judged_drawn_and_told_apart(tmp_path):
     assert names >= {"ap", "ap_small", "keypoint_ap75", "keypoint_ap_medium"}
     assert "keypoint_ap_small" not in names
     for number in range(3):  # drawn on what was all white: boxes and, in other places, points
-        truth, found = off.drawn[number]
+        truth, found, _ = off.drawn[number]
         assert truth.shape[:2] == PART_SIZES[number] and (truth != found).any()
         (x, y), yellow = np.array(PART_BOXES[number][:2]), np.array([250, 210, 50])
         quarter = np.array(PART_BOXES[number][2:]) - (x, y)
@@ -117,7 +117,7 @@ def test_masks_are_judged_and_drawn(tmp_path):
     assert one.metric == "mask_ap" and metrics["mask_ap"] == metrics["ap"] == 1
     assert {"mask_ap_small", "mask_ap75"} <= metrics.keys()
     x1, y1, x2, y2 = PART_BOXES[2]
-    for pixels in score.drawn[2]:
+    for pixels in score.drawn[2][:2]:
         inside, outside = pixels[(y1 + y2) // 2, (x1 + x2) // 2], pixels[y2 + 3, x2 - 3]
         assert (inside != 255).any() and (outside == 255).all()
 
