@@ -3,7 +3,7 @@ for some of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from accelerate import Accelerator
@@ -19,8 +19,12 @@ from downstream.dense.drawing import (
 )
 from downstream.dense.task import AnnotatedScore, with_one_view
 from downstream.detection.average_precision import Detections
+from downstream.detection.batches import BoxBatch
 from downstream.detection.coco_protocol import BOXES, Predicted, Similarity
+from downstream.detection.config import BoxAugmentConfig, BoxTestConfig
 from downstream.detection.data.boxes import Boxes, BoxSource
+from downstream.detection.inference import predict_both
+from downstream.detection.model import DetectionModel
 
 DRAWN_SCORE = 0.3
 """Least score of a box that is drawn."""
@@ -153,3 +157,23 @@ class DetectionScore(AnnotatedScore[Detections]):
             filled = 0.0 if scores is not None else 2.0
             pixels = draw_keypoints(pixels, points, known, filled=filled)
         return pixels
+
+
+def score_of(
+    detector: DetectionModel,
+    batches: Iterable[BoxBatch],
+    ground_truth: GroundTruth,
+    augment: BoxAugmentConfig,
+    test: BoxTestConfig,
+) -> DetectionScore:
+    """What a detector finds in images, seen as `augment` and `test` say."""
+    score = DetectionScore(ground_truth, several_views=test.views > 1)
+    for batch in batches:
+        for i, number in enumerate(batch.numbers.tolist()):
+            if batch.weight[i] == 0:
+                score.leave_out(number)
+                continue
+            height, width = batch.sizes[i].tolist()
+            pixels = batch.images[i, :height, :width]
+            score.add(number, pixels, *predict_both(detector, pixels, augment, test))
+    return score

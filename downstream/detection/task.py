@@ -21,11 +21,10 @@ from downstream.detection.config import BoxAugmentConfig, BoxTestConfig, Detecto
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView
 from downstream.detection.heads.detector import pad_to_largest
-from downstream.detection.inference import predict_both
 from downstream.detection.model import DetectionModel
 from downstream.detection.networks import DETECTORS, PREFIXES
 from downstream.detection.report import by_class, by_keypoint, curves
-from downstream.detection.score import DetectionScore, GroundTruth
+from downstream.detection.score import DetectionScore, GroundTruth, score_of
 from ssld.engine.per_image import write_held_out
 from ssld.engine.start import Run
 
@@ -76,17 +75,7 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
 
     def evaluate(self, detector: DetectionModel, batches: Iterable[BoxBatch]) -> DetectionScore:
         """What the detector finds in held-out images."""
-        score = DetectionScore(self.ground_truth, several_views=self.test.views > 1)
-        for batch in batches:
-            for i, number in enumerate(batch.numbers.tolist()):
-                if batch.weight[i] == 0:
-                    score.leave_out(number)
-                    continue
-                height, width = batch.sizes[i].tolist()
-                pixels = batch.images[i, :height, :width]
-                found = predict_both(detector, pixels, self.augment, self.test)
-                score.add(number, pixels, *found)
-        return score
+        return score_of(detector, batches, self.ground_truth, self.augment, self.test)
 
     def export(self, network: DetectionModel, folder: Path, step: int) -> str:
         """Write the detector; returns the sha256 of its weights."""

@@ -21,7 +21,7 @@ from downstream.dense.report import write_report
 from downstream.dense.sources import Sources
 from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of, with_one_view
 from downstream.segmentation.batches import MaskBatch, MaskBatches
-from downstream.segmentation.config import SegmentationConfig
+from downstream.segmentation.config import SegmentationConfig, TestConfig
 from downstream.segmentation.confusion import Confusion, class_iou
 from downstream.segmentation.data.class_table import IGNORE
 from downstream.segmentation.data.masks import MaskSource
@@ -126,16 +126,8 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         self, segmenter: SegmentationModel, batches: Iterable[MaskBatch]
     ) -> SegmentationScore:
         """What the segmenter says of held-out images."""
-        test = self.config.test
         legend = list(zip(self.names, self.palette.tolist(), strict=True))
-        score = SegmentationScore(legend, self.images, several_views=test.views > 1)
-        for batch in batches:
-            for image, mask, number, weight in zip(
-                batch.images, batch.masks, batch.numbers.tolist(), batch.weight, strict=True
-            ):
-                if weight > 0:
-                    score.add(number, image, mask, *segmenter.segment_both(image, **vars(test)))
-        return score
+        return score_of(segmenter, batches, legend, self.images, self.config.test)
 
     def export(self, network: SegmentationModel, folder: Path, step: int) -> str:
         """Write the segmenter; returns the sha256 of its weights."""
@@ -157,16 +149,49 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         """Write report.html."""
         names = {"miou": "mean IoU", "pixel_accuracy": "pixels", "mean_accuracy": "mean of classes"}
         curves = [("share right, IoU", names, {"low": 0, "high": 1.02})]
-        rows, figures = [], []
+        table, figures = ([], ()), []
         if score is not None:
             total = score.counts.total
-            shares = total.sum(1) / max(1, total.sum())
-            rows = [
-                [name, f"{share:.1%}", "does not occur" if np.isnan(iou) else f"{iou:.3f}"]
-                for name, share, iou in zip(self.names, shares, class_iou(total), strict=True)
-            ]
+            table = by_class(total, self.names)
             figures = [attempt("the confusion", lambda: confusion_figure(total, self.names))]
-        write_report(run, curves, (rows, ("class", "of all pixels", "IoU")), figures)
+        write_report(run, curves, table, figures)
+
+
+def score_of(
+    segmenter: SegmentationModel,
+    batches: Iterable[MaskBatch],
+    legend: Legend,
+    images: int,
+    test: TestConfig,
+) -> SegmentationScore:
+    """What a segmenter says of images, seen as `test` says.
+
+    Args:
+        legend: names and colours of the classes.
+        images: how many there are.
+    """
+    score = SegmentationScore(legend, images, several_views=test.views > 1)
+    for batch in batches:
+        for image, mask, number, weight in zip(
+            batch.images, batch.masks, batch.numbers.tolist(), batch.weight, strict=True
+        ):
+            if weight > 0:
+                score.add(number, image, mask, *segmenter.segment_both(image, **vars(test)))
+    return score
+
+
+def by_class(total: np.ndarray, names: Sequence[str]) -> tuple[list[list[str]], tuple[str, ...]]:
+    """Rows and head of a table.
+
+    Args:
+        total: int64 [classes, classes], rows are the ground truth.
+    """
+    shares = total.sum(1) / max(1, total.sum())
+    rows = [
+        [name, f"{share:.1%}", "does not occur" if np.isnan(iou) else f"{iou:.3f}"]
+        for name, share, iou in zip(names, shares, class_iou(total), strict=True)
+    ]
+    return rows, ("class", "of all pixels", "IoU")
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Markup:

@@ -209,9 +209,9 @@ COMMANDS = {
         "export", "a network in another format, compared with what it is now", "source"
     ),
     "evaluate": Command(
-        "top-1 and top-5 with 95 % intervals of any classifier on labeled images",
+        "any classifier on labeled images: top-1 and top-5; a detector or segmenter: AP, mIoU",
         "ssld.health.config:EvaluateConfig",
-        "ssld.health.evaluate:evaluate",
+        "downstream.deploy.evaluate:evaluate",
         "ssld.health.config:check",
     ),
     "transfer": Command(

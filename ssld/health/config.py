@@ -21,12 +21,13 @@ from ssld.models.config import Triple
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """`ssld evaluate`: top-1 and top-5 with 95 % intervals of one classifier on labeled images."""
+    """`ssld evaluate`: top-1 and top-5 with 95 % intervals of one classifier on labeled images; of
+    a detector or segmenter average precision or mean IoU on annotated ones."""
 
     model: str
     """timm name, `hf-hub:` or `local-dir:` id, run folder or exported model folder."""
     data: OneOrSeveral
-    """Labeled sources."""
+    """Labeled sources; of a detector or segmenter as `data.val` of its run."""
     checkpoint: str | None = None
     """Safetensors weights for a timm name."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +47,8 @@ class EvaluateConfig(Settings):
     max_unreadable: Share = 0.1
     """Stop when more than this share of a source's files cannot be read."""
     out: str | None = None
-    """Also write the result to this JSON file."""
+    """Also write the result to this JSON file, and what a detector finds beside it, as COCO
+    results, to STEM-predictions.json."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -282,6 +282,32 @@ def test_a_strangers_description_opens_nothing(trained, scenes, tmp_path, capsys
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_is_evaluated_on_a_set(trained, scenes, tmp_path, capsys) -> None:
+    """On its own held-out images with the very numbers of the run."""
+    task, run = trained
+    data = next(x for x in sources(task, scenes) if x.startswith("--data.val"))
+    words = ["evaluate", f"--model={run}", data.replace("data.val", "data"), "--workers=0"]
+    assert main([*words, f"--out={tmp_path / 'result.json'}"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "result.json").read_text())
+    exported = json.loads((run / "run.json").read_text())["exported"]["step"]
+    evaluations = [x for x in read_lines(run / "metrics.jsonl") if x["kind"] == "eval"]
+    last = next(x for x in evaluations if x["step"] == exported)
+    own = {key: x for key, x in found.items() if key in last}
+    assert TASKS[task][1] in own and own == {key: last[key] for key in own}
+    assert "on 5 images, 0 unreadable" in said and "green" in said
+    assert {"red", "green", "blue"} <= {row["class"] for row in found["by_class"]}
+    if task == "detection":
+        results = tmp_path / "result-predictions.json"
+        assert results.read_bytes() == (run / "predictions.json").read_bytes()
+        assert found["predictions"] == str(results)
+    assert main([*words, "--input_size=32"]) == 2
+    assert "input_size is of classifiers" in capsys.readouterr().err
+    other = ["evaluate", f"--model={run}", f"--data={tmp_path}"]
+    assert main(other) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_predictions_are_those_of_the_evaluation(trained, scenes, tmp_path) -> None:
     task, run = trained
     assert main(["predict", str(run), str(scenes / "images/val"), f"--out={tmp_path / 'out'}"]) == 0
