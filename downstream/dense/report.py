@@ -16,26 +16,30 @@ from downstream.dense.preflight import IN_BOTH, flattering
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.common.metrics import METRICS, ONE_VIEW
+from ssld.engine.run_folder import PICTURES
 from ssld.engine.start import Run
 from ssld.report import page
 from ssld.report.training import Lines, Plots, plots_of, write_training_report
 
 Table = tuple[str, Sequence[Sequence[str]], Sequence[str], str]
 """Title, rows, head, and a note below."""
-PICTURES = "pictures"
 JPEG_QUALITY = 88
 
 
 def write_picture(run: Run, step: int, make: Callable[[], np.ndarray]) -> None:
-    """Keep an evaluation's sheet, uint8 [h, w, 3], as `pictures/step-00000100.jpg`; a run goes on
-    without one."""
+    """Keep an evaluation's sheet, uint8 [h, w, 3], as `pictures/step-00000100.jpg`, and show it to
+    the trackers; a run goes on without one."""
     folder = run.folder.path / PICTURES
 
     def write() -> None:
         folder.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(make()).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        buffer, sheet = io.BytesIO(), make()
+        Image.fromarray(sheet).save(buffer, "JPEG", quality=JPEG_QUALITY)
         write_atomically(folder / f"step-{step:08d}.jpg", buffer.getvalue())
+        for tracker in run.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({PICTURES: sheet[None]}, step, **layout)
 
     attempt(f"the pictures of step {step:,}", write)
 

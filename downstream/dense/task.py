@@ -106,6 +106,7 @@ class AnnotatedScore(Generic[C]):
         self.drawn: dict[int, tuple[np.ndarray, np.ndarray, set[int]]] = {}
         """{image: ground truth and prediction drawn on it, uint8 [h, w, 3] each, and the numbers of
         the classes that are to be seen}."""
+        self.written = False
 
     def reduce(self, accelerator: Accelerator, cut_short: bool) -> bool:
         """Collect the images of all processes; False when it was cut short on any of them."""
@@ -118,8 +119,9 @@ class AnnotatedScore(Generic[C]):
         return self.counts.metrics()
 
     def write_pictures(self, run: Run, step: int) -> None:
-        """Keep the drawn images as one picture in the run folder."""
-        if self.drawn:
+        """Keep the drawn images as one picture in the run folder, once."""
+        if self.drawn and not self.written:
+            self.written = True
             drawn = [self.drawn[number] for number in sorted(self.drawn)]
             seen = sorted(set().union(*(classes for *_, classes in drawn)))
             entries = [self.legend[i] for i in seen]

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ from ssld.common.streams import bar_seconds
 from ssld.data.loading import AnyBatch
 from ssld.data.unreadable import Unreadables
 from ssld.engine.processes import failing_together, raise_on_all
-from ssld.engine.run_folder import lines_of
+from ssld.engine.run_folder import PICTURES, lines_of
 from ssld.engine.start import Run
 from ssld.engine.task import Blame
 from ssld.engine.timing import StepClock
@@ -86,6 +88,11 @@ class Progress:
             writer = tracker.file_writer
             for line in lines_of(self.run.folder.metrics):
                 _write_again(writer, line)
+            for path in sorted((self.run.folder.path / PICTURES).glob("step-*.jpg")):
+                step = int(path.stem.removeprefix("step-"))
+                if step <= self.steps_logged:
+                    sheet = np.asarray(Image.open(path))
+                    tracker.add_image(PICTURES, sheet, step, dataformats="HWC")
             writer.flush()
         self.bar = tqdm(
             total=self.run.total_steps,

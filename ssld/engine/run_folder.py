@@ -31,6 +31,8 @@ from ssld.engine.config import LoopConfig
 from ssld.engine.overwrite import CONFIG, OLD, remove
 
 Line = dict[str, Any]
+PICTURES = "pictures"
+"""Folder of `step-00000100.jpg`, the sheet of an evaluation; none of a classifier."""
 MOST_POINTS = 1000
 """Most points of a curve."""
 OF_THE_LAST_LINE = ("kind", "step", "epoch", "unreadable")

@@ -13,6 +13,7 @@ import sabotage
 from PIL import Image
 from safetensors.torch import load_file
 from scenes import boxes, make_scenes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssld.cli.run import main
 from ssld.engine.progress import depends_on_the_clock
@@ -116,6 +117,16 @@ class Killed(BaseException):
     pass
 
 
+def sheets(folder: Path) -> list[int]:
+    """Steps of the pictures that a TensorBoard would show."""
+    found = []
+    for file in folder.rglob("events.*"):
+        events = EventAccumulator(str(file), size_guidance={"images": 0})
+        events.Reload()
+        found += [x.step for tag in events.Tags()["images"] for x in events.Images(tag)]
+    return sorted(found)
+
+
 def test_a_killed_run_goes_on_to_the_same_result(trained, scenes, tmp_path, monkeypatch):
     """Before its first checkpoint, and after one."""
     task, run = trained
@@ -126,11 +137,15 @@ def test_a_killed_run_goes_on_to_the_same_result(trained, scenes, tmp_path, monk
             raise Killed
         whole(self, *args)
 
+    shown = '--trackers=["tensorboard"]'
     for step, words in ((1, []), (4, ["--resume"])):  # noqa: B007 - the function looks at it
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(Trainer, "train_step", killed)
-            train(task, scenes, tmp_path / "run", *words)
-    assert train(task, scenes, tmp_path / "run", "--resume") == 0
+            train(task, scenes, tmp_path / "run", shown, *words)
+    assert train(task, scenes, tmp_path / "run", shown, "--resume") == 0
+    assert sheets(tmp_path / "run/tensorboard") == [
+        int(path.stem.removeprefix("step-")) for path in sorted((run / "pictures").iterdir())
+    ]
     for name in ("model/model.safetensors", "model/config.json", "held_out.npz"):
         assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes(), name
     if task == "detection":
