@@ -339,6 +339,11 @@ def _check(plan: Plan) -> None:
     lengths: dict[str, int | None] = {}
     for trial, config in _settings(plan):
         lengths[trial.method] = config.steps
+        if config.patience is not None:
+            raise InputError(
+                f"{plan.file}, {trial.method}: patience is {config.patience}, which would end the "
+                "methods after other steps: leave it out"
+            )
         if config.schedule.milestones:
             raise InputError(
                 f"{plan.file}, {trial.method}: schedule.milestones is {config.schedule.milestones} "

@@ -144,6 +144,9 @@ class LoopConfig(Settings):
     """Steps between lines of metrics.jsonl; a signal is obeyed at the next one."""
     evaluate_every_epochs: PositiveFloat = 1.0
     """Epochs between evaluations on held-out images."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row without a better one after which the run ends; null: it has its whole
+    length. The learning rate goes down over the whole length all the same."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """accelerate trackers that also receive the metrics."""
     resume: bool = False
@@ -170,6 +173,11 @@ class LoopConfig(Settings):
             self.batch_size % self.accumulate == 0,
             f"accumulate is {self.accumulate}: give a number that divides batch_size "
             f"({self.batch_size})",
+        )
+        require(
+            self.patience is None or getattr(self.checkpoint, "best", None) != "last",
+            f"patience is {self.patience}, but checkpoint.best is last, so that no evaluation is "
+            "better than another: give a metric there, or leave patience out",
         )
         require(
             self.checkpoint.every_steps >= self.log_every_steps,

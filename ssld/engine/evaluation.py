@@ -71,8 +71,8 @@ class Evaluator(Generic[R, B, N, S]):
         if improved:
             task.export(trainer.result, self.folder, step)
         task.keep(run, score, step, improved)
-        last = step == run.total_steps  # `finish` writes one next
-        if not last and time.monotonic() - self.reported > REPORT_SECONDS:
+        # `finish` writes one next where it is complete.
+        if not trainer.complete and time.monotonic() - self.reported > REPORT_SECONDS:
             self.report(trainer)
 
     def report(self, trainer: Trainer[R, B, N, S]) -> None:
@@ -93,6 +93,8 @@ class Evaluator(Generic[R, B, N, S]):
         if before is not None and "symptoms" not in before:  # by an ssld that knew of none
             before = trainer.best = self._noted_again(before, trainer)
         now = {"step": trainer.step, **self.task.noted(trainer.result, metrics, metric)}
+        better = before is None or rank(now) > rank(before)
+        trainer.no_better = 0 if better else trainer.no_better + 1
         if before is not None and rank(now) < rank(before):
             return False
         trainer.best = now
@@ -122,6 +124,11 @@ class Evaluator(Generic[R, B, N, S]):
 
     def _write_last(self, trainer: Trainer[R, B, N, S]) -> None:
         run, exported = self.run, self._take_best(trainer)
+        if trainer.step < run.total_steps:
+            run.accelerator.print(
+                f"ended after {trainer.step:,} of {run.total_steps:,} steps: none of the last "
+                f"{trainer.no_better} evaluations was better (patience)"
+            )
         digest = self.task.export(trainer.result, self.folder, exported["step"])
         if self.score is not None and exported["step"] == trainer.step:
             self.task.keep(run, self.score, trainer.step, True)

@@ -28,7 +28,8 @@ class Stopped(Interrupted):
 
 
 def train(run: R, task: Task[R, B, N, S], student: N) -> S | None:
-    """Train `student` for `run.total_steps`, then export it and write the report.
+    """Train `student` for `run.total_steps`, or as long as `patience` lasts, then export it and
+    write the report.
 
     Returns:
         the last evaluation, where there was one.
@@ -85,7 +86,7 @@ def steps(
             if evaluator.run_on(trainer, progress, stop):
                 _leave(trainer, evaluator, stop)
             trainer.save()
-        while trainer.step < run.total_steps:
+        while not trainer.complete:
             lr = trainer.lr()
             trainer.train_step(batches, progress)
             step = trainer.step
@@ -98,7 +99,8 @@ def steps(
                     improved = trainer.best != before
                 if requested:
                     _leave(trainer, evaluator, stop)
-                if improved or overdue or run.due(step, config.checkpoint.every_steps):
+                due = run.due(step, config.checkpoint.every_steps)
+                if improved or overdue or due or trainer.complete:
                     trainer.save()
                     progress.saved_now()
                 progress.restart_clock()

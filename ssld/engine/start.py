@@ -154,6 +154,11 @@ def start(
     Raises:
         InputError: the folder was made with other settings, images or networks.
     """
+    if config.patience is not None and not val:
+        raise InputError(
+            f"patience is {config.patience}, but nothing is held out, so that there are no "
+            "evaluations: name images in data.val, or leave patience out"
+        )
     world = accelerator.num_processes
     steps_per_epoch = sampler.samples_per_epoch / config.batch_size
     total = config.steps or max(1, math.ceil((config.epochs or 0) * steps_per_epoch))

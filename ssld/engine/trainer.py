@@ -71,6 +71,8 @@ class Trainer(Generic[R, B, N, S]):
         self.step = 0
         self.best: dict[str, Any] | None = None
         """What `Task.noted` kept of the best evaluation so far, and its step."""
+        self.no_better = 0
+        """Evaluations in a row that were not better than one before."""
         self.evaluation_pending = False
         """The last checkpoint was written in the middle of its step's evaluation."""
         self.unreadables = Unreadables(
@@ -170,6 +172,14 @@ class Trainer(Generic[R, B, N, S]):
                 networks["ema_auxiliary"] = self.result.get_submodule("auxiliary")
         return networks
 
+    @property
+    def complete(self) -> bool:
+        """All steps are taken, or `patience` is at its end."""
+        patience = self.run.config.patience
+        return self.step >= self.run.total_steps or (
+            patience is not None and self.no_better >= patience
+        )
+
     def save(self) -> None:
         """Write a checkpoint; the other processes wait.
 
@@ -191,6 +201,7 @@ class Trainer(Generic[R, B, N, S]):
             optimizer=self.optimizer.state_dict(),
             state={
                 "best": self.best,
+                "no_better": self.no_better,
                 "evaluation_pending": self.evaluation_pending,
                 "scaler": scaler.state_dict() if scaler else None,
                 **{key: run.facts.get(key) for key in FACTS},
@@ -211,6 +222,7 @@ class Trainer(Generic[R, B, N, S]):
             if run.accelerator.scaler and state["scaler"]:
                 run.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = state["step"], state["best"]
+            self.no_better = state.get("no_better", 0)  # older checkpoints have none
             self.evaluation_pending = state["evaluation_pending"]
             self.unreadables.merge(state["unreadable"])
             if run.accelerator.is_main_process:
