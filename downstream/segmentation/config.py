@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from downstream.dense.config import (
 from downstream.dense.networks import require_packages
 from downstream.segmentation.networks import SEGMENTERS
 from ssld.common.settings import (
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -130,6 +132,25 @@ class TestConfig(Settings, section="test"):
 
 
 @dataclass(frozen=True)
+class MaskLossConfig(Settings, section="loss"):
+    """What is minimised besides the mean cross-entropy of pixels."""
+
+    class_weights: dict[str, float] = field(default_factory=dict)
+    """How often a pixel of a class counts in the cross-entropy, by the class's name:
+    `{pole: 5, sign: 5}`; 1 for the others."""
+    dice_weight: NonNegativeFloat = 0.0
+    """Of the Dice loss (Milletari et al. 2016, V-Net, section 3) of the main output; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, weight in self.class_weights.items():
+            require(
+                0 <= weight < math.inf,
+                f"loss.class_weights.{name} is {weight}: give 0 or more",
+            )
+
+
+@dataclass(frozen=True)
 class SegmentationConfig(DownstreamConfig):
     """`python -m downstream.segmentation --config F.yaml --backbone NAME`: train a segmenter on a
     backbone, with human masks."""
@@ -138,6 +159,7 @@ class SegmentationConfig(DownstreamConfig):
     data: MaskDataConfig = field(default_factory=MaskDataConfig)
     augment: MaskAugmentConfig = field(default_factory=MaskAugmentConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    loss: MaskLossConfig = field(default_factory=MaskLossConfig)
     checkpoint: SegmentationCheckpointConfig = field(default_factory=SegmentationCheckpointConfig)
 
 

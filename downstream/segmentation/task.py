@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from markupsafe import Markup
 from torch import Tensor
-from torch.nn import functional as F
 
 from downstream.dense.drawing import Legend, draw_mask
 from downstream.dense.model import save
@@ -23,9 +22,9 @@ from downstream.dense.task import AnnotatedScore, AnnotatedTask, ids_of, with_on
 from downstream.segmentation.batches import MaskBatch, MaskBatches
 from downstream.segmentation.config import SegmentationConfig, TestConfig
 from downstream.segmentation.confusion import Confusion, class_iou
-from downstream.segmentation.data.class_table import IGNORE
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.transforms import EvalMaskView, TrainMaskView
+from downstream.segmentation.losses import counted, dice_loss, pixel_loss, weights_of
 from downstream.segmentation.model import SegmentationModel
 from ssld.common.errors import attempt
 from ssld.engine.per_image import write_held_out
@@ -105,21 +104,25 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         self.make_train = MaskBatches(sources.seen, view, len(human))
         self.make_held_out = MaskBatches(sources.val, EvalMaskView())
         self.names, self.palette = human[0].class_names, human[0].palette
+        self.class_weights = weights_of(config.loss.class_weights, self.names)
         self.mask_ids = [row.id for row in human[0].labels.table.classes]
         self.images = sum(map(len, sources.val))
 
     def dense_losses(self, segmenter: Callable[..., Any], batch: MaskBatch) -> dict[str, Tensor]:
-        """{term: float32 [b]}. Every pixel of the batch over all processes that counts weighs the
-        same; those of an unreadable image do not."""
-        valid = (batch.masks != IGNORE).sum() / len(batch.ids)
+        """{term: float32 [b]}. Every pixel of a class in the batch over all processes weighs the
+        same; those that do not count, and those of an unreadable image, nothing."""
+        weights, dice = self.class_weights, self.config.loss.dice_weight
+        valid = counted(batch.masks, weights)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(valid)
             valid /= torch.distributed.get_world_size()
         logits = segmenter(batch.images)
         main, *auxiliary = logits if isinstance(logits, tuple) else (logits,)
-        terms = {"pixels": pixel_loss(main, batch.masks, valid)}
+        terms = {"pixels": pixel_loss(main, batch.masks, valid, weights)}
+        if dice:
+            terms["dice"] = dice * dice_loss(main, batch.masks)
         for further in auxiliary:
-            terms["auxiliary"] = self.aux_weight * pixel_loss(further, batch.masks, valid)
+            terms["auxiliary"] = self.aux_weight * pixel_loss(further, batch.masks, valid, weights)
         return terms
 
     def evaluate(
@@ -219,29 +222,3 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Markup:
     plot.set_xlabel("taken for")
     plot.set_ylabel("is")
     return page.plot("share of each class's pixels", figure)
-
-
-def pixel_loss(logits: Tensor, masks: Tensor, valid_per_image: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each image, so that the mean over images is that over valid pixels.
-
-    With v the valid pixels of the mean image, an image's loss is the sum over its valid pixels / v.
-    Images with more valid pixels weigh more: every pixel of the batch weighs the same, as with
-    torch's `cross_entropy(..., ignore_index=255)`.
-
-    Args:
-        logits: float [b, classes, h, w].
-        masks: class numbers, uint8 or int64 [b, h, w]; IGNORE does not count.
-        valid_per_image: v as a float scalar, where the batch is a part of a larger one: all valid
-            pixels over all processes / all images over all processes. Then the mean over all images
-            of all processes is that over all their valid pixels. By default that of this batch.
-
-    Returns:
-        float32 [b]; 0, and so are its gradients, where no pixel is valid.
-    """
-    each = F.cross_entropy(
-        logits.float(), masks.long(), ignore_index=IGNORE, reduction="none"
-    )  # [b, h, w]
-    if valid_per_image is None:
-        valid_per_image = (masks != IGNORE).sum() / len(masks)
-    tiny = torch.finfo(torch.float32).tiny  # 0 / tiny is 0
-    return each.sum((1, 2)) / valid_per_image.float().clamp(min=tiny)

@@ -34,7 +34,8 @@ TASKS = {
         "ap",
     ),
     "segmentation": (
-        ["--segmenter.name=fcn", "--augment.crop=[48, 64]", "--schedule.lr=1", "--ema.decay=0.5"],
+        ["--segmenter.name=fcn", "--augment.crop=[48, 64]", "--schedule.lr=1", "--ema.decay=0.5",
+         "--loss.dice_weight=0.5", '--loss.class_weights={"red": 2}'],
         "miou",
     ),
 }  # fmt: skip
@@ -78,6 +79,8 @@ def test_a_run_says_what_it_found(trained, scenes) -> None:
     task, run = trained
     lines = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "eval"]
     assert lines and all(TASKS[task][1] in line and line["images"] == 5 for line in lines)
+    if task == "segmentation":
+        assert all(x["dice"] > 0 for x in read_lines(run / "metrics.jsonl") if "loss" in x)
     found = record(run)
     assert sorted(found["ids"].tolist()) == [f"val{i}.png" for i in range(5)]
     facts = json.loads((run / "run.json").read_text())

@@ -20,9 +20,9 @@ from downstream.segmentation.heads.nas_fpn import NASFPNSegmenter
 from downstream.segmentation.heads.ocrnet import OCRNet
 from downstream.segmentation.heads.segmenter import Segmenter, concatenated
 from downstream.segmentation.inference import predict
+from downstream.segmentation.losses import pixel_loss
 from downstream.segmentation.model import build, on_backbone
 from downstream.segmentation.networks import SEGMENTERS
-from downstream.segmentation.task import pixel_loss
 from ssld.common.errors import InputError
 
 CASES = {  # network, learning rate, steps, side of the pictures in px
@@ -303,50 +303,6 @@ def test_maps_are_concatenated_at_the_size_of_the_first():
     found = concatenated(maps)
     wanted = [naive_bilinear(x.double().numpy(), 16, 24) for m in maps for x in m[0]]
     np.testing.assert_allclose(found[0].numpy(), np.stack(wanted), atol=1e-5)
-
-
-def batch_of_pixels(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(6, 5, 7, 9, generator=generator)
-    masks = torch.randint(0, 5, (6, 7, 9), generator=generator).to(torch.uint8)
-    for i, mask in enumerate(masks):
-        mask[: i + 1] = 255
-    masks[2] = 255
-    return logits, masks
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_the_loss_is_the_mean_over_valid_pixels(dtype):
-    logits, masks = batch_of_pixels()
-    log_p = logits.double().log_softmax(1).numpy()
-    sums, count = np.zeros(6), 0
-    for i, y, x in zip(*np.nonzero(masks.numpy() != 255), strict=True):
-        sums[i] -= log_p[i, masks[i, y, x], y, x]
-        count += 1
-    loss = pixel_loss(logits, masks.to(dtype))
-    assert loss.dtype == torch.float32
-    np.testing.assert_allclose(loss.numpy(), sums / count * 6, rtol=1e-6)
-    assert loss[2] == 0
-    torch.testing.assert_close(loss.mean(), F.cross_entropy(logits, masks.long(), ignore_index=255))
-
-
-def test_half_precision_logits_have_a_float32_loss():
-    logits, masks = batch_of_pixels()
-    found = pixel_loss(logits.bfloat16(), masks)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, pixel_loss(logits.bfloat16().float(), masks))
-
-
-def test_parts_of_a_batch_with_the_common_count_are_the_whole():
-    logits, masks = batch_of_pixels()
-    wanted = pixel_loss(logits, masks)
-    per_image = (masks != 255).sum() / 6
-    parts = [
-        pixel_loss(logits[part], masks[part], per_image) for part in (slice(0, 3), slice(3, 6))
-    ]
-    torch.testing.assert_close(torch.cat(parts), wanted)
-    alone = [pixel_loss(logits[part], masks[part]).mean() for part in (slice(0, 3), slice(3, 6))]
-    assert abs(torch.stack(alone).mean() - wanted.mean()) > 1e-3  # why the count is needed
 
 
 @pytest.mark.parametrize("per_image", [None, torch.tensor(0), torch.tensor(12.5)])
