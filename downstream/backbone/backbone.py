@@ -6,6 +6,8 @@ nothing for several architectures. What stands behind the last map, the head, is
 
 Frozen batch norm is timm's own modules in eval mode: putting others in their place would lose the
 activation that `BatchNormAct2d` has inside.
+
+A plain vision transformer has one map, of which `simple_pyramid.py` makes those of other strides.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from downstream.backbone.config import PARTS, PRESETS, BackboneConfig
+from downstream.backbone.simple_pyramid import SimplePyramid
 from downstream.backbone.weights import architecture, create, is_distilled, open_classifier
 from ssld.common.errors import InputError, one_line
 from ssld.models.opening import load_strictly
@@ -87,7 +90,12 @@ class Backbone(nn.Module):
         self.pretrained, self.distilled = description.pretrained, description.distilled
         model: Any = classifier
         reductions = _reductions(model, self.architecture)
-        self.indices = _levels(reductions, description.wanted, self.architecture)
+        plain = len(set(reductions)) == 1  # a vision transformer: all blocks have one stride
+        if plain:
+            self.indices = [len(reductions) - 1]
+            model = _of_any_size(model, description)
+        else:
+            self.indices = _levels(reductions, description.wanted, self.architecture)
         if description.output_stride != 32:
             model = _dilated(model, description)
         side = self.input_size if model.pretrained_cfg.get("fixed_input_size") else _PROBE_PX
@@ -101,12 +109,24 @@ class Backbone(nn.Module):
         )
         self.channels = tuple(int(x.shape[1]) for x in maps)
         _check_strides(self.strides, maps, side, self.architecture)
+        self.pyramid: SimplePyramid | None = None
+        if plain:
+            found = (self.channels[0], self.strides[0])
+            self.pyramid = SimplePyramid(*found, description.wanted, self.architecture)
+            self.strides, self.channels = description.wanted, tuple(self.pyramid.channels)
         self._frozen = self._freeze()
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[b, 3, h, w] normalised -> maps [b, channels[i], h / strides[i], w / strides[i]]."""
-        return self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True)
+        maps = self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True)
+        if self.pyramid is None:
+            return maps
+        height, width = x.shape[-2:]  # maps reach into what was padded to a whole patch
+        return [
+            level[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+            for level, stride in zip(self.pyramid(maps[0]), self.strides, strict=True)
+        ]
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen batch norm and frozen stages stay in eval mode."""
@@ -136,10 +156,13 @@ class Backbone(nn.Module):
         if isinstance(lr, str) and not self.tuned():
             return dict.fromkeys(names, 1.0)
         factors = PRESETS[task] if isinstance(lr, str) else lr
-        return {name: float(factors[self.part(name)]) for name in names}
+        return {
+            name: 1.0 if name.startswith("pyramid.") else float(factors[self.part(name)])
+            for name in names
+        }
 
     def part(self, name: str) -> int:
-        """0 for a parameter of the stem, 1 to 4 for one of that stage.
+        """0 for a parameter of the stem, 1 to 4 for one of that stage; a pyramid is of the last.
 
         Raises:
             InputError: timm does not say which parameters of this network are whose.
@@ -247,6 +270,24 @@ def _levels(reductions: Sequence[int], wanted: Sequence[int], name: str) -> list
             "that has them, for example resnet50d"
         )
     return [max(i for i, x in enumerate(reductions) if x == stride) for stride in wanted]
+
+
+def _of_any_size(model: Any, description: Description) -> Any:
+    """The same vision transformer for images of other sizes: its position embeddings are resized,
+    images padded to whole patches."""
+    args = {**description.args, "dynamic_img_size": True, "dynamic_img_pad": True}
+    try:
+        flexible = create(description.architecture, args)
+    except InputError as error:
+        raise InputError(
+            f"backbone {description.architecture} has one map, and takes images of one size alone: "
+            "choose a network with maps of several strides, for example resnet50d, or a vision "
+            "transformer of any size, for example vit_small_patch16_224"
+        ) from error
+    if flexible.num_classes != model.num_classes:
+        flexible.reset_classifier(model.num_classes)
+    load_strictly(flexible, model.state_dict(), f"backbone {description.architecture}")
+    return flexible
 
 
 def _dilated(model: Any, description: Description) -> Any:

@@ -160,7 +160,7 @@ def test_some_maps_only_and_nothing_trains_in_vain():
 @pytest.mark.parametrize(
     ("name", "wanted", "said"),
     [
-        ("test_vit", {}, "has feature maps of stride 16, not of 4, 8, 32"),
+        ("test_vit", {"strides": (3, 6)}, "has one map, of stride 16, from which none of stride 3"),
         ("hgnetv2_b0", {"strides": (2, 4)}, "of stride 4, 8, 16, 32, not of 2: choose"),
         ("hrnet_w18_small", {"output_stride": 8}, "no dilation to output stride 8"),
         ("hgnetv2_b0", {"output_stride": 16}, "no dilation to output stride 16"),
