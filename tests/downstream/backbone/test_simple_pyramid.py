@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -30,7 +31,7 @@ def maps_of(backbone: Backbone, image: torch.Tensor) -> list[torch.Tensor]:
 def test_one_map_is_the_classifiers_own():
     backbone = opened()
     torch.manual_seed(1)
-    classifier = timm.create_model("test_vit").eval()
+    classifier: Any = timm.create_model("test_vit").eval()
     own = {name.removeprefix("model."): x for name, x in backbone.state_dict().items()}
     classifier.load_state_dict({x: own[x] for x in own if not x.startswith("pyramid")}, False)
     found: list[torch.Tensor] = []
