@@ -15,6 +15,7 @@ from downstream.backbone.backbone import Backbone, describe, rebuild
 from downstream.backbone.config import PARTS
 from downstream.dense.classification import Classes
 from downstream.dense.config import DownstreamConfig
+from downstream.dense.memory import warn_of_memory
 from downstream.dense.model import DenseModel, load_weights, read_description
 from downstream.dense.preflight import Readable, Report, in_both, write_preflight
 from downstream.dense.sources import (
@@ -158,6 +159,7 @@ def start_run(
         start_sha256, left_out = load_init(network, config.init, task, head, build)
         begun = f"from {config.init}{left_out}"
     backbone = network.backbone
+    warn_of_memory(config, accelerator, network, size)
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
     architecture = f"{head['name']} on {backbone.architecture}"
     facts: dict[str, Any] = {

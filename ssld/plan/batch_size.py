@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ssld.common.errors import InputError
+from ssld.common.memory import free_bytes
 from ssld.models.sync_batch_norm import alone
 from ssld.plan.measure import Bench
 
@@ -155,7 +155,7 @@ def _derived(bench: Bench, start: int) -> tuple[int | None, str]:
             _step(bench, count)
         needs.append(max(seen))
     each = (needs[1] - needs[0]) / (large - small)
-    free = _free() / bench.run.world_size
+    free = free_bytes() / bench.run.world_size
     if each < bench.run.view.size**2 * 3:  # less than the images themselves: lost in the noise
         return None, "not known, a step needs too little memory to tell"
     count = int(large + SPARE * free / each)
@@ -179,13 +179,3 @@ def _highest() -> Iterator[list[int]]:
     finally:
         done.set()
         thread.join()
-
-
-def _free() -> int:
-    """Bytes that may still be taken, of the machine and of the container."""
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        cgroup = Path("/sys/fs/cgroup")
-        limit = int((cgroup / "memory.max").read_text())
-        free = min(free, limit - int((cgroup / "memory.current").read_text()))
-    return max(0, free)

@@ -52,7 +52,7 @@ def test_deriving_goes_by_what_twice_the_images_need(monkeypatch):
     needs: list[Needs] = []
     monkeypatch.setattr(batch_size, "_highest", lambda: needs.append(Needs()) or needs[-1])
     monkeypatch.setattr(batch_size, "_step", step)
-    monkeypatch.setattr(batch_size, "_free", lambda: 40_000)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda: 40_000)
     found, how = batch_size._derived(SimpleNamespace(run=run), 10)  # type: ignore[arg-type]
     assert found == 20 + 0.8 * 20_000 / 200  # half of what is free belongs to the other process
     assert how.startswith("derived")
