@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pictures
 import pytest
+import sabotage
 
 import ssld
 from ssld.common.errors import InputError
@@ -83,13 +86,14 @@ def test_workers_of_a_curation_do_not_run_the_script_again(colours, teacher_file
     script = tmp_path / "script.py"
     script.write_text(
         "import ssld\nprint('begins')\n"
-        f"ssld.curate(out={str(tmp_path / 'c')!r}, gallery={str(colours / 'unlabeled')!r},\n"
-        f"            protected={str(colours / 'val')!r}, workers=1, select={{'k': 3}},\n"
+        f"ssld.curate(out={str(tmp_path / 'c')!r}, gallery={str(colours / 'val/blue')!r},\n"
+        f"            protected={str(colours / 'val/red')!r}, workers=1, select={{'k': 3}},\n"
         f"            teacher={str(teacher_file)!r})\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-    assert done.stdout.count("begins") == 1
-    assert (tmp_path / "c/selected.parquet").is_file(), done.stderr
+    run = functools.partial(runpy.run_path, str(script), None, "__main__")
+    _, said = sabotage.run(["--help"], tmp_path / "said.txt", [run])
+    assert said.count("begins") == 1
+    assert (tmp_path / "c/selected.parquet").is_file(), said
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image, ImageFilter, ImageOps
+
+from ssld.curate.near_duplicates import sift
 
 EDITS = {
     "jpeg": lambda image: image,
@@ -35,6 +40,23 @@ def picture(seed: int) -> Image.Image:
         colour = rng.integers(0, 256, 3).tolist()
         cv2.ellipse(pixels, centre, axes, int(rng.integers(180)), 0, 360, colour, -1, cv2.LINE_AA)
     return Image.fromarray(pixels)
+
+
+@contextlib.contextmanager
+def features_once() -> Iterator[None]:
+    """Of the same pixels, which all curations of a module look at: SIFT is most of their work, and
+    `tests/curate/test_sift.py` says that it is a function of the pixels."""
+    whole, known = sift.features_of, {}
+
+    def remembered(pixels: np.ndarray) -> sift.Features:
+        key = pixels.shape, pixels.tobytes()
+        if key not in known:
+            known[key] = whole(pixels)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sift, "features_of", remembered)
+        yield
 
 
 @dataclass(frozen=True)

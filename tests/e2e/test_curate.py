@@ -24,7 +24,8 @@ from ssld.__main__ import main
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return curation.make(tmp_path_factory.mktemp("world"))
+    with curation.features_once():
+        yield curation.make(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ K = 4
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return curation.make(tmp_path_factory.mktemp("world"))
+    with curation.features_once():
+        yield curation.make(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -34,14 +34,12 @@ def project(work: Work, sets: dict[str, ImageSet], scorer: Scorer | None) -> Non
     """Print and log hours of each stage; `duplicates` for all of the pool, of which `select`
     usually needs a part. Starting workers takes some seconds more."""
     pool, reference = sets["gallery"], sets["protected"]
-    sample = _sample(pool) if work.main else {}
-    if not sample:
+    data, images, sift = _sample(pool) if work.main else ([], [], 0.0)
+    if not data:
         return
-    data, images = list(sample), list(sample.values())
     candidates = (images * CANDIDATES)[:CANDIDATES]
     compare(images[0], candidates)  # warm
     index = _seconds_each(measure, data)
-    sift = _seconds_each(features, data)
     matching = _seconds_each(lambda x: compare(x, candidates), images[:COMPARED])
     cores = work.processes.world_size * max(1, min(work.config.workers, os.cpu_count() or 1))
     seconds = {
@@ -62,14 +60,18 @@ def project(work: Work, sets: dict[str, ImageSet], scorer: Scorer | None) -> Non
     work.say(f"projected for {len(pool):,} images: {spans} (duplicates: if all are looked at)")
 
 
-def _sample(pool: ImageSet) -> dict[bytes, Features]:
-    """Encoded images, evenly spread; those that cannot be read are left out."""
-    sample = {}
+def _sample(pool: ImageSet) -> tuple[list[bytes], list[Features], float]:
+    """Encoded images, evenly spread, the features of each, and seconds that these took of one;
+    those that cannot be read are left out."""
+    data, images, seconds = [], [], 0.0
     for row in np.unique(np.arange(SAMPLE) * len(pool) // SAMPLE).tolist():
         with contextlib.suppress(OSError, Unreadable):
-            data = read_address(pool.address(row))
-            sample[data] = features(data)
-    return sample
+            encoded = read_address(pool.address(row))
+            begun = time.perf_counter()
+            images.append(features(encoded))
+            seconds += time.perf_counter() - begun
+            data.append(encoded)
+    return data, images, seconds / max(1, len(data))
 
 
 def _seconds_each(job: Callable[[Any], object], items: list[Any]) -> float:
