@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pictures
 import pytest
 import sabotage
 import torch
 import yaml
 from case import lines
 from filelock import FileLock
+from matplotlib.figure import Figure
 from sabotage import kill_after, sigkill
 from safetensors.torch import load_file
 from stages import first_stage
@@ -78,7 +80,9 @@ def _placeless(text: str, *places: Path) -> str:
     return text
 
 
-def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, real_pictures) -> None:
+def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, monkeypatch) -> None:
+    # The plots of the recipe and of the fix are drawn; those of a training are by other tests.
+    monkeypatch.setattr(Figure, "savefig", pictures.SAVEFIG)
     file, out = recipe(), tmp_path / "out"
     assert main(["recipe", str(file)]) == 0
     said = capsys.readouterr().out

@@ -81,7 +81,7 @@ TASKS = {
 def test_sigkill_with_all_that_is_random(case, command):
     changes = {"command": command, **ALL_THAT_IS_RANDOM, **TASKS[command]}
     whole, killed = case(**changes), case(**changes, **WORKER)
-    code, said = whole.start(sabotage.draw)
+    code, said = whole.start()
     assert code == 0, said
     assert killed.start(partial(at_step, 7, sigkill))[0] == -signal.SIGKILL
     assert killed.resume(partial(at_step, 17, sigkill))[0] == -signal.SIGKILL
@@ -262,7 +262,7 @@ def test_a_full_disk(case, undisturbed, colours, teacher_file, tmp_path, when):
     full.said = tmp_path / "said.txt"
     mount = partial(sabotage.small_disk, str(disk), 64 * 2**20, str(rescued))
     fill = partial(at_call, DISK_FULL[when], 2, partial(sabotage.fill, str(disk)))
-    code, said = full.start(mount, fill, *([sabotage.draw] if "report" in when else []))
+    code, said = full.start(mount, fill)
     if code == 77:
         pytest.skip("mounting needs user namespaces; the quota above is the same fault")
     assert code == MEND and "Traceback" not in said

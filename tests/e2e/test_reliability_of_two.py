@@ -29,7 +29,7 @@ WORKER = {"data.workers": 1}
 def undisturbed_pair(case) -> dict[str, Any]:
     """With a loader process each; some others have none."""
     run = case(**WORKER)
-    started = both(run, harm=[[sabotage.draw]] * 2)
+    started = both(run)
     assert [p.process.exitcode for p in started] == [0, 0], started[0].words + started[1].words
     return run.outcome()
 

@@ -91,7 +91,8 @@ def test_human_targets_read_the_labels_and_load_no_teacher(
     (swapped / "green").rename(swapped / "blue")
     (swapped / "x").rename(swapped / "green")
     rest = (f"--data.labeled={swapped}", f"--data.val={swapped}", "--targets=human", "--steps=60",
-            "--schedule.lr=3")  # fmt: skip
+            "--schedule.lr=3", "--evaluate_every_epochs=100",
+            "--checkpoint.every_steps=100")  # fmt: skip
     assert finetune(distilled, tmp_path / "two", *rest) == 0
     last = [line for line in lines(tmp_path / "two") if line["kind"] == "eval"][-1]
     assert "agreement1" not in last and last["top1"] > 0.9

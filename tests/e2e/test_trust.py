@@ -106,7 +106,7 @@ def test_a_learning_rate_that_is_too_low_is_named(command, tmp_path):
     assert "Likely causes: learning rate too low" in verdict(tmp_path / "run")
 
 
-def test_a_learning_rate_that_is_too_high_is_named(command, real_pictures, tmp_path):
+def test_a_learning_rate_that_is_too_high_is_named(command, tmp_path):
     assert command("distill", **{"schedule.lr": 30.0, "schedule.warmup_epochs": 0}) == 0
     said = [line["verdict"] for line in metrics(tmp_path / "run", "eval")]
     assert any(x.startswith("not learning: ") and "learning rate too high" in x for x in said)

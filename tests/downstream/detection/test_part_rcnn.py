@@ -290,7 +290,7 @@ def test_four_images_are_overfitted(kind: str) -> None:
         kind, anchor_sizes=SMALL_ANCHORS, channels=32, head_channels=64, rois_per_image=16
     )
     similarity = oks if kind == "keypoints" else masks_iou
-    assert overfit(network, steps=100, similarity=similarity)[0] > 0.95
+    assert overfit(network, size=64, steps=100, similarity=similarity)[0] > 0.95
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,7 +29,7 @@ CASES = {  # network, learning rate, steps, side of the pictures in px
     "fcn on hrnet": (lambda: FCN(hrnet(), 4), 3e-3, 60, 64),
     "fcn on resnet-d": (lambda: FCN(dilated(32), 4), 1e-2, 120, 96),
     "deeplabv3plus": (lambda: DeepLabV3Plus(dilated(4, 32), 4), 1e-2, 40, 64),
-    "ocrnet": (lambda: narrow_ocrnet(hrnet()), 5e-3, 80, 64),
+    "ocrnet": (lambda: narrow_ocrnet(hrnet()), 1e-2, 60, 64),
     "nas_fpn": (narrow_nas_fpn, 1e-2, 80, 64),
 }
 
@@ -236,7 +236,7 @@ def test_other_backbones_have_no_multi_grid(backbone):
 
 
 WANTED = {  # strides and channels of the maps that each network asks for
-    ("fcn", "resnet50d"): ((8,), (2048,)),
+    ("fcn", "resnet14t"): ((8,), (2048,)),
     ("fcn", "hrnet_w18_small"): ((4, 8, 16, 32), (16, 32, 64, 128)),
     ("ocrnet", "hrnet_w18_small"): ((4, 8, 16, 32), (16, 32, 64, 128)),
     ("ocrnet", "test_resnet"): ((8,), (96,)),
