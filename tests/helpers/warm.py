@@ -1,16 +1,18 @@
-"""What the fork server of `sabotage` does once, so that no run of a test does it again: imports and
-the parsers of commands, a fifth of a second each."""
+"""What the fork server of `sabotage` does once, so that no run of a test does it again: imports,
+the parsers of commands and the templates of pages."""
 
 from __future__ import annotations
 
 import gc
 import importlib
+from pathlib import Path
 
 from PIL import Image
 
 from ssld.cli.parse import _parser
 from ssld.curate.config import CurateConfig
 from ssld.distill.config import DistillConfig, SupervisedConfig
+from ssld.report.page import ENVIRONMENT
 
 MODULES = [
     *("ssld.__main__", "ssld.engine.loop", "ssld.recipe.command", "ssld.curate.command"),
@@ -29,4 +31,7 @@ Image.init()
 _parser("ssld distill", DistillConfig)
 _parser("ssld supervised", SupervisedConfig)
 _parser("ssld curate", CurateConfig)
+ROOT = Path(__file__).parents[2]
+for file in ROOT.glob("ssld/**/*.html"):
+    ENVIRONMENT.get_template(file.relative_to(ROOT).as_posix())
 gc.freeze()  # what all runs share is looked through, and copied, by none
