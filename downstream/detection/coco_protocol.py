@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from downstream.dense.outlines import Rle
 from downstream.detection.data.boxes import Boxes
 from downstream.detection.data.keypoints import Keypoints
-from downstream.detection.data.outlines import Rle
 from downstream.detection.networks import PREFIXES
 from downstream.detection.oks import oks, pixel_numbers, sigmas_of
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from downstream.dense.outlines import Rle, read_outline
 from downstream.detection.coco_protocol import Predicted, Similarity, xywh
-from downstream.detection.data.outlines import Rle, read_outline
 from downstream.detection.oks import pixel_numbers
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import write_atomically

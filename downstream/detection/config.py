@@ -153,8 +153,8 @@ class DetectionCheckpointConfig(CheckpointConfig):
 
 @dataclass(frozen=True)
 class BoxDataConfig(AnnotatedConfig):
-    """Images with boxes: `FILE.json` (COCO), `FILE.json::IMAGES`, or a folder in VOC's or YOLO's
-    layout, `DIR` or `DIR::SPLIT`."""
+    """Images with boxes: COCO's `FILE.json`, `FILE.json::IMAGES`, `data.yaml::SPLIT`, or a folder
+    of VOC's, YOLO's, labelme's or CVAT's files, `DIR` or `DIR::SPLIT`; docs/formats.md has all."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from downstream.detection.data.outlines import Rle, encode
+from downstream.dense.outlines import Rle, encode
 
 THRESHOLD = 0.5
 """Probability above which a pixel belongs to an instance."""

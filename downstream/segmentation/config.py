@@ -94,8 +94,8 @@ class SegmentationCheckpointConfig(CheckpointConfig):
 
 @dataclass(frozen=True)
 class MaskDataConfig(AnnotatedConfig):
-    """Images with masks: a folder in the plain, Cityscapes' or VOC's layout, `DIR` or `DIR::SPLIT`,
-    or a COCO panoptic `FILE.json`, `FILE.json::IMAGES`."""
+    """Images with masks: a folder of images and masks, Cityscapes', VOC's or labelme's, `DIR` or
+    `DIR::SPLIT`, or COCO's `FILE.json`, `FILE.json::IMAGES`; docs/formats.md has them all."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from foreign_sets import box, coco, picture, xml, yolo
 
+from downstream.dense.outlines import extent, read_outline
 from downstream.detection.data.boxes import open_boxes
-from downstream.detection.data.outlines import extent, read_outline
 from ssld.common.errors import InputError
 
 

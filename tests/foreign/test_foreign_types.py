@@ -36,7 +36,7 @@ GOOD = [box(0, [1, 2, 20, 30]), box(1, [1, 2, 20, 30])]
         ({"bbox": [1] * 100_000}, r"annotations\[1\] .* bbox is"),
         ({"image_id": True}, r"annotations\[1\] .* image_id True"),
         ({"image_id": 1.0}, r"annotations\[1\] .* image_id 1.0"),
-        ({"image_id": "1"}, r"annotations\[1\] .* image_id '1'"),
+        ({"image_id": "1.0"}, r"annotations\[1\] .* image_id '1.0'"),
         ({"image_id": [1]}, r"annotations\[1\] .* image_id \[1\]"),
         ({"image_id": None}, r"annotations\[1\] .* image_id None"),
         ({"category_id": {"a": 1}}, r"annotations\[1\] .* category_id"),

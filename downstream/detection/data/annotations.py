@@ -1,28 +1,18 @@
-"""What a reader of one format (`coco.py`, `voc.py`, `yolo.py`) hands to `boxes.py`, and the checks
-that they share. Nothing here has been clipped, turned or dropped yet."""
+"""What a reader of one format (`coco.py`, `voc.py`, `yolo.py`, those of shapes) hands to
+`boxes.py`. Nothing here has been clipped, turned or dropped yet."""
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from downstream.dense.texts import shown, writable
+from downstream.dense.outlines import Outline
+from downstream.dense.shapes import NO_OBJECTS, Shapes, require_finite
 from downstream.detection.data.keypoints import Keypoints
-from downstream.detection.data.outlines import Outline
-from ssld.common.errors import InputError
-from ssld.data.folder import EXTENSIONS
 from ssld.data.source import Source
-
-UNSTATED = -1
-"""In `Annotations.stated`."""
-LARGEST = 1e9
-"""No picture has as many px a side."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +21,15 @@ class Annotations:
 
     path: str
     format: str
-    """COCO, VOC or YOLO."""
+    """COCO, VOC, YOLO, ...: for the report."""
     folder: str
     """Of the images."""
     names: list[str]
     """Image files relative to `folder`, distinct."""
     stated: np.ndarray
     """int64 [n, 2]: height and width that the annotations claim, UNSTATED where they do not."""
-    image_ids: list[int]
+    image_ids: list[Any]
+    """COCO's own, numbers or text; others' count from 1."""
     class_names: list[str]
     category_ids: list[int]
     """Each class's number in the files."""
@@ -75,95 +66,40 @@ class Annotations:
         return f"{self.places(j)} of image {self.names[self.image[j]]!r}"
 
 
-@dataclass
-class Rows:
-    """Boxes as a reader finds them, one after the other."""
-
-    image: list[int] = field(default_factory=list)
-    """Number of the image that each is in."""
-    labels: list[Any] = field(default_factory=list)
-    """Names or numbers of classes, as the files have them."""
-    numbers: list[Sequence[float]] = field(default_factory=list)
-    """Four of each box, whatever they mean."""
-    crowd: list[bool] = field(default_factory=list)
-    where: list[str] = field(default_factory=list)
-    """File and place in it."""
-    more: list[Sequence[float]] = field(default_factory=list)
-    """Numbers of each one's keypoints, or outline."""
-
-    def add(
-        self,
-        image: int,
-        label: Any,
-        numbers: Sequence[float],
-        where: str,
-        crowd: bool = False,
-        more: Sequence[float] = (),
-    ) -> None:
-        self.image.append(image)
-        self.labels.append(label)
-        self.numbers.append(numbers)
-        self.crowd.append(crowd)
-        self.where.append(where)
-        self.more.append(more)
-
-    def table(self) -> np.ndarray:
-        """float64 [m, 4]."""
-        return np.array(self.numbers, np.float64).reshape(-1, 4)
-
-
-def require_finite(
-    values: np.ndarray, fields: Sequence[str], where: Callable[[int], str], what: str = "a number"
-) -> None:
-    """Refuse NaN, infinity and what is no px, which would make the loss NaN many steps later.
-
-    Args:
-        values: float64 [m, fields].
-        where: row -> file, entry and image.
+def of_shapes(shapes: Shapes, masks: bool) -> Annotations:
+    """The boxes around shapes, and their outlines where masks are asked for.
 
     Raises:
-        InputError: naming the first.
+        InputError: a box is not finite.
     """
-    bad = np.argwhere(~(abs(values) < LARGEST))
-    if len(bad):
-        row, column = (int(i) for i in bad[0])
-        rows = len(set(bad[:, 0].tolist()))
-        more = f" (and {rows - 1} more boxes are like it)" if rows > 1 else ""
-        raise InputError(
-            f"{where(row)}: {fields[column]} is {values[row, column]}{more}; give {what}"
-        )
+    rows, names = shapes.rows, shapes.class_names
+    number = {name: i for i, name in enumerate(names)}
+    kept = [j for j, name in enumerate(rows.labels) if name in number]
+    none = len(rows.labels) - len(kept)
 
+    def where(j: int) -> str:
+        return f"{rows.where[kept[j]]} of image {shapes.names[rows.image[kept[j]]]!r}"
 
-def missing_from(folder: str, names: Sequence[str]) -> list[int]:
-    """Which of `names` are no files in `folder`: one listing of each folder, not a stat a file."""
-    by_folder: defaultdict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(names):
-        by_folder[os.path.dirname(name)].append(i)
-    missing: list[int] = []
-    for subfolder, members in by_folder.items():
-        try:
-            present = set(os.listdir(os.path.join(folder, subfolder)))
-        except OSError:
-            present = set()
-        missing += [i for i in members if os.path.basename(names[i]) not in present]
-    return sorted(missing)
-
-
-def images_by_stem(folder: Path) -> dict[str, list[str]]:
-    """Image files in a folder, by name without extension.
-
-    Raises:
-        InputError: it cannot be listed.
-    """
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise InputError(f"{folder}: the folder of images cannot be listed ({error})") from error
-    by_stem: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        stem, ending = os.path.splitext(name)
-        if not name.startswith(".") and ending.lower() in EXTENSIONS:
-            if not writable(name):
-                raise InputError(f"{folder}: the name {shown(name)} is not UTF-8; rename the file")
-            by_stem[stem].append(name)
-    return dict(by_stem)
+    xyxy = rows.table()[kept]
+    require_finite(xyxy, ("x1", "y1", "x2", "y2"), where, "a number of px")
+    return Annotations(
+        path=shapes.path,
+        format=shapes.format,
+        folder=shapes.folder,
+        names=shapes.names,
+        stated=np.array(shapes.stated, np.int64).reshape(-1, 2),
+        image_ids=list(range(1, len(shapes.names) + 1)),
+        class_names=names,
+        category_ids=list(range(len(names))),
+        image=np.array(rows.image, np.int64)[kept],
+        labels=np.array([number[rows.labels[j]] for j in kept], np.int64),
+        xyxy=xyxy,
+        crowd=np.array(rows.crowd, bool)[kept],
+        places=lambda j: rows.where[kept[j]],
+        files=shapes.files,
+        outlines=[rows.more[j] for j in kept] if masks else None,
+        remarks=(
+            *shapes.remarks,
+            *[f"shapes of {' or '.join(NO_OBJECTS)}, left out: {none}"] * bool(none),
+        ),
+    )

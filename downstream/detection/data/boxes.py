@@ -1,4 +1,4 @@
-"""Annotated boxes: COCO json, VOC xml or YOLO txt, as one source of images and boxes.
+"""Annotated boxes of any format (`formats.py`) as one source of images and boxes.
 
 The enemy is a mean average precision of about 0 without a message. So what cannot be told apart
 from a wrong file is an error, and what is certain to be a slip in single boxes is mended, counted
@@ -32,13 +32,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from downstream.dense.generated import ANNOTATIONS, is_generated, open_generated
+from downstream.dense.outlines import Rle
 from downstream.dense.preflight import findings
-from downstream.dense.texts import short_line, shown
+from downstream.dense.texts import short_line
 from downstream.detection.data.annotations import Annotations
 from downstream.detection.data.box_report import BoxReport, ClassBoxes
 from downstream.detection.data.cleaning import clean, notice, refuse_other_conventions
-from downstream.detection.data.coco import read_coco
+from downstream.detection.data.formats import read_annotations
 from downstream.detection.data.frames import Frames, decide_frames, read_headers
 from downstream.detection.data.instance_masks import PackedMasks, draw_masks
 from downstream.detection.data.keypoint_cleaning import (
@@ -47,12 +47,8 @@ from downstream.detection.data.keypoint_cleaning import (
     count_points,
     none_labeled,
 )
-from downstream.detection.data.outlines import Rle
-from downstream.detection.data.voc import find_voc, read_voc
-from downstream.detection.data.yolo import read_yolo
-from downstream.detection.data.yolo_layouts import is_yolo
 from ssld.common.errors import InputError, did_you_mean
-from ssld.data.storage import Address, absolute, is_remote, read_all
+from ssld.data.storage import Address, absolute, read_all
 
 
 @dataclass(frozen=True)
@@ -288,11 +284,7 @@ def open_boxes(
     """Open annotated images.
 
     Args:
-        path: a COCO json file (`FILE.json`, or `FILE.json::FOLDER` where its images are not beside
-            it, in `images/` or in a folder of its name), or a folder in VOC's layout
-            (`Annotations/`, `JPEGImages/`; xml files beside the pictures) or YOLO's (`images/`,
-            `labels/`; a `data.yaml`; lists of images), with `::SPLIT` for one of its splits; or a
-            folder that `ssld pseudo-label` wrote.
+        path: see `read_annotations`.
         class_names: the network's classes in its order, for a set that must fit another one: they
             are matched by name. A class of the set's that has boxes must be among them.
         masks: draw all outlines, which takes time and memory.
@@ -300,44 +292,7 @@ def open_boxes(
     Raises:
         InputError: one sentence naming file, image and field; see the top of this file.
     """
-    place, _, extra = path.partition("::") if not is_remote(path) else (path, "", "")
-    if is_remote(place):
-        raise InputError(f"{path}: annotated images are read from a local folder; copy them there")
-    root, split = Path(place), extra or None
-    if "\0" in path:
-        raise InputError(f"{shown(path)}: no such file or folder; check the path")
-    if root.is_file() and place.lower().endswith(".json"):
-        annotations = read_coco(place, split, masks)
-    elif root.is_file() and is_yolo(root, split):
-        annotations = read_yolo(path, root, split, masks)
-    elif not root.is_dir():
-        wrong = "not json, data.yaml or a folder" if root.exists() else "no such file or folder"
-        raise InputError(
-            f"{place}: {wrong}; give COCO's json, YOLO's data.yaml::train, or a folder of VOC's or "
-            "YOLO's"
-        )
-    elif is_generated(root):
-        _, images = open_generated(root, "detection")
-        annotations = read_coco(str(root / ANNOTATIONS), masks=masks, images_in=images)
-        annotations = dataclasses.replace(annotations, path=path)
-    elif (voc := find_voc(root, split)) is not None:
-        if masks:
-            raise InputError(
-                f"{path}: VOC's xml has boxes and no masks; give COCO's json or YOLO's outlines, "
-                "or choose a detector of boxes"
-            )
-        annotations = read_voc(path, voc, split)
-    elif is_yolo(root, split):
-        annotations = read_yolo(path, root, split, masks)
-    else:
-        files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
-        hint = (
-            f"; COCO's json is given as a file: {', '.join(map(str, files[:3]))}" if files else ""
-        )
-        raise InputError(
-            f"{place}: has neither Annotations/ and JPEGImages/ (VOC), xml files beside the "
-            f"pictures, nor images/ and labels/ or data.yaml (YOLO){hint}"
-        )
+    annotations = read_annotations(path, masks)
     return BoxSource(_in_order(annotations), class_names)
 
 

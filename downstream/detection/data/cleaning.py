@@ -21,7 +21,10 @@ from ssld.common.errors import InputError
 CORNERS = "x1, y1, x2, y2"
 SIZES = "x, y, width, height"
 CENTRES = "centre x, centre y, width, height"
-OWN = {"COCO": SIZES, "VOC": CORNERS, "YOLO": CENTRES}
+OWN = {
+    "COCO": SIZES, "VOC": CORNERS, "YOLO": CENTRES, "Create ML": CENTRES, "labelme": CORNERS,
+    "CVAT": CORNERS,
+}  # fmt: skip
 """What the four numbers of each format are."""
 MANY_BOXES, SUSPECT_SHARE = 10, 0.05
 """Boxes far outside from which on this share of all is enough; below, it takes more than half."""
@@ -181,11 +184,12 @@ def _refuse_far(boxes: Annotations, far: np.ndarray) -> None:
 def _written(boxes: Annotations) -> np.ndarray:
     """The numbers in the files, float64 [m, 4]."""
     low, high = boxes.xyxy[:, :2], boxes.xyxy[:, 2:]
-    if boxes.format == "COCO":
+    if OWN[boxes.format] == SIZES:
         return np.concatenate([low, high - low], axis=1)
-    if boxes.format == "YOLO":
+    if OWN[boxes.format] == CENTRES:
         return np.concatenate([(low + high) / 2, high - low], axis=1)
-    return boxes.xyxy + (1.0, 1.0, 0.0, 0.0)  # VOC counts px from 1
+    from_1 = float(boxes.format == "VOC")  # whose px count from 1
+    return boxes.xyxy + (from_1, from_1, 0.0, 0.0)
 
 
 def _read(numbers: np.ndarray, what: str) -> np.ndarray:

@@ -11,10 +11,8 @@ An annotation without `bbox` has the box around its outline.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -24,26 +22,20 @@ from downstream.dense.coco_json import (
     Entries,
     column,
     file_names,
+    find_images,
     ids,
     indices,
     read_content,
 )
+from downstream.dense.outlines import Outline, extent, read_outline
+from downstream.dense.shapes import LARGEST, UNSTATED, require_finite
 from downstream.dense.texts import require_name, require_unique, shown
-from downstream.detection.data.annotations import (
-    LARGEST,
-    UNSTATED,
-    Annotations,
-    missing_from,
-    require_finite,
-)
+from downstream.detection.data.annotations import Annotations
 from downstream.detection.data.coco_keypoints import read_keypoints
-from downstream.detection.data.outlines import Outline, extent, read_outline
 from ssld.common.errors import InputError
 from ssld.data.source import Source
 
 BBOX = ("bbox[0] (x)", "bbox[1] (y)", "bbox[2] (width)", "bbox[3] (height)")
-PREFIXES = ("instances_", "person_keypoints_")
-"""Of the official files: instances_train2017.json describes train2017/."""
 AROUND = "around"
 """Key of the box around an outline that has none beside it, None where it is no outline."""
 
@@ -66,11 +58,12 @@ def read_coco(
     """
     content = read_content(path, _with_outline if masks else _without_outline)
     images, annotations, categories = (content[key] for key in LISTS)
-    names, image_ids = file_names(f"{path}: images", images), ids(f"{path}: images", images)
+    names = file_names(f"{path}: images", images)
+    image_ids = ids(f"{path}: images", images, text=True)
     require_unique(names, lambda i: f"{path}: images[{i}].file_name")
-    category_ids = ids(f"{path}: categories", categories)
-    categories = [categories[k] for k in np.argsort(category_ids)]
-    category_ids = sorted(category_ids)
+    category_ids = ids(f"{path}: categories", categories, text=True)
+    categories = [categories[k] for k in _ascending(category_ids)]
+    category_ids = [category_ids[k] for k in _ascending(category_ids)]
     class_names = [
         require_name(value, f"{path}: the name of category {category_ids[i]}")
         for i, value in enumerate(column(f"{path}: categories", categories, "name"))
@@ -88,16 +81,21 @@ def read_coco(
     labels = indices(path, annotations, "category_id", category_ids, place)
     bbox = _boxes(annotations, where)
     keypoints, points, remarks = read_keypoints(path, content, where)
+    numbers, renumbered = _numbers(category_ids)
+    if images_in is not None:
+        place_of_all, found = images_in.path, ids_in_order(path, images_in, len(names))
+    else:
+        place_of_all, found = find_images(path, names, folder, lambda i: f"images[{i}].file_name")
     return Annotations(
         path=path,
         format="COCO",
-        folder=_find_images(path, names, folder) if images_in is None else images_in.path,
-        names=names if images_in is None else ids_in_order(path, images_in, len(names)),
+        folder=place_of_all,
+        names=found,
         images=images_in,
         stated=_stated(images),
         image_ids=image_ids,
         class_names=class_names,
-        category_ids=category_ids,
+        category_ids=numbers,
         image=np.array(image, np.int64),
         labels=np.array(labels, np.int64),
         xyxy=np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1),
@@ -108,8 +106,25 @@ def read_coco(
         keypoints=keypoints,
         points=points,
         outlines=_outlines(annotations, where) if masks else None,
-        remarks=(*_remarks(annotations), *remarks),
+        remarks=(*_remarks(annotations), *remarks, *renumbered),
     )
+
+
+def _ascending(values: Sequence[Any]) -> list[int]:
+    """Where the ids stand in ascending order: text that is a number as that number."""
+    numbers = all(type(value) is int or value.isdecimal() for value in values)
+    return sorted(range(len(values)), key=lambda k: int(values[k]) if numbers else values[k])
+
+
+def _numbers(category_ids: Sequence[Any]) -> tuple[list[int], list[str]]:
+    """The ids as numbers, which detections have, and a remark where they are others."""
+    if not category_ids or type(category_ids[0]) is int:
+        return list(category_ids), []
+    numbers = [int(value) if value.isdecimal() else 0 for value in category_ids]
+    if len(set(numbers)) == len(numbers) and all(value.isdecimal() for value in category_ids):
+        return numbers, []
+    count = list(range(1, len(category_ids) + 1))
+    return count, ["ids of categories are text: results have the numbers from 1 on"]
 
 
 def ids_in_order(path: str, images: Source, count: int) -> list[str]:
@@ -225,37 +240,3 @@ def _crowd(annotations: Entries, where: Callable[[int], str]) -> np.ndarray:
         if value is not None and value not in (0, 1):
             raise InputError(f"{where(j)}: iscrowd is {shown(value)}; give 0 or 1")
     return np.array([bool(value) for value in values], bool)
-
-
-def _find_images(path: str, names: Sequence[str], folder: str | None) -> str:
-    """The folder that has all `names`.
-
-    Raises:
-        InputError: none has; naming the first that the best one lacks.
-    """
-    candidates = [x for x in ([folder] if folder else _candidates(Path(path))) if os.path.isdir(x)]
-    if not candidates:
-        raise InputError(f"{folder}: no such folder of images; check what follows ::")
-    missing = {candidate: missing_from(candidate, names) for candidate in candidates}
-    best = min(candidates, key=lambda candidate: len(missing[candidate]))  # the first of equals
-    fewest = missing[best]
-    if not fewest:
-        return best
-    others = f" and {len(fewest) - 1} more of {len(names)}" if len(fewest) > 1 else ""
-    raise InputError(
-        f"{path}: images[{fewest[0]}].file_name {shown(names[fewest[0]])}{others} is no file in "
-        f"{best}; complete the images, or name their folder as {os.path.basename(path)}::FOLDER"
-    )
-
-
-def _candidates(path: Path) -> list[str]:
-    """Beside the file, in `images/`, in a folder with its name; for `annotations/x.json` also
-    beside that folder, as COCO itself has it."""
-    stem = path.stem
-    for prefix in PREFIXES:
-        stem = stem.removeprefix(prefix)
-    roots = [path.parent]
-    if path.parent.absolute().name == "annotations":
-        roots.append(path.parent.absolute().parent)
-    inside = ("", "images", path.stem, stem, f"images/{stem}")
-    return list(dict.fromkeys(str(root / name) for root in roots for name in inside))

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from downstream.dense.coco_json import Entries
+from downstream.dense.shapes import LARGEST
 from downstream.dense.texts import require_name, require_unique, shown
-from downstream.detection.data.annotations import LARGEST
 from downstream.detection.data.keypoints import (
     Keypoints,
     find_pairs,

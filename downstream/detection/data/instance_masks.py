@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from downstream.dense.outlines import Outline, Rle, coco_masks, of_box, to_rle
 from downstream.dense.preflight import EXAMPLES, Finding, findings
 from downstream.detection.data.annotations import Annotations
 from downstream.detection.data.frames import Frames
-from downstream.detection.data.outlines import Outline, Rle, coco_masks, of_box, to_rle
 from ssld.common.errors import InputError
 
 BOX_SLACK, BOX_SLACK_PX = 0.05, 2.0

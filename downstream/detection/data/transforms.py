@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from downstream.dense.outlines import Rle
+from downstream.dense.outlines import decode as decode_masks
 from downstream.dense.policies import draw_operations
 from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data import geometry
 from downstream.detection.data.boxes import BoxSource
 from downstream.detection.data.operations import operate
-from downstream.detection.data.outlines import Rle
-from downstream.detection.data.outlines import decode as decode_masks
 from ssld.data.decode import Unreadable, decode
 from ssld.data.transforms import key_of
 

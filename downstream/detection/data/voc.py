@@ -1,15 +1,12 @@
-"""Pascal VOC's layout: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/<split>.txt`; or a
-folder of pictures with an xml file beside each, as labelImg saves them.
+"""Pascal VOC's layout: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/<split>.txt`, or the
+first two in a folder a split; or a folder of pictures with an xml file beside each, as labelImg and
+Roboflow save them.
 
 Pixels count from 1 and both corners belong to the box (VOC's development kit), so 1 is taken off
 xmin and ymin, as detectron2 `pascal_voc.py` does. Files of labelImg and others that count
 from 0 come out one pixel larger at the upper left, and are cut at the edge; one rule for all splits
 is worth more than that pixel. `difficult` objects are crowd: never trained on, ignored in
 evaluation, as the kit does.
-
-Files may be in the encoding that they declare, and in UTF-8, GB 18030 (GBK, GB2312) or Latin-1
-whatever they declare. Entities of their own, which can blow up to gigabytes or name other files,
-are refused.
 
 Classes are the lines of `classes.txt` beside the folders, or else the sorted names that occur (for
 VOC itself its official order); a set whose splits differ in them needs the file, or the names of
@@ -26,28 +23,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from downstream.dense.texts import (
-    decode_text,
-    name_lines,
-    read_text,
-    require_flag,
-    require_unique,
-    shown,
-)
-from downstream.detection.data.annotations import (
-    UNSTATED,
-    Annotations,
-    Rows,
-    images_by_stem,
-    require_finite,
-)
+from downstream.dense.cvat import is_cvat
+from downstream.dense.pictures import images_by_stem
+from downstream.dense.shapes import UNSTATED, Rows, names_in_use, require_finite
+from downstream.dense.texts import read_text, require_flag, require_unique, shown
+from downstream.dense.xml_files import read_xml
+from downstream.detection.data.annotations import Annotations
 from ssld.common.errors import InputError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 CLASSES = "classes.txt"
-LISTS = ("Annotations", "annotations")
+LISTS = ("Annotations", "annotations", "annotations/xmls")
 PICTURES = ("JPEGImages", "images", "Images", "jpegimages")
-DECLARATION = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']{1,40})["']""")
 
 
 @dataclass(frozen=True)
@@ -64,14 +51,20 @@ class Folders:
 
 def find_voc(root: Path, split: str | None) -> Folders | None:
     """The folders of a set in this layout, None where it is none."""
-    for name in LISTS:
-        if any((root / name).glob("*.xml")) or (name == "Annotations" and (root / name).is_dir()):
-            images = next((root / x for x in PICTURES if (root / x).is_dir()), root)
-            return Folders(root / name, images, root)
     for folder in (root / split, root) if split else (root,):
-        if any(folder.glob("*.xml")):
+        for name in LISTS:
+            if has_voc(folder / name) or (name == "Annotations" and (folder / name).is_dir()):
+                images = next((folder / x for x in PICTURES if (folder / x).is_dir()), folder)
+                return Folders(folder / name, images, folder, whole=folder != root)
+        if has_voc(folder):
             return Folders(folder, folder, folder, whole=folder != root)
     return None
+
+
+def has_voc(folder: Path) -> bool:
+    """Whether a folder has xml files, of which the first is not CVAT's."""
+    first = next((file for file in folder.glob("*.xml") if not file.name.startswith(".")), None)
+    return first is not None and not is_cvat(first)
 
 
 def read_voc(path: str, where: Folders, split: str | None) -> Annotations:
@@ -95,16 +88,17 @@ def read_voc(path: str, where: Folders, split: str | None) -> Annotations:
         raise InputError(f"{path}: no xml file in {where.xml}")
     rows, stated, names, guessed = Rows(), [], [], []
     for number, file in enumerate(files):
-        tree, guess = _parse(file)
+        tree, guess = read_xml(file)
         names.append(_image_of(file, tree, images.get(file.stem, []), where.images))
         _add_objects(file, tree, number, rows)
         stated.append(_size(tree))
         guessed += [f"{file.name} as {guess}"] * bool(guess)
     corners = rows.table()
     require_finite(corners, CORNERS, lambda j: f"{rows.where[j]} of image {names[rows.image[j]]!r}")
-    class_names = _class_names(root / CLASSES, rows)
+    table = root / CLASSES
+    class_names = names_in_use(table if table.is_file() else None, rows)
     index = {name: i for i, name in enumerate(class_names)}
-    lists = (root / CLASSES, root / f"ImageSets/Main/{split}.txt")
+    lists = (table, root / f"ImageSets/Main/{split}.txt")
     return Annotations(
         path=path,
         format="VOC",
@@ -155,27 +149,6 @@ def _split(where: Folders, split: str) -> list[str]:
     return names
 
 
-def _parse(file: Path) -> tuple[ElementTree.Element, str | None]:
-    """The file's tree, and in which encoding it was read if that is not the one it states."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
-    stated = DECLARATION.search(data[:200])
-    declared = stated[1].decode("ascii", "replace") if stated else "utf-8"
-    text, encoding = decode_text(data, declared)
-    if "<!ENTITY" in text:
-        raise InputError(f"{file}: defines entities (<!ENTITY), which annotations have no use for")
-    # Without its declaration: the text has been decoded, and expat knows few encodings.
-    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"), count=1)
-    try:
-        tree = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read as XML ({error})") from error
-    same = encoding == declared or encoding.startswith("utf-") or declared[:2].lower() == "gb"
-    return tree, None if same else encoding
-
-
 def _image_of(file: Path, tree: ElementTree.Element, result: list[str], folder: Path) -> str:
     """The picture of an xml file: the one of its name; of several that which it names.
 
@@ -223,19 +196,3 @@ def _number(box: ElementTree.Element, corner: str, where: str) -> float:
         return float(text or "")
     except ValueError:
         raise InputError(f"{where}: {corner} is {shown(text)}; give a number of px") from None
-
-
-def _class_names(file: Path, rows: Rows) -> list[str]:
-    """The lines of `file`, or the sorted names in use where it does not exist.
-
-    Raises:
-        InputError: a name in use is not in the file.
-    """
-    if not file.is_file():
-        return sorted(set(rows.labels))
-    names = name_lines(file)
-    known = set(names)
-    for where, name in zip(rows.where, rows.labels, strict=True):
-        if name not in known:
-            raise InputError(f"{where}: name is {name!r}, which {file} does not have; add it")
-    return names

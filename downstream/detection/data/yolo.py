@@ -18,15 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from downstream.dense.outlines import Outline, around
+from downstream.dense.shapes import UNSTATED, Rows, require_finite
 from downstream.dense.texts import read_text, shown
-from downstream.detection.data.annotations import (
-    UNSTATED,
-    Annotations,
-    Rows,
-    require_finite,
-)
+from downstream.detection.data.annotations import Annotations
 from downstream.detection.data.keypoints import require_visibilities
-from downstream.detection.data.outlines import Outline, around
 from downstream.detection.data.yolo_layouts import Layout, find_layout
 from ssld.common.errors import InputError
 

@@ -10,13 +10,8 @@ heading and a row a line:
     0,sky,#808080,
     11,void,#000000,true
 
-Without one of these, what two labelling tools write:
-
-class_names.txt   labelme's examples/semantic_segmentation/labelme2voc.py: a name a line, whose ids
-                  are 0, 1, ...; a first line `__ignore__` is id -1, which is 255 in a mask.
-labelmap.txt      CVAT's "Segmentation mask" (datumaro's VOC format): `name:r,g,b:parts:actions` a
-                  line, comments after #. Masks are told by colour; grey ones have the number of
-                  the line. VOC's border colour is ignored.
+Without one of these, what others write (`foreign_tables.py`): class_names.txt, labelmap.txt,
+class_dict.csv, label_colors.txt, _classes.csv.
 
 A colour is `#rrggbb` or three numbers. Rows with `ignore` are no classes: their pixels count
 nowhere. Where a table says nothing about ignoring, 255 is ignored, as VOC and Cityscapes have it
@@ -39,19 +34,16 @@ import numpy as np
 import yaml
 
 from downstream.dense.texts import read_text, require_flag, require_name, short_line, shown
+from downstream.segmentation.data.foreign_tables import BY_COLOUR, FOREIGN, LABELMAP
 from ssld.common.errors import InputError
 
-NAMES, LABELMAP = "class_names.txt", "labelmap.txt"
-FILES = ("classes.json", "classes.yaml", "classes.yml", "classes.csv", NAMES, LABELMAP)
+FILES = ("classes.json", "classes.yaml", "classes.yml", "classes.csv", *FOREIGN)
 IGNORE = 255
 """In every mask that is handed out: a pixel that counts nowhere."""
 MAX_CLASSES = 254
 """Class numbers share a byte with IGNORE and the mark of an id that no class has."""
 
 Colour = tuple[int, int, int]
-IGNORED_NAME = "__ignore__"
-BORDER = "224,224,192"
-"""VOC's colour of id 255 (VOCcolormap.m)."""
 
 
 @dataclass(frozen=True)
@@ -157,22 +149,20 @@ def read_table(path: Path) -> ClassTable:
     rows = tuple(_row(entry, i, path) for i, entry in enumerate(entries))
     # Only a table that names neither 255 nor anything ignored gets the usual 255.
     named = any(row.id == IGNORE for row in rows) or any(row.ignore for row in rows)
-    labelmap = path.name == LABELMAP
+    by_colour = path.name in BY_COLOUR
     return ClassTable(
         rows,
         str(path),
         tuple(ignored if ignored is not None else [IGNORE] * (not named)),
-        silent=ignored is None and (labelmap or not named),
-        by_colour=labelmap,
+        silent=ignored is None and (path.name == LABELMAP or not named),
+        by_colour=by_colour,
     )
 
 
 def _entries(path: Path, text: str) -> tuple[list[Any], list[int] | None]:
     """Rows and ignored ids."""
-    if path.name == NAMES:
-        return rows_of_names(text), None
-    if path.name == LABELMAP:
-        return rows_of_labelmap(text, str(path)), None
+    if path.name in FOREIGN:
+        return FOREIGN[path.name](text, str(path)), None
     return _csv(path, text) if path.suffix == ".csv" else _tree(path, text)
 
 
@@ -304,36 +294,3 @@ def _refuse_counts(table: ClassTable) -> None:
             f"{table.where}: {count} classes; give a row to each of 2 to {MAX_CLASSES}, to the "
             "background, too"
         )
-
-
-def rows_of_names(text: str) -> list[dict[str, Any]]:
-    """Of class_names.txt."""
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    ignored = [{"id": 255, "name": IGNORED_NAME, "ignore": True}] if IGNORED_NAME in names else []
-    kept = [name for name in names if name != IGNORED_NAME]
-    return [{"id": i, "name": name} for i, name in enumerate(kept)] + ignored
-
-
-def rows_of_labelmap(text: str, path: str) -> list[dict[str, Any]]:
-    """Of labelmap.txt.
-
-    Raises:
-        InputError: a line is none.
-    """
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        *names, colour, _, _ = (
-            line.split(":") if line.count(":") > 2 else [*line.split(":", 1), "", ""]
-        )
-        name, colour = ":".join(names).strip(), colour.strip().rstrip(":").strip()
-        if not name or not re.fullmatch(r"(\d+\s*,\s*\d+\s*,\s*\d+)?", colour):
-            raise InputError(
-                f"{path}: line {number} is {shown(line)}; give name:red,green,blue:parts:actions"
-            )
-        rows.append({"id": len(rows), "name": name, **({"colour": colour} if colour else {})})
-    taken = {re.sub(r"\s", "", row.get("colour", "")) for row in rows}
-    if BORDER not in taken:
-        rows.append({"id": 255, "name": IGNORED_NAME, "colour": BORDER, "ignore": True})
-    return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,9 +21,17 @@ from downstream.segmentation.data.class_table import (
     read_table,
     voc_colour,
 )
+from downstream.segmentation.data.pairing import (
+    Pairs,
+    endings,
+    ends_with,
+    numbers_of,
+    pair,
+    refuse_other_formats,
+    stem_of,
+)
 from ssld.common.errors import InputError
 from ssld.data.folder import EXTENSIONS, FolderSource
-from ssld.data.source import Source
 
 _CITYSCAPES = [
     (7, "road", (128, 64, 128)),
@@ -56,6 +64,12 @@ CITYSCAPES = ClassTable(
 """The 19 classes of the benchmark in the order of their trainId; every other id up to 33 is void
 or `ignoreInEval`. Source: cityscapesScripts, cityscapesscripts/helpers/labels.py (mcordts). Its
 license plate, id -1, is 255 in an 8-bit mask."""
+CITYSCAPES_TRAIN_IDS = replace(
+    CITYSCAPES,
+    rows=tuple(replace(row, id=i) for i, row in enumerate(CITYSCAPES.rows)),
+    ignored_ids=(IGNORE,),
+)
+"""Of masks of train ids, in which -1 and 255 are 255."""
 _VOC = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
     "motorbike person pottedplant sheep sofa train tvmonitor"
@@ -70,48 +84,104 @@ VOC = ClassTable(
 VOC2012 development kit, section 3.1 and VOCcolormap.m."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Images and their masks."""
-
-    images: Source
-    rows: list[int]
-    """Numbers in `images` of those that have a mask."""
-    masks: list[str]
-    """Mask of each, relative to `mask_folder`."""
-    mask_folder: str
-    unlabelled: list[str] = field(default_factory=list)
-    """Relative paths of images without a mask."""
-    files: list[str] = field(default_factory=list)
-    """Lists and tables, for hashes."""
+_TABLES = (
+    f"write {FILES[0]} (or {', '.join(FILES[1:4])}) with the id and the name of each class; "
+    f"{', '.join(FILES[4:])} of other tools are read, too"
+)
+MASK = "_mask"
 
 
 def plain(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
     """`images/SPLIT/x.jpg` and `masks/SPLIT/x.png`, nested as they may be, and a class table."""
+    return _of_folders(root, *(_folder(root / part, split) for part in ("images", "masks")))
+
+
+def mmseg(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`img_dir/SPLIT`, `ann_dir/SPLIT`, as mmsegmentation's `customize_dataset.md` has them."""
+    return _of_folders(root, *(_folder(root / part, split) for part in ("img_dir", "ann_dir")))
+
+
+def ade(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`images/SPLIT`, `annotations/SPLIT`, as ADE20K's."""
+    return _of_folders(root, *(_folder(root / part, split) for part in ("images", "annotations")))
+
+
+def camvid(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`SPLIT` and `SPLIT_labels` or `SPLITannot`, as CamVid's on Kaggle and SegNet's."""
+    splits = camvid_splits(root)
+    if split not in splits:
+        problem = "which split?" if split is None else f"no split {split!r};"
+        raise InputError(f"{root}: {problem} {_choice(root, list(splits))}")
+    return _of_folders(root, root / split, splits[split])
+
+
+def camvid_splits(root: Path) -> dict[str, Path]:
+    """The folder of masks of each split."""
+    folders = sorted(x.name for x in root.iterdir() if x.is_dir() and not x.name.startswith("."))
+    return {
+        name.removesuffix(ending): root / name
+        for ending in ("_labels", "annot")
+        for name in folders
+        if name.endswith(ending) and name.removesuffix(ending) in folders
+    }
+
+
+def roboflow(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`SPLIT/x.jpg` and `SPLIT/x_mask.png`, with `SPLIT/_classes.csv`, as Roboflow's."""
+    folder = root / (split or ".")
+    file = find_table(folder) or find_table(root)
+    if file is None:
+        raise InputError(f"{folder}: no class table; {_TABLES}")
+    both = FolderSource(str(folder))
+    pairs = pair(both, both, _unmasked, _masked)
+    return _with(pairs, file), read_table(file)
+
+
+def is_roboflow(folder: Path) -> bool:
+    """Whether pictures have a mask beside them."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith((*EXTENSIONS,))]
+    pictures = {_unmasked(name) for name in names} - {None}
+    return any(_masked(name) in pictures for name in names)
+
+
+def _unmasked(name: str) -> str | None:
+    return None if stem_of(name).endswith(MASK) else stem_of(name).removesuffix("_sat")
+
+
+def _masked(name: str) -> str | None:
+    return stem_of(name).removesuffix(MASK) if stem_of(name).endswith(MASK) else None
+
+
+def _of_folders(root: Path, images: Path, mask_folder: Path) -> tuple[Pairs, ClassTable]:
+    """Images and masks of two folders; a mask is named as its image, or as it and then always the
+    same (`_L` of CamVid, `_labelTrainIds`)."""
     file = find_table(root)
     if file is None:
-        raise InputError(
-            f"{root}: no class table; write {FILES[0]} (or {', '.join(FILES[1:])}) with the id "
-            "and the name of each class"
-        )
-    images = _folder(root / "images", split)
-    masks = FolderSource(str(_folder(root / "masks", split)))
-    _refuse_other_formats(masks)
-    pairs = _pair(FolderSource(str(images)), masks, _stem, _stem)
+        raise InputError(f"{root}: no class table; {_TABLES}")
+    masks = FolderSource(str(mask_folder))
+    refuse_other_formats(masks)
+    source = FolderSource(str(images))
+    image_end, mask_end = endings(source, masks)
+    pairs = pair(source, masks, ends_with(image_end), ends_with(mask_end))
     return _with(pairs, file), read_table(file)
 
 
 def cityscapes(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
-    """`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`."""
+    """`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`, or
+    where there are none `*_labelTrainIds.png`."""
     images = FolderSource(str(_folder(root / "leftImg8bit", split)))
     masks = FolderSource(str(_folder(root / "gtFine", split)))
 
     def key(ending: str) -> Callable[[str], str | None]:
         return lambda name: name.removesuffix(ending) if name.endswith(ending) else None
 
-    pairs = _pair(images, masks, key("_leftImg8bit.png"), key("_gtFine_labelIds.png"))
+    names = [masks.sample_id(i) for i in range(len(masks))]
+    by_id = any(name.endswith("_gtFine_labelIds.png") for name in names)
+    ending = "_gtFine_labelIds.png" if by_id else "_gtFine_labelTrainIds.png"
+    pairs = pair(images, masks, key("_leftImg8bit.png"), key(ending))
     file = find_table(root)
-    return _with(pairs, file), read_table(file) if file else CITYSCAPES
+    table = CITYSCAPES if by_id else CITYSCAPES_TRAIN_IDS
+    return _with(pairs, file), read_table(file) if file else table
 
 
 def voc(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
@@ -126,7 +196,7 @@ def voc(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
     stems = _listed(path)
     images = FolderSource(str(root / "JPEGImages"))
     masks = FolderSource(str(root / "SegmentationClass"))
-    image_of, mask_of = _numbers(images, _stem), _numbers(masks, _stem)
+    image_of, mask_of = numbers_of(images, stem_of), numbers_of(masks, stem_of)
     for line, stem in stems.items():
         for known, folder in ((image_of, images.path), (mask_of, masks.path)):
             if stem not in known:
@@ -168,72 +238,6 @@ def _folder(folder: Path, split: str | None) -> Path:
 
 def _choice(root: Path, splits: list[str]) -> str:
     return f"give {' or '.join(f'{root}::{split}' for split in splits[:5])}"
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
-
-
-def _numbers(source: FolderSource, key: Callable[[str], str | None]) -> dict[str, int]:
-    """Number of each image by its key; those whose key is None belong to something else.
-
-    Raises:
-        InputError: two have the same key.
-    """
-    numbers: dict[str, int] = {}
-    for i in range(len(source)):
-        name = key(source.sample_id(i))
-        if name is None:
-            continue
-        if name in numbers:
-            raise InputError(
-                f"{source.path}: {source.sample_id(numbers[name])} and {source.sample_id(i)} would "
-                "have the same mask; rename one of them"
-            )
-        numbers[name] = i
-    return numbers
-
-
-def _refuse_other_formats(masks: FolderSource) -> None:
-    for i in range(len(masks)):
-        if not masks.sample_id(i).lower().endswith(".png"):
-            raise InputError(
-                f"{masks.location(i)}: masks are read from PNG only, for others may change the "
-                "ids; save it as PNG, or move it away"
-            )
-
-
-def _pair(
-    images: FolderSource,
-    masks: FolderSource,
-    image_key: Callable[[str], str | None],
-    mask_key: Callable[[str], str | None],
-) -> Pairs:
-    """Pairs of the same key.
-
-    Raises:
-        InputError: a mask has no image, or no image a mask.
-    """
-    image_of, mask_of = _numbers(images, image_key), _numbers(masks, mask_key)
-    for name, i in mask_of.items():
-        if name not in image_of:
-            raise InputError(
-                f"{masks.location(i)}: this mask has no image {name!r} in {images.path}; add the "
-                "image or move the mask away"
-            )
-    both = [name for name in image_of if name in mask_of]
-    if not both:
-        raise InputError(
-            f"{images.path}: no image has a mask in {masks.path}; a mask is a PNG named as its "
-            "image is"
-        )
-    return Pairs(
-        images,
-        [image_of[name] for name in both],
-        [masks.sample_id(mask_of[name]) for name in both],
-        masks.path,
-        [images.sample_id(i) for name, i in image_of.items() if name not in mask_of],
-    )
 
 
 def generated(root: Path) -> tuple[Pairs, ClassTable]:

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from downstream.dense.generated import is_generated
 from downstream.segmentation.data.class_table import IGNORE, ClassTable
-from downstream.segmentation.data.layouts import Pairs, cityscapes, generated, plain, voc
-from downstream.segmentation.data.panoptic import read_panoptic
+from downstream.segmentation.data.formats import find_masks
+from downstream.segmentation.data.pairing import Pairs
+from downstream.segmentation.data.panoptic import PanopticLabels
 from downstream.segmentation.data.pixels import (
     UNKNOWN,
     IdMap,
@@ -32,7 +32,6 @@ from downstream.segmentation.data.pixels import (
     pack,
     wrong_size,
 )
-from ssld.common.errors import InputError
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.storage import Address, is_remote
 
@@ -107,7 +106,10 @@ class MaskSource:
         """Images that have no mask; they are left out."""
         self.files = pairs.files
         """Annotation files besides the masks."""
+        self.remarks = pairs.remarks
+        """What the report should say of the reading."""
         self.mask_folder = pairs.mask_folder
+        self._drawn = pairs.drawn
         self.class_names: list[str] = labels.table.names
         self.palette = labels.table.palette
         """uint8 [classes, 3], RGB."""
@@ -160,6 +162,8 @@ class MaskSource:
 
     def read_mask(self, i: int) -> bytes:
         """The encoded mask. Raises OSError."""
+        if self._drawn is not None:
+            return self._drawn.png(int(self._numbers[i]))
         return Path(self.mask_location(i)).read_bytes()
 
     def decode_mask(self, i: int, data: bytes) -> tuple[np.ndarray, IdMap]:
@@ -211,53 +215,20 @@ class MaskSource:
 
 
 def open_masks(path: str, class_names: list[str] | None = None) -> MaskSource:
-    """Open images with masks: one of
-
-    - `DIR::SPLIT` with `images/SPLIT`, `masks/SPLIT` and a class table (`class_table.py`),
-    - `DIR::SPLIT` of Cityscapes: `leftImg8bit/SPLIT`, `gtFine/SPLIT`,
-    - `DIR::SPLIT` of VOC: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/SPLIT.txt`,
-    - `FILE.json` or `FILE.json::IMAGES` of COCO panoptic (`panoptic.py`),
-    - a folder that `ssld pseudo-label` wrote.
+    """Open images with masks.
 
     Each folder is listed once. Images without a mask are left out and counted.
 
     Args:
+        path: see `find_masks`.
         class_names: the network's classes, in its order; the masks must have the same ones.
 
     Raises:
         InputError: no such layout or split, nothing in it, a mask without its image, a class table
             that is none, other classes than `class_names`.
     """
-    root, _, part = path.partition("::")
-    if is_remote(root):
-        raise InputError(f"{path}: masks are read from local folders only; copy it to a disk first")
-    folder = Path(root)
-    if not folder.exists():
-        raise InputError(f"{root}: no such file or folder; check the path")
-    if folder.is_file():
-        pairs, labels = read_panoptic(folder, part or None, class_names)
-        return MaskSource(path, "COCO panoptic", pairs, labels)
-    if is_generated(folder):
-        layout, (pairs, table) = "pseudo-labels", generated(folder)
-    else:
-        layout, read = _layout(folder)
-        pairs, table = read(folder, part or None)
-    if class_names is not None:
-        table = table.ordered(class_names)
+    layout, pairs, meaning = find_masks(path, class_names)
+    if isinstance(meaning, PanopticLabels):
+        return MaskSource(path, layout, pairs, meaning)
+    table = meaning if class_names is None else meaning.ordered(class_names)
     return MaskSource(path, layout, pairs, TableLabels(table))
-
-
-def _layout(folder: Path):
-    layouts = {
-        "Cityscapes": (("leftImg8bit", "gtFine"), cityscapes),
-        "VOC": (("JPEGImages", "SegmentationClass"), voc),
-        "images and masks": (("images", "masks"), plain),
-    }
-    for name, (parts, read) in layouts.items():
-        if all((folder / part).is_dir() for part in parts):
-            return name, read
-    wanted = "; ".join(f"{' and '.join(parts)} ({name})" for name, (parts, _) in layouts.items())
-    raise InputError(
-        f"{folder}: has none of the layouts of masks, which are the folders {wanted}, or a file "
-        ".json (COCO panoptic); check the path"
-    )

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from downstream.dense.coco_json import Entries, column, file_names, ids, indices, read_lists
+from downstream.dense.coco_json import LISTS, Entries, column, file_names, ids, indices
 from downstream.dense.texts import require_name, short_line, shown
 from downstream.segmentation.data.class_table import ClassTable, Row, read_colour
-from downstream.segmentation.data.layouts import Pairs
+from downstream.segmentation.data.pairing import Pairs
 from downstream.segmentation.data.pixels import IdMap, colours_of, ignoring
 from ssld.common.errors import InputError
 from ssld.data.folder import FolderSource
@@ -54,22 +54,29 @@ class PanopticLabels:
         return "a segment id", f"segment id {value} is not in {where}: mend either"
 
 
+def is_panoptic(content: dict[str, Any]) -> bool:
+    """Whether the first annotation has a PNG or segments, or there is none."""
+    first = next(iter(content["annotations"]), {"segments_info": []})
+    return not {"segments_info", "file_name"}.isdisjoint(first)
+
+
 def read_panoptic(
-    path: Path, images: str | None, class_names: list[str] | None
+    path: Path, content: dict[str, Any], images: str | None, class_names: list[str] | None
 ) -> tuple[Pairs, PanopticLabels]:
     """Images that have an annotation, their PNGs and segments; classes in the order of the file's
     `categories`, or of `class_names`.
 
     Args:
+        content: of the file.
         images: folder of images; by default, for `annotations/panoptic_val2017.json`, the first of
             `val2017`, `../val2017`, `images`, `../images`, and the file's own folder, that has
             the first image.
 
     Raises:
-        InputError: no panoptic JSON, a category or image id that it does not define, a file that
-            is missing; names the file, the place in it and the field.
+        InputError: nothing is annotated, a category or image id that it does not define, a file
+            that is missing; names the file, the place in it and the field.
     """
-    described, annotations, categories = read_lists(str(path))
+    described, annotations, categories = (content[key] for key in LISTS)
     if not annotations:
         raise InputError(f"{path}: annotations is empty, so nothing is labelled; check the file")
     if "segments_info" not in annotations[0]:

@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from downstream.dense.texts import short_line, shown
-from downstream.segmentation.data.class_table import FILES, IGNORE, NAMES
+from downstream.segmentation.data.class_table import FILES, IGNORE
+from downstream.segmentation.data.foreign_tables import NAMES
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.pixels import UNKNOWN, wrong_size
 from ssld.common.errors import InputError
@@ -93,6 +94,8 @@ class MaskReport:
     """Images and masks that are damaged; a run counts them and goes on without."""
     without_mask: Misfit = field(default_factory=Misfit)
     """Images that are left out."""
+    remarks: list[str] = field(default_factory=list)
+    """On the reading of annotations."""
     hashes: dict[str, str] = field(default_factory=dict)
     """sha256 of annotation files, of the list of pairs (`list`) and of all masks (`masks`)."""
 
@@ -153,6 +156,7 @@ class MaskReport:
             f"{self.path} ({self.layout}): {self.images} images with a mask, {self._sizes()}",
             f"ignored: {share:.2f} % of all pixels (ids {ids})",
         ]
+        lines += self.remarks
         absent = [short_line(c.name) for c in self.classes if not c.pixels]
         if absent:
             lines.append(f"warning: no pixel of {', '.join(absent)}")
@@ -224,6 +228,7 @@ def inspect(source: MaskSource) -> MaskReport:
     ]
     report.ignored_pixels, report.ignored_images = int(counts[IGNORE]), int(present[IGNORE])
     report.table, report.silent, report.assumed = table.where, table.silent, _is_guess(source)
+    report.remarks = list(source.remarks)
     for name in source.unlabelled:
         report.without_mask.add(name)
     report.hashes = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in source.files}

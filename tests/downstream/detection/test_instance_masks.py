@@ -16,11 +16,11 @@ import torch
 from faster_coco_eval import COCO
 
 from downstream.dense.drawing import OPACITY, colour_of, draw_instances
+from downstream.dense.outlines import decode, encode, read_outline, to_rle
 from downstream.detection.batches import BoxBatches
 from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data import geometry
 from downstream.detection.data.boxes import open_boxes
-from downstream.detection.data.outlines import decode, encode, read_outline, to_rle
 from downstream.detection.data.transforms import EvalBoxView, TrainBoxView, load
 from ssld.common.errors import InputError
 

@@ -16,7 +16,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision_models import SMALL_ANCHORS, Pyramid, padded_batch, spread
 
-from downstream.detection.data.outlines import decode
+from downstream.dense.outlines import decode
 from downstream.detection.heads.part_rcnn import KeypointRCNN, MaskRCNN, PartRCNN, masks_in_boxes
 from downstream.detection.pasting import paste
 

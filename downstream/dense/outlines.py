@@ -177,6 +177,16 @@ def _fitted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return fitted
 
 
+def placed(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w] of a whole picture, of a part of it, bool, whose corner is given; what lies
+    outside is cut."""
+    whole = np.zeros(size, np.uint8)
+    y, x = max(top, 0), max(left, 0)
+    part = pixels[y - top : size[0] - top, x - left : size[1] - left]
+    whole[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return whole
+
+
 def turn_pixels(mask: np.ndarray, turn: int) -> np.ndarray:
     """Pixels of the stored picture, [h, w] -> of the upright one (EXIF 2.32, tag 0x0112)."""
     turned = mask.T if turn >= 5 else mask
