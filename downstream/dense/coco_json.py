@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from downstream.dense.pictures import missing_from, posix
+from downstream.dense.pictures import common_folder, missing_from, posix
 from downstream.dense.texts import decode_text, require_unique, short_line, shown, writable
 from ssld.common.errors import InputError
 
@@ -158,8 +158,7 @@ def find_images(
         raise InputError(f"{folder}: no such folder of images; check what follows ::")
     if all(map(os.path.isabs, names)):
         if not folder and not missing_from("", names):
-            root = os.path.commonpath([os.path.dirname(name) for name in names])
-            return root, [os.path.relpath(name, root) for name in names]
+            return common_folder(names)
     given, names = names, [name.lstrip("/") for name in names]
     missing = {candidate: missing_from(candidate, names) for candidate in candidates}
     best = min(candidates, key=lambda candidate: len(missing[candidate]))  # the first of equals

@@ -11,6 +11,7 @@ A project's file has the images of all of its tasks, each of a subset: `DIR::SUB
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -28,11 +29,14 @@ from downstream.dense.shapes import (
     ellipse,
     polygon,
     rectangle,
+    require_near,
+    stated_size,
     turned,
 )
 from downstream.dense.texts import require_unique, shown
 from downstream.dense.xml_files import read_xml
 from ssld.common.errors import InputError
+from ssld.data.decode import MAX_PIXELS
 
 NAME = "annotations.xml"
 HEAD = 2**12
@@ -137,7 +141,7 @@ def _add_shapes(
         if shape.tag == "mask":
             box, outline = _mask(shape, _size(entry), place, masks)
         else:
-            points = _points(shape, place)
+            points = require_near(_points(shape, place), place)
             box, outline = around(points.ravel()), polygon(points)
         rows.add(image, label, box, place, more=outline if masks else [])
 
@@ -176,7 +180,8 @@ def _mask(
         runs = np.array(text.split(","), np.int64)
     except (ValueError, OverflowError):
         runs = np.zeros(0, np.int64)
-    if (runs < 0).any() or not 0 < width * height == runs.sum() or size[0] == UNSTATED:
+    fits = 0 < width * height == runs.sum() and width * height <= MAX_PIXELS
+    if (runs < 0).any() or not fits or size[0] == UNSTATED:
         raise InputError(
             f"{where}: rle has {runs.sum()} px, its width and height are {width} and {height}; "
             "give run lengths that fill them, and the size of the image"
@@ -186,10 +191,9 @@ def _mask(
 
 
 def _size(entry: Element) -> tuple[int, int]:
-    height, width = entry.get("height", ""), entry.get("width", "")
-    if height.isdecimal() and width.isdecimal() and int(height) and int(width):
-        return int(height), int(width)
-    return UNSTATED, UNSTATED
+    sides = [entry.get(side, "") for side in ("height", "width")]
+    height, width = (int(x) if re.fullmatch("[0-9]{1,9}", x) else None for x in sides)
+    return stated_size(height, width)
 
 
 def _field(entry: Element, key: str, where: str) -> str:

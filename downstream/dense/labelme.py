@@ -14,12 +14,14 @@ unlabelled, as labelme saves none for a picture that nobody drew on.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import math
 import os
 import re
+import struct
+import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from downstream.dense.outlines import Outline, around, encode, placed
-from downstream.dense.pictures import images_by_stem, posix, shortened
+from downstream.dense.pictures import common_folder, images_by_stem, posix, shortened
 from downstream.dense.shapes import (
     NO_OBJECTS,
     UNSTATED,
@@ -39,6 +41,8 @@ from downstream.dense.shapes import (
     names_in_use,
     polygon,
     rectangle,
+    require_near,
+    stated_size,
 )
 from downstream.dense.texts import decode_text, require_flag, require_name, short_line, shown
 from ssld.common.errors import InputError
@@ -46,6 +50,9 @@ from ssld.data.decode import MAX_PIXELS
 
 LISTS = ("labels.txt", "classes.txt", "class_names.txt")
 SHAPES = re.compile(rb'"shapes"\s*:')
+DAMAGED = (OSError, ValueError, TypeError, SyntaxError, IndexError, struct.error, zlib.error,
+           Image.DecompressionBombError)  # fmt: skip
+"""What Pillow and base64 raise of a mask that is none."""
 HEAD = 2**16
 """Bytes within which the shapes of a file begin: `version`, `flags` and `shapes` come first."""
 
@@ -90,9 +97,9 @@ def read_labelme(path: str, folder: Path, masks: bool = False) -> Shapes:
                 f"{file}: is of {picture}, as {owner[picture]} is; keep one of the two files"
             )
         pictures.append(picture)
-        stated.append(_size(content))
+        stated.append(stated_size(content.get("imageHeight"), content.get("imageWidth")))
         _add_shapes(file, len(files) - 1, content, stated[-1], rows, left, masks)
-    root = os.path.commonpath([os.path.dirname(picture) for picture in pictures])
+    root, names_in_root = common_folder(pictures)
     table = next((place / name for place in (folder, folder.parent) for name in LISTS
                   if (place / name).is_file()), None)  # fmt: skip
     names = [name for name in names_in_use(table, rows) if name not in NO_OBJECTS]
@@ -101,7 +108,7 @@ def read_labelme(path: str, folder: Path, masks: bool = False) -> Shapes:
         path=path,
         format="labelme",
         folder=root,
-        names=[os.path.relpath(picture, root) for picture in pictures],
+        names=names_in_root,
         stated=stated,
         class_names=names,
         rows=rows,
@@ -149,13 +156,6 @@ def _picture(file: Path, content: dict[str, Any], beside: dict[str, list[str]]) 
     )
 
 
-def _size(content: dict[str, Any]) -> tuple[int, int]:
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    if type(height) is int and type(width) is int and height > 0 and width > 0:
-        return height, width
-    return UNSTATED, UNSTATED
-
-
 def _add_shapes(
     file: Path,
     image: int,
@@ -180,6 +180,7 @@ def _add_shapes(
             if area is None:
                 left[short_line(str(kind), 40)] += 1
                 continue
+            area = require_near(area, f"{where}.points")
             box, outline = around(area.ravel()), polygon(area)
         group = shape.get("group_id")
         crowd = require_flag(shape.get("difficult"), f"{where}.difficult")
@@ -213,9 +214,7 @@ def _points(shape: dict[str, Any], where: str) -> np.ndarray:
         table = np.zeros(0)
     if not isinstance(points, list) or table.shape != (len(points), 2) or not len(points):
         raise InputError(f"{where}.points is {shown(points)}; give a list of [x, y] in px")
-    if not np.isfinite(table).all():
-        raise InputError(f"{where}.points has a number that is none; give [x, y] in px")
-    return table
+    return require_near(table, f"{where}.points")
 
 
 def _area(kind: str, points: np.ndarray) -> np.ndarray | None:
@@ -237,11 +236,13 @@ def _mask(
     """The box around a mask's pixels, and the mask in the whole picture."""
     try:
         data = base64.b64decode(shape.get("mask") or "", validate=False)
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=("PNG",))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError("too large")
         pixels = np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, TypeError, SyntaxError, binascii.Error) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{where}.mask: is no PNG in base64 ({short_line(str(error), 80)}); draw it again"
         ) from error

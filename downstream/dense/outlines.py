@@ -182,7 +182,7 @@ def placed(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np
     outside is cut."""
     whole = np.zeros(size, np.uint8)
     y, x = max(top, 0), max(left, 0)
-    part = pixels[y - top : size[0] - top, x - left : size[1] - left]
+    part = pixels[y - top : max(size[0] - top, 0), x - left : max(size[1] - left, 0)]
     whole[y : y + part.shape[0], x : x + part.shape[1]] = part
     return whole
 

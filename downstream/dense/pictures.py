@@ -31,6 +31,14 @@ def shortened(name: str) -> list[str]:
     return list(dict.fromkeys([name, *("/".join(parts[i:]) for i in range(len(parts)))]))
 
 
+def common_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that all files are in, and their names in it; some may be absolute."""
+    if len(set(map(os.path.isabs, paths))) > 1:
+        paths = list(map(os.path.abspath, paths))
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return folder, [os.path.relpath(path, folder) for path in paths]
+
+
 def missing_from(folder: str, names: Sequence[str]) -> list[int]:
     """Which of `names` are no files in `folder`: one listing of each folder, not a stat a file."""
     by_folder: defaultdict[str, list[int]] = defaultdict(list)

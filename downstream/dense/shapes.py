@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from downstream.dense.outlines import Extent, Outline
+from downstream.dense.outlines import FARTHEST_PX, Extent, Outline
 from downstream.dense.texts import name_lines
 from ssld.common.errors import InputError
+from ssld.data.decode import MAX_PIXELS
 
 UNSTATED = -1
 """Height and width of an image of which a file states none."""
@@ -85,6 +86,26 @@ class Shapes:
     """The files that say all this, for their hash."""
     remarks: tuple[str, ...] = ()
     """What the report should say of the reading."""
+
+
+def stated_size(height: Any, width: Any) -> tuple[int, int]:
+    """Height and width as a file states them, UNSTATED where they are none of a picture."""
+    if type(height) is int and type(width) is int and height > 0 < width:
+        if height * width <= MAX_PIXELS:
+            return height, width
+    return UNSTATED, UNSTATED
+
+
+def require_near(points: np.ndarray, where: str) -> np.ndarray:
+    """The same points, float64 [n, 2]. What is farther than any picture reaches would take minutes
+    to draw.
+
+    Raises:
+        InputError: one is too far, or no number.
+    """
+    if not (abs(points) < FARTHEST_PX).all():
+        raise InputError(f"{where}: a point is no number of px of a picture; give x, y in px")
+    return points
 
 
 def polygon(points: np.ndarray) -> Outline:

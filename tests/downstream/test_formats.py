@@ -57,6 +57,13 @@ def test_yolo_without_names_counts_its_classes(tmp_path):
     assert open_boxes(path).class_names == ["class_0", "class_1"]
 
 
+def test_a_list_of_absolute_and_relative_paths(tmp_path, monkeypatch):
+    written.yolo_list_of_another_machine(tmp_path)
+    (tmp_path / "train.txt").write_text(f"{tmp_path}/images/a.jpg\n./images/b.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    assert found(open_boxes("data.yaml::train")) == wanted()
+
+
 def test_a_set_that_was_not_downloaded_says_so(tmp_path):
     (tmp_path / "coco8.yaml").write_text(
         "path: coco8\ntrain: images/train\nval: images/val\nnames:\n  0: person\n"

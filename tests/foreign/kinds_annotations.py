@@ -114,7 +114,8 @@ def write_coco(rng: random.Random, folder: Path) -> None:
 
 def use_coco(folder: Path, out: Path) -> str | None:
     file = folder / "a.json"
-    return _boxes(str(file), out, masks=file.stat().st_size % 2 == 0)
+    kind = file.stat().st_size % 5
+    return _masks(str(file), out) if kind == 4 else _boxes(str(file), out, masks=kind > 1)
 
 
 def _boxes(path: str, out: Path, masks: bool = False) -> str | None:
@@ -477,7 +478,7 @@ MASKS = (
     "downstream.segmentation.data.preflight",
 )
 KINDS = {
-    "annotations.coco": Kind(write_coco, use_coco, BOXES),
+    "annotations.coco": Kind(write_coco, use_coco, (*BOXES, *MASKS)),
     "annotations.voc": Kind(write_voc, use_voc, BOXES),
     "annotations.yolo": Kind(write_yolo, use_yolo, BOXES),
     "annotations.masks": Kind(write_masks, use_masks, MASKS),

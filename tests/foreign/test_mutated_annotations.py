@@ -1,4 +1,5 @@
-"""Boxes, masks and predictions of other tools, damaged (`kinds_annotations.py`)."""
+"""Boxes, masks, shapes and predictions of other tools, damaged (`kinds_annotations.py`,
+`kinds_shapes.py`)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ INPUTS = [
     ("annotations.panoptic", 80),
     ("annotations.generated", 60),
     ("annotations.results", 100),
+    ("shapes.labelme", 60),
+    ("shapes.cvat", 60),
+    ("shapes.create_ml", 30),
 ]
 
 

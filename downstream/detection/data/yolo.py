@@ -12,13 +12,13 @@ label file is a negative, as there; a label file without an image is an error.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from downstream.dense.outlines import Outline, around
+from downstream.dense.pictures import common_folder
 from downstream.dense.shapes import UNSTATED, Rows, require_finite
 from downstream.dense.texts import read_text, shown
 from downstream.detection.data.annotations import Annotations
@@ -43,8 +43,7 @@ def read_yolo(path: str, root: Path, split: str | None, masks: bool = False) -> 
         InputError: no names, a label file without image, a line that is not a class and 4 shares.
     """
     layout = find_layout(path, root, split)
-    folder = os.path.commonpath([os.path.dirname(image) for image in layout.images])
-    names = [os.path.relpath(image, folder) for image in layout.images]
+    folder, names = common_folder(layout.images)
     rows = Rows()
     outlines = 0
     for number, label in enumerate(layout.labels):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import pickle
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from downstream.dense.outlines import Outline, decode, to_rle
 
 
 class Drawn:
-    """The shapes of all images, in Arrow bytes: loader processes share the memory.
+    """The shapes of all images, as Arrow strings: loader processes share the memory.
 
     Args:
         sizes: height and width of each image as it was annotated.
@@ -31,7 +32,8 @@ class Drawn:
         by_area: bool,
     ) -> None:
         self._sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self._shapes = pa.array([pickle.dumps(part) for part in shapes], pa.large_binary())
+        self._shapes = pa.array([json.dumps(list(map(_packed, part))) for part in shapes],
+                                pa.large_string())  # fmt: skip
         self._rest = rest
         self._by_area = by_area
 
@@ -39,8 +41,8 @@ class Drawn:
         """The mask of image i as a grey PNG of ids."""
         size = (int(self._sizes[i, 0]), int(self._sizes[i, 1]))
         areas = []
-        for number, outline in pickle.loads(self._shapes[i].as_buffer()):
-            rle = to_rle(outline, size, 1)
+        for number, outline in json.loads(self._shapes[i].as_py()):
+            rle = to_rle(_unpacked(outline), size, 1)
             if rle is not None:
                 areas.append((number, decode([rle])[0].astype(bool)))
         if self._by_area:
@@ -52,3 +54,16 @@ class Drawn:
         file = io.BytesIO()
         Image.fromarray(mask).save(file, "PNG", compress_level=1)
         return file.getvalue()
+
+
+def _packed(shape: tuple[int, Outline]) -> tuple[int, Any]:
+    number, outline = shape
+    if isinstance(outline, dict):
+        return number, {"size": outline["size"], "counts": outline["counts"].decode("ascii")}
+    return number, [polygon.tolist() for polygon in outline]
+
+
+def _unpacked(outline: Any) -> Outline:
+    if isinstance(outline, dict):
+        return {"size": outline["size"], "counts": outline["counts"].encode("ascii")}
+    return [np.array(polygon) for polygon in outline]

@@ -16,7 +16,17 @@ from typing import Any
 
 from downstream.dense.coco_json import LISTS, column, file_names, find_images, ids, indices
 from downstream.dense.outlines import Outline, read_outline
-from downstream.dense.shapes import BACKGROUND, IGNORED, UNSTATED, Rows, Shapes, polygon, rectangle
+from downstream.dense.shapes import (
+    BACKGROUND,
+    IGNORED,
+    UNSTATED,
+    Rows,
+    Shapes,
+    polygon,
+    rectangle,
+    require_near,
+    stated_size,
+)
 from downstream.dense.texts import require_name, require_unique, shown
 from downstream.segmentation.data.class_table import (
     IGNORE,
@@ -82,7 +92,7 @@ def of_coco(
             "says which pixels are theirs; give a file that has segmentation, or panoptic_*.json"
         )
     folder, found = find_images(str(path), names, images, lambda i: f"images[{i}].file_name")
-    stated = [_stated(entry) for entry in described]
+    stated = [stated_size(x.get("height"), x.get("width")) for x in described]
     said = (f"objects without an outline, ignored within their box: {without}",) * bool(without)
     shapes = Shapes(str(path), "COCO", folder, found, stated, classes, rows, [str(path)], said)
     numbers = _numbers(category_ids)
@@ -196,16 +206,9 @@ def _size_of(file: str) -> tuple[int, int]:
         return 1, 1
 
 
-def _stated(entry: dict[str, Any]) -> tuple[int, int]:
-    height, width = entry.get("height"), entry.get("width")
-    if type(height) is int and type(width) is int and height > 0 and width > 0:
-        return height, width
-    return UNSTATED, UNSTATED
-
-
 def _box(entry: dict[str, Any], where: str) -> Outline:
     box = entry.get("bbox")
     if isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box):
         x, y, width, height = map(float, box)
-        return polygon(rectangle([x, y, x + width, y + height]))
+        return polygon(require_near(rectangle([x, y, x + width, y + height]), where))
     raise InputError(f"{where}: has neither an outline nor a bbox; take it out")
