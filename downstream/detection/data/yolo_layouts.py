@@ -292,8 +292,9 @@ def _listed(file: Path, number: int, name: str) -> str:
 
 def _label_of(image: str) -> str:
     stem = os.path.splitext(image)[0]
-    head, mark, tail = stem.rpartition(f"{os.sep}images{os.sep}")
-    moved = f"{head}{os.sep}labels{os.sep}{tail}.txt"
+    # A relative path may begin with `images`.
+    head, mark, tail = os.path.join(".", stem).rpartition(f"{os.sep}images{os.sep}")
+    moved = os.path.normpath(f"{head}{os.sep}{LABELS}{os.sep}{tail}.txt")
     return moved if mark and os.path.isfile(moved) else f"{stem}.txt"
 
 
