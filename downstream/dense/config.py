@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from downstream.backbone.config import BackboneConfig
 from ssld.common.errors import InputError
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     OneOrSeveral,
     PositiveFloat,
@@ -77,7 +78,7 @@ class PolicyConfig(Settings, section="augment"):
 class AnnotatedConfig(LoaderConfig):
     """Annotated images."""
 
-    train: OneOrSeveral = field(default_factory=list)
+    train: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Sources to train on."""
     labeled_share: Annotated[float, Limits(lambda x: 0 < x <= 1, "a share above 0, at most 1")] = (
         1.0
@@ -92,7 +93,7 @@ class AnnotatedConfig(LoaderConfig):
     minibatch: Literal["mixed", "apart"] = "mixed"
     """mixed: human and generated annotations in one minibatch. apart: each forward pass sees one
     kind only; `accumulate` of them make a step, `generated_share` of which are generated."""
-    val: OneOrSeveral = field(default_factory=list)
+    val: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Held-out sources, never trained on."""
     classes: list[str] | None = None
     """Names of the classes in the network's order; by default those of the first training source.
@@ -205,9 +206,9 @@ class ClassificationConfig(Settings, section="classification"):
 class DownstreamConfig(LoopConfig):
     """A network on a backbone."""
 
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = field(default=16, metadata=IN_SHORT_HELP)
     """Images per optimizer step over all processes."""
-    init: str | None = None
+    init: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """Run folder, or a copy of its `model`, whose weights the network starts from, those for other
     classes left out; by default the backbone's, and a random head."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -95,8 +95,8 @@ def parse_section(
         raise InputError(message if message.startswith(where) else f"{where}: {message}") from error
 
 
-@functools.cache  # a recipe and a grid of them parse many times, at a fifth of a second each
-def _parser(prog: str, config_class: type) -> ArgumentParser:
+def build_parser(prog: str, config_class: type) -> ArgumentParser:
+    """An option for each setting of a class, grouped as it is."""
     from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -111,6 +111,10 @@ def _parser(prog: str, config_class: type) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(config_class)
     return parser
+
+
+# A recipe and a grid of them parse many times, at a fifth of a second each.
+_parser = functools.cache(build_parser)
 
 
 def _value(text: str) -> Any:
@@ -269,5 +273,5 @@ def _nearest(key: str, known: list[str]) -> str:
     hint = did_you_mean(key, known, cutoff=0.5)
     near = [] if hint else difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)
     hint = f"; did you mean {leaves[near[0]]!r}?" if near else hint
-    hint = hint or "; see --help for the known ones"
+    hint = hint or "; `--help all` has the known ones"
     return f"unknown setting {shortened(key)}{hint}"
