@@ -69,7 +69,7 @@ def _zoo(name: str, summary: str, *positional: str, words: str | None = None) ->
 
 COMMANDS = {
     "quickstart": Command(
-        "the whole method on handwritten digits, in under three minutes",
+        "the whole method on handwritten digits, in a minute",
         "ssld.quickstart:QuickstartConfig",
         "ssld.quickstart:quickstart",
     ),
