@@ -13,6 +13,7 @@ from ssld.common.errors import InputError
 from ssld.common.settings import (
     IN_SHORT_HELP,
     Limits,
+    NonNegativeInt,
     OneOrSeveral,
     PositiveFloat,
     PositiveInt,
@@ -94,7 +95,10 @@ class AnnotatedConfig(LoaderConfig):
     """mixed: human and generated annotations in one minibatch. apart: each forward pass sees one
     kind only; `accumulate` of them make a step, `generated_share` of which are generated."""
     val: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
-    """Held-out sources, never trained on."""
+    """Held-out sources, never trained on; by default `holdout` images of `train`."""
+    holdout: NonNegativeInt = 1000
+    """Images of `train` set aside for evaluation where `val` is empty, evenly spread, at most a
+    tenth of each source; `held_out.txt` in the run folder lists them."""
     classes: list[str] | None = None
     """Names of the classes in the network's order; by default those of the first training source.
     Sources are matched by name."""
@@ -223,7 +227,11 @@ class DownstreamConfig(LoopConfig):
             "backbone.name is missing: --backbone resnet50d, or a run folder of ssld",
         )
         require(bool(self.data.train), "data.train is empty: name at least one source")
-        require(bool(self.data.val), "data.val is empty: name held-out images to evaluate on")
+        require(
+            bool(self.data.val) or self.data.holdout > 0,
+            "data.val is empty and data.holdout is 0: name held-out images to evaluate on, or "
+            "leave data.holdout out",
+        )
         require(
             self.data.minibatch == "mixed" or self.generated_passes in range(1, self.accumulate),
             f"data.minibatch is apart, data.generated_share {self.data.generated_share:g} and "
