@@ -73,6 +73,12 @@ COMMANDS = {
         "ssld.quickstart:QuickstartConfig",
         "ssld.quickstart:quickstart",
     ),
+    "init": Command(
+        "a commented settings file for your own images: `ssld init detection FOLDER > my.yaml`",
+        "ssld.cli.template:InitConfig",
+        "ssld.cli.template:init",
+        positional=("task", "source"),
+    ),
     "distill": Command(
         "train a student from a frozen teacher, without labels",
         "ssld.distill.config:DistillConfig",
