@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssld.cli.commands import STAGES
 from ssld.common import streams
 from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.common.settings_file import parsed, read_settings, shortened, tidied
@@ -190,6 +191,11 @@ def _checked(
                 message = f"{key} is {shortened(value)}: give `name: value` lines below it"
                 raise InputError(f"{where}: {message}")
             value = _checked(where, value, known, f"{key}.")
+        elif key in STAGES and isinstance(value, dict):
+            raise InputError(
+                f"{where} is a recipe, its stage {key} is no setting: run it with `ssld recipe "
+                f"{where}`"
+            )
         elif key not in known:
             raise InputError(f"{where}: {_nearest(key, known)}")
         result[name] = value

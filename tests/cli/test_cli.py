@@ -80,6 +80,7 @@ def test_bad_settings_are_one_sentence(extra, said):
     ("text", "said"),
     [
         ("teacher: {arhc: q}\n", "did you mean 'teacher.arch'"),
+        ("out: r\ntransfer: {epochs: 3}\n", "is a recipe, its stage transfer is no setting"),
         ("teaher: {arch: q}\n", "unknown setting 'teaher'"),
         ("out: [x\n", "not valid YAML"),
         ("- a\n", "holds no settings"),
