@@ -204,7 +204,8 @@ def _download(entry: Entry, file: Path) -> None:
             with client.stream("GET", url) as answer, file.open("wb") as out:
                 answer.raise_for_status()
                 total = int(answer.headers.get("Content-Length", 0)) or None
-                with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as progress:
+                what = {"unit": "B", "unit_scale": True, "desc": file.name}
+                with tqdm(total=total, disable=None, **what) as progress:  # on a terminal
                     for part in answer.iter_bytes():
                         progress.update(out.write(part))
     except FAILURES as error:

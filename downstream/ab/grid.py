@@ -123,11 +123,11 @@ def words(argv: list[str]) -> list[str]:
         word = "--file" if word == "--config" else word
         if word == "--backbones":
             options.append(f"{word}={json.dumps(values)}")
-        elif word in (*own, "-h", "--help"):
+        elif word in own:
             options.append(f"{word}={' '.join(values)}" if values else word)
         else:
             overrides.append(f"{_name(word, own)}={' '.join(values) or 'true'}")
-    if not {word.partition("=")[0] for word in options} & {"--file", "-h", "--help"}:
+    if "--file" not in {word.partition("=")[0] for word in options}:
         raise InputError("--config is missing: give --config F.yaml, the settings of all runs")
     return options + ([f"--overrides={json.dumps(overrides)}"] if overrides else [])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from ssld.common.settings import Limits, Settings, require, require_path
+from ssld.common.settings import IN_SHORT_HELP, Limits, Settings, require, require_path
 
 PRESETS = {
     "detection": (0.05, 0.05, 0.1, 0.1, 0.15),
@@ -35,7 +35,7 @@ TASK_ARGUMENTS = (
 class BackboneConfig(Settings, section="backbone"):
     """The network that a detector, segmenter or classifier is built on."""
 
-    name: str | None = None
+    name: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """timm name, `_ssld` name of the zoo, `hf-hub:org/name[@rev]`, `local-dir:folder`, or a run
     folder of ssld."""
     args: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from downstream.backbone.config import BackboneConfig
 from ssld.common.errors import InputError
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
+    NonNegativeInt,
     OneOrSeveral,
     PositiveFloat,
     PositiveInt,
@@ -77,7 +79,7 @@ class PolicyConfig(Settings, section="augment"):
 class AnnotatedConfig(LoaderConfig):
     """Annotated images."""
 
-    train: OneOrSeveral = field(default_factory=list)
+    train: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Sources to train on."""
     labeled_share: Annotated[float, Limits(lambda x: 0 < x <= 1, "a share above 0, at most 1")] = (
         1.0
@@ -92,8 +94,11 @@ class AnnotatedConfig(LoaderConfig):
     minibatch: Literal["mixed", "apart"] = "mixed"
     """mixed: human and generated annotations in one minibatch. apart: each forward pass sees one
     kind only; `accumulate` of them make a step, `generated_share` of which are generated."""
-    val: OneOrSeveral = field(default_factory=list)
-    """Held-out sources, never trained on."""
+    val: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
+    """Held-out sources, never trained on; by default `holdout` images of `train`."""
+    holdout: NonNegativeInt = 1000
+    """Images of `train` set aside for evaluation where `val` is empty, evenly spread, at most a
+    tenth of each source; `held_out.txt` in the run folder lists them."""
     classes: list[str] | None = None
     """Names of the classes in the network's order; by default those of the first training source.
     Sources are matched by name."""
@@ -205,9 +210,9 @@ class ClassificationConfig(Settings, section="classification"):
 class DownstreamConfig(LoopConfig):
     """A network on a backbone."""
 
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = field(default=16, metadata=IN_SHORT_HELP)
     """Images per optimizer step over all processes."""
-    init: str | None = None
+    init: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """Run folder, or a copy of its `model`, whose weights the network starts from, those for other
     classes left out; by default the backbone's, and a random head."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -222,7 +227,11 @@ class DownstreamConfig(LoopConfig):
             "backbone.name is missing: --backbone resnet50d, or a run folder of ssld",
         )
         require(bool(self.data.train), "data.train is empty: name at least one source")
-        require(bool(self.data.val), "data.val is empty: name held-out images to evaluate on")
+        require(
+            bool(self.data.val) or self.data.holdout > 0,
+            "data.val is empty and data.holdout is 0: name held-out images to evaluate on, or "
+            "leave data.holdout out",
+        )
         require(
             self.data.minibatch == "mixed" or self.generated_passes in range(1, self.accumulate),
             f"data.minibatch is apart, data.generated_share {self.data.generated_share:g} and "

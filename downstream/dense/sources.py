@@ -19,12 +19,16 @@ from downstream.dense.preflight import Annotated, Readable, in_both, same_bytes,
 from downstream.dense.texts import shown
 from ssld.common.errors import InputError
 from ssld.data.sampling import ApartSampler, Order, Sampler, permutation
-from ssld.data.source import Images
+from ssld.data.source import Images, evenly_spread
 from ssld.engine.processes import Processes, on_main
 
 Opened = TypeVar("Opened", bound=Annotated)
 LABELED = "labeled.txt"
-"""In a run folder: which images are the labeled share."""
+"""In a run folder: which images are the labeled share, or all but what is held out of them."""
+HELD_OUT = "held_out.txt"
+"""In a run folder: which images of `data.train` are held out, where `data.val` is empty."""
+IMAGES_PER_HELD_OUT = 10
+"""At most one annotated image in this many is held out: sets of them are small."""
 SHOWN = 5
 """Images that a message names."""
 
@@ -58,7 +62,8 @@ def open_sources(
         seed: decides the labeled share.
 
     Raises:
-        InputError: a source that cannot be opened, or has other classes; a share without an image.
+        InputError: a source that cannot be opened, or has other classes; a share without an image;
+            too few to hold some out.
     """
     names = data.classes
 
@@ -72,11 +77,40 @@ def open_sources(
         return source
 
     train = [opened("data.train", path) for path in data.train]
+    val = [opened("data.val", path) for path in data.val]
+    if not val:
+        train, val = _hold_out(train, data.holdout)
     classes = names or []
     generated = [_open_generated(path, classes, data.train[0], open_source)
                  for path in data.generated]  # fmt: skip
     shares = [_labeled(x, i, data.labeled_share, seed) for i, x in enumerate(train)]
-    return Sources(shares, generated, [opened("data.val", path) for path in data.val])
+    return Sources(shares, generated, val)
+
+
+def _hold_out(train: list[Opened], wanted: int) -> tuple[list[Opened], list[Opened]]:
+    """
+    Returns:
+        the rest of each source, and what is held out.
+
+    Raises:
+        InputError: the sources are too small, or one of the parts has nothing to learn from.
+    """
+    chosen = evenly_spread([*map(len, train)], wanted, IMAGES_PER_HELD_OUT)
+    why = "data.val is empty, so that images of data.train are held out"
+    if not any(map(len, chosen)):
+        raise InputError(
+            f"{why}, at most one in {IMAGES_PER_HELD_OUT} of each source, and the largest has "
+            f"{max(map(len, train), default=0)}: name held-out images as data.val"
+        )
+    kept, held = [], []
+    for source, rows in zip(train, chosen, strict=True):
+        rest = np.setdiff1d(np.arange(len(source)), rows)
+        try:
+            kept.append(source.subset(rest) if len(rows) else source)
+            held += [source.subset(rows)] if len(rows) else []
+        except InputError as error:
+            raise InputError(f"{why}: {error}, or name data.val") from error
+    return kept, held
 
 
 def _open_generated(
@@ -151,12 +185,11 @@ def sample_order(config: DownstreamConfig, sources: Sources[Opened]) -> Order:
     return order
 
 
-def labeled_list(train: Sequence[Annotated]) -> str:
-    """The ids of images, one a line; of several sources `PATH<tab>ID`."""
-    several = len(train) > 1
+def list_of(sources: Sequence[Annotated], *, several: bool) -> str:
+    """The ids of images, one a line; of `several` sources of `data.train` `PATH<tab>ID`."""
     lines = [
         f"{source.path}\t{source.sample_id(i)}\n" if several else f"{source.sample_id(i)}\n"
-        for source in train
+        for source in sources
         for i in range(len(source))
     ]
     return "".join(lines)

@@ -19,10 +19,11 @@ from downstream.dense.memory import warn_of_memory
 from downstream.dense.model import DenseModel, load_weights, read_description
 from downstream.dense.preflight import Readable, Report, in_both, write_preflight
 from downstream.dense.sources import (
+    HELD_OUT,
     LABELED,
     Opened,
     Sources,
-    labeled_list,
+    list_of,
     refuse_held_out,
     require_same_images,
     sample_order,
@@ -158,6 +159,12 @@ def start_run(
     if config.init:
         start_sha256, left_out = load_init(network, config.init, task, head, build)
         begun = f"from {config.init}{left_out}"
+    held_out = None if config.data.val else {x.path: len(x) for x in sources.val}
+    if held_out:
+        accelerator.print(
+            f"held out: {sum(held_out.values()):,} images of data.train for evaluation "
+            "(data.holdout), as data.val is empty"
+        )
     backbone = network.backbone
     warn_of_memory(config, accelerator, network, size)
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
@@ -171,6 +178,7 @@ def start_run(
             "lr_factors": lr_factors(network),
         },
         "start_sha256": start_sha256,
+        "held_out": held_out,
         "annotations_sha256": hashlib.sha256("".join(annotations_sha256).encode()).hexdigest(),
         # A backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
         "flops_per_image": 6e6 * fact["macs_m"] * work,
@@ -188,11 +196,14 @@ def start_run(
         f"{begun}, learning rates of stem to stage 4 over the head's: {lr_factors(network)}"
     )
     if accelerator.is_main_process:
+        several = len(config.data.train) > 1
         shared = in_both(sources.train, sources.val)
         for line in write_preflight(run.folder.path, reports, shared):
             print(line)
-        if config.data.labeled_share < 1:
-            write_atomically(run.folder.path / LABELED, labeled_list(sources.train))
+        if config.data.labeled_share < 1 or not config.data.val:
+            write_atomically(run.folder.path / LABELED, list_of(sources.train, several=several))
+        if not config.data.val:
+            write_atomically(run.folder.path / HELD_OUT, list_of(sources.val, several=several))
     return run
 
 

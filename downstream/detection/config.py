@@ -15,6 +15,7 @@ from downstream.dense.config import (
 from downstream.dense.networks import require_packages
 from downstream.detection.networks import DETECTORS, PREFIXES
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     NonNegativeFloat,
     NonNegativeInt,
@@ -34,7 +35,7 @@ from ssld.engine.run_folder import check_out
 class DetectorConfig(Settings, section="detector"):
     """The network on the backbone."""
 
-    name: Annotated[str, one_of(DETECTORS)] = "faster_rcnn"
+    name: Annotated[str, one_of(DETECTORS)] = field(default="faster_rcnn", metadata=IN_SHORT_HELP)
     """faster_rcnn, retinanet, retinanet_bn, retinanet_nas_fpn, retinanet_spinenet, fcos, ttfnet,
     yolov3, yolov3_dcn or detr; what `downstream/detection/networks.py` has."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -53,12 +54,14 @@ class BoxAugmentConfig(PolicyConfig):
     longer: the longer side to `scale` of it, keeping the aspect; training views are squares of it,
     cut out where the image is larger and filled up where it is smaller (tensorflow/tpu
     `resize_and_crop_image`)."""
-    sizes: list[PositiveInt] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])
+    sizes: list[PositiveInt] = field(
+        default_factory=lambda: [640, 672, 704, 736, 768, 800], metadata=IN_SHORT_HELP
+    )
     """Sides in px to draw from: for each image (shorter) or for each batch (square, longer)."""
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     """With `longer` the range of the factor that is drawn for each training image: scale jitter.
     S1 and S2 have 0.8 to 1.2, S3 and S4 0.5 to 2."""
-    test_size: PositiveInt = 800
+    test_size: PositiveInt = field(default=800, metadata=IN_SHORT_HELP)
     """Side in px of evaluation views."""
     longest: int | None = 1333
     """With `shorter` the longer side's upper limit in px, which then decides; null: none."""

@@ -76,9 +76,9 @@ def pseudo_label(config: PseudoLabelConfig) -> None:
     """
     work = Work(Path(config.out))
     description = describe(config.run)
-    labeled_paths, val_paths, part = paths_of(config, description)
+    labeled_paths, val_paths, part, held_out = paths_of(config, description)
     labeled = open_labeled(labeled_paths, part, description)
-    val = open_val(val_paths, description.task, description.class_names)
+    val = open_val(val_paths, held_out, description.task, description.class_names)
     sets = {"images": ImageSet("images", config.images, config.shard_size)}
     for name, sources in (("labeled", labeled.sources if labeled else ()), ("val", val)):
         if sources:
@@ -103,16 +103,17 @@ def check_images(config: PseudoLabelConfig, task: str, class_names: list[str] | 
     what is measured for that is kept. A set that is there is looked at by `pseudo_label`.
 
     Args:
-        config: with all sets named that are held out.
+        config: with all sets named that are held out; where none is, the network's run will know
+            what it held out of its training sets, and `pseudo_label` refuses that.
         class_names: the network's, if they are known.
 
     Raises:
         InputError: held-out images among those to annotate; too many that cannot be read.
     """
     work = Work(Path(config.out))
-    if (work.out / MANIFEST).is_file():
+    if (work.out / MANIFEST).is_file() or not config.val:
         return
-    val = open_val(config.val, task, class_names)
+    val = open_val(config.val, None, task, class_names)
     with _opened(work):
         reader = Reader(config.workers)
         sets = {"images": config.images, "val": cast("list[Source]", val)}

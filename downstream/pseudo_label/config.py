@@ -11,6 +11,7 @@ from downstream.dense.config import ViewsConfig
 from downstream.dense.generated import ANNOTATIONS, IMAGES, MANIFEST, MASKS
 from ssld.common.errors import InputError
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     NonNegativeInt,
     OneOrSeveral,
@@ -44,25 +45,25 @@ class PseudoLabelConfig(Settings):
     manifest or tar shards, local or remote.
     """
 
-    run: str = ""
+    run: str = field(default="", metadata=IN_SHORT_HELP)
     """Run folder of a detector or segmenter, or its `model` folder; the first word is taken for it.
     """
-    images: OneOrSeveral = field(default_factory=list)
+    images: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Sources of the images to annotate."""
-    out: str = ""
+    out: str = field(default="", metadata=IN_SHORT_HELP)
     """Folder of the set, and of what a repeated command goes on from."""
-    labeled: OneOrSeveral = field(default_factory=list)
+    labeled: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Sets with human annotations, whose counts are matched; by default the run's `data.train`."""
     val: OneOrSeveral = field(default_factory=list)
     """Held-out sets, which must not be among the images; by default the run's `data.val`."""
     test: ViewsConfig = field(default_factory=ViewsConfig)
-    threshold: Count = "count"
+    threshold: Count = field(default="count", metadata=IN_SHORT_HELP)
     """Least score of an instance. count: for each class as many instances per image as the labeled
     set has (Data Distillation, sections 4 and 6.1)."""
     keypoint_threshold: Count = "count"
     """Least score of a keypoint of such an instance. count: as many keypoints per instance as the
     labeled set has."""
-    pixel_threshold: Probability = 0.5
+    pixel_threshold: Probability = field(default=0.5, metadata=IN_SHORT_HELP)
     """Of a segmenter: pixels whose class has a lower probability are ignored (Zoph et al. 2020,
     arXiv:2006.06882, section 4)."""
     shard_size: PositiveInt = 64
@@ -71,7 +72,7 @@ class PseudoLabelConfig(Settings):
     """Threads per process that read images; 0 reads in the process itself."""
     max_unreadable: Share = 0.1
     """Stop when more than this share of a source's files cannot be read."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, metadata=IN_SHORT_HELP)
     """Replace what the folder holds of other settings, another network or other images; predictions
     that are still right are kept."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from downstream.dense.sources import LABELED
+from downstream.dense.sources import HELD_OUT, LABELED
 from downstream.detection.data.boxes import BoxSource, open_boxes
 from downstream.detection.data.keypoints import Keypoints
 from downstream.pseudo_label.config import PseudoLabelConfig
@@ -56,8 +56,9 @@ class Labeled:
 
 def paths_of(
     config: PseudoLabelConfig, description: Description
-) -> tuple[list[str], list[str], Path | None]:
-    """Labeled and held-out sets, and the file that lists the images of the former that count.
+) -> tuple[list[str], list[str], Path | None, Path | None]:
+    """Labeled and held-out sets, and for each the file that lists the images of it that count,
+    where not all do.
 
     Raises:
         InputError: the settings of the run are damaged.
@@ -69,8 +70,16 @@ def paths_of(
         data = found if isinstance(found, dict) else {}
     labeled, val = (_listed(given or data.get(name)) for given, name in (
         (config.labeled, "train"), (config.val, "val")))  # fmt: skip
-    part = folder / LABELED if folder is not None and not config.labeled else None
-    return labeled, val, part if part is not None and part.is_file() else None
+    part = _file(folder, LABELED) if not config.labeled else None
+    held_out = None
+    if not val:  # the run held images out of its training sets
+        held_out = _file(folder, HELD_OUT)
+        val = _listed(data.get("train")) if held_out else []
+    return labeled, val, part, held_out
+
+
+def _file(folder: Path | None, name: str) -> Path | None:
+    return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def _listed(paths: Any) -> list[str]:
@@ -110,18 +119,19 @@ def open_labeled(
 
 
 def open_val(
-    paths: Sequence[str], task: str, class_names: list[str] | None
+    paths: Sequence[str], part: Path | None, task: str, class_names: list[str] | None
 ) -> list[BoxSource] | list[MaskSource]:
     """
     Args:
+        part: of `paths_of`.
         class_names: the network's, if they are known.
 
     Raises:
         InputError: a set cannot be opened.
     """
     if task == "segmentation":
-        return _opened("val", paths, None, class_names, open_masks)
-    return _opened("val", paths, None, class_names, open_boxes)
+        return _opened("val", paths, part, class_names, open_masks)
+    return _opened("val", paths, part, class_names, open_boxes)
 
 
 def _opened(
@@ -139,12 +149,15 @@ def _opened(
             raise InputError(
                 f"{setting}: {error} (--{setting} names another set than the run's)"
             ) from error
-        sources.append(source if part is None else _part(source, part, len(paths) > 1))
+        if part is not None:
+            source = _part(setting, source, part, len(paths) > 1)
+        sources += [source] if source is not None else []
     return sources
 
 
-def _part(source: Opened, file: Path, several: bool) -> Opened:
-    """The images of a set that a file lists: an id a line, of several sets `PATH<tab>ID`.
+def _part(setting: str, source: Opened, file: Path, several: bool) -> Opened | None:
+    """The images of a set that a file lists: an id a line, of several sets `PATH<tab>ID`; None
+    where no image of it is held out.
 
     Raises:
         InputError: it lists none of them, or others.
@@ -152,11 +165,13 @@ def _part(source: Opened, file: Path, several: bool) -> Opened:
     lines = file.read_text(encoding="utf-8").split("\n")  # a name may have other line ends
     prefix = f"{source.path}\t" if several else ""
     listed = {line.removeprefix(prefix) for line in lines if line and line.startswith(prefix)}
+    if several and not listed and setting == "val":
+        return None
     chosen = [i for i in range(len(source)) if source.sample_id(i) in listed]
     if not chosen or len(chosen) != len(listed):
         raise InputError(
-            f"labeled: {file} lists {len(listed)} images of {source.path}, of which that has "
-            f"{len(chosen)}; give the set as --labeled"
+            f"{setting}: {file} lists {len(listed)} images of {source.path}, of which that has "
+            f"{len(chosen)}; give the set as --{setting}"
         )
     return source.subset(np.array(chosen))
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ssld.common.files import write_atomically
-from ssld.common.streams import bar_seconds
+from ssld.common.streams import bar_output
 from ssld.curate.context import Call
 
 DIGEST = 32
@@ -102,7 +102,7 @@ class Work(Call):
         total, done, begun = sum(sizes[number] for number in share), 0, time.monotonic()
         with tqdm(
             total=total, desc=stage, unit="img", disable=not self.main or not total, leave=False,
-            mininterval=bar_seconds(), delay=2,
+            **bar_output(), delay=2,
         ) as bar:  # fmt: skip
             for number in share:
                 started = time.monotonic()

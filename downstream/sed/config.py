@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from downstream.detection.config import BoxDataConfig, DetectionConfig
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     NonNegativeFloat,
     OneOrSeveral,
@@ -127,7 +128,7 @@ class SedDataConfig(BoxDataConfig):
     """Images with boxes, `FILE.json` (COCO), `FILE.json::IMAGES`, or a folder in VOC's or YOLO's
     layout, `DIR` or `DIR::SPLIT`; and images without."""
 
-    unlabeled: OneOrSeveral = field(default_factory=list)
+    unlabeled: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Sources of images without annotations: a folder, a Parquet manifest or tar shards, local or
     remote. Labeled images among them are left out, held-out ones refused."""
     unlabeled_per_labeled: PositiveInt = 4
@@ -147,7 +148,7 @@ class SedConfig(DetectionConfig):
     """`ssld sed --config F.yaml --backbone NAME --data.unlabeled SOURCES`: train a detector on
     labeled and unlabeled images at once, by Scale-Equivalent Distillation (Guo et al. 2022)."""
 
-    batch_size: PositiveInt = 4
+    batch_size: PositiveInt = field(default=4, metadata=IN_SHORT_HELP)
     """Labeled images per optimizer step over all processes; each brings
     `data.unlabeled_per_labeled` unlabeled ones besides. An epoch is a pass over the labeled ones.
     """

@@ -16,6 +16,7 @@ from downstream.dense.config import (
 from downstream.dense.networks import require_packages
 from downstream.segmentation.networks import SEGMENTERS
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -33,7 +34,7 @@ from ssld.engine.run_folder import check_out
 class SegmenterConfig(Settings, section="segmenter"):
     """The network on the backbone."""
 
-    name: Annotated[str, one_of(SEGMENTERS)] = "fcn"
+    name: Annotated[str, one_of(SEGMENTERS)] = field(default="fcn", metadata=IN_SHORT_HELP)
     """fcn, ocrnet, deeplabv3plus or nas_fpn; what `downstream/segmentation/networks.py` has."""
 
 
@@ -43,7 +44,7 @@ class MaskAugmentConfig(PolicyConfig):
     recipe (PaddleSeg, configs/_base_/cityscapes.yml). Augment-S1 to S4 of Zoph et al. 2020
     (section 3.1) are `scale_of: crop` with `scale` and `policy`."""
 
-    crop: tuple[int, int] = (512, 1024)
+    crop: tuple[int, int] = field(default=(512, 1024), metadata=IN_SHORT_HELP)
     """Height and width in px of a training view."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest factor by which an image is resized before it is cropped."""

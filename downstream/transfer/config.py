@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from downstream.backbone.config import BackboneConfig
-from ssld.common.settings import require
+from ssld.common.settings import IN_SHORT_HELP, require
 from ssld.data.config import DataConfig
 from ssld.distill.config import ClassifierCheckpointConfig, LabelConfig, ProbeConfig
 
@@ -17,10 +17,10 @@ Dataset = Literal["aircraft", "cifar100", "dtd", "sun397"]
 class TransferDataConfig(DataConfig):
     """Labeled images: a known data set by its name, or sources of one's own."""
 
-    dataset: Dataset | None = None
+    dataset: Dataset | None = field(default=None, metadata=IN_SHORT_HELP)
     """FGVC-Aircraft 2013b (100 variants), CIFAR-100, DTD (split 1) or SUN397 (partition 1), instead
     of `labeled` and `val`."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """Folder of the data set, as torchvision has it, or of its archives as published."""
     download: bool = False
     """Fetch what is missing in `root`, and check it."""

@@ -69,9 +69,15 @@ def _zoo(name: str, summary: str, *positional: str, words: str | None = None) ->
 
 COMMANDS = {
     "quickstart": Command(
-        "the whole method on handwritten digits, in under three minutes",
+        "the whole method on handwritten digits, in a minute",
         "ssld.quickstart:QuickstartConfig",
         "ssld.quickstart:quickstart",
+    ),
+    "init": Command(
+        "a commented settings file for your own images: `ssld init detection FOLDER > my.yaml`",
+        "ssld.cli.template:InitConfig",
+        "ssld.cli.template:init",
+        positional=("task", "source"),
     ),
     "distill": Command(
         "train a student from a frozen teacher, without labels",

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssld.cli.commands import STAGES
 from ssld.common import streams
 from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.common.settings_file import parsed, read_settings, shortened, tidied
@@ -95,8 +96,8 @@ def parse_section(
         raise InputError(message if message.startswith(where) else f"{where}: {message}") from error
 
 
-@functools.cache  # a recipe and a grid of them parse many times, at a fifth of a second each
-def _parser(prog: str, config_class: type) -> ArgumentParser:
+def build_parser(prog: str, config_class: type) -> ArgumentParser:
+    """An option for each setting of a class, grouped as it is."""
     from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -111,6 +112,10 @@ def _parser(prog: str, config_class: type) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(config_class)
     return parser
+
+
+# A recipe and a grid of them parse many times, at a fifth of a second each.
+_parser = functools.cache(build_parser)
 
 
 def _value(text: str) -> Any:
@@ -186,6 +191,11 @@ def _checked(
                 message = f"{key} is {shortened(value)}: give `name: value` lines below it"
                 raise InputError(f"{where}: {message}")
             value = _checked(where, value, known, f"{key}.")
+        elif key in STAGES and isinstance(value, dict):
+            raise InputError(
+                f"{where} is a recipe, its stage {key} is no setting: run it with `ssld recipe "
+                f"{where}`"
+            )
         elif key not in known:
             raise InputError(f"{where}: {_nearest(key, known)}")
         result[name] = value
@@ -269,5 +279,5 @@ def _nearest(key: str, known: list[str]) -> str:
     hint = did_you_mean(key, known, cutoff=0.5)
     near = [] if hint else difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)
     hint = f"; did you mean {leaves[near[0]]!r}?" if near else hint
-    hint = hint or "; see --help for the known ones"
+    hint = hint or "; `--help all` has the known ones"
     return f"unknown setting {shortened(key)}{hint}"

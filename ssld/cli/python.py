@@ -91,7 +91,7 @@ def distill(
         student: none, or what they have in common, with `students`: a list of dicts, each with a
             `name`; their runs are `TrainedRun.students` of what is returned.
         data: plain sources are unlabeled ones; held out of them is what evaluations need.
-        settings: any other of `ssld distill --help`, groups as dicts: `epochs=30`,
+        settings: any other of `ssld distill --help all`, groups as dicts: `epochs=30`,
             `schedule={"lr": 0.2}`.
 
     Raises:
@@ -118,7 +118,7 @@ def supervised(
     Args:
         out: see `distill`.
         data: plain sources are labeled ones.
-        settings: any other of `ssld supervised --help`.
+        settings: any other of `ssld supervised --help all`.
 
     Raises:
         InputError, Interrupted: see `distill`.
@@ -134,7 +134,7 @@ def evaluate(*, model: str | Path, data: Data, **settings: Any) -> dict[str, Any
 
     Args:
         model: timm name, run folder or exported folder.
-        settings: any other of `ssld evaluate --help`.
+        settings: any other of `ssld evaluate --help all`.
 
     Returns:
         `images`, `unreadable`, `top1`, `top1_low`, `top1_high`, `top5` and its interval, `chance`,
@@ -153,7 +153,7 @@ def curate(*, out: str | Path, gallery: Data, protected: Data, **settings: Any) 
         out: folder; the same call goes on where it was stopped.
         gallery: sources to choose from.
         protected: sources of evaluation images that nothing may leak from.
-        settings: any other of `ssld curate --help`: `teacher={"arch": "resnet50d"}`.
+        settings: any other of `ssld curate --help all`: `teacher={"arch": "resnet50d"}`.
 
     Raises:
         InputError, Interrupted: see `distill`.

@@ -14,6 +14,7 @@ from typing import Any
 
 from ssld import __version__
 from ssld.cli.commands import COMMANDS, GROUPS, Command, work_of
+from ssld.cli.help import help_of
 from ssld.cli.parse import parse, sentence_of
 from ssld.common import streams
 from ssld.common.errors import InputError, Interrupted, did_you_mean
@@ -77,6 +78,12 @@ def _usage(group: str, what: str) -> str:
 
 
 def _run(name: str, command: Command, words: list[str], launched: bool) -> int:
+    asked = next((i for i, word in enumerate(words) if word in HELP), None)
+    if asked is not None:
+        config_class = resolve_name(command.config)
+        print(help_of(f"ssld {name}", config_class, command.positional, words[asked + 1 :]))
+        return 0
+
     def do() -> object:
         given = resolve_name(command.words)(words) if command.words else words
         settings = None

@@ -140,3 +140,6 @@ def require_path(checkpoint: str | None, setting: str, name: str) -> None:
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
+IN_SHORT_HELP = {"short_help": True}
+"""Metadata of a field: `--help` shows it, as `--help all` shows every one. What must be given needs
+no such mark, nor do the fields of a command that marks none."""

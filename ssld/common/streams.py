@@ -8,12 +8,14 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TextIO
+from typing import Any, ParamSpec, TextIO
 
 Words = ParamSpec("Words")
 EXIT_NO_READER = 141
 """128 + SIGPIPE, what a shell shows of a command whose reader left: `ssld ... | head -1`."""
 EXIT_CANNOT_WRITE = 2
+LINE_SECONDS = 60.0
+"""Least time between two lines of progress in what is no terminal."""
 
 
 def whole(main: Callable[Words, int]) -> Callable[Words, int]:
@@ -68,9 +70,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def bar_seconds() -> float:
-    """Least time between two updates of a progress bar, of which a log file keeps every one."""
-    return 0.5 if is_terminal(sys.stderr) else 30.0
+def bar_output() -> dict[str, Any]:
+    """Arguments of tqdm for where a progress bar is drawn: twice a second on a terminal, elsewhere
+    as a line a minute, of which a log file keeps every one."""
+    if is_terminal(sys.stderr):
+        return {"mininterval": 0.5}
+    # Else a thread of tqdm would draw after ten seconds in which nothing happened.
+    return {"mininterval": LINE_SECONDS, "maxinterval": 2 * LINE_SECONDS, "file": _Lines()}
+
+
+class _Lines(io.TextIOBase):
+    """Standard error, where what begins anew at the left is a new line."""
+
+    def write(self, text: str) -> int:
+        line = text.replace("\r", "").replace("\x1b[A", "").strip()
+        if line:
+            sys.stderr.write(f"{line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _prepare() -> None:

@@ -25,4 +25,8 @@ class CompareConfig:
             len(self.runs) > 1,
             f"runs is {self.runs}: give at least two run folders, before any option",
         )
+        require(
+            self.out.endswith((".html", ".htm")),
+            f"out is {self.out}: name the page that is written, {self.out or 'compare'}.html say",
+        )
         require(self.out != self.json, f"out and json are both {self.out}: name two files")

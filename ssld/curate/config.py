@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     NonNegativeInt,
     OneOrSeveral,
@@ -35,13 +36,13 @@ class DuplicatesConfig:
 class SelectConfig(Settings, section="select"):
     """Which images are kept (SSLD section 3.3.4)."""
 
-    k: PositiveInt = 4000
+    k: PositiveInt = field(default=4000, metadata=IN_SHORT_HELP)
     """Images per predicted class, the surest first; short classes stay short."""
     assign_top_p: Annotated[
         int, Limits(lambda x: 1 <= x <= 10, "1 to 10, that many are stored")
     ] = 1
     """How many of its most probable classes an image competes in, 1 to 10 (Yalniz et al. 2019)."""
-    min_score: Probability = 0.0
+    min_score: Probability = field(default=0.0, metadata=IN_SHORT_HELP)
     """Least probability of the class (Noisy Student takes 0.3)."""
     exclude_keys: OneOrSeveral = field(default_factory=list)
     """Sources, or text files with one key a line: gallery images of these names are left out. A
@@ -62,18 +63,18 @@ class CurateConfig(Settings):
     """Sources to choose from."""
     protected: OneOrSeveral
     """Sources of evaluation images that nothing may leak from."""
-    labeled: OneOrSeveral = field(default_factory=list)
+    labeled: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Labeled sources: their files are left out of the selection, and the teacher must have as many
     classes."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """Scores the gallery; without one, near-duplicates are found all the same."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = field(default=64, metadata=IN_SHORT_HELP)
     """Images per forward pass of the teacher, per process."""
     precision: Precision = "fp32"
     """Number format of the teacher's forward pass."""
-    workers: NonNegativeInt = 4
+    workers: NonNegativeInt = field(default=4, metadata=IN_SHORT_HELP)
     """Processes per training process that read and match images; 0 does it in the process itself.
     """
     engine: Literal["processes", "ray"] = "processes"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     NonNegativeInt,
     OneOrSeveral,
@@ -34,15 +35,15 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 class DataConfig(LoaderConfig):
     """Where images come from. A source is a folder of images, a Parquet manifest or tar shards."""
 
-    labeled: OneOrSeveral = field(default_factory=list)
+    labeled: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Labeled sources (T). Distillation never reads their labels for training."""
-    unlabeled: OneOrSeveral = field(default_factory=list)
+    unlabeled: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Unlabeled sources (U)."""
     unlabeled_share: Annotated[
         float, Limits(lambda x: 0 < x <= 1, "a share above 0, at most 1")
     ] = 1.0
     """Share of each unlabeled source to train on; a smaller share is part of a larger one."""
-    val: OneOrSeveral = field(default_factory=list)
+    val: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Held-out sources for evaluation, never trained on."""
     holdout: NonNegativeInt = 1000
     """Training images set aside for evaluation where `val` is empty, unlabeled ones if there are
@@ -67,7 +68,7 @@ class DataConfig(LoaderConfig):
 class AugmentConfig(Settings, section="augment"):
     """How a training view is made from an image (SSLD section 4.2; ppcls RandCropImage)."""
 
-    size: PositiveInt | None = None
+    size: PositiveInt | None = field(default=None, metadata=IN_SHORT_HELP)
     """Side of a view in px; by default the student's input size."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of the crop's share of the image area."""

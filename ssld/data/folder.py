@@ -15,7 +15,7 @@ import pyarrow.compute
 from tqdm import tqdm
 
 from ssld.common.errors import InputError
-from ssld.common.streams import bar_seconds
+from ssld.common.streams import bar_output
 from ssld.data.decode import Unreadable
 from ssld.data.labels import class_order
 from ssld.data.source import HIDDEN, OUTSIDE_UTF8, Account
@@ -145,7 +145,7 @@ def _sizes(folder: str, names: pa.Array) -> np.ndarray:
         desc=f"sizes of {folder}",
         unit="file",
         delay=_LONG_SECONDS,
-        mininterval=bar_seconds(),
+        **bar_output(),
         leave=False,
     )
     with bar, ThreadPoolExecutor(_THREADS if slow else 1) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -223,19 +224,27 @@ def hold_out(sources: list[Source], wanted: int) -> tuple[list[Source], list[Sou
     Returns:
         the rest of each source, and what was set aside (empty where the sources are too small).
     """
-    total, before = sum(map(len, sources)), 0
     kept, held = [], []
-    for source in sources:
-        end = before + len(source)  # rounded where it ends, many small sources have their share
-        share = round(wanted * end / total) - round(wanted * before / total)
-        count, before = min(share, len(source) // IMAGES_PER_HELD_OUT), end
-        if count == 0:
+    chosen = evenly_spread([*map(len, sources)], wanted, IMAGES_PER_HELD_OUT)
+    for source, rows in zip(sources, chosen, strict=True):
+        if len(rows):
+            kept.append(Subset(source, rows, keep=False))
+            held.append(Subset(source, rows, keep=True))
+        else:
             kept.append(source)
-            continue
-        chosen = (2 * np.arange(count) + 1) * len(source) // (2 * count)
-        kept.append(Subset(source, chosen, keep=False))
-        held.append(Subset(source, chosen, keep=True))
     return kept, held
+
+
+def evenly_spread(sizes: Sequence[int], wanted: int, one_in: int) -> list[np.ndarray]:
+    """About `wanted` rows of sources of these sizes, of each by its size and at most one in
+    `one_in`: ascending, int64 [n]."""
+    total, before, chosen = sum(sizes), 0, []
+    for size in sizes:
+        end = before + size  # rounded where it ends, many small sources have their share
+        share = round(wanted * end / total) - round(wanted * before / total)
+        count, before = min(share, size // one_in), end
+        chosen.append((2 * np.arange(count) + 1) * size // (2 * max(1, count)))
+    return chosen
 
 
 def share_of(sources: list[Source], share: float) -> list[Source]:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ssld.common.errors import InputError
-from ssld.common.streams import bar_seconds
+from ssld.common.streams import bar_output
 from ssld.data.columns import whole
 from ssld.data.source import Account
 from ssld.data.storage import Address, absolute, derived, is_hidden, read_range
@@ -153,7 +153,7 @@ def _progress(shard: str, size: int) -> tqdm:
         unit_scale=True,
         desc=f"indexing {shard.rpartition('/')[2]}",
         disable=size <= PROGRESS_BYTES,
-        mininterval=bar_seconds(),
+        **bar_output(),
     )
 
 

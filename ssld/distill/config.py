@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     Limits,
     NonNegativeFloat,
     PositiveFloat,
@@ -272,9 +273,9 @@ class BuildLabelsConfig(DistillConfig):
     command goes on where it was stopped.
     """
 
-    views: PositiveInt = 16
+    views: PositiveInt = field(default=16, metadata=IN_SHORT_HELP)
     """Views of each image; a run of more epochs sees them again."""
-    top_k: StoredClasses = 10
+    top_k: StoredClasses = field(default=10, metadata=IN_SHORT_HELP)
     """Classes of a view that are stored, the likeliest; 5 or more, as evaluations compare the first
     five of teacher and student (agreement@5). As many as there are stores all."""
 
@@ -331,9 +332,9 @@ class FinetuneConfig(DistillConfig):
     epochs, its student as the start, and its labeled sources only.
     """
 
-    run: str = ""
+    run: str = field(default="", metadata=IN_SHORT_HELP)
     """Finished run folder to go on from."""
-    targets: Literal["teacher", "human"] = "teacher"
+    targets: Literal["teacher", "human"] = field(default="teacher", metadata=IN_SHORT_HELP)
     """teacher: its predictions, as the reference implementation; human: the labels, as the paper
     words it. By default as in `run`: the teacher after a distillation."""
 
@@ -372,7 +373,9 @@ class FixResConfig(FinetuneConfig):
     labeled sources only, and views of 10/7 of its size (224 to 320 px) made as for an evaluation.
     """
 
-    train: Literal["classifier", "classifier_and_norm"] = "classifier"
+    train: Literal["classifier", "classifier_and_norm"] = field(
+        default="classifier", metadata=IN_SHORT_HELP
+    )
     """What is trained; the norm is the last one before the classifier, its statistics included."""
     resolutions: list[PositiveInt] = field(default_factory=list)
     """Sides in px at which the student is evaluated before and after, besides those that it was

@@ -21,7 +21,7 @@ from ssld.engine.checkpoint import export
 from ssld.engine.optimizer import warmup_steps
 from ssld.engine.task import Task
 from ssld.health import verdict
-from ssld.health.causes import causes
+from ssld.health.causes import NO_CAUSE, causes
 from ssld.health.classification_metrics import ClassificationMetrics
 from ssld.models.classifier import Classifier
 
@@ -102,8 +102,12 @@ class Classification(Task[ClassifierRun, Batch, Classifier, ClassificationMetric
         )
         if judged.kind != "not learning":
             return judged.sentence
-        likely = "; ".join(self._causes(run, network, initial))
-        return f"{judged.sentence}. Likely causes: {likely}"
+        first, *others = self._causes(run, network, initial)
+        if first.startswith(NO_CAUSE):
+            first = f"{first[0].upper()}{first[1:]}"
+        else:
+            first = f"Likely causes: {first}"
+        return f"{judged.sentence}. {'; '.join([first, *others])}"
 
     def _causes(
         self, run: ClassifierRun, network: Classifier, initial: dict[str, Tensor]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ssld.common.settings import (
+    IN_SHORT_HELP,
     NonNegativeFloat,
     OneOrSeveral,
     PositiveFloat,
@@ -47,7 +48,7 @@ class OptimizerConfig(Settings, section="optimizer"):
 class ScheduleConfig(Settings, section="schedule"):
     """Learning rate: linear warm-up from 0, then down as `decay` says, set anew at every step."""
 
-    lr: PositiveFloat = 0.1
+    lr: PositiveFloat = field(default=0.1, metadata=IN_SHORT_HELP)
     """Peak learning rate per 256 samples; scaled by `batch_size` / 256."""
     warmup_epochs: NonNegativeFloat = 5.0
     """Length of the warm-up, at most a tenth of the run."""
@@ -124,15 +125,15 @@ class LoopConfig(Settings):
     """Run folder; must be new or empty unless --resume or --overwrite is given."""
     seed: int = 0
     """Decides initial weights, order and views."""
-    epochs: PositiveFloat | None = None
+    epochs: PositiveFloat | None = field(default=None, metadata=IN_SHORT_HELP)
     """Length of the run in passes over the data; give this or `steps`."""
     steps: PositiveInt | None = None
     """Length of the run in optimizer steps; give this or `epochs`."""
-    batch_size: PositiveInt = 256
+    batch_size: PositiveInt = field(default=256, metadata=IN_SHORT_HELP)
     """Images per optimizer step over all processes."""
     accumulate: PositiveInt = 1
     """Forward and backward passes per optimizer step."""
-    precision: Precision = "fp32"
+    precision: Precision = field(default="fp32", metadata=IN_SHORT_HELP)
     """Number format of the student's forward pass."""
     compile: bool = False
     """torch.compile for the networks."""
@@ -149,7 +150,7 @@ class LoopConfig(Settings):
     length. The learning rate goes down over the whole length all the same."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """accelerate trackers that also receive the metrics."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=IN_SHORT_HELP)
     """Go on from the last checkpoint in `out`."""
     overwrite: bool = False
     """Delete what is in `out` first."""

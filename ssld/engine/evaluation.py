@@ -36,7 +36,7 @@ class Evaluator(Generic[R, B, N, S]):
             named = network.model.named_parameters()
             self.initial = {name: p.detach().cpu().clone() for name, p in named}
         self.score: S | None = None
-        self.reported = -REPORT_SECONDS
+        self.reported, self.begun = -REPORT_SECONDS, time.monotonic()
         self.folder = run.folder.path / task.exported
 
     def run_on(self, trainer: Trainer[R, B, N, S], progress: Progress, stop: Preemption) -> bool:
@@ -73,6 +73,11 @@ class Evaluator(Generic[R, B, N, S]):
         task.keep(run, score, step, improved)
         # `finish` writes one next where it is complete.
         if not trainer.complete and time.monotonic() - self.reported > REPORT_SECONDS:
+            self.report(trainer)
+
+    def report_when_due(self, trainer: Trainer[R, B, N, S]) -> None:
+        """Of a run between two evaluations, which may be hours: report.html is its live view."""
+        if time.monotonic() - max(self.reported, self.begun) > REPORT_SECONDS:
             self.report(trainer)
 
     def report(self, trainer: Trainer[R, B, N, S]) -> None:

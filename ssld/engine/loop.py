@@ -99,6 +99,8 @@ def steps(
                     improved = trainer.best != before
                 if requested:
                     _leave(trainer, evaluator, stop)
+                if not trainer.complete:
+                    evaluator.report_when_due(trainer)
                 due = run.due(step, config.checkpoint.every_steps)
                 if improved or overdue or due or trainer.complete:
                     trainer.save()

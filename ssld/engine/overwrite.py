@@ -44,7 +44,7 @@ _WRITTEN = (
     r"report\.html",
     r"preflight\.md",
     r"labeled\.txt",
-    r"held_out\.npz",
+    r"held_out\.(npz|txt)",
     r"model\.onnx(\.data)?",
     r"\.model\.onnx\.tmp/model\.onnx(\.data)?",
     rf"(student|model)/{_EXPORT}",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError, RunFailed
 from ssld.common.metrics import LOGGED
-from ssld.common.streams import bar_seconds
+from ssld.common.streams import bar_output
 from ssld.data.loading import AnyBatch
 from ssld.data.unreadable import Unreadables
 from ssld.engine.processes import failing_together, raise_on_all
@@ -100,7 +100,7 @@ class Progress:
             unit="step",
             desc=self.run.name or None,
             disable=not accelerator.is_main_process,
-            mininterval=bar_seconds(),
+            **bar_output(),
         )
         self.started = self.saved = time.monotonic()
         return self

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ssld.common.errors import InputError
-from ssld.common.streams import bar_seconds
+from ssld.common.streams import bar_output
 from ssld.data.folder import FolderSource
 from ssld.data.loading import Made, Maker, eval_batches, train_batches
 from ssld.data.sampling import Order
@@ -212,7 +212,7 @@ def fingerprint(sources: Sequence[Images]) -> str:
         desc="fingerprint",
         unit="img",
         delay=5.0,
-        mininterval=bar_seconds(),
+        **bar_output(),
         leave=False,
     )
     with bar:

@@ -15,6 +15,7 @@ from ssld.health.teacher_check import GIVEN, check_teacher
 from ssld.models.classifier import Classifier
 from ssld.models.teacher import Teacher
 
+NO_CAUSE = "no cause found"
 SHOWN = 3
 """Causes that are named."""
 MOVED_TOO_LITTLE = 1e-3
@@ -48,7 +49,7 @@ def causes(
     looked_at = "the weights move and do not explode, no layer is frozen or dead"
     if teacher is not None and teacher.num_classes:
         looked_at += ", and the teacher is not better with another normalisation or class order"
-    return [f"no cause found: {looked_at}", *hints[:1]]
+    return [f"{NO_CAUSE}: {looked_at}", *hints[:1]]
 
 
 def _frozen(student: Classifier, initial: dict[str, Tensor]) -> list[str]:

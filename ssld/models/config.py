@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ssld.common.settings import PositiveInt, Precision, Settings, require, require_path
+from ssld.common.settings import (
+    IN_SHORT_HELP,
+    PositiveInt,
+    Precision,
+    Settings,
+    require,
+    require_path,
+)
 
 Triple = tuple[float, float, float]
 
@@ -14,11 +21,11 @@ Triple = tuple[float, float, float]
 class StudentConfig(Settings, section="student"):
     """The network that is trained."""
 
-    arch: str | None = None
+    arch: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """timm name, `hf-hub:org/name[@rev]` or `local-dir:folder`."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `timm.create_model`."""
-    pretrained: bool = False
+    pretrained: bool = field(default=False, metadata=IN_SHORT_HELP)
     """Start from the weights that timm or the hub publishes for `arch`."""
     checkpoint: str | None = None
     """Start from these weights: a safetensors file, an exported model folder or a run folder."""
@@ -34,11 +41,11 @@ class StudentConfig(Settings, section="student"):
 class TeacherConfig(Settings, section="teacher"):
     """The frozen network whose predictions are the targets."""
 
-    arch: str | None = None
+    arch: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """timm name, `hf-hub:` or `local-dir:` id; a run folder as `checkpoint` knows its own."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `timm.create_model`."""
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """A safetensors file, an exported model folder or a run folder; by default timm's weights."""
     input_size: int | None = None
     """Side in px that the teacher sees; by default `args.img_size`, else what its weights' metadata

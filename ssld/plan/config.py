@@ -7,7 +7,13 @@ from dataclasses import dataclass, field, fields
 
 from ssld.cli.commands import LATER_STAGES
 from ssld.common.paths import check_file, check_inputs
-from ssld.common.settings import NonNegativeFloat, PositiveFloat, PositiveInt, require
+from ssld.common.settings import (
+    IN_SHORT_HELP,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    require,
+)
 from ssld.distill.config import DistillConfig, StoredClasses
 from ssld.recipe.config import joined
 
@@ -21,7 +27,7 @@ class BenchConfig(DistillConfig):
 
     seconds: PositiveFloat = 10.0
     """Length of each measurement."""
-    json: str | None = None
+    json: str | None = field(default=None, metadata=IN_SHORT_HELP)
     """Also write the result to this file."""
 
     def __post_init__(self) -> None:
@@ -41,7 +47,7 @@ class PlanConfig(BenchConfig):
     a problem.
     """
 
-    price_per_hour: NonNegativeFloat | None = None
+    price_per_hour: NonNegativeFloat | None = field(default=None, metadata=IN_SHORT_HELP)
     """What an hour of all devices costs, in any currency."""
     images: PositiveInt = 2000
     """Labeled images, at most, on which the teacher is tried."""

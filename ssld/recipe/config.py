@@ -42,7 +42,7 @@ class RecipeConfig:
 
 LENGTHS = {"epochs": "steps", "steps": "epochs"}
 """Each is given instead of the other."""
-SWITCHES = ("--overwrite", "--resume", "--help", "-h")
+SWITCHES = ("--overwrite", "--resume")
 """Options that may stand without a value."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ssld.common.files import read_object
 from ssld.engine.run_folder import versions
 from ssld.engine.start import Run
 from ssld.engine.timing import SECTIONS
@@ -24,6 +25,8 @@ KIND = "loss_"
 """Before the name of a kind of images (`ssld.engine.task.Task.groups`)."""
 FACTOR = "factor_"
 """Before what is no loss, but what one is multiplied by (`ssld.engine.task.Task.logged`)."""
+RELOAD_SECONDS = 30
+"""After which a browser looks again at the page of a run that has not ended."""
 SHARE = {"low": 0, "high": 1.02}
 """Limits of a plot of shares."""
 
@@ -40,6 +43,7 @@ def write_training_report(run: Run, template: str, **values: Any) -> None:
         template,
         title=out.resolve().name,
         headline=_headline(run, train),
+        reload_seconds=0 if "exported" in read_object(out / "run.json", "") else RELOAD_SECONDS,
         training_curves=lambda: _training_curves(train),
         time_curves=lambda: _time_curves(train),
         settings=(out / "config.yaml").read_text(),

@@ -17,9 +17,10 @@ import yaml
 from safetensors import safe_open
 
 from ssld.common.errors import InputError
-from ssld.common.files import reading
+from ssld.common.files import read_object, reading
 from ssld.common.published import without_secrets
 from ssld.common.recorded import check_recorded
+from ssld.common.settings_file import read_settings
 from ssld.engine.run_folder import read_lines
 from ssld.models.opening import open_network
 from ssld.report import plots
@@ -92,12 +93,13 @@ def _has_own_card(folder: Path, facts: dict[str, Any]) -> bool:
 
 def _make_release(source: Path, folder: Path, about: About, repo: str | None) -> None:
     is_run = (source / "config.yaml").is_file()
+    _refuse_heads(source, is_run)
     model = source / "student" if is_run else source
     for name in MODEL_FILES:
         if not (model / name).is_file():
             raise InputError(
                 f"{source} has no student/{name} yet: the first evaluation on held-out images, or "
-                "the end of the run, writes it; go on with --resume"
+                "the end of the run, writes it"
                 if is_run
                 else f"{source} is no run, exported model or release (no {name}): give a folder "
                 "that `ssld distill`, `ssld supervised`, `ssld zoo` or timm wrote"
@@ -121,6 +123,26 @@ def _make_release(source: Path, folder: Path, about: About, repo: str | None) ->
         draw_curves(folder / CURVES, read_lines(source / "metrics.jsonl"), facts["step"])
     write_card(folder, facts, repo)
     seal(folder, facts)
+
+
+def _refuse_heads(source: Path, is_run: bool) -> None:
+    """
+    Raises:
+        InputError: the source is a detector or a segmenter.
+    """
+    if is_run:
+        content = read_settings(source / "config.yaml")
+        which = [name for name in ("detector", "segmenter") if name in content]
+    else:
+        file = source / "config.json"
+        content = read_object(file, "give another folder") if file.is_file() else {}
+        which = [f"network of {content['task']}"] if "task" in content else []
+    if which:
+        raise InputError(
+            f"{source} is a {which[0]}, and releases are of backbones and classifiers: "
+            "`ssld export` makes ONNX of it, and a copy of its model folder is what `ssld predict` "
+            "reads"
+        )
 
 
 def _network_facts(folder: Path) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def test_bad_settings_are_one_sentence(extra, said):
     ("text", "said"),
     [
         ("teacher: {arhc: q}\n", "did you mean 'teacher.arch'"),
+        ("out: r\ntransfer: {epochs: 3}\n", "is a recipe, its stage transfer is no setting"),
         ("teaher: {arch: q}\n", "unknown setting 'teaher'"),
         ("out: [x\n", "not valid YAML"),
         ("- a\n", "holds no settings"),
@@ -102,7 +103,7 @@ def test_supervised_refuses_unlabeled_sources():
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["distill"], ["supervised"], ["evaluate"], ["quickstart"]],
+    [[], ["distill"], ["detection"], ["zoo", "publish"], ["quickstart"]],
     ids=lambda c: " ".join(c),
 )
 def test_help_does_not_import_torch(command):
@@ -119,7 +120,7 @@ def test_help_does_not_import_torch(command):
 
 def test_module_help_does_not_import_torch():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "ssld.distill", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "ssld.distill", "--help", "all"],
         capture_output=True,
         text=True,
     )

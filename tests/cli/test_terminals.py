@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
 from ssld.__main__ import main
 from ssld.cli.parse import parse
@@ -107,3 +108,17 @@ def test_bars_only_where_a_cursor_moves(monkeypatch):
     assert streams.is_terminal(Terminal()) and not streams.is_terminal(io.StringIO())
     monkeypatch.setenv("TERM", "dumb")
     assert not streams.is_terminal(Terminal())
+
+
+def test_a_bar_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with tqdm(total=300, desc="masks", unit="img", **streams.bar_output()) as bar:
+        for _ in range(300):
+            bar.update()
+    first, last = log.getvalue().splitlines()
+    assert "0/300" in first and "300/300" in last and "\r" not in log.getvalue()
+    monkeypatch.setattr(streams, "LINE_SECONDS", 0.0)
+    with tqdm(total=2, desc="masks", leave=False, **streams.bar_output()) as bar:
+        bar.update()
+    assert [x[:6] for x in log.getvalue().splitlines()[2:]] == ["masks:"] * 2

@@ -255,3 +255,5 @@ def test_out_needs_a_folder(tmp_path, capsys):
     folders = [folder(tmp_path / "a"), folder(tmp_path / "b")]
     assert main(["compare", *folders, "--out", str(tmp_path / "no" / "c.html")]) == 2
     assert "name a file in a folder that exists" in capsys.readouterr().err
+    assert main(["compare", *folders, "--out", str(tmp_path / "page")]) == 2
+    assert f"{tmp_path / 'page'}.html say" in capsys.readouterr().err

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import io
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +23,10 @@ from ssld.common.errors import InputError, Interrupted, attempt
 from ssld.common.files import cannot_write
 from ssld.common.text_table import text_table
 from ssld.distill.report import agreement_by_class
+from ssld.engine import evaluation
 from ssld.engine.evaluation import Evaluator
 from ssld.health.classification_metrics import ClassificationMetrics
-from ssld.report import page, plots
+from ssld.report import page, plots, training
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted(x for part in ("ssld", "downstream") for x in (ROOT / part).rglob("*.html"))
@@ -179,3 +182,28 @@ def test_pictures_of_a_figure_do_not_warn():
     figure = plots.new_figure()
     plots.axes(figure, "\u9c7c")
     assert plots.png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("step", "facts", "reloads"), [(None, {}, True), (20, {}, True), (20, {"exported": {}}, False)]
+)
+def test_the_page_of_a_run_reloads_until_it_ends(step, facts, reloads, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "config.yaml").write_text("out: x\n")
+    line = {"step": step, "epoch": 1.0, "loss": 0.5, "unreadable": 0, "lr": 0.1}
+    lines = [{**line, "images_per_second_per_device": 9.0, "other_percent": 100.0}] if step else []
+    history = SimpleNamespace(training=lambda: lines)
+    folder = SimpleNamespace(path=tmp_path, history=history)
+    run: Any = SimpleNamespace(folder=folder, total_steps=40)
+    training.write_training_report(run, "ssld/report/training.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ('<meta http-equiv="refresh"' in text.partition("<body>")[0]) == reloads
+
+
+def test_a_report_is_due_between_evaluations_too(monkeypatch):
+    monkeypatch.setattr(evaluation, "REPORT_SECONDS", 60.0)
+    now, written = time.monotonic(), []
+    for reported, begun in ((-60, now), (now - 61, now - 99), (now - 9, now - 99)):
+        told: Any = SimpleNamespace(reported=reported, begun=begun, report=written.append)
+        Evaluator.report_when_due(told, reported)  # type: ignore[arg-type]
+    assert written == [now - 61]

@@ -370,3 +370,18 @@ def test_a_card_can_be_written_again(released, tmp_path):
     shutil.copytree(released.folder, tmp_path / "again")
     write_card(tmp_path / "again", read_manifest(released.folder))
     assert contents(tmp_path / "again") == contents(released.folder)
+
+
+@pytest.mark.parametrize("what", ["detector", "segmenter"])
+def test_a_head_is_refused_by_its_name(what, tmp_path):
+    """Its weights lie in model/, and no --resume brings a student/."""
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "config.yaml").write_text(f"{what}: {{name: fcn}}\n")
+    content = {"task": "detection", "class_names": ["a"], "backbone": {}}
+    (run / "model/config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"is a {what}, and releases are of backbones"):
+        assemble(run, tmp_path / "a")
+    with pytest.raises(InputError, match="is a network of detection"):
+        assemble(run / "model", tmp_path / "b")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()

@@ -100,7 +100,7 @@ def _counted(stream: IO[bytes], progress: tqdm) -> IO[bytes]:
 
 
 def _progress(what: str, sizes: Iterable[int]) -> tqdm:
-    return tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what)
+    return tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, disable=None)
 
 
 def _write(sources: Mapping[str, Path], stream: IO[bytes]) -> None:

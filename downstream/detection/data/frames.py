@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssld.common.errors import InputError, one_line
-from ssld.common.streams import bar_seconds
+from ssld.common.streams import bar_output
 from ssld.data.decode import Unreadable, image_size, orientation_of
 
 HEAD_BYTES = 1 << 17
@@ -83,7 +83,7 @@ def read_headers(folder: str, names: Sequence[str]) -> Headers:
         desc="headers",
         delay=2,
         leave=False,
-        mininterval=bar_seconds(),
+        **bar_output(),
     )
     with progress, ThreadPoolExecutor(THREADS) as pool:
         for count in pool.map(read, starts):

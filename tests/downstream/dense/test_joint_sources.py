@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scenes import boxes, make_scenes
 
-from downstream.dense.sources import Sources, labeled_list, open_sources, sample_order
+from downstream.dense.sources import Sources, list_of, open_sources, sample_order
 from downstream.detection.batches import BoxBatches
 from downstream.detection.config import BoxDataConfig, DetectionConfig
 from downstream.detection.data.boxes import open_boxes
@@ -39,14 +39,30 @@ def ids(source) -> list[str]:
     return [source.sample_id(i) for i in range(len(source))]
 
 
+def test_images_are_held_out_where_none_are_named(scenes) -> None:
+    found, whole = opened(scenes, val=[]), ids(opened(scenes).train[0])
+    (train,), (val,) = found.train, found.val
+    assert ids(val) == [whole[5], whole[15]] and len(train) == 18
+    assert not set(ids(train)) & set(ids(val)) and {*ids(train), *ids(val)} == set(whole)
+    assert ids(opened(scenes, seed=7, val=[]).val[0]) == ids(val)  # all seeds are judged alike
+    half = opened(scenes, val=[], labeled_share=0.5)
+    assert ids(half.val[0]) == ids(val) and len(half.train[0]) == 9
+    assert len(opened(scenes, val=[], holdout=1).val[0]) == 1
+    few = boxes(scenes, "val")  # of several sources each gives by its size
+    both = opened(scenes, train=[boxes(scenes, "train"), few], val=[])
+    assert [len(x) for x in both.train] == [18, 3] and len(both.val) == 1
+    with pytest.raises(InputError, match="data.val is empty, .* the largest has 3"):
+        opened(scenes, train=few, val=[])
+
+
 def test_a_share_is_drawn_by_the_seed_and_is_part_of_a_larger_one(scenes) -> None:
     (small,), (large,) = (opened(scenes, labeled_share=x).train for x in (0.25, 0.5))
     assert (len(small), len(large)) == (5, 10) and set(ids(small)) < set(ids(large))
     assert ids(small) == ids(opened(scenes, labeled_share=0.25).train[0])
     assert ids(small) != ids(opened(scenes, seed=1, labeled_share=0.25).train[0])
     assert opened(scenes).train[0].report.images == 20
-    assert labeled_list([small]) == "".join(f"{name}\n" for name in ids(small))
-    both = labeled_list([small, large]).splitlines()
+    assert list_of([small], several=False) == "".join(f"{name}\n" for name in ids(small))
+    both = list_of([small, large], several=True).splitlines()
     assert both[0] == f"{small.path}\t{ids(small)[0]}" and len(both) == 15
 
 
