@@ -447,8 +447,8 @@ def test_what_bad_input_gets(task, scenes, tmp_path, capsys) -> None:
     out, given = f"--out={tmp_path / 'run'}", sources(task, scenes)
     assert "data.val is empty" in refused(capsys, task, out, given[0])
     assert "did you mean" in refused(capsys, task, out, *given, "--backbone=test_resnett")
-    said = refused(capsys, task, out, *given, "--backbone=vit_tiny_patch16_224")
-    assert "feature maps of stride" in said
+    said = refused(capsys, task, out, *given, "--backbone=mixer_s16_224")
+    assert "takes images of one size alone" in said
     said = refused(capsys, task, out, *given, '--data.classes=["red", "green", "sky"]')
     assert "data.train" in said and "blue" in said
     said = refused(capsys, task, out, given[0], "--data.val=nowhere")
