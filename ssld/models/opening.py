@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.common.recorded import check_recorded
+from ssld.models.class_titles import TRAINED_ON
 from ssld.models.classifier import Classifier, TimmModel
 from ssld.models.pickled import ENDINGS, classifiers, of_network, read_pickled
 from zoo.described import Described, read_config, read_header, unwrapped
@@ -87,6 +88,9 @@ def open_network(
         _check_labels(model, f"{role}.arch {arch}")
     size = input_size or _side((args or {}).get("img_size"))
     network = Classifier(model, input_size=size, mean=mean, std=std)
+    published = model.pretrained_cfg.get("num_classes") == model.num_classes
+    tag = str(model.pretrained_cfg.get("tag") or "") if pretrained and published else ""
+    network.of_imagenet = TRAINED_ON.search(tag) is not None
     given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
     if given and network.input_size <= TRIED_PX:
         network.cost()  # arguments can be accepted and make no classifier
