@@ -93,10 +93,10 @@ def read_pickled(role: str, path: Path, arch: str | None) -> tuple[dict[str, Ten
 
 
 def _load(path: Path) -> Any:
-    is_zip = zipfile.is_zipfile(path)  # its table of contents is at the end
-    if not is_zip and _begins(path) in (b"", b"PK"):
-        raise InputError(f"{path} is empty or ends too early; fetch it anew")
     try:
+        is_zip = zipfile.is_zipfile(path)  # its table of contents is at the end
+        if not is_zip and _begins(path) in (b"", b"PK"):
+            raise InputError(f"{path} is empty or ends too early; fetch it anew")
         if is_zip:
             _check_archive(path)
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
@@ -104,6 +104,8 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace, *names]):
             with warnings.catch_warnings(action="ignore"):  # of the protocol of the pickle
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read ({one_line(error)})") from error
     except (*WRONG, RuntimeError, AssertionError) as error:

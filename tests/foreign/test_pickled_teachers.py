@@ -261,7 +261,7 @@ def test_what_is_no_weights_says_so(tmp_path, model, average):
         (tmp_path / "empty.pth", "is empty"),
         (tmp_path / "page.pth", "no whole file of torch.save"),
         (tmp_path / "plain.pth", "no whole file of torch.save"),
-        (damaged(tmp_path / "bits.pth", model), "is damaged, in "),
+        (damaged(tmp_path / "bits.pth", model), "bits.pth is damaged, in "),
         (write(tmp_path / "none.pth", {"epoch": 3, "optimizer": {}}), "no weights .it has epoch"),
         (write(tmp_path / "list.pth", [torch.ones(2)]), "no named tensors"),
         (write(tmp_path / "nan.pth", nan), "not finite"),
