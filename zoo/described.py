@@ -73,13 +73,13 @@ def read_config(file: Path) -> Described:
 
 def read_header(file: Path, header: Mapping[str, str]) -> Described:
     """What the metadata of a safetensors file says: architecture, model_args, mean, std,
-    input_size, interpolation. Numbers may have brackets around them.
+    input_size, interpolation, crop_mode, crop_pct. Numbers may have brackets around them.
 
     Raises:
         InputError: naming the entry that is none.
     """
     cfg: dict[str, Any] = {k: header[k] for k in ("interpolation", "crop_mode") if k in header}
-    for key, kind in (("mean", float), ("std", float), ("input_size", int)):
+    for key, kind in (("mean", float), ("std", float), ("input_size", int), ("crop_pct", float)):
         if key in header:
             try:
                 cfg[key] = [kind(x) for x in header[key].strip("[]() ").split(",")]
@@ -87,6 +87,8 @@ def read_header(file: Path, header: Mapping[str, str]) -> Described:
                 raise _wrong(file, key, header[key], RULES[key][1]) from error
     if "input_size" in cfg and len(cfg["input_size"]) == 1:
         cfg["input_size"] = [3, *cfg["input_size"] * 2]
+    if len(cfg.get("crop_pct", ())) == 1:
+        cfg["crop_pct"] = cfg["crop_pct"][0]
     try:
         args = json.loads(header.get("model_args", "{}"))
     except (ValueError, RecursionError) as error:

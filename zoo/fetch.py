@@ -21,6 +21,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -293,6 +294,17 @@ FAILURES = (
 )
 """What a command that talks to a hub can fail with, by the network, the hub, the disk, or what
 came from there."""
+
+
+def unreachable(error: BaseException) -> str | None:
+    """Why neither the hub nor the client's cache has something, where that is what an error means;
+    the client says so in four sentences."""
+    kinds = (httpx2.HTTPError, ConnectionError, errors.LocalEntryNotFoundError, URLError)
+    if not isinstance(error, kinds):
+        return None
+    why = f"{constants.ENDPOINT} gives no answer, {one_line(error.__cause__ or error, 100)}"
+    why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else why
+    return f"{why}, and it is not in the cache {constants.HF_HUB_CACHE}"
 
 
 def sentence(error: Exception, repo: str, endpoint: str) -> str:

@@ -43,7 +43,8 @@ class BackboneConfig(Settings, section="backbone"):
     pretrained: bool = True
     """Start from its published weights, or those of the folder; false: from random ones."""
     checkpoint: str | None = None
-    """Start from these weights: a safetensors file, an exported model folder or a run folder."""
+    """Start from these weights: a safetensors file, what torch.save wrote, an exported model folder
+    or a run folder."""
     freeze_batch_norm: bool | None = None
     """Keep statistics and affine parameters of batch norm as they are; null: if pretrained."""
     frozen_stages: Parts = 0

@@ -16,7 +16,7 @@ from downstream.backbone.config import BackboneConfig
 from ssld.common.errors import InputError
 from ssld.common.files import read_object, reading
 from ssld.models.classifier import Classifier
-from ssld.models.opening import open_network
+from ssld.models.opening import is_weights, open_network
 from zoo.catalog import catalog
 from zoo.fetch import ANSWER_BYTES, FAILURES, watched
 from zoo.release import MANIFEST
@@ -100,7 +100,7 @@ def _place(config: BackboneConfig) -> tuple[str | None, str | None]:
     name, checkpoint = config.name, config.checkpoint
     if not (name or checkpoint):
         raise InputError("backbone.name is missing: name a network, for example resnet50d")
-    if name and ":" not in name and (Path(name).is_dir() or name.endswith(".safetensors")):
+    if name and ":" not in name and (Path(name).is_dir() or is_weights(Path(name))):
         if checkpoint:
             raise InputError(
                 f"backbone.name {name} and backbone.checkpoint {checkpoint} are both weights: "

@@ -19,7 +19,7 @@ class PredictConfig(Settings):
     """Run folder of a detector, segmenter or classifier, or its `model` or `student` folder; or a
     folder of `ssld selftrain`, of which the student is taken. The first word is taken for it."""
     images: str = ""
-    """A folder of images, a manifest or tar shards; the second word is taken for it."""
+    """A folder of images or another source of them; the second word is taken for it."""
     out: str = ""
     """Folder to write, new or empty."""
     score: Share = 0.3

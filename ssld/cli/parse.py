@@ -252,6 +252,12 @@ def _plain(sentence: str, known: list[str]) -> str:
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", sentence)
     if unknown:
         return _nearest(unknown.group(1), known)
+    words = re.search(r"unrecognized arguments: (.*)$", sentence)
+    if words:
+        return (
+            f"{shortened(words.group(1))} belongs to no setting: quote a pattern ('x/*.tar'), of "
+            "which the shell makes several words, and write several sources as [a, b]"
+        )
     missing = re.search(r"arguments are required: (.*)$", sentence)
     if missing:
         return f"{missing.group(1)} is missing: give it"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # only where a result is asked for its network
     from torch import nn
 
 Network = str | Path | Mapping[str, Any]
-"""A timm name, a run folder, exported folder or safetensors file; or settings by name:
+"""A timm name, a run folder, exported folder or file of weights; or settings by name:
 `{"arch": "resnet18", "num_classes": 10}`."""
 Data = str | Path | Sequence[str | Path] | Mapping[str, Any]
 """Sources; or settings by name: `{"unlabeled": "photos", "val": "held_out"}`."""
@@ -186,7 +186,7 @@ def _network(role: str, given: object) -> dict[str, Any]:
     if not isinstance(given, str | Path):
         raise InputError(
             f"{role} is {type(given).__name__}: give a timm name, a run folder, an exported "
-            "folder, a safetensors file or a dict of settings"
+            "folder, a file of weights or a dict of settings"
         )
     return {"checkpoint" if Path(given).exists() else "arch": str(given)}
 

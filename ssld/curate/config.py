@@ -54,7 +54,7 @@ class CurateConfig(Settings):
     """`ssld curate`: choose unlabeled images with a teacher, near-duplicates of protected images
     out.
 
-    A source is a folder of images, a Parquet manifest or tar shards, local or remote.
+    A source is a folder of images, a table, a list, a zip archive or tar shards, local or remote.
     """
 
     out: str

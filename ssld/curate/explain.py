@@ -128,7 +128,7 @@ def _evidence(pair: Row) -> tuple:
 
 def _class(curation: Curation, number: int) -> str:
     name = curation.class_name(number)
-    return name if name == f"class {number}" else f"class {number} ({name})"
+    return name if name.startswith(f"class {number}") else f"class {number} ({name})"
 
 
 def _table(title: str, other: str, pairs: Sequence[Row], most: int) -> str:

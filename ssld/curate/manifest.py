@@ -79,7 +79,7 @@ def _manifest(work: Work, sets: dict[str, Index], scorer: Scorer | None) -> dict
         "versions": versions() | {name: version(name) for name in DECIDING},
         "sets": {name: _facts(index) for name, index in sets.items()},
         "teacher": _teacher(scorer),
-        "label_names": scorer.label_names if scorer else None,
+        "label_names": scorer.class_titles if scorer else None,
     }
 
 

@@ -33,7 +33,8 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 @dataclass(frozen=True)
 class DataConfig(LoaderConfig):
-    """Where images come from. A source is a folder of images, a Parquet manifest or tar shards."""
+    """Where images come from. A source is a folder of images, a table (Parquet, Arrow), a list
+    (CSV, text), a zip archive or tar shards; see docs/formats.md."""
 
     labeled: OneOrSeveral = field(default_factory=list, metadata=IN_SHORT_HELP)
     """Labeled sources (T). Distillation never reads their labels for training."""

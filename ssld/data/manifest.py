@@ -1,6 +1,6 @@
 """A Parquet manifest: one row an image, with `path` or `bytes`, `sample_id` and maybe `label`; or a
-file as the hub's `datasets` library writes it (`columns.py`). Several files, as `train-*.parquet`
-of the hub, are one source, too.
+file as the hub's `datasets` library writes it, Parquet or Arrow (`columns.py`). Several files, as
+`train-*.parquet` of the hub, are one source, too.
 
 Beside `path`, integer columns `offset` and `size` may say where in that file an image lies, row by
 row, so that a selection from tars and manifests is a small manifest and nothing is copied:
@@ -8,30 +8,35 @@ row, so that a selection from tars and manifests is a small manifest and nothing
     offset  size    the image is
     null    any     the whole file
     given   given   that byte range of the file, such as a member of a tar
-    given   null    that row of another manifest, which has `bytes`
+    given   null    that row of another manifest, which has `bytes`, or member of a zip archive
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
 from ssld.common.errors import InputError, one_line
 from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
 from ssld.data.labels import class_names, class_order
 from ssld.data.source import Account, Indirect, Source
-from ssld.data.storage import Address, absolute, derived, is_remote, read_all, read_range, stamp
+from ssld.data.storage import Address, absolute, is_remote, read_all, read_range, stamp
+from ssld.data.table_file import (
+    ENDINGS,
+    Blobs,
+    TableFile,
+    opened,
+    require_row,
+    stem_of,
+    without_bytes,
+)
+from ssld.data.zip_archive import Members
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -43,17 +48,14 @@ class ManifestSource:
     """Rows of a manifest, local or remote; relative `path`s are relative to the manifest's folder.
 
     Raises:
-        InputError: not Parquet, columns missing or of another type, a repeated `sample_id`, an
-            `offset` that cannot be one.
+        InputError: not Parquet or Arrow, columns missing or of another type, a repeated
+            `sample_id`, an `offset` that cannot be one.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.account = Account()
-        stamp(path)
-        with _opened(path) as parquet:
-            columns = find_columns(parquet.schema_arrow)
-            table = self._read(parquet, columns)
+        table, columns = self._load()
         if not table.num_rows:
             raise InputError(
                 f"{path}: the manifest has no rows: give it one for each image, or name another"
@@ -67,6 +69,13 @@ class ManifestSource:
                 f"{path}: a column is not of the kind that its name stands for in a manifest "
                 f"({reason}); make the manifest anew"
             ) from error
+
+    def _load(self) -> tuple[pa.Table, Columns]:
+        """All but the images' bytes. Raises InputError."""
+        stamp(self.path)
+        with opened(self.path) as file:
+            columns = find_columns(file.schema)
+            return self._read(file, columns), columns
 
     def _take(self, table: pa.Table, columns: Columns) -> None:
         """Raises InputError, pa.ArrowException."""
@@ -84,15 +93,14 @@ class ManifestSource:
         """In the file's own order, where it names its classes, else sorted."""
         self._places: np.ndarray | None = None
         """int64 [n, 3], where rows point into files: number in `_files`, offset, size."""
-        self._blobs: dict[str, Blobs] = {}
+        self._blobs: dict[str, Blobs | Members] = {}
         if self._has_bytes:
             self._blobs[absolute(path)] = Blobs(path)
         elif "offset" in table.column_names:
             self._add_places(self._numbers(table, "offset"), self._numbers(table, "size"))
 
-    def _read(self, parquet: pq.ParquetFile, columns: Columns) -> pa.Table:
-        """All columns but the images' bytes."""
-        names = parquet.schema_arrow.names
+    def _read(self, file: TableFile, columns: Columns) -> pa.Table:
+        names = file.schema.names
         twice = sorted(name for name in set(names) if names.count(name) > 1)
         if twice:
             raise InputError(f"{self.path}: has the column {twice[0]} twice; rename one")
@@ -103,16 +111,17 @@ class ManifestSource:
                 "`sample_id` and one of `path` and `bytes`, or a column `image` as the datasets "
                 "library writes it"
             )
-        wanted = [x for x in ("sample_id", columns.label, "offset", "size") if x in names]
+        known = ("sample_id", columns.label, "offset", "size")
+        wanted = [x for x in known if x is not None and x in names]
         wanted += [columns.path] if columns.path else []
         wanted += [f"{columns.bytes}.path"] if columns.nested else []
-        return parquet.read(columns=wanted).combine_chunks()
+        return file.read(wanted).combine_chunks()
 
     def _paths(self, table: pa.Table, columns: Columns) -> Any:
         """The column of paths, where images are files of their own; else None."""
         if columns.bytes is None:
             return table[columns.path]
-        if not columns.nested or not _all_null(self.path, columns.bytes):
+        if not columns.nested or not without_bytes(self.path, columns):
             return None
         return inner(table[columns.bytes], "path")  # the library writes so what it does not embed
 
@@ -120,7 +129,7 @@ class ManifestSource:
         """The given ids, or `FILE/NAME` by the images' own names, or else `FILE/FILE-ROW`."""
         if "sample_id" in table.column_names:
             return table["sample_id"].cast(pa.string())
-        stem = self.path.rpartition("/")[2].removesuffix(".parquet")
+        stem = stem_of(self.path)
         names = None
         if columns.nested and "path" in [x.name for x in table[columns.bytes].type.fields]:
             paths = inner(table[columns.bytes], "path").cast(pa.string())
@@ -184,16 +193,15 @@ class ManifestSource:
         """
         for number in np.flatnonzero(last != _NULL).tolist():
             path, row = absolute(self._resolved(number)), int(last[number])
-            if not path.endswith(".parquet"):
+            if not path.lower().endswith((*ENDINGS, ".zip")):
                 raise InputError(
                     f"{self.path}: {path} has an offset but no size; give both, or neither for "
                     "the whole file"
                 )
             try:
-                _require_row(path, row)
+                self._blobs[path] = rows_of(path, row)
             except InputError as error:
                 raise InputError(f"{self.path} points to {error}") from error
-            self._blobs[path] = Blobs(path)
 
     def _file(self, i: int) -> str:
         return self._resolved(i if self._places is None else int(self._places[i, 0]))
@@ -260,63 +268,23 @@ class ManifestSource:
         return read_range(path, offset, size)
 
 
-class Blobs:
-    """The encoded images of a Parquet file, by row.
+def rows_of(path: str, needed: int | None = None) -> Blobs | Members:
+    """What reads the images of a Parquet, Arrow or zip file by their rows.
 
-    Random rows of a compressed column would decode a whole row group each; the column is copied
-    once into an uncompressed, memory-mapped Arrow file (see `storage.derived`).
+    Args:
+        needed: the last row that is.
+
+    Raises:
+        InputError: it cannot be read, or has no such row.
     """
-
-    def __init__(self, path: str) -> None:
-        self._file = str(derived(path, "arrow", partial(_copy_bytes, path)))
-        self._column: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_column": None}
-
-    def read(self, row: int) -> bytes:
-        if self._column is None:  # opened in each process: a memory map does not pickle
-            mapped = pa.memory_map(self._file)
-            self._column = pa.ipc.open_file(mapped).read_all()["bytes"]
-        return self._column[row].as_py() or b""
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with fsspec.open(path, "rb") as file:
-            yield pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
-
-
-def _require_row(path: str, row: int) -> None:
-    stamp(path)
-    with _opened(path) as parquet:
-        if find_columns(parquet.schema_arrow).bytes is None:
-            raise InputError(f"{path}, which has no column bytes; name the files themselves")
-        if row >= parquet.metadata.num_rows:
-            raise InputError(f"{path} row {row}, but it ends before; make the manifest anew")
-
-
-def _copy_bytes(path: str, target: Path) -> None:
-    schema = pa.schema([("bytes", pa.large_binary())])
-    with _opened(path) as parquet, pa.OSFile(str(target), "wb") as sink:
-        columns = find_columns(parquet.schema_arrow)
-        name = f"{columns.bytes}.bytes" if columns.nested else columns.bytes
-        with pa.ipc.new_file(sink, schema) as writer:
-            for batch in parquet.iter_batches(256, columns=[name]):
-                column = batch.column(0)
-                column = inner(column, "bytes") if columns.nested else column
-                writer.write_batch(pa.record_batch([column.cast(pa.large_binary())], schema=schema))
-
-
-def _all_null(path: str, column: str) -> bool:
-    """Whether no row of a column of `bytes` and `path` has bytes."""
-    with _opened(path) as parquet:
-        batches = parquet.iter_batches(256, columns=[f"{column}.bytes"])
-        nulls = (inner(batch.column(0), "bytes") for batch in batches)
-        return all(column.null_count == len(column) for column in nulls)
+    if path.lower().endswith(".zip"):
+        members = Members(path)
+        if needed is not None and needed >= len(members):
+            raise InputError(f"{path} file {needed}, but it ends before; make the manifest anew")
+        return members
+    if needed is not None:
+        require_row(path, needed)
+    return Blobs(path)
 
 
 class TableSource(Indirect):
@@ -384,5 +352,5 @@ class TableSource(Indirect):
 
 
 def open_tables(path: str, files: Sequence[str]) -> ManifestSource | TableSource:
-    """One Parquet file, or several as one source."""
+    """One Parquet or Arrow file, or several as one source."""
     return ManifestSource(files[0]) if len(files) == 1 else TableSource(path, files)

@@ -1,8 +1,11 @@
-"""Where images come from: a folder, a Parquet manifest or tar shards, chosen by what a path is."""
+"""Where images come from: a folder, a table, a list, tar shards or a zip archive, chosen by what a
+path is."""
 
 from __future__ import annotations
 
 import functools
+import glob
+import json
 import os
 import re
 import sys
@@ -10,7 +13,7 @@ from collections.abc import Iterable
 
 from ssld.common.errors import InputError
 from ssld.data.folder import EXTENSIONS, FolderSource, list_folder
-from ssld.data.manifest import Blobs, open_tables
+from ssld.data.manifest import open_tables, rows_of
 from ssld.data.patterns import (
     choose,
     expand,
@@ -30,15 +33,22 @@ from ssld.data.storage import (
     read_all,
     read_range,
 )
+from ssld.data.table_file import ENDINGS as TABLES
+from ssld.data.table_file import tables_among
 from ssld.data.tar import ShardSource
+from ssld.data.text_list import ENDINGS as LISTS
+from ssld.data.text_list import ListSource
+from ssld.data.zip_archive import ZipSource
 
 
 def open_source(path: str) -> Source:
     """Open what a path is, local or remote (any fsspec URL), and say once what it holds.
 
     - a folder of images; `FOLDER::train` for one of its splits,
-    - a `.parquet` manifest or table of the hub, several by a pattern, or a folder of them
-      (`FOLDER::train` for a split),
+    - a `.parquet` manifest or table of the hub, or an `.arrow` one: a file, several by a pattern,
+      or a folder of them (`FOLDER::train` for a split), as `save_to_disk` writes it, too,
+    - a list: `.csv`, `.tsv` or `.txt`; `LIST::FOLDER` where its images lie elsewhere,
+    - a `.zip` of images; `x.zip::train` for one of its splits,
     - tar shards: one, a pattern (`x-{000..127}.tar`, `x-*.tar`), a folder of them, a tar of tars.
 
     `~` is the home folder.
@@ -52,25 +62,47 @@ def open_source(path: str) -> Source:
 
 
 def _open(path: str) -> Source:
-    is_folder = os.path.isdir(path)
-    if not is_folder and path.lower().endswith(".parquet"):
-        return open_tables(path, _of_one_split(path))
-    if not is_folder and path.lower().endswith(".tar"):
-        return ShardSource(path, _of_one_split(path))
+    is_folder, lower = os.path.isdir(path), path.lower()
     base, colons, split = path.rpartition("::")
     chained = is_remote(base) and "." in split  # zip://x::archive.zip
-    if colons and not os.path.exists(path) and "/" not in split and not chained:
-        return _open_split(base, split)
+    if colons and not os.path.exists(path) and not chained:
+        if base.lower().endswith(LISTS):
+            return ListSource(path, base, os.path.expanduser(split))
+        if base.lower().endswith(".zip"):
+            return ZipSource(path, base, split)
+        if "/" not in split:
+            return _open_split(base, split)
+    if not is_folder and lower.endswith(TABLES):
+        return open_tables(path, _of_one_split(path))
+    if not is_folder and lower.endswith(".tar"):
+        return ShardSource(path, _of_one_split(path))
+    if not is_folder and not is_pattern(path) and lower.endswith((*LISTS, ".zip")) and not chained:
+        return ZipSource(path, path) if lower.endswith(".zip") else ListSource(path, path)
     if is_remote(path):
         return _open_folder(path)
     if not os.path.exists(path):
-        hint = "check the path"
         if is_pattern(path):
-            hint = "a pattern is one of .tar or .parquet files; a folder is read with all below it"
-        raise InputError(f"{path}: no such file or folder; {hint}")
+            raise InputError(_about_pattern(path))
+        raise InputError(f"{path}: no such file or folder; check the path")
     if not is_folder:
-        raise InputError(f"{path}: not a folder, .parquet files or .tar shards{_packed(path)}")
+        raise InputError(
+            f"{path}: not a folder, table (.parquet, .arrow), list (.csv, .tsv, .txt), .zip or "
+            f".tar{_packed(path)}"
+        )
     return _open_folder(path)
+
+
+def _about_pattern(pattern: str) -> str:
+    """Why a pattern is no source: what it fits, and what to give."""
+    fitting = glob.glob(pattern, recursive=True)
+    if not fitting:
+        return f"{pattern}: nothing fits this pattern; check the path"
+    folder = re.split(r"[*?[{]", pattern, maxsplit=1)[0].rpartition("/")[0] or "."
+    return (
+        f"{pattern}: a pattern is one of .parquet, .arrow or .tar files, and this one fits "
+        f"{len(fitting):,} others, such as {fitting[0]}; give their folder, {folder}, which is "
+        "read with all below it, or each as a source of its own"
+    )
 
 
 def _of_one_split(pattern: str) -> list[str]:
@@ -82,7 +114,7 @@ def _of_one_split(pattern: str) -> list[str]:
 def _packed(path: str) -> str:
     if re.search(r"\.(tgz|tar\.\w+)$", path.lower()):
         return "; a compressed tar cannot be read at random: uncompress it to a .tar"
-    return "; unpack it" if path.lower().endswith((".zip", ".7z", ".rar")) else ""
+    return "; unpack it" if path.lower().endswith((".7z", ".rar")) else ""
 
 
 def _open_folder(path: str) -> Source:
@@ -105,6 +137,7 @@ def _open_folder(path: str) -> Source:
     except InputError:
         tables = _tables_below(path, files)
         if tables:
+            _refuse_saved_splits(path, entries)
             refuse_split_files(path, tables)
             return open_tables(path, [f"{path.rstrip('/')}/{name}" for name in tables])
         if files is None:
@@ -115,10 +148,26 @@ def _open_folder(path: str) -> Source:
 
 
 def _tables_below(path: str, files: Iterable[str] | None) -> list[str]:
-    """Parquet files below a folder, relative and sorted; `files` are those of a remote one."""
+    """Tables below a folder, relative; `files` are those of a remote one."""
     if files is None:
-        return list_folder(path, {".parquet"})[0]
-    return sorted(x for x in files if x.lower().endswith(".parquet") and not is_hidden(x))
+        return tables_among(path, list_folder(path, TABLES)[0])
+    names = sorted(x for x in files if x.lower().endswith(TABLES) and not is_hidden(x))
+    return tables_among(path, names)
+
+
+def _refuse_saved_splits(path: str, entries: Iterable[str]) -> None:
+    """Of a saved `DatasetDict`, whose splits may have any names."""
+    if "dataset_dict.json" not in entries:
+        return
+    try:
+        splits = json.loads(read_all(f"{path.rstrip('/')}/dataset_dict.json"))["splits"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        splits = []
+    if len(splits) > 1:
+        raise InputError(
+            f"{path}: holds the splits {', '.join(map(str, splits))}, which would be read "
+            f"together; give one of them, as {path}::{splits[0]}"
+        )
 
 
 def _hint_at_shards(path: str) -> None:
@@ -134,19 +183,19 @@ def _open_split(base: str, split: str) -> Source:
         names = sorted(name for name in list_files(base) if not is_hidden(name))
         folders = {name.split("/")[0] for name in names if "/" in name}
     elif os.path.isdir(base):
-        names = list_folder(base, {".parquet", ".tar"})[0]
+        names = list_folder(base, {*TABLES, ".tar"})[0]
         folders = {name for name in os.listdir(base) if os.path.isdir(os.path.join(base, name))}
         folders = {name for name in folders if not hides(name)}
     else:
         raise InputError(f"{base}: no such folder; FOLDER::SPLIT names a split of a folder")
     if any(split == name or (role(split) and role(split) == role(name)) for name in folders):
         return _open(f"{base.rstrip('/')}/{choose(base, split, folders)}")
-    files = [name for name in names if name.lower().endswith((".parquet", ".tar"))]
+    files = [name for name in names if name.lower().endswith((*TABLES, ".tar"))]
     by_split = {name: file_split(name) for name in files}
     chosen = choose(base, split, [x for x in by_split.values() if x] or folders)
     chosen_files = [f"{base.rstrip('/')}/{name}" for name in files if by_split[name] == chosen]
     if len({name.lower().endswith(".tar") for name in chosen_files}) > 1:
-        raise InputError(f"{base}::{split}: holds both .tar and .parquet files; give a pattern")
+        raise InputError(f"{base}::{split}: holds both .tar shards and tables; give a pattern")
     if chosen_files[0].lower().endswith(".tar"):
         return ShardSource(f"{base}::{split}", chosen_files)
     return open_tables(f"{base}::{split}", chosen_files)
@@ -160,7 +209,7 @@ def read_address(address: Address) -> bytes:
     return _blobs(path).read(offset) if size is None else read_range(path, offset, size)
 
 
-_blobs = functools.cache(Blobs)
+_blobs = functools.cache(rows_of)
 
 
 def key(sample_id: str) -> str:

@@ -16,6 +16,7 @@ from ssld.distill.setup import ClassifierRun
 from ssld.health.classification_metrics import BINS, ClassificationMetrics, Example
 from ssld.health.resolution import describe_choice
 from ssld.health.verdict import shown_verdict, standing
+from ssld.models.class_titles import class_titles
 from ssld.models.classifier import Classifier
 from ssld.report import page, plots
 from ssld.report.training import SHARE, plots_of, write_training_report
@@ -110,7 +111,12 @@ def _class_names(
     labels = run.val_labels.numbers if run.val_labels is not None else None
     names = student.label_names if run.taught else None  # the teacher's
     names = names or (list(labels) if labels else None)
-    return names or [f"class {i}" for i in range(len(measured.by_class))]
+    count = len(measured.by_class)
+    if run.taught and not names:
+        titles = (run.teacher or student).class_titles
+    else:
+        titles = class_titles(names, count, of_imagenet=False) if names else None
+    return titles or [f"class {i}" for i in range(count)]
 
 
 def _shown_example(example: Example, names: list[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssld.common.errors import InputError
+from ssld.models.class_titles import class_titles
 
 LARGEST = 1e30
 """Of a mean, and of a deviation's inverse: what is computed from pixels stays finite in float32."""
@@ -115,6 +116,13 @@ class Classifier(ImageModel):
         self.crop_mode = str(cfg.get("crop_mode") or "center")
         self.interpolation = str(cfg.get("interpolation") or "bilinear")
         self._trained: list[str] | None = None
+        self.of_imagenet = False
+        """Whether its classifier is one that timm publishes for ImageNet."""
+
+    @property
+    def class_titles(self) -> list[str] | None:
+        """What pages call its classes; see `ssld/models/class_titles.py`."""
+        return class_titles(self.label_names, self.num_classes, of_imagenet=self.of_imagenet)
 
     @property
     def num_classes(self) -> int:

@@ -28,7 +28,8 @@ class StudentConfig(Settings, section="student"):
     pretrained: bool = field(default=False, metadata=IN_SHORT_HELP)
     """Start from the weights that timm or the hub publishes for `arch`."""
     checkpoint: str | None = None
-    """Start from these weights: a safetensors file, an exported model folder or a run folder."""
+    """Start from these weights: a safetensors file, what torch.save wrote, an exported model folder
+    or a run folder."""
     num_classes: int | None = None
     """Number of classes; by default the teacher's, or the labeled set's in supervised training."""
 
@@ -46,7 +47,8 @@ class TeacherConfig(Settings, section="teacher"):
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `timm.create_model`."""
     checkpoint: str | None = field(default=None, metadata=IN_SHORT_HELP)
-    """A safetensors file, an exported model folder or a run folder; by default timm's weights."""
+    """A safetensors file, what torch.save wrote (`.pth`, `.pt`, `.ckpt`), an exported model folder
+    or a run folder; by default timm's weights."""
     input_size: int | None = None
     """Side in px that the teacher sees; by default `args.img_size`, else what its weights' metadata
     says."""

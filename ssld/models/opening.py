@@ -3,6 +3,7 @@ says was checked by `zoo/described.py` before."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,14 +18,18 @@ from torch import Tensor, nn
 
 from ssld.common.errors import InputError, did_you_mean, one_line
 from ssld.common.recorded import check_recorded
+from ssld.models.class_titles import TRAINED_ON
 from ssld.models.classifier import Classifier, TimmModel
+from ssld.models.pickled import ENDINGS, classifiers, of_network, read_pickled
 from zoo.described import Described, read_config, read_header, unwrapped
 from zoo.errors import printable
-from zoo.fetch import FAILURES, watched
+from zoo.fetch import FAILURES, unreachable, watched
 
 HUB = re.compile(r"hf[-_]hub:([^@]+)(?:@(.+))?")
 TRIED_PX = 512
 """Larger images are not tried when a network is opened, for their cost."""
+REASON_CHARACTERS = 300
+"""timm may name every tensor that does not fit."""
 STATED = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names")
 """What the weights' own words win over timm's for the architecture's name in."""
 
@@ -45,7 +50,8 @@ def open_network(
 
     Args:
         role: `teacher`, `student` or `model`: the settings group that messages speak of.
-        checkpoint: a safetensors file, an exported model folder, or a run folder.
+        checkpoint: a safetensors file, what torch.save wrote, an exported model folder, or a run
+            folder.
         num_classes: by default what the checkpoint, else timm says; where the checkpoint has
             another number, its classifier is replaced by a fresh one.
         input_size: by default `img_size` of `args`, else what the weights say.
@@ -55,7 +61,7 @@ def open_network(
     """
     arguments = dict(args or {})
     if checkpoint:
-        arch, weights, described = read_checkpoint(role, checkpoint, arch)
+        arch, weights, described = read_checkpoint(role, checkpoint, arch, arguments)
         where = f"{role}.checkpoint {checkpoint}"
         arguments = {**described.args, **arguments}
         trained_classes = arguments.get("num_classes") or classes_in(arch, weights)
@@ -82,6 +88,9 @@ def open_network(
         _check_labels(model, f"{role}.arch {arch}")
     size = input_size or _side((args or {}).get("img_size"))
     network = Classifier(model, input_size=size, mean=mean, std=std)
+    published = model.pretrained_cfg.get("num_classes") == model.num_classes
+    tag = str(model.pretrained_cfg.get("tag") or "") if pretrained and published else ""
+    network.of_imagenet = TRAINED_ON.search(tag) is not None
     given = {*arguments, *getattr(model, "_model_args", {})} - {"num_classes"}
     if given and network.input_size <= TRIED_PX:
         network.cost()  # arguments can be accepted and make no classifier
@@ -96,9 +105,9 @@ def _side(size: object) -> int | None:
 
 
 def read_checkpoint(
-    role: str, checkpoint: str, arch: str | None
+    role: str, checkpoint: str, arch: str | None, args: Mapping[str, Any]
 ) -> tuple[str, dict[str, Tensor], Described]:
-    """A safetensors file, an exported model folder or a run folder.
+    """A safetensors file, what torch.save wrote, an exported model folder or a run folder.
 
     Raises:
         InputError: there is none, it is damaged or of another architecture, it says what no network
@@ -111,10 +120,16 @@ def read_checkpoint(
             _require_export(role, folder)
             file = folder / "model.safetensors"
         else:
-            _require_safetensors(role, path)
+            _require_weights(role, path)
             file = path
         check_recorded(file, f"{role}.checkpoint")
-        described = _header(file) if file == path else read_config(file.parent / "config.json")
+        weights = None
+        if file != path:
+            described = read_config(file.parent / "config.json")
+        elif is_pickled(file):
+            weights, described = read_pickled(role, file, arch)
+        else:
+            described = _header(file)
         known = described.architecture
         if arch and known and arch.split(".")[0] != known.split(".")[0]:
             raise InputError(
@@ -123,7 +138,40 @@ def read_checkpoint(
             )
         if not (arch or known):
             raise InputError(f"{role}.arch is missing: {checkpoint} does not name its architecture")
-        return str(arch or known), _tensors(file), described
+        name = str(arch or known)
+        if weights is None:
+            return name, _tensors(file), described
+        return name, *_of_network(role, weights, name, described, args, str(file))
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether its name is that of what torch.save wrote."""
+    return file.name.lower().endswith(ENDINGS)
+
+
+def is_weights(file: Path) -> bool:
+    """Whether its name is that of a file of weights."""
+    return file.suffix == ".safetensors" or is_pickled(file)
+
+
+def _of_network(
+    role: str,
+    tensors: dict[str, Tensor],
+    arch: str,
+    described: Described,
+    args: Mapping[str, Any],
+    where: str,
+) -> tuple[dict[str, Tensor], Described]:
+    """The network's own tensors among those of a checkpoint; without a classifier among them it has
+    none."""
+    arguments = {**described.args, **args}
+    model = _on_meta(role, arch, arguments) or _create(role, arch, False, arguments)
+    weights = of_network(tensors, model, where)
+    _require_finite(weights, where)
+    heads = classifiers(model)
+    if heads and not any(name.startswith(f"{head}.") for name in weights for head in heads):
+        described = dataclasses.replace(described, args={**described.args, "num_classes": 0})
+    return weights, described
 
 
 def check_named(role: str, arch: str, *, weights: bool) -> Described | None:
@@ -169,13 +217,13 @@ def _require_export(role: str, folder: Path) -> None:
             )
 
 
-def _require_safetensors(role: str, path: Path) -> None:
+def _require_weights(role: str, path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{role}.checkpoint {path}: no such file or folder")
-    if path.suffix != ".safetensors":
+    if not is_weights(path):
         raise InputError(
-            f"{role}.checkpoint {path}: only safetensors files and run folders are read; "
-            "convert pickled weights with safetensors.torch.save_file first"
+            f"{role}.checkpoint {path}: only safetensors files, what torch.save wrote "
+            f"({', '.join(ENDINGS[:-1])}) and run folders are read"
         )
 
 
@@ -219,8 +267,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 def _without_memory(role: str, arch: str | None, arguments: dict[str, Any]) -> TimmModel | None:
     """A network on the meta device: a stranger's arguments can ask for any width. None without
     arguments, and of what needs memory: building it in earnest says what is wrong."""
-    if not arguments.keys() - {"num_classes"}:
-        return None
+    return _on_meta(role, arch, arguments) if arguments.keys() - {"num_classes"} else None
+
+
+def _on_meta(role: str, arch: str | None, arguments: dict[str, Any]) -> TimmModel | None:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
             return _create(role, arch, False, arguments)
@@ -248,8 +298,8 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
     if ":" not in arch and not timm.is_model(arch.split(".")[0]):
         if Path(arch).is_file():
             raise InputError(
-                f"{role}.arch {arch!r} is a file: give it as checkpoint (safetensors alone are "
-                "read), and the name of its architecture here"
+                f"{role}.arch {arch!r} is a file: give it as checkpoint, and the name of its "
+                "architecture here"
             )
         hint = did_you_mean(arch, timm.list_models(), most=3) or "; see timm.list_models()"
         raise InputError(f"{role}.arch {arch!r} is not a timm architecture{hint}")
@@ -262,12 +312,10 @@ def _create(role: str, arch: str | None, pretrained: bool, args: dict[str, Any])
     except FAILURES as error:
         if isinstance(error, InputError) and str(error).startswith(role):
             raise
-        reason = printable(one_line(error, 300))
-        advice = (
-            f"give weights on disk as {role}.checkpoint, or check the name and the network"
-            if pretrained or ":" in arch
-            else f"check {role}.args"
-        )
+        advice = f"check {role}.args"
+        if pretrained or ":" in arch:
+            advice = f"give weights on disk as {role}.checkpoint, or check the name and the network"
+        reason = unreachable(error) or printable(one_line(error, REASON_CHARACTERS))
         raise InputError(f"{role}.arch {arch!r} cannot be built ({reason}); {advice}") from error
     if pretrained:
         with _telling(role):

@@ -68,6 +68,12 @@ class Teacher(nn.Module):
         self.eval()
 
     @property
+    def class_titles(self) -> list[str] | None:
+        """What pages call its classes."""
+        return next((x.class_titles for x in self.networks if x.label_names or x.of_imagenet),
+                    self.networks[0].class_titles)  # fmt: skip
+
+    @property
     def names(self) -> list[str]:
         """Its networks by the names that tables and messages use."""
         if len(self.networks) == 1:

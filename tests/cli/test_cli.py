@@ -167,3 +167,9 @@ def test_without_arguments(command, capsys):
 
     assert main([command]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_pattern_that_the_shell_has_read(capsys):
+    assert run.main(["evaluate", "--model", "x", "--data", "a/1.tar", "a/2.tar", "a/3.tar"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: 'a/2.tar a/3.tar' belongs to no setting: quote a pattern")

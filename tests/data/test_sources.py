@@ -76,11 +76,13 @@ def test_a_store_that_does_not_tell_sizes(tmp_path):
 
 def test_what_is_no_remote_folder_says_so():
     save("memory://odd/text.txt", b"x")
+    save("memory://odd/text.md", b"x")
     save("memory://odd/.hidden/a.png", b"x")
     cases = {
         "memory://nowhere": "no such file or folder",
-        "memory://odd": "no image in this folder .it has 1 hidden .*, 1 .txt .*put some there",
-        "memory://odd/text.txt": "not a folder",
+        "memory://odd": "no image in this folder .it has 1 hidden .*, 1 .md .*put some there",
+        "memory://odd/text.txt": "no column holds names of images",
+        "memory://odd/text.md": "not a folder",
         "memory://odd/*.tar": "no such shards",
         "nothing://odd": "cannot be reached",
     }
@@ -93,10 +95,12 @@ def test_what_is_no_remote_folder_says_so():
 def test_what_is_no_source_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "text.md").write_text("x")
     cases = {
         "nowhere": "no such file or folder",
         "empty": "no image in this folder: put some there, or name another",
-        "text.txt": "not a folder",
+        "text.txt": "no column holds names of images",
+        "text.md": "not a folder",
         "no.parquet": "no such file",
         "no.tar": "no such file",
         "no-{0..1}.tar": "no such file",

@@ -8,6 +8,8 @@ import io
 import json
 import random
 import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,43 @@ def write_tars(rng: random.Random, folder: Path) -> None:
     (folder / "x.tar").write_bytes(damaged(rng, data) if rng.random() < 0.4 else data)
 
 
+def write_zip(rng: random.Random, folder: Path) -> None:
+    file = io.BytesIO()
+    kind = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
+    with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):
+        for info, content in samples(rng, rng.choice(("", "./", "a/b/", "train/"))):
+            try:
+                archive.writestr(info.name or "a.jpg", content)
+            except UnicodeEncodeError:
+                continue
+    data = bytearray(file.getvalue())
+    for _ in range(rng.choice((0, 0, 1, 4))):  # in what its table of contents says
+        start = data.find(b"PK\1\2")
+        data[rng.randrange(start, len(data))] = rng.choice((0, 1, 255, rng.randrange(256)))
+    content = bytes(data)
+    (folder / "x.zip").write_bytes(damaged(rng, content) if rng.random() < 0.3 else content)
+
+
+def write_list(rng: random.Random, folder: Path) -> None:
+    """A CSV beside its images."""
+    (folder / "m").mkdir()
+    rows = [["path", "label"]] * rng.choice((0, 1))
+    for i in range(3):
+        (folder / f"m/{i}.jpg").write_bytes(rng.choice(small_images()))
+        rows.append([rng.choice((f"m/{i}.jpg", f"m\\{i}.jpg", rng.choice(NAMES))), str(i)])
+    for _ in range(rng.choice((0, 1, 2))):
+        row = list(rng.choice(rows))
+        row[rng.randrange(len(row))] = rng.choice((*map(str, VALUES), *NAMES, '"', "a,b", "9" * 99))
+        rows[rng.randrange(len(rows))] = row + ["x"] * rng.choice((0, 0, 1))
+    separator = rng.choice((",", ",", ";", "\t", " "))
+    text = rng.choice(("\n", "\r\n", "\r")).join(separator.join(row) for row in rows)
+    data = text.encode("utf-8", "surrogateescape")
+    if rng.random() < 0.4:  # Excel's
+        data = text.encode(rng.choice(("utf-8-sig", "utf-16")), "replace")
+    name = rng.choice(("a.csv", "a.tsv", "a.txt"))
+    (folder / name).write_bytes(damaged(rng, data) if rng.random() < 0.4 else data)
+
+
 def use_source(folder: Path, out: Path) -> str | None:
     from ssld.data.sources import open_source
 
@@ -214,5 +253,7 @@ KINDS = {
     "archives.tar": Kind(write_tar, use_source, SOURCES),
     "archives.tars": Kind(write_tars, use_source, SOURCES),
     "archives.parquet": Kind(write_manifest, use_source, SOURCES),
+    "archives.zip": Kind(write_zip, use_source, SOURCES),
+    "archives.list": Kind(write_list, use_source, SOURCES),
     "archives.bundle": Kind(write_bundle, use_bundle, ("zoo.publish.bundle", "zoo.publish.local")),
 }

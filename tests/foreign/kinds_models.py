@@ -220,6 +220,36 @@ def use_file(folder: Path, out: Path) -> None:
     see(open_network("teacher", arch=None, checkpoint=str(folder / "a.safetensors")))
 
 
+def write_torch(rng: random.Random, folder: Path) -> None:
+    """What training scripts save with torch.save."""
+    import argparse
+    import io
+
+    import torch
+
+    prefix = rng.choice(("", "", "module.", "model.", "net.backbone."))
+    state: dict[str, Any] = {f"{prefix}{name}": x for name, x in weights().items()}
+    said: dict[str, Any] = {"model": rng.choice((ARCH, *NAMES)), "num_classes": 3}
+    key = rng.choice(("mean", "std", "input_size", "img_size", "crop_pct", "model_kwargs", "gp"))
+    said[key] = rng.choice((*NASTY, *ARGUMENTS, [0.5, 0.5, 0.5], 32, 0.9))
+    if rng.random() < 0.5:
+        state[rng.choice((*state, "extra"))] = rng.choice((*NASTY, torch.ones(2)))
+    args = argparse.Namespace(**said) if rng.random() < 0.5 else said
+    whole = {rng.choice(("state_dict", "model", "state_dict_ema")): state, "args": args}
+    content: Any = rng.choice((whole, whole, {**whole, "epoch": rng.choice(NASTY)}, state, [state]))
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=rng.random() < 0.8)
+    data = rng.choice((file.getvalue(), evil_pickle())) if rng.random() < 0.1 else file.getvalue()
+    (folder / "a.pth").write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
+
+
+def use_torch(folder: Path, out: Path) -> None:
+    from ssld.models.opening import open_network
+
+    arch = ARCH if (folder / "a.pth").stat().st_size % 2 else None
+    see(open_network("teacher", arch=arch, checkpoint=str(folder / "a.pth")))
+
+
 def write_pickle(rng: random.Random, folder: Path) -> None:
     """What Paddle saves, damaged, and pickles that no Paddle writes."""
     import numpy as np
@@ -367,6 +397,7 @@ NETWORKS = ("ssld.models.classifier", "ssld.data.transforms", "downstream.backbo
 KINDS = {
     "models.folder": Kind(write_folder, use_folder, NETWORKS),
     "models.file": Kind(write_file, use_file, NETWORKS),
+    "models.torch": Kind(write_torch, use_torch, NETWORKS),
     "models.pickle": Kind(write_pickle, use_pickle, ("zoo.paddle.convert",)),
     "models.segmenter": Kind(
         write_segmenter,

@@ -171,13 +171,15 @@ def test_home_and_what_is_no_source(tmp_path, monkeypatch):
     put(tmp_path / "x.tar.gz", b"x")
     put(tmp_path / "deep/er/x.tar", b"x")
     put(tmp_path / "x.zip", b"x")
+    put(tmp_path / "x.7z", b"x")
     assert len(open_source("~/pictures")) == 1
     cases = {
         "~/nothing": "no such file or folder; check the path",
-        "~/pictures/*.png": "a pattern is one of .tar or .parquet files",
+        "~/pictures/*.png": "a pattern is one of .parquet, .arrow or .tar files",
         "~/nothing::train": "no such folder; FOLDER::SPLIT",
         "~/x.tar.gz": "uncompress it to a .tar",
-        "~/x.zip": "unpack it",
+        "~/x.zip": "not a whole zip archive",
+        "~/x.7z": "unpack it",
         "~/deep": f"give their folder, such as {tmp_path}/deep/er",
         "~/none-*.parquet": "no such files",
     }

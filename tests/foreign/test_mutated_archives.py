@@ -1,4 +1,5 @@
-"""Tar shards, tars in tars, Parquet manifests and bundles, damaged (`kinds_archives.py`)."""
+"""Tar shards, tars in tars, Parquet manifests, zip archives, lists and bundles, damaged
+(`kinds_archives.py`)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ INPUTS = [
     ("archives.tar", 120),
     ("archives.tars", 100),
     ("archives.parquet", 120),
+    ("archives.zip", 80),
+    ("archives.list", 60),
     ("archives.bundle", 100),
 ]
 

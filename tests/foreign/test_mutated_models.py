@@ -10,6 +10,7 @@ from sandbox import trusted
 INPUTS = [
     ("models.folder", 120),
     ("models.file", 80),
+    ("models.torch", 60),
     ("models.pickle", 300),
     ("models.segmenter", 30),
 ]

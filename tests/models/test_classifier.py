@@ -92,7 +92,7 @@ def test_bad_models_are_named(teacher_file, tmp_path):
         (dict(arch="resnet5O"), "did you mean 'resnet50'"),
         (dict(arch="resnet50", checkpoint=str(teacher_file)), "holds a 'test_resnet'"),
         (dict(arch="resnet50", checkpoint="nowhere.safetensors"), "no such file"),
-        (dict(arch="resnet50", checkpoint=__file__), "only safetensors"),
+        (dict(arch="resnet50", checkpoint=__file__), "only safetensors files, what torch.save"),
         (dict(arch=f"local-dir:{tmp_path}"), "no config.json"),
         (dict(arch=None, checkpoint=str(tmp_path)), "no config.json"),
         (dict(arch="test_resnet", args={"nonsense": 1}), "check teacher.args"),

@@ -51,7 +51,7 @@ class Scorer:
         self.precision = config.teacher.dtype or config.precision
         _check_classes(self.network, labeled)
         self.num_classes = self.network.num_classes
-        self.label_names = self.network.label_names
+        self.class_titles = self.network.class_titles
         self.sha256 = self.network.sha256()
         facts = (self.network.input_size, self.network.mean, self.network.std, self.precision)
         self.key = key(VERSION, self.sha256, facts)
