@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 WORDNET = re.compile(r"n[0-9]{8}")
 """An id that folders and weights of ImageNet use for a name."""
