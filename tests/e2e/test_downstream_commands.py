@@ -35,7 +35,7 @@ TASKS = {
     ),
     "segmentation": (
         ["--segmenter.name=fcn", "--augment.crop=[48, 64]", "--schedule.lr=1", "--ema.decay=0.5",
-         "--loss.dice_weight=0.5", '--loss.class_weights={"red": 2}'],
+         "--loss.dice_weight=0.1", '--loss.class_weights={"ground": 0.2}'],
         "miou",
     ),
 }  # fmt: skip

@@ -386,7 +386,7 @@ def use_segmenter(folder: Path, out: Path) -> None:
     from downstream.deploy.predict import PredictConfig, _open
 
     config = PredictConfig(run=str(folder), images="x", out=str(out / "p"))
-    predictor = _open(config, torch.device("cpu"))
+    predictor, _ = _open(config, torch.device("cpu"))
     import numpy as np
     from kinds_annotations import png
 
