@@ -57,7 +57,7 @@ class Step:
         backbone = BackboneConfig(name=given.backbone, pretrained=False)
         self.student = SedModel(build(name, backbone, 3, args), list("abc")).to(device).train()
         self.teacher = copy.deepcopy(self.student.model).eval()
-        self.settings = ConsistencyConfig(proposals=given.proposals)
+        self.settings = ConsistencyConfig(reweight=True, proposals=given.proposals)
         size = (given.size, given.size * 4 // 3)
         self.labeled = images(given.labeled, size, device)
         self.weak, self.strong = (images(given.labeled * given.ratio, size, device) for _ in "ws")

@@ -12,7 +12,7 @@ from downstream.detection.model import on_backbone
 from downstream.sed.config import ConsistencyConfig
 from downstream.sed.consistency import unlabeled_losses
 
-SETTINGS = ConsistencyConfig(scale_weight=1.0, bins=10, proposals=40)
+SETTINGS = ConsistencyConfig(scale_weight=1.0, reweight=True, bins=10, proposals=40)
 ARGS = {
     "retinanet": {"channels": 16},
     "retinanet_bn": {"channels": 16},

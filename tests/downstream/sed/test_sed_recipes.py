@@ -59,7 +59,7 @@ def test_a_recipe_is_what_its_name_says(file, scenes) -> None:
     assert config.schedule.decay == "step"
     if file.stem == "small-boxes":
         return
-    assert config.consistency == ConsistencyConfig()
+    assert config.consistency == ConsistencyConfig(reweight=True)
     steps, batch, lr, published, supervised = ROWS[file.stem]
     assert f"{published}; supervised {supervised}" in header
     assert (config.steps, config.batch_size) == (steps, batch)
