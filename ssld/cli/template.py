@@ -23,6 +23,12 @@ Task = Literal["distill", "supervised", "transfer", "detection", "segmentation"]
 SOURCES = dict.fromkeys(get_args(Task), "labeled")
 SOURCES |= {"distill": "unlabeled", "detection": "train", "segmentation": "train"}
 """Under which name of `data` a task trains on a source."""
+OPENERS = dict.fromkeys(SOURCES, "ssld.data.sources:open_source")
+OPENERS |= {
+    "detection": "downstream.detection.data.boxes:open_boxes",
+    "segmentation": "downstream.segmentation.data.masks:open_masks",
+}
+"""What reads it. Named, not imported, as commands are."""
 # A backbone of timm whose weights everybody may use, in sizes that 8 GB of memory hold. Learning
 # rates of detectors and segmenters as in configs/detection/faster-rcnn.yaml and
 # configs/segmentation/deeplabv3plus.yaml: 0.01 for 8 images.
@@ -78,7 +84,7 @@ def init(config: InitConfig) -> None:
     """Print the file.
 
     Raises:
-        InputError: there is nothing where the source should be.
+        InputError: there is nothing where the source should be, or nothing that the task can read.
     """
     config_class = resolve_name(COMMANDS[config.task].config)
     given = {
@@ -88,6 +94,7 @@ def init(config: InitConfig) -> None:
     }
     words = [f"--{name}={json.dumps(value)}" for name, value in given.items()]
     check_inputs(parse(f"ssld {config.task}", config_class, words))
+    resolve_name(OPENERS[config.task])(config.source)
     print("\n".join(_lines(config.task, config_class, given)))
 
 

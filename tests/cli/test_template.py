@@ -5,6 +5,7 @@ from pkgutil import resolve_name
 from typing import get_args
 
 import pytest
+from scenes import boxes, make_scenes
 
 from ssld.cli.commands import COMMANDS
 from ssld.cli.help import short_settings
@@ -15,15 +16,16 @@ from ssld.cli.template import SOURCES, Task
 
 @pytest.mark.parametrize("task", get_args(Task))
 def test_the_file_is_what_its_command_takes(task, tmp_path, capsys):
-    photos, file = tmp_path / "Fotos: ärger'n #1", tmp_path / "my.yaml"
-    photos.mkdir()
-    (photos / "a.jpg").touch()
-    assert main(["init", task, str(photos)]) == 0
+    root, file = tmp_path / "Fotos: ärger'n #1", tmp_path / "my.yaml"
+    make_scenes(root, train=2, val=1)
+    places = {"detection": boxes(root, "train"), "segmentation": f"{root}::train"}
+    source = places.get(task, str(root / "images/train"))
+    assert main(["init", task, source]) == 0
     text = capsys.readouterr().out
     file.write_text(text, encoding="utf-8")
     config_class = resolve_name(COMMANDS[task].config)
     config = parse(f"ssld {task}", config_class, ["--config", str(file)])
-    assert getattr(config.data, SOURCES[task]) == [str(photos)]
+    assert getattr(config.data, SOURCES[task]) == [source]
     assert not config.data.val and config.data.holdout > 0 and config.out == f"runs/{task}"
 
     names = "|".join({x.rpartition(".")[2] for x in short_settings(config_class)})
@@ -34,9 +36,13 @@ def test_the_file_is_what_its_command_takes(task, tmp_path, capsys):
 
 
 def test_bad_answers_write_nothing(tmp_path, capsys):
+    photos = make_scenes(tmp_path / "empty" / "scenes", train=1, val=1) / "images" / "train"
+    (tmp_path / "none").mkdir()
     for words, said in (
         (["init", "detection", str(tmp_path / "no")], "data.train: "),
-        (["init", "detection", str(tmp_path)], "is an empty folder"),
+        (["init", "detection", str(tmp_path / "none")], "is an empty folder"),
+        (["init", "detection", str(photos)], "has neither Annotations"),
+        (["init", "segmentation", str(photos)], "masks"),
         (["init", "detecting", str(tmp_path)], "give one of"),
         (["init", "detection"], "source is missing"),
     ):

@@ -70,7 +70,11 @@ def read_annotations(path: str, masks: bool = False) -> Annotations:
         return next(iter(fitting.values()))()
     files = [file for pattern in ("*.json", "annotations/*.json", "*/_annotations.coco.json")
              for file in sorted(root.glob(pattern))]  # fmt: skip
-    hint = f"; COCO's json is given as a file: {', '.join(map(str, files[:3]))}" if files else ""
+    hint = (
+        f"; COCO's json is given as a file: {', '.join(map(str, files[:3]))}"
+        if files
+        else ("; images without boxes are for `ssld predict`, or data.unlabeled of `ssld sed`")
+    )
     raise InputError(
         f"{place}: has neither Annotations/ and JPEGImages/ (VOC), xml files beside the "
         "pictures, images/ and labels/, data.yaml or txt files and classes.txt beside the pictures "
