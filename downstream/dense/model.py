@@ -164,10 +164,12 @@ def read_description(path: str) -> tuple[Path, dict[str, Any]]:
     try:
         content = read_object(file, AGAIN)
     except OSError as error:
+        inside = sorted(Path(path).glob(f"**/{FOLDER}/config.json"))
+        runs = ", ".join(str(x.parent.parent) for x in inside[:3])
         raise InputError(
             f"{path} holds no trained detector or segmenter ({error.filename}: {error.strerror}): "
             "give the run folder of a downstream.detection or downstream.segmentation run that "
-            "has been evaluated, or a copy of its `model` folder"
+            f"has been evaluated, or a copy of its `model` folder{f', such as {runs}' * bool(runs)}"
         ) from error
     if "task" not in content:
         raise InputError(f"{file} is of no detector or segmenter")

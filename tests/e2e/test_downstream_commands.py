@@ -321,6 +321,9 @@ def test_a_run_is_evaluated_on_a_set(trained, scenes, tmp_path, capsys) -> None:
         assert found["predictions"] == str(results)
     assert main([*words, "--input_size=32"]) == 2
     assert "input_size is of classifiers" in capsys.readouterr().err
+    photos = str(scenes / "images/val")
+    assert main(["predict", str(run.parent), photos, f"--out={tmp_path / 'out'}"]) == 2
+    assert f"or a copy of its `model` folder, such as {run}" in capsys.readouterr().err
     other = ["evaluate", f"--model={run}", f"--data={tmp_path}"]
     assert main(other) == 2
     assert capsys.readouterr().err.startswith("error: ")
