@@ -275,35 +275,33 @@ def _levels(reductions: Sequence[int], wanted: Sequence[int], name: str) -> list
 def _of_any_size(model: Any, description: Description) -> Any:
     """The same vision transformer for images of other sizes: its position embeddings are resized,
     images padded to whole patches."""
-    args = {**description.args, "dynamic_img_size": True, "dynamic_img_pad": True}
-    try:
-        flexible = create(description.architecture, args)
-    except InputError as error:
-        raise InputError(
-            f"backbone {description.architecture} has one map, and takes images of one size alone: "
-            "choose a network with maps of several strides, for example resnet50d, or a vision "
-            "transformer of any size, for example vit_small_patch16_224"
-        ) from error
-    if flexible.num_classes != model.num_classes:
-        flexible.reset_classifier(model.num_classes)
-    load_strictly(flexible, model.state_dict(), f"backbone {description.architecture}")
-    return flexible
+    refusal = (
+        f"backbone {description.architecture} has one map, and takes images of one size alone: "
+        "choose a network with maps of several strides, for example resnet50d, or a vision "
+        "transformer of any size, for example vit_small_patch16_224"
+    )
+    return _rebuilt(model, description, refusal, dynamic_img_size=True, dynamic_img_pad=True)
 
 
 def _dilated(model: Any, description: Description) -> Any:
-    """The network with dilation, and the tensors of the one without."""
-    args = {**description.args, "output_stride": description.output_stride}
+    stride = description.output_stride
+    refusal = (
+        f"backbone {description.architecture} has no dilation to output stride {stride}: choose a "
+        "network that has, for example resnet50d"
+    )
+    return _rebuilt(model, description, refusal, output_stride=stride)
+
+
+def _rebuilt(model: Any, description: Description, refusal: str, **more: Any) -> Any:
+    """The network with further arguments, and the tensors of the one without."""
     try:
-        dilated = create(description.architecture, args)
+        other = create(description.architecture, {**description.args, **more})
     except InputError as error:
-        raise InputError(
-            f"backbone {description.architecture} has no dilation to output stride "
-            f"{description.output_stride}: choose a network that has, for example resnet50d"
-        ) from error
-    if dilated.num_classes != model.num_classes:
-        dilated.reset_classifier(model.num_classes)
-    load_strictly(dilated, model.state_dict(), f"backbone {description.architecture}")
-    return dilated
+        raise InputError(refusal) from error
+    if other.num_classes != model.num_classes:
+        other.reset_classifier(model.num_classes)
+    load_strictly(other, model.state_dict(), f"backbone {description.architecture}")
+    return other
 
 
 def _probe(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from downstream.dense.judging import Table, judge
 from downstream.segmentation.batches import MaskBatches
 from downstream.segmentation.data.masks import open_masks
 from downstream.segmentation.data.transforms import EvalMaskView
 from downstream.segmentation.model import open_segmenter, test_of
 from downstream.segmentation.task import by_class, score_of
-from ssld.data.loading import eval_batches
-from ssld.data.unreadable import Unreadables
 from ssld.health.config import EvaluateConfig
-
-Table = tuple[Sequence[Sequence[str]], Sequence[str]]
-"""Rows and head."""
 
 
 def evaluate_segmenter(
@@ -36,20 +29,14 @@ def evaluate_segmenter(
     Raises:
         InputError: a damaged model, or a set that cannot be read or has other classes.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, names = open_segmenter(folder, content).to(device), content["class_names"]
+    model, names = open_segmenter(folder, content), content["class_names"]
     sources = [open_masks(path, names) for path in config.data]
-    unreadables = Unreadables(sources, config.max_unreadable)
-    batches = eval_batches(
-        MaskBatches(sources, EvalMaskView()), batch_size=1, workers=config.workers, device=device,
-        unreadables=unreadables, description="evaluate",
-    )  # fmt: skip
     legend = list(zip(names, content["view"]["palette"], strict=True))
-    with torch.inference_mode():
-        score = score_of(model, batches, legend, sum(map(len, sources)), test_of(content))
-    metrics = score.metrics()
-    if not metrics:
-        return {}, ([], [])
-    images = sum(map(len, sources)) - unreadables.count
-    counts = {"images": images, "unreadable": unreadables.count}
-    return {**metrics, **counts}, by_class(score.counts.total, names)
+    images, test = sum(map(len, sources)), test_of(content)
+    score, result = judge(
+        model,
+        MaskBatches(sources, EvalMaskView()),
+        config,
+        lambda batches: score_of(model, batches, legend, images, test),
+    )
+    return result, by_class(score.counts.total, names) if result else ([], [])
