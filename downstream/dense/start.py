@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,12 +160,6 @@ def start_run(
     if config.init:
         start_sha256, left_out = load_init(network, config.init, task, head, build)
         begun = f"from {config.init}{left_out}"
-    held_out = None if config.data.val else {x.path: len(x) for x in sources.val}
-    if held_out:
-        accelerator.print(
-            f"held out: {sum(held_out.values()):,} images of data.train for evaluation "
-            "(data.holdout), as data.val is empty"
-        )
     backbone = network.backbone
     warn_of_memory(config, accelerator, network, size)
     fact = {**cost(network, size), "mean": network.mean, "std": network.std}
@@ -178,7 +173,7 @@ def start_run(
             "lr_factors": lr_factors(network),
         },
         "start_sha256": start_sha256,
-        "held_out": held_out,
+        "held_out": _held_out(config, accelerator, sources),
         "annotations_sha256": hashlib.sha256("".join(annotations_sha256).encode()).hexdigest(),
         # A backward pass costs twice its forward pass (Kaplan et al. 2020, 2.1).
         "flops_per_image": 6e6 * fact["macs_m"] * work,
@@ -196,15 +191,38 @@ def start_run(
         f"{begun}, learning rates of stem to stage 4 over the head's: {lr_factors(network)}"
     )
     if accelerator.is_main_process:
-        several = len(config.data.train) > 1
-        shared = in_both(sources.train, sources.val)
-        for line in write_preflight(run.folder.path, reports, shared):
-            print(line)
-        if config.data.labeled_share < 1 or not config.data.val:
-            write_atomically(run.folder.path / LABELED, list_of(sources.train, several=several))
-        if not config.data.val:
-            write_atomically(run.folder.path / HELD_OUT, list_of(sources.val, several=several))
+        _write_of_data(run.folder.path, config, sources, reports)
     return run
+
+
+def _held_out(
+    config: DownstreamConfig, accelerator: Accelerator, sources: Sources[Opened]
+) -> dict[str, int] | None:
+    """How many images of each source were held out, which is said; None where others are given."""
+    if config.data.val:
+        return None
+    held_out = {x.path: len(x) for x in sources.val}
+    accelerator.print(
+        f"held out: {sum(held_out.values()):,} images of data.train for evaluation "
+        "(data.holdout), as data.val is empty"
+    )
+    return held_out
+
+
+def _write_of_data(
+    folder: Path,
+    config: DownstreamConfig,
+    sources: Sources[Opened],
+    reports: Mapping[str, Sequence[Report]],
+) -> None:
+    """The preflight report, and lists of images that were drawn."""
+    several = len(config.data.train) > 1
+    for line in write_preflight(folder, reports, in_both(sources.train, sources.val)):
+        print(line)
+    if config.data.labeled_share < 1 or not config.data.val:
+        write_atomically(folder / LABELED, list_of(sources.train, several=several))
+    if not config.data.val:
+        write_atomically(folder / HELD_OUT, list_of(sources.val, several=several))
 
 
 def lr_factors(network: DenseModel) -> list[float]:
