@@ -159,10 +159,13 @@ def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:
     largest = max(augment.sizes)
     part = CROP_SCALE[0] if augment.crop else 1.0  # the smallest, which is enlarged the most
     zoom = augment.scale[1] / part
+    some_fitted = augment.mosaic > 0
+    all_fitted = augment.mosaic == 1 and augment.mosaic_epochs is None
     for source in sources:
         counted = source.counted
-        always = counted & (_sides(source, augment, largest) * zoom < LEAST_SIDE_PX)
-        smallest = _sides(source, augment, min(augment.sizes)) * augment.scale[0] / augment.expand
+        always = counted & (_sides(source, augment, largest, all_fitted) * zoom < LEAST_SIDE_PX)
+        smallest = _sides(source, augment, min(augment.sizes), some_fitted) * augment.scale[0]
+        smallest /= augment.expand
         sometimes = counted & (smallest < LEAST_SIDE_PX) & ~always
         where = f"under {LEAST_SIDE_PX:g} px"
         _note(source, f"boxes {where} in every training view, never learned from", always)
@@ -178,14 +181,18 @@ def note_small(sources: Sequence[BoxSource], augment: BoxAugmentConfig) -> None:
         )
 
 
-def _sides(source: BoxSource, augment: BoxAugmentConfig, side: int) -> np.ndarray:
+def _sides(source: BoxSource, augment: BoxAugmentConfig, side: int, fitted: bool) -> np.ndarray:
     """The shorter side of each box in px of a view of a whole image, float64 [m]; see
-    `transforms.view_size`."""
+    `transforms.view_size`.
+
+    Args:
+        fitted: as in a mosaic, with the longer side at `side`.
+    """
     sizes = np.maximum(source.sizes[:, ::-1], 1).astype(np.float64)  # width, height
-    if augment.resize == "square":
-        scale = side / sizes
-    elif augment.resize == "longer":
+    if fitted or augment.resize == "longer":
         scale = np.repeat(side / sizes.max(1, keepdims=True), 2, axis=1)
+    elif augment.resize == "square":
+        scale = side / sizes
     else:
         one = side / sizes.min(1)
         if augment.longest is not None:

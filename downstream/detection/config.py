@@ -44,7 +44,7 @@ class DetectorConfig(Settings, section="detector"):
 
 @dataclass(frozen=True)
 class BoxAugmentConfig(PolicyConfig):
-    """Mixup, colour, expand, crop, policy, flip and resize, in this order (PaddleDetection
+    """Mosaic, mixup, colour, expand, crop, policy, flip and resize, in this order (PaddleDetection
     `configs/yolov3/_base_/yolov3_reader.yml`, with which SSLD's YOLOv3 was trained). By default
     multi-scale resize and flip: detectron2 `configs/Base-RCNN-FPN.yaml`. Augment-S1 to S4 of Zoph
     et al. 2020 (section 3.1) are `resize: longer` with `scale` and `policy`."""
@@ -73,6 +73,12 @@ class BoxAugmentConfig(PolicyConfig):
     """SSD's zoom-out, for half of the images: up to so many times the sides; SSD: 4. 1 is off."""
     crop: bool = False
     """SSD's crop by its overlap with a box."""
+    mosaic: Probability = 0.0
+    """Probability of a mosaic: an image and three others of its source around a random point, each
+    with its longer side at one of `sizes`, times a factor out of `scale` with `longer` (YOLOv4,
+    section 3.3). YOLOX and Ultralytics: 1, with `longer` and a scale of 0.1 to 2, or 0.5 to 1.5."""
+    mosaic_epochs: NonNegativeInt | None = None
+    """Epochs with mosaics, the first ones; YOLOX: 285 of 300 (section 2.1). null: all."""
     mixup: NonNegativeFloat = 0.0
     """alpha of mixup with another image, Beta(alpha, alpha); YOLOv3: 1.5. 0 is off."""
     mixup_epochs: NonNegativeInt | None = None
@@ -96,6 +102,12 @@ class BoxAugmentConfig(PolicyConfig):
             ["mixup_epochs"],
             self.mixup > 0,
             "augment.mixup is 0, which is off: give its alpha, or leave this out",
+        )
+        require_effect(
+            self,
+            ["mosaic_epochs"],
+            self.mosaic > 0,
+            "augment.mosaic is 0, which is off: give its probability, or leave this out",
         )
         low, high = self.scale
         require(low <= high, f"augment.scale is {self.scale}: give smallest <= largest")

@@ -19,6 +19,7 @@ OFF = {
     "balance.alpha": ("balance",),
     "classification.train": ("classification",),
     "augment.mixup": ("augment.mixup_epochs",),
+    "augment.mosaic": ("augment.mosaic_epochs",),
     "augment.policy": ("augment.randaugment_ops", "augment.randaugment_magnitude"),
     "ema.schedule": ("ema.end_decay",),
 }

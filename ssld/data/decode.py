@@ -38,7 +38,18 @@ STRIP_PIXELS = 8_000_000
 
 
 class Unreadable(Exception):
-    """An image that cannot be read; the message is the reason."""
+    """An image that cannot be read; the message is the reason.
+
+    Args:
+        index: its number in the source, where another image was asked for, of which it is a part.
+    """
+
+    def __init__(self, reason: str, index: int | None = None) -> None:
+        super().__init__(reason, index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -172,8 +172,10 @@ def read_rows(
         try:
             views.append(view(*row))
         except (OSError, Unreadable) as error:
-            reason = one_line(error)
-            unreadable.append(Entry(number, ids[-1], source.location(index), reason))
+            culprit = error.index if isinstance(error, Unreadable) else None
+            index = index if culprit is None else culprit
+            place = source.sample_id(index), source.location(index)
+            unreadable.append(Entry(number, *place, one_line(error)))
             weight[i] = 0.0
             views.append(placeholder())
     return views, weight, ids, unreadable

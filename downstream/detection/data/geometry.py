@@ -197,35 +197,6 @@ def drop_small(sample: Sample, side: float = LEAST_SIDE_PX) -> Sample:
     return keep(sample, chosen)
 
 
-def mix(first: Sample, second: Sample, ratio: float) -> Sample:
-    """Blend two images, `ratio` of the first, upper left corners together, on a black canvas that
-    holds both; the boxes of both stay (Zhang et al. 2019, "Bag of freebies for training object
-    detection", section 3.1; PaddleDetection `Mixup`, whose gt_score is `weights`)."""
-    size = (max(first.size[0], second.size[0]), max(first.size[1], second.size[1]))
-    blend = torch.zeros(3, *size)
-    boxes, points, masks = [], [], []
-    for part, share in ((first, ratio), (second, 1 - ratio)):
-        height, width = part.size
-        blend[:, :height, :width] += share * part.image.as_subclass(Tensor)
-        boxes.append(part.boxes.as_subclass(Tensor))
-        if part.keypoints is not None:
-            points.append(part.keypoints.as_subclass(Tensor))
-        if part.masks is not None:
-            padding = (0, size[1] - width, 0, size[0] - height)
-            masks.append(torch.nn.functional.pad(part.masks.as_subclass(Tensor), padding))
-    visible = [x for x in (first.visibility, second.visibility) if x is not None]
-    with_points = len(visible) == 2
-    return Sample(
-        Image(blend.round().to(torch.uint8)),
-        make_boxes(torch.cat(boxes), size),
-        torch.cat([first.labels, second.labels]),
-        torch.cat([first.weights * ratio, second.weights * (1 - ratio)]),
-        make_points(torch.cat(points), size) if with_points else None,
-        torch.cat(visible) if with_points else None,
-        Mask(torch.cat(masks)) if len(masks) == 2 else None,
-    )
-
-
 def expand(sample: Sample, draw: random.Random, largest: float) -> Sample:
     """Put the image somewhere on a canvas of 1 to `largest` times its sides, every other time (SSD
     section 3.6; torchvision `RandomZoomOut`)."""

@@ -2,7 +2,7 @@
 and its size, where all of a batch have one, of (seed, batch number): no global random state decides
 anything (see `ssld/data/transforms.py`).
 
-Order of the steps: mixup, colour, expand, crop, flip, resize (PaddleDetection
+Order of the steps: mosaic, mixup, colour, expand, crop, flip, resize (PaddleDetection
 `configs/yolov3/_base_/yolov3_reader.yml`), and before flip and resize the policy (tensorflow/tpu
 models/official/detection/dataloader/retinanet_parser.py).
 """
@@ -23,11 +23,14 @@ from downstream.dense.policies import draw_operations
 from downstream.detection.config import BoxAugmentConfig
 from downstream.detection.data import geometry
 from downstream.detection.data.boxes import BoxSource
+from downstream.detection.data.mixing import mix, mosaic
 from downstream.detection.data.operations import operate
 from ssld.data.decode import Unreadable, decode
 from ssld.data.transforms import key_of
 
 Target = dict[str, Any]
+FITTED = BoxAugmentConfig(resize="longer")
+"""How images of a mosaic get their size: they keep their aspect."""
 
 
 class TrainBoxView:
@@ -54,15 +57,21 @@ class TrainBoxView:
             0.
 
         Raises:
-            Unreadable, OSError: the image, or the one that is mixed in, cannot be read.
+            Unreadable, OSError: the image, or one that is mixed in, cannot be read; says which.
         """
         augment = self.augment
         draw = random.Random(key_of(self.seed, source.sample_id(index), view))
-        sample = load(source, index)
-        if augment.mixup and (augment.mixup_epochs is None or view < augment.mixup_epochs):
-            partner = draw.randrange(len(source))
+        sample, scale = load(source, index), augment.scale
+        in_mosaic = _is_on(augment.mosaic, augment.mosaic_epochs, view)
+        in_mosaic = in_mosaic and draw.random() < augment.mosaic
+        if in_mosaic:
+            sample, scale = self._mosaic(source, sample, draw, batch_number), (1.0, 1.0)
+        if _is_on(augment.mixup, augment.mixup_epochs, view):
+            partner = _load_partner(source, draw)
             ratio = draw.betavariate(augment.mixup, augment.mixup)
-            sample = geometry.mix(sample, _load_partner(source, partner), ratio)
+            if in_mosaic:
+                partner = _fitted(partner, sample.size[0])
+            sample = mix(sample, partner, ratio)
         if augment.colour:
             sample = geometry.distort(sample, draw, augment.colour)
         if augment.expand > 1:
@@ -72,7 +81,7 @@ class TrainBoxView:
         for operation in draw_operations(augment, draw, boxes=True):
             sample = operate(sample, operation, draw)
         pairs = () if source.keypoints is None else source.keypoints.flip_pairs
-        sample = self.flipped_and_resized(sample, draw, batch_number, pairs)
+        sample = self.flipped_and_resized(sample, draw, batch_number, pairs, scale=scale)
         if augment.resize == "longer":  # MEAN_COLOUR right of and below what is smaller, as there
             side = self.batch_size_px(batch_number)
             sample = geometry.pad(sample, 0, 0, (side, side))
@@ -84,18 +93,40 @@ class TrainBoxView:
         draw: random.Random,
         batch_number: int,
         pairs: Sequence[tuple[int, int]] = (),
+        *,
+        scale: tuple[float, float] | None = None,
     ) -> geometry.Sample:
         """The last two steps; with `resize: longer` not filled up to a square.
 
         Args:
             pairs: of keypoints that change places in a mirror.
+            scale: in place of `augment.scale`.
         """
         if draw.random() < self.augment.flip:
             sample = geometry.flip(sample, pairs)
-        return self._resize(sample, draw, batch_number)
+        return self._resize(sample, draw, batch_number, scale or self.augment.scale)
+
+    def _mosaic(
+        self, source: BoxSource, sample: geometry.Sample, draw: random.Random, batch_number: int
+    ) -> geometry.Sample:
+        """An image, upper left, with three others. Each has its longer side at `side`, and all are
+        enlarged by one factor out of `scale`, about the middle of the view. At 1 the point where
+        they meet is anywhere in the view: Ultralytics and YOLOX draw it from the middle half of a
+        canvas of twice the side, of which the middle is seen."""
+        augment = self.augment
+        shorter = augment.resize == "shorter"
+        side = max(augment.sizes) if shorter else self.batch_size_px(batch_number)
+        factor = draw.uniform(*augment.scale)
+        y, x = (round(side * (0.5 + factor * draw.uniform(-0.5, 0.5))) for _ in range(2))
+        samples = [sample, *(_load_partner(source, draw) for _ in range(3))]
+        return mosaic([_fitted(one, side, factor) for one in samples], (y, x), side)
 
     def _resize(
-        self, sample: geometry.Sample, draw: random.Random, batch_number: int
+        self,
+        sample: geometry.Sample,
+        draw: random.Random,
+        batch_number: int,
+        scale: tuple[float, float],
     ) -> geometry.Sample:
         augment = self.augment
         if augment.resize == "shorter":
@@ -104,7 +135,7 @@ class TrainBoxView:
         side = self.batch_size_px(batch_number)
         if augment.resize == "square":
             return geometry.resize(sample, view_size(sample.size, side, augment))
-        size = view_size(sample.size, side, augment, draw.uniform(*augment.scale))
+        size = view_size(sample.size, side, augment, draw.uniform(*scale))
         return geometry.in_square(sample, size, side, draw)
 
     def batch_size_px(self, batch_number: int) -> int:
@@ -184,11 +215,21 @@ def _decoded(masks: list[Rle], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(decode_masks(masks) if masks else np.zeros((0, *size), np.uint8))
 
 
-def _load_partner(source: BoxSource, index: int) -> geometry.Sample:
+def _is_on(strength: float, epochs: int | None, view: int) -> bool:
+    return strength > 0 and (epochs is None or view < epochs)
+
+
+def _load_partner(source: BoxSource, draw: random.Random) -> geometry.Sample:
+    index = draw.randrange(len(source))
     try:
         return load(source, index)
     except (OSError, Unreadable) as error:
-        raise Unreadable(f"{source.location(index)}, which is mixed in: {error}") from error
+        raise Unreadable(str(error), index) from error
+
+
+def _fitted(sample: geometry.Sample, side: int, factor: float = 1.0) -> geometry.Sample:
+    """With its longer side at `factor` times `side` px."""
+    return geometry.resize(sample, view_size(sample.size, side, FITTED, factor))
 
 
 def _finish(sample: geometry.Sample, size: tuple[int, int]) -> tuple[Tensor, Target]:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes, Image, KeyPoints
 
 from downstream.detection.data import geometry
+from downstream.detection.data.mixing import mix
 
 RED, GREEN, BLUE = (220, 20, 20), (20, 200, 20), (20, 20, 220)
 CROPS = 400
@@ -129,7 +130,7 @@ def test_keypoints_that_are_not_labeled_stay_at_0():
 def test_mix_is_the_weighted_sum():
     """Zhang et al. 2019, section 3.1, against float64."""
     first, second = drawn(50, 80), drawn(70, 60, box=(1, 2, 30, 40), points=((5, 5), (6, 30)))
-    mixed = geometry.mix(first, second, 0.3)
+    mixed = mix(first, second, 0.3)
     canvas = np.zeros((70, 80, 3))
     canvas[:50, :80] += 0.3 * pixels_of(first).astype(np.float64)
     canvas[:70, :60] += 0.7 * pixels_of(second).astype(np.float64)

@@ -53,7 +53,11 @@ def same(one, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("augment", [YOLO, BoxAugmentConfig(sizes=[40, 60, 80]), S1, S3, S4])
+PLAIN = BoxAugmentConfig(sizes=[40, 60, 80])
+MOSAICS = [replace(x, mosaic=0.7) for x in (PLAIN, YOLO, S3)]
+
+
+@pytest.mark.parametrize("augment", [YOLO, PLAIN, S1, S3, S4, *MOSAICS])
 def test_a_view_depends_on_seed_id_view_and_batch_only(source, augment):
     make = TrainBoxView(augment, seed=1)
     first = [make(source, i, 5, 7) for i in range(4)]
@@ -239,15 +243,6 @@ def test_sizes_of_scaled_square_views():
     assert view_size((480, 640), 320, augment, 0.001) == (1, 1)
 
 
-def test_an_unreadable_partner_is_named(tmp_path):
-    path = annotated.coco(tmp_path, [(10, 3, [5, 5, 20, 30])], sizes=[(40, 60)] * 2)
-    (tmp_path / "1.png").write_bytes(b"")
-    make = TrainBoxView(BoxAugmentConfig(sizes=[40], mixup=1), 0)
-    with pytest.raises(Unreadable, match="1.png, which is mixed in: the file is empty"):
-        for view in range(20):
-            make(open_boxes(str(path)), 0, view, 0)
-
-
 def test_an_image_that_changed_since_the_start(tmp_path):
     path = annotated.coco(tmp_path, [(10, 3, [5, 5, 20, 30])])
     source = open_boxes(str(path))
@@ -276,6 +271,8 @@ def test_an_image_that_changed_since_the_start(tmp_path):
         ({"expand": 0.5}, "augment.expand"),
         ({"mixup": -1}, "augment.mixup"),
         ({"mixup_epochs": -1}, "augment.mixup_epochs"),
+        ({"mosaic": 1.5}, "augment.mosaic is 1.5"),
+        ({"mosaic_epochs": 3}, "augment.mosaic_epochs is 3, but augment.mosaic is 0, which is off"),
     ],
 )
 def test_settings_are_checked(values, match):
