@@ -1,10 +1,11 @@
-"""Draw `docs/self-training/policies.png`: training views of Augment-S1 to S4 with what moved along.
+"""Draw `docs/self-training/policies.png`: training views of Augment-S1 to S4, and mosaics, with what moved
+along.
 
     python benchmarks/prepare.py downstream --packs PACKS     # once, writes runs/downstream
     python benchmarks/policies_picture.py [--sets cells mouse streets] [--views 4] [--out FILE]
 
-Rows are views of an image of each set, columns the policies. Streets are CC BY-NC 4.0: they are not
-in the committed picture. Ignored pixels are dark.
+Rows are views of an image of each set, columns the policies; masks have no mosaic. Streets are CC
+BY-NC 4.0: they are not in the committed picture. Ignored pixels are dark.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ POLICIES: dict[str, dict] = {
     "S3": {"scale": (0.5, 2.0), "policy": "autoaugment"},
     "S4": {"scale": (0.5, 2.0), "policy": "randaugment"},
 }
+MOSAIC: dict[str, dict] = {"mosaic": {"mosaic": 1, "scale": (0.5, 1.5)}}
 
 
 def with_boxes(source: BoxSource, image: int, view: int, given: dict) -> np.ndarray:
@@ -72,12 +74,14 @@ def main() -> None:
     given = options.parse_args()
     rows = [(*opened(name, given.runs), i) for name in given.sets for i in range(given.views)]
     figure: Figure = new_figure()
-    figure.set_size_inches(8, 2.05 * len(rows))
-    plots = figure.subplots(len(rows), len(POLICIES), squeeze=False)
+    figure.set_size_inches(10, 2.05 * len(rows))
+    columns = POLICIES | MOSAIC
+    plots = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, (make, source, image, view) in enumerate(rows):
-        for plot, (name, settings) in zip(plots[i], POLICIES.items(), strict=True):
-            plot.imshow(make(source, image, view, settings))
+        for plot, (name, settings) in zip(plots[i], columns.items(), strict=True):
             plot.set_axis_off()
+            if make is with_boxes or name not in MOSAIC:
+                plot.imshow(make(source, image, view, settings))
             plot.set_title("" if i else name, fontsize=9)
     figure.savefig(given.out, dpi=80)
 

@@ -30,7 +30,7 @@ TASKS = {
     "detection": (
         ["--detector.name=ttfnet", "--augment.resize=square", "--augment.sizes=[64, 96]",
          "--augment.longest=null", "--augment.test_size=64", "--augment.colour=0.5",
-         "--augment.mixup=1.5", "--schedule.lr=0.4"],
+         "--augment.mixup=1.5", "--augment.mosaic=0.5", "--schedule.lr=0.4"],
         "ap",
     ),
     "segmentation": (
