@@ -1,5 +1,5 @@
-"""Draw `docs/self-training/policies.png`: training views of Augment-S1 to S4, and mosaics, with what moved
-along.
+"""Draw `docs/self-training/policies.png`: training views of Augment-S1 to S4, and mosaics, with
+what moved along.
 
     python benchmarks/prepare.py downstream --packs PACKS     # once, writes runs/downstream
     python benchmarks/policies_picture.py [--sets cells mouse streets] [--views 4] [--out FILE]
