@@ -57,7 +57,7 @@ class FeaturesConfig(Settings, section="features"):
     """
 
     weight: NonNegativeFloat = 0.0
-    """Factor on the term; 0 leaves it out."""
+    """Factor on the term; 0 leaves it out. At 1 an untrained student gets about KL's gradient."""
     loss: Literal["cosine", "l2"] = "cosine"
     """cosine: 1 - cos, from 0 to 2. l2: mean square of the difference (FitNets, 1412.6550), which
     has the scale of the teacher's features."""

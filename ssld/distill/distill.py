@@ -23,7 +23,7 @@ from ssld.data.labels import NO_CLASSES, ClassTable, table_of
 from ssld.data.loading import Batch
 from ssld.distill.config import DistillConfig, FeaturesConfig, LossConfig
 from ssld.distill.divergence import divergence, training_divergence
-from ssld.distill.features import feature_loss, open_projection
+from ssld.distill.features import open_projection, training_feature_loss
 from ssld.distill.many import open_members, start_members, unfinished
 from ssld.distill.setup import Data, describe, open_data, open_student, start_run
 from ssld.distill.stored import distill_stored
@@ -89,7 +89,7 @@ class Distillation(Classification):
             targets, (wanted,) = self.teacher(seen, loss.temperature, with_features=True)
             logits, own = student(batch.images, with_features=True)  # and [b, student's d]
             projected = self.projection(own)  # [b, teacher's d], as `wanted`
-            distance = feature_loss(self.features.loss, projected, wanted)
+            distance = training_feature_loss(self.features.loss, projected, wanted)
             terms["features"] = self.features.weight * distance
         if loss.weight:
             distance = training_divergence(loss.name, logits, targets, temperature=loss.temperature)

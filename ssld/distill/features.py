@@ -16,6 +16,11 @@ from torch.nn import functional as F
 from ssld.models.classifier import Classifier
 from ssld.models.teacher import Teacher
 
+TRAINING_SCALE = {"cosine": 12.0, "l2": 10.0}
+"""Factors in training only, so that all terms train at the learning rate of a divergence: the
+gradient of an untrained student is then about KL's (medians over five students and two teachers, of
+6 to 70 and 3 to 128; benchmarks/feature_gradients.py, docs/features.md)."""
+
 
 def cosine(projected: Tensor, features: Tensor) -> Tensor:
     """1 − p·t / (‖p‖ ‖t‖), from 0 to 2; [b, d] twice -> [b]."""
@@ -41,6 +46,11 @@ def feature_loss(name: str, projected: Tensor, features: Tensor) -> Tensor:
     if projected.dtype != torch.float64:
         projected = projected.float()
     return {"cosine": cosine, "l2": l2}[name](projected, features.to(projected.dtype))
+
+
+def training_feature_loss(name: str, projected: Tensor, features: Tensor) -> Tensor:
+    """`feature_loss` times its `TRAINING_SCALE`."""
+    return TRAINING_SCALE[name] * feature_loss(name, projected, features)
 
 
 def open_projection(student: Classifier, teacher: Teacher, seed: int) -> nn.Linear:

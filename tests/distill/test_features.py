@@ -26,7 +26,12 @@ from ssld.distill.config import (
 )
 from ssld.distill.distill import Distillation, distillation
 from ssld.distill.divergence import training_divergence
-from ssld.distill.features import feature_loss, open_projection
+from ssld.distill.features import (
+    TRAINING_SCALE,
+    feature_loss,
+    open_projection,
+    training_feature_loss,
+)
 from ssld.distill.parent_run import settings_after
 from ssld.distill.task import Classification
 from ssld.health.classification_metrics import ClassificationMetrics
@@ -84,6 +89,8 @@ def test_value_and_gradient_are_the_closed_form(name):
     torch.testing.assert_close(found, values[name])
     torch.testing.assert_close(gradient, gradients[name])
     assert torch.autograd.gradcheck(lambda x: feature_loss(name, x, t), p)
+    scaled = training_feature_loss(name, p, t)
+    torch.testing.assert_close(scaled, {"cosine": 12, "l2": 10}[name] * values[name])
     half = feature_loss(name, p.detach().bfloat16(), t.float())
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, values[name].float(), rtol=0.03, atol=0.03)
@@ -103,7 +110,8 @@ def test_a_projection_learns_a_linear_map(name):
     assert task.auxiliary == {"projection": projection}
     optimizer = torch.optim.Adam(projection.parameters(), lr=0.05)
     first = task.losses(student, batch(own))["features"]
-    torch.testing.assert_close(first, 0.5 * feature_loss(name, projection(own), wanted))
+    expected = 0.5 * TRAINING_SCALE[name] * feature_loss(name, projection(own), wanted)
+    torch.testing.assert_close(first, expected)
     for _ in range(400):
         terms = task.losses(student, batch(own))
         optimizer.zero_grad()
