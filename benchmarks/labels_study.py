@@ -1,7 +1,7 @@
 """Stored labels of R views and k classes against asking the teacher online, for docs/labels.md.
 
     python benchmarks/prepare.py evidence --packs PACKS --only clothing cifar   # once
-    python benchmarks/labels_study.py run [NAME ...]        # an hour and a quarter; goes on
+    python benchmarks/labels_study.py run [NAME ...]        # 40 minutes; goes on
     python benchmarks/labels_study.py collect               # table and figure, from the runs
     python benchmarks/labels_study.py collect --runs ""     # the same from the committed CSV
 
@@ -207,7 +207,9 @@ def draw(out: Path) -> None:
             axes.set_title(name, fontsize=10)
             axes.set_ylabel(METRICS[metric])
     for axes in grid[0]:
-        axes.legend(frameon=False, fontsize=7)
+        below, above = axes.get_ylim()
+        axes.set_ylim(below, above + 0.35 * (above - below))  # where the legend is
+        axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper left")
     figure.savefig(out / "views.png", dpi=110)
 
 

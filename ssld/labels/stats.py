@@ -22,6 +22,9 @@ from ssld.labels.format import (
 
 LOOKED_AT = 64
 """Shards, evenly spread, that are looked into."""
+MUCH_IN_THE_TAIL = 0.05
+"""Mean probability: .09 beyond ten classes of CIFAR-100 cost a point of agreement, .01 beyond five
+of clothing nothing that shows (docs/labels.md)."""
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -97,6 +100,11 @@ def describe(facts: dict[str, Any]) -> str:
             f"teacher: sure of its first class by {facts['top1_probability']:.1%} on average, "
             f"{facts['tail_probability']:.2%} in the tail"
         )
+        if facts["tail_probability"] > MUCH_IN_THE_TAIL and facts["top_k"] < facts["classes"]:
+            lines.append(
+                f"         that is much: more than {facts['top_k']} classes (--top_k) lose less, "
+                "at 4 bytes each"
+            )
     if "best_as_in_view_0" in facts:
         share = f"{facts['best_as_in_view_0']:.1%}"
         lines.append(f"         {share} of the other views have the class of their image's view 0")

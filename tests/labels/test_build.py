@@ -23,6 +23,7 @@ from ssld.data.transforms import TrainView
 from ssld.labels import format as files
 from ssld.labels.batches import Cycle
 from ssld.labels.label_set import LabelSet
+from ssld.labels.stats import describe
 from ssld.models.config import TeacherConfig
 from ssld.models.teacher import open_teacher
 
@@ -235,6 +236,18 @@ def test_verify_and_stats_of_a_sound_set(labels, ssld):
     tensors = [load_file(path) for path in sorted(labels.glob("train-0*.safetensors"))]
     tail = np.exp(np.concatenate([x["tail"] for x in tensors]).astype(np.float64)).mean()
     assert facts["tail_probability"] == pytest.approx(tail) and 0 < tail < 1
+
+
+@pytest.mark.parametrize(
+    ("tail", "top_k", "much"), [(0.09, 10, True), (0.01, 10, False), (0.0, 100, False)]
+)
+def test_a_large_tail_is_said(tail, top_k, much):
+    facts = {
+        "folder": "labels", "samples": 9, "views": 2, "held_out": 3, "unreadable": 0, "bytes": 900,
+        "top_k": top_k, "classes": 100, "bytes_per_view": 42.0, "shards": 2,
+        "top1_probability": 0.5, "tail_probability": tail,
+    }  # fmt: skip
+    assert ("(--top_k) lose less" in describe(facts)) == much
 
 
 @pytest.mark.parametrize(
