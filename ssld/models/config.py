@@ -61,7 +61,7 @@ class TeacherConfig(Settings, section="teacher"):
     batch_norm: Literal["eval", "batch"] = "eval"
     """eval: running statistics. batch: each batch's own, as the reference implementation does."""
     micro_batch: PositiveInt | None = None
-    """Images per forward pass, to save memory; by default the whole batch."""
+    """Images per forward pass, to save memory; by default the whole batch, on a CPU 8."""
     verify: bool = True
     """Refuse to start when its top-1 on labeled images is near chance."""
 

@@ -29,6 +29,11 @@ from ssld.models.opening import open_network
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+CPU_IMAGES = 8
+"""Of a forward pass on a CPU, if nothing else is asked for: the maps of larger ones leave its
+caches. An image of 160 px takes MobileNetV2 9 ms in passes of 8, 13 in those of 32, 19 in those of
+64 (benchmarks/forward_images.py, docs/performance.md)."""
+
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Forward passes in `precision` on `device`, whatever an autocast around it says."""
@@ -150,7 +155,10 @@ def _in_parts(
     network: Classifier, config: TeacherConfig, images: Tensor, with_features: bool
 ) -> list[Tensor]:
     """Logits of all images, and features, in forward passes of at most `micro_batch`."""
-    parts = images.split(config.micro_batch or max(1, len(images)))
+    most = max(1, len(images))
+    if images.device.type == "cpu" and config.batch_norm != "batch":
+        most = min(most, CPU_IMAGES)
+    parts = images.split(config.micro_batch or most)
     with autocast(images.device, config.dtype or "fp32"):
         if with_features:
             answers = [network(part, with_features=True) for part in parts]
