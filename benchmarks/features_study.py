@@ -1,7 +1,7 @@
 """What the feature term is worth beside the divergence and alone, for docs/features.md.
 
     python benchmarks/prepare.py evidence --packs PACKS --only clothing cifar   # once
-    python benchmarks/features_study.py run [NAME ...]      # 40 minutes; goes on
+    python benchmarks/features_study.py run [NAME ...]      # 35 minutes; goes on
     python benchmarks/features_study.py collect             # table and figure, from the runs
     python benchmarks/features_study.py collect --runs ""   # the same from the committed CSV
 
@@ -146,7 +146,7 @@ def draw(out: Path) -> None:
             errors = [statistics.stdev(scores) if scores[1:] else 0 for _, scores in found]
             ticks = range(len(found))
             plain(axes).errorbar(ticks, means, errors, fmt="o", color=COLOURS[0], capsize=3)
-            axes.set_xticks(ticks, [term for term, _ in found], fontsize=8)
+            axes.set_xticks(ticks, [term.replace(" ", "\n") for term, _ in found], fontsize=8)
             axes.set_xlim(-0.5, len(found) - 0.5)
             axes.set_title(f"{name}: {METRICS[column]}, %", fontsize=9)
             for other, colour in ((UNTRAINED, "#888888"), (TEACHER, COLOURS[1])):

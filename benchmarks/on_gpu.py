@@ -39,6 +39,7 @@ LARGE = [
     "many_students.py --batch 128 --size 224 --precision bf16 --steps 10 --rounds 3",
     "pseudo_label.py --images 60 --rounds 2",
     "sed.py",
+    "stored_labels.py --batch 64 --size 224 --views 12",
 ]
 """The tables of docs/performance.md; the first pairs are those of the paper's students."""
 SMALL = [
@@ -49,6 +50,8 @@ SMALL = [
     "--size 32 --steps 1 --rounds 1",
     "pseudo_label.py --images 2 --size 48 --rounds 1",
     "sed.py --size 64 --ratio 1 --width 16 --proposals 20 --rounds 1",
+    "stored_labels.py --teacher test_resnet --student test_resnet --size 32 --views 1 --steps 1 "
+    "--rounds 1",
 ]
 
 
