@@ -19,6 +19,7 @@ from accelerate import (
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 
 from ssld.common.errors import InputError, RunFailed
+from ssld.common.memory import keep_freed_memory
 from ssld.engine.config import LoopConfig
 
 Processes = Accelerator | PartialState
@@ -75,6 +76,7 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
     cpu = _on_cpu()
     if cpu and config.precision == "fp16":
         raise InputError("precision fp16 needs a GPU; use bf16 or fp32")
+    keep_freed_memory()
     # accelerate 1.15 hands on what torch 2.14 renames.
     warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
     try:
