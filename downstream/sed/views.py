@@ -9,10 +9,8 @@ grey, blur, erasings. Noise there is normal and wraps around at white; here it i
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,26 +24,13 @@ from downstream.detection.data.geometry import make_sample
 from downstream.detection.data.transforms import TrainBoxView
 from downstream.sed.config import StrongConfig
 from ssld.data.decode import Unreadable, decode
+from ssld.data.erasing import Erasing, erase
 from ssld.data.transforms import key_of
 
 FACTORS, HUE = (0.6, 1.4), (-0.1, 0.1)
 """Of brightness, contrast and saturation; of a turn."""
 BLUR_PX = (0.1, 2.0)
 """Standard deviation."""
-TRIALS = 10
-"""To place an erasing in the image, which else is left out (torchvision `RandomErasing`)."""
-
-
-class Erasing(NamedTuple):
-    """A rectangle of noise."""
-
-    probability: float
-    area: tuple[float, float]
-    """Share of the image."""
-    ratio: tuple[float, float]
-    """Height to width."""
-
-
 ERASINGS = (
     Erasing(0.7, (0.05, 0.2), (0.3, 3.3)),
     Erasing(0.5, (0.02, 0.2), (0.1, 6.0)),
@@ -107,8 +92,7 @@ def strengthen(pixels: Tensor, draw: random.Random, strong: StrongConfig) -> Ten
     if draw.random() < strong.blur:
         pixels = _blurred(pixels, draw.uniform(*BLUR_PX))
     for erasing in ERASINGS[: strong.erasings]:
-        if draw.random() < erasing.probability:
-            pixels = _erased(pixels, draw, erasing)
+        pixels = erase(pixels, draw, erasing)
     return pixels
 
 
@@ -129,21 +113,3 @@ def _blurred(pixels: Tensor, deviation: float) -> Tensor:
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     blurred = np.array(image.filter(ImageFilter.GaussianBlur(deviation)))
     return torch.from_numpy(blurred).permute(2, 0, 1)
-
-
-def _erased(pixels: Tensor, draw: random.Random, erasing: Erasing) -> Tensor:
-    height, width = pixels.shape[1:]
-    low, high = (math.log(x) for x in erasing.ratio)
-    for _ in range(TRIALS):
-        area = height * width * draw.uniform(*erasing.area)
-        ratio = math.exp(draw.uniform(low, high))
-        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < h < height and 0 < w < width:
-            top, left = draw.randint(0, height - h), draw.randint(0, width - w)
-            noise = np.random.default_rng(draw.getrandbits(64))
-            erased = pixels.clone()
-            erased[:, top : top + h, left : left + w] = torch.from_numpy(
-                noise.integers(0, 256, (3, h, w), dtype=np.uint8)
-            )
-            return erased
-    return pixels

@@ -88,6 +88,9 @@ class AugmentConfig(Settings, section="augment"):
     """Operations per image of RandAugment."""
     randaugment_magnitude: Annotated[int, Limits(lambda x: 0 <= x <= 30, "0 to 30")] = 9
     """Strength of RandAugment, 0 to 30."""
+    erasing: Probability = 0.0
+    """Probability of random erasing, last of all: a rectangle of 2 to 33 % of the view becomes
+    noise (Zhong et al. 2017, arXiv:1708.04896; timm's `reprob`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from ssld.data.autoaugment import autoaugment
 from ssld.data.config import AugmentConfig
 from ssld.data.decode import decode, image_size
+from ssld.data.erasing import Erasing, erase
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in px."""
 
 
 class TrainView:
-    """Random resized crop, flip and policy (SSLD section 4.2).
+    """Random resized crop, flip and policy (SSLD section 4.2), and random erasing.
 
     Args:
         augment: ranges and probabilities.
@@ -66,7 +67,8 @@ class TrainView:
                 # Not torch.manual_seed, which would seed the GPUs' generators, too.
                 torch.default_generator.manual_seed(key)
                 pixels = self.randaugment(pixels.permute(2, 0, 1)).permute(1, 2, 0)
-        return pixels.contiguous()
+        pixels = erase(pixels.permute(2, 0, 1), draw, Erasing(self.augment.erasing))
+        return pixels.permute(1, 2, 0).contiguous()
 
 
 THIN_ASPECT = 16

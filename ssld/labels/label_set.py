@@ -105,7 +105,9 @@ class LabelSet:
             InputError: they make other views or other labels.
         """
         wanted = {"augment": as_plain(augment), **given}
-        now, before = flat(wanted), flat({key: self.manifest[key] for key in wanted})
+        made = {key: self.manifest[key] for key in wanted}
+        made["augment"] = as_plain(AugmentConfig()) | made["augment"]  # of newer settings none
+        now, before = flat(wanted), flat(made)
         for key in sorted(now.keys() | before.keys()):
             if now.get(key) != before.get(key):
                 raise InputError(

@@ -101,6 +101,25 @@ def test_reduced_decoding_shows_the_same_region():
         assert (full.int() - reduced.int()).abs().float().mean() < 4
 
 
+def test_erasing_is_a_rectangle_of_noise_on_the_same_view():
+    data, share = png(np.full((90, 120, 3), 200, np.uint8)), []
+    make, plain = (TrainView(AugmentConfig(erasing=x), 64, seed=1) for x in (0.75, 0))
+    for view in range(200):
+        pixels = make(data, "a", view)
+        changed = (pixels != plain(data, "a", view)).any(-1)
+        share.append(changed.float().mean().item())
+        if changed.any():
+            rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+            inside = pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert inside.shape[0] * inside.shape[1] == pytest.approx(
+                changed.sum().item(), rel=0.05
+            )
+            assert inside.float().mean().item() == pytest.approx(127.5, abs=30)
+    erased = [x for x in share if x]
+    assert len(erased) / 200 == pytest.approx(0.75, abs=0.1)
+    assert 0.015 < min(erased) and max(erased) < 0.36 and np.mean(erased) > 0.1
+
+
 def test_flip_is_a_mirror():
     pixels = png(photo())
     straight = TrainView(AugmentConfig(flip=0), 24, 0)(pixels, "x", 3)
