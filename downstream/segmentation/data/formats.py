@@ -21,8 +21,10 @@ from downstream.segmentation.data.layouts import (
     generated,
     is_roboflow,
     mmseg,
+    nested_splits,
     plain,
     roboflow,
+    split_folders,
     voc,
 )
 from downstream.segmentation.data.pairing import Pairs
@@ -47,8 +49,8 @@ def find_masks(
     """The name of the layout, the pairs and what the pixels mean, of one of
 
     - `DIR::SPLIT` of `images/SPLIT`, `masks/SPLIT` (or mmsegmentation's `img_dir`, `ann_dir`, ADE's
-      `images`, `annotations`, CamVid's `SPLIT`, `SPLIT_labels`, Roboflow's `SPLIT/x_mask.png`) and
-      a class table (`class_table.py`),
+      `images`, `annotations`, CamVid's `SPLIT`, `SPLIT_labels`, Roboflow's `SPLIT/x_mask.png`,
+      lightly-train's `SPLIT/images`, `SPLIT/masks`) and a class table (`class_table.py`),
     - `DIR::SPLIT` of Cityscapes: `leftImg8bit/SPLIT`, `gtFine/SPLIT`,
     - `DIR::SPLIT` of VOC: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/SPLIT.txt`,
     - `FILE.json` or `FILE.json::IMAGES` of COCO, panoptic (`panoptic.py`) or with outlines,
@@ -105,6 +107,8 @@ def _of_folder(
     part = root / (split or ".")
     if camvid_splits(root):
         fitting["CamVid"] = partial(camvid, root, split)
+    if nested_splits(root):
+        fitting["SPLIT/images and SPLIT/masks"] = partial(split_folders, root, split)
     if part.is_dir() and is_roboflow(part):
         fitting["Roboflow"] = partial(roboflow, root, split)
     if part.is_dir() and any(map(has_shapes, sorted(part.glob("*.json")))):
@@ -125,9 +129,9 @@ def _of_folder(
         )
     wanted = "; ".join(f"{' and '.join(parts)} ({name})" for name, (parts, _) in LAYOUTS.items())
     raise InputError(
-        f"{root}: has none of the layouts of masks, which are the folders {wanted}; SPLIT and "
-        "SPLIT_labels (CamVid); x_mask.png beside x.jpg (Roboflow); labelme's JSON files; CVAT's "
-        f"{CVAT}; or a file .json (COCO); check the path"
+        f"{root}: has none of the layouts of masks, which are the folders {wanted}; SPLIT/images "
+        "and SPLIT/masks; SPLIT and SPLIT_labels (CamVid); x_mask.png beside x.jpg (Roboflow); "
+        f"labelme's JSON files; CVAT's {CVAT}; or a file .json (COCO); check the path"
     )
 
 

@@ -96,6 +96,25 @@ def plain(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
     return _of_folders(root, *(_folder(root / part, split) for part in ("images", "masks")))
 
 
+def split_folders(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
+    """`SPLIT/images/x.jpg` and `SPLIT/masks/x.png`, as lightly-train's guides have them, and a
+    class table in the folder or in that of the split."""
+    splits = nested_splits(root)
+    if split not in splits:
+        problem = "which split?" if split is None else f"no split {split!r};"
+        raise InputError(f"{root}: {problem} {_choice(root, splits)}")
+    folder = root / split
+    table = root if find_table(root) else folder
+    return _of_folders(table, folder / "images", folder / "masks")
+
+
+def nested_splits(root: Path) -> list[str]:
+    """Folders that have images/ and masks/."""
+    return sorted(
+        x.name for x in root.iterdir() if (x / "images").is_dir() and (x / "masks").is_dir()
+    )
+
+
 def mmseg(root: Path, split: str | None) -> tuple[Pairs, ClassTable]:
     """`img_dir/SPLIT`, `ann_dir/SPLIT`, as mmsegmentation's `customize_dataset.md` has them."""
     return _of_folders(root, *(_folder(root / part, split) for part in ("img_dir", "ann_dir")))

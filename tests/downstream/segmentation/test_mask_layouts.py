@@ -37,7 +37,7 @@ def test_a_path_that_is_no_set_is_refused(tmp_path):
     with pytest.raises(InputError, match="no class table; write classes.json"):
         open_masks(path)
     with pytest.raises(InputError, match="none of the layouts of masks"):
-        open_masks(str(tmp_path))
+        open_masks(str(root / "images"))
     with pytest.raises(InputError, match="no such file or folder"):
         open_masks(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="local folders only"):
@@ -47,6 +47,21 @@ def test_a_path_that_is_no_set_is_refused(tmp_path):
 def test_folders_without_splits_need_none(tmp_path):
     folder(tmp_path, {"a": ids(), "b": ids()}, split=".")
     assert len(open_masks(str(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("table", ["classes.json", "train/classes.json"])
+def test_splits_that_have_images_and_masks(tmp_path, table):
+    for split, names in (("train", "ab"), ("val", "c")):
+        for name in names:
+            picture(tmp_path / split / "images" / f"{name}.jpg")
+            save(tmp_path / split / "masks" / f"{name}.png", ids())
+    (tmp_path / table).write_text('["sky", "road", "tree"]')
+    masks = open_masks(f"{tmp_path}::train")
+    assert (len(masks), masks.class_names) == (2, ["sky", "road", "tree"])
+    with pytest.raises(InputError, match=r"which split\? give .*::train or .*::val"):
+        open_masks(str(tmp_path))
+    with pytest.raises(InputError, match=r"no split 'test'; give .*::train or .*::val"):
+        open_masks(f"{tmp_path}::test")
 
 
 CITYSCAPES_TRAIN_IDS = dict(
