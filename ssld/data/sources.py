@@ -44,7 +44,7 @@ from ssld.data.zip_archive import ZipSource
 def open_source(path: str) -> Source:
     """Open what a path is, local or remote (any fsspec URL), and say once what it holds.
 
-    - a folder of images; `FOLDER::train` for one of its splits,
+    - a folder of images; `FOLDER::train` for one of its splits; one image, or a pattern of images,
     - a `.parquet` manifest or table of the hub, or an `.arrow` one: a file, several by a pattern,
       or a folder of them (`FOLDER::train` for a split), as `save_to_disk` writes it, too,
     - a list: `.csv`, `.tsv` or `.txt`; `LIST::FOLDER` where its images lie elsewhere,
@@ -80,6 +80,10 @@ def _open(path: str) -> Source:
         return ZipSource(path, path) if lower.endswith(".zip") else ListSource(path, path)
     if is_remote(path):
         return _open_folder(path)
+    images = {} if is_folder else _image_files(path)
+    if images:
+        folder = os.path.commonpath([os.path.dirname(name) for name in images]) or "."
+        return FolderSource(folder, {os.path.relpath(x, folder): n for x, n in images.items()})
     if not os.path.exists(path):
         if is_pattern(path):
             raise InputError(_about_pattern(path))
@@ -92,6 +96,14 @@ def _open(path: str) -> Source:
     return _open_folder(path)
 
 
+def _image_files(path: str) -> dict[str, int | None]:
+    """Files of images that a local path or pattern names, with their bytes; empty if it also fits
+    something else, which would be left out unseen."""
+    fitting = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    images = [x for x in fitting if x.lower().endswith((*EXTENSIONS,)) and os.path.isfile(x)]
+    return {x: os.path.getsize(x) for x in images} if len(images) == len(fitting) else {}
+
+
 def _about_pattern(pattern: str) -> str:
     """Why a pattern is no source: what it fits, and what to give."""
     fitting = glob.glob(pattern, recursive=True)
@@ -99,9 +111,9 @@ def _about_pattern(pattern: str) -> str:
         return f"{pattern}: nothing fits this pattern; check the path"
     folder = re.split(r"[*?[{]", pattern, maxsplit=1)[0].rpartition("/")[0] or "."
     return (
-        f"{pattern}: a pattern is one of .parquet, .arrow or .tar files, and this one fits "
-        f"{len(fitting):,} others, such as {fitting[0]}; give their folder, {folder}, which is "
-        "read with all below it, or each as a source of its own"
+        f"{pattern}: a pattern is one of images, of .parquet, .arrow or .tar files, and this one "
+        f"fits {len(fitting):,} files and folders that are not all of one kind; give their folder, "
+        f"{folder}, which is read with all below it, or each as a source of its own"
     )
 
 

@@ -175,7 +175,7 @@ def test_home_and_what_is_no_source(tmp_path, monkeypatch):
     assert len(open_source("~/pictures")) == 1
     cases = {
         "~/nothing": "no such file or folder; check the path",
-        "~/pictures/*.png": "a pattern is one of .parquet, .arrow or .tar files",
+        "~/*": "a pattern is one of images, of .parquet, .arrow or .tar files",
         "~/nothing::train": "no such folder; FOLDER::SPLIT",
         "~/x.tar.gz": "uncompress it to a .tar",
         "~/x.zip": "not a whole zip archive",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,22 @@ def test_what_is_no_list_says_so(root, name, text, said):
     assert str(error.value).startswith(str(root / name)) and "\n" not in str(error.value)
 
 
-def test_a_pattern_of_images(root):
-    with pytest.raises(InputError, match=r"this one fits 4 others, such as .*; give their folder"):
-        open_source(f"{root}/img/*.png")
+def test_one_image_and_a_pattern_of_images(root):
+    (root / "img/more").mkdir()
+    shutil.copy(root / "img/0.png", root / "img/more/[1].PNG")
+    found = {"img/*.png": 4, "img/more/[1].PNG": 1, "img/0.png": 1, "**/*.[pP]*": 5}
+    for pattern, count in found.items():
+        source = open_source(f"{root}/{pattern}")
+        assert len(source) == count
+        assert source.read(0) == Path(source.location(0)).read_bytes()
+    (root / "img/notes.txt").write_text("x")
+    for pattern in ("img/*", "*"):
+        with pytest.raises(InputError, match="not all of one kind; give their folder"):
+            open_source(f"{root}/{pattern}")
     with pytest.raises(InputError, match="nothing fits this pattern"):
         open_source(f"{root}/img/*.jpg")
+
+
+def test_the_image_of_a_pattern_here(root, monkeypatch):
+    monkeypatch.chdir(root / "img")
+    assert [open_source(x).sample_id(0) for x in ("0.png", "./0.png", "0*")] == ["0.png"] * 3
