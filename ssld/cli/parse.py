@@ -24,6 +24,8 @@ Config = TypeVar("Config")
 
 SENTENCE = 1500
 """Most characters of a sentence: somebody must read it."""
+LENGTHS = ("epochs", "steps")
+"""Settings of which a run has exactly one."""
 LONGEST = 300
 """Characters of what another package says."""
 
@@ -52,6 +54,7 @@ def parse(
     words = ("help", "config", "print_config", "print_shtab")
     known = [str(a.dest) for a in parser._actions if a.dest.rpartition(".")[2] not in words]
     argv, layers = _with_files_read(argv, known)
+    argv += _overruled(argv, known)
     if settings:
         layers = [(settings[0], _checked(*settings, known)), *layers]
         argv = ["--config", json.dumps(layers[0][1]), *argv]
@@ -148,6 +151,17 @@ def _named_in(argv: list[str]) -> Iterator[tuple[str, str]]:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             yield name.removeprefix("--"), value if equals else following
+
+
+def _overruled(argv: list[str], known: list[str]) -> list[str]:
+    """A length that is typed overrules the other one of a file: `--steps 9` is `--epochs null`,
+    too, where epochs are not typed."""
+    typed = dict(_named_in(argv))
+    return [
+        f"--{other}=null"
+        for own, other in (LENGTHS, LENGTHS[::-1])
+        if typed.get(own, "null") != "null" and other not in typed and other in known
+    ]
 
 
 _OTHER_NUMBER = re.compile(r"[-+]?(?:0[xb][\da-f_]+|\d[\d_]*(?::[\d_.]+)+)", re.IGNORECASE)

@@ -27,6 +27,25 @@ GOOD = [
 ]
 
 
+def test_a_typed_length_overrules_that_of_a_file(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    settings = "out: a\nstudent: {arch: s}\nteacher: {arch: t}\ndata: {unlabeled: x}\n"
+    lengths = []
+    for in_file, *typed in (
+        ("epochs", "--steps=3"),
+        ("steps", "--epochs", "2"),
+        ("steps", "--steps=4"),
+    ):
+        recipe.write_text(f"{settings}{in_file}: 9\n")
+        config = parse("p", DistillConfig, ["--config", str(recipe), *typed])
+        lengths.append((config.epochs, config.steps))
+    assert lengths == [(None, 3), (2, None), (None, 4)]
+    for words in (["--epochs=2", "--steps=3"], ["--config", str(recipe), "--steps=null"]):
+        with pytest.raises(InputError, match="give (exactly )?one of"):
+            parse("p", DistillConfig, [*words, *GOOD[:2], *GOOD[4:]])
+    assert parse("p", DistillConfig, [*GOOD, "--epochs=null"]).steps == 3
+
+
 def test_yaml_then_overrides(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
