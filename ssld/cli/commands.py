@@ -220,6 +220,12 @@ COMMANDS = {
         "downstream.deploy.evaluate:evaluate",
         "ssld.health.config:check",
     ),
+    "embed": Command(
+        "the pooled features of every image, as a table",
+        "ssld.embed.config:EmbedConfig",
+        "ssld.embed.embed:embed",
+        "ssld.embed.config:check",
+    ),
     "transfer": Command(
         "a backbone, fine-tuned as a classifier",
         "downstream.transfer.config:TransferConfig",

@@ -1,0 +1,1 @@
+"""What a network makes of images, as a table: `ssld embed`."""
