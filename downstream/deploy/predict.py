@@ -62,6 +62,7 @@ BEST = 3
 JPEG_QUALITY = 90
 JPEG_SIDE = 65_500
 """Most px that libjpeg writes; larger pictures are PNG."""
+SEEN_AS_IN_ITS_RUN = ViewsConfig()
 NAME_BYTES = 200
 """Of a name's end that are kept where it is longer; Linux allows 255."""
 
@@ -96,7 +97,7 @@ def predict(config: PredictConfig) -> None:
         raise InputError(f"out {out} is not empty: give another folder")
     source = open_source(config.images)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor, classes = _open(config, device)
+    predictor, classes = _open(config.run, config.test, config.score, device)
     writer = _Writer(config, source)
     if classes:
         writer.write_text("classes.json", json.dumps({"classes": classes}, indent=1) + "\n")
@@ -210,9 +211,49 @@ def _short(part: str) -> str:
     return os.fsdecode(os.fsencode(part)[-NAME_BYTES:])
 
 
-def _open(config: PredictConfig, device: torch.device) -> tuple[Predictor, list[Row]]:
+def load(
+    run: str | Path, *, test: ViewsConfig = SEEN_AS_IN_ITS_RUN
+) -> Callable[[str | Path], dict[str, Any]]:
+    """The network of a run as a function of an image file, for scripts and notebooks.
+
+        detector = load("runs/detector")
+        detector("image.jpg")["boxes"][0]   # {"class": "car", "score": 0.93, "box": [...]}
+
+    Args:
+        run: as of `ssld predict`; on the GPU if there is one.
+        test: how images are seen, where that is to differ from the run.
+
+    Returns:
+        a function that returns what `ssld predict` writes of an image, best first: `boxes` with
+        class, score and box (xyxy px, float), `classes` with their probabilities, or `shares` of
+        classes; of a segmenter also `mask`, uint8 or uint16 [h, w], ids of the training masks. It
+        raises InputError where the file is no image.
+
+    Raises:
+        InputError: no such network.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor, _ = _open(str(run), test, 1.0, device)
+
+    def found(image: str | Path) -> dict[str, Any]:
+        try:
+            data = Path(image).read_bytes()
+            pixels = decode(data)
+        except (OSError, Unreadable) as error:
+            raise InputError(f"{image} cannot be read: {one_line(error)}") from error
+        with torch.inference_mode():
+            prediction = predictor(pixels, data)
+        mask = {} if prediction.mask is None else {"mask": prediction.mask}
+        return {**prediction.line, **mask}
+
+    return found
+
+
+def _open(
+    given: str, test: ViewsConfig, score: float, device: torch.device
+) -> tuple[Predictor, list[Row]]:
     """The run's network, whatever it is, and what a segmenter's masks mean."""
-    run = run_folder(config.run)
+    run = run_folder(given)
     config_file = run / "config.json"
     classifier = (run / "student").is_dir() or (
         not (run / FOLDER).is_dir()
@@ -220,24 +261,28 @@ def _open(config: PredictConfig, device: torch.device) -> tuple[Predictor, list[
         and "architecture" in read_object(config_file, "give another copy of it")
     )
     if classifier:
-        if config.test != ViewsConfig():
+        if test != SEEN_AS_IN_ITS_RUN:
             raise InputError(
-                f"{config.run} is a classifier, which sees an image once: leave out "
+                f"{given} is a classifier, which sees an image once: leave out "
                 "what begins with test."
             )
-        return _classifier(config.run, device), []
-    folder, content = read_description(config.run)
+        return _classifier(given, device), []
+    folder, content = read_description(given)
     if content["task"] == "detection":
-        return _detector(folder, content, config, device), []
-    return _segmenter(folder, content, config, device)
+        return _detector(folder, content, test, device, score), []
+    return _segmenter(folder, content, test, device)
 
 
 def _detector(
-    folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
+    folder: Path,
+    content: dict[str, Any],
+    views: ViewsConfig,
+    device: torch.device,
+    least: float,
 ) -> Predictor:
     model = open_detector(folder, content).to(device)
     augment, test = views_of(content)
-    test, names = config.test.over(test), content["class_names"]
+    test, names = views.over(test), content["class_names"]
     legend = legend_of(names)
 
     def predictor(pixels: np.ndarray, data: bytes) -> Prediction:
@@ -245,7 +290,7 @@ def _detector(
         detections = find(model, image, augment, test)
         boxes = detections["boxes"].cpu().numpy()
         scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
-        sure, drawn = sum(score >= config.score for score in scores), pixels  # best first
+        sure, drawn = sum(score >= least for score in scores), pixels  # best first
         line = [
             {"class": names[label], "score": score, "box": box}
             for box, score, label in zip(boxes.tolist(), scores, labels, strict=True)
@@ -276,11 +321,11 @@ def _pasted(detections: dict[str, torch.Tensor], size: tuple[int, int]) -> list[
 
 
 def _segmenter(
-    folder: Path, content: dict[str, Any], config: PredictConfig, device: torch.device
+    folder: Path, content: dict[str, Any], views: ViewsConfig, device: torch.device
 ) -> tuple[Predictor, list[Row]]:
     model = open_segmenter(folder, content).to(device)
     palette, names = content["view"]["palette"], content["class_names"]
-    test = vars(config.test.over(test_of(content)))
+    test = vars(views.over(test_of(content)))
     if len(palette) != len(names):
         raise InputError(
             f"{folder / 'config.json'} is damaged ({len(names)} classes have {len(palette)} "

@@ -383,10 +383,9 @@ def use_segmenter(folder: Path, out: Path) -> None:
     """As `ssld predict` opens it."""
     import torch
 
-    from downstream.deploy.predict import PredictConfig, _open
+    from downstream.deploy.predict import SEEN_AS_IN_ITS_RUN, _open
 
-    config = PredictConfig(run=str(folder), images="x", out=str(out / "p"))
-    predictor, _ = _open(config, torch.device("cpu"))
+    predictor, _ = _open(str(folder), SEEN_AS_IN_ITS_RUN, 0.3, torch.device("cpu"))
     import numpy as np
     from kinds_annotations import png
 
