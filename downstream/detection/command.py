@@ -42,13 +42,22 @@ def detection(config: DetectionConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
+    train(*opened(config))
+
+
+def opened(config: DetectionConfig) -> tuple[Run, DetectionTask, DetectionModel]:
+    """A run that is ready to begin, in its folder.
+
+    Raises:
+        InputError: as of `detection`.
+    """
     accelerator = open_processes(config)
     sources = sources_of(config)
     config, model = model_for(config, sources, DetectionModel)
     classes = open_classes(config, model)
     run = run_of(config, accelerator, sources, model, classes)
     task = DetectionTask(sources, config.augment, config.test, config.detector, config.seed)
-    train(run, task.also(config, classes), model)
+    return run, task.also(config, classes), model
 
 
 def sources_of(config: DetectionConfig) -> Sources[BoxSource]:

@@ -23,6 +23,7 @@ from downstream.segmentation.task import SegmentationTask
 from ssld.common.errors import InputError
 from ssld.engine.loop import train
 from ssld.engine.processes import on_main
+from ssld.engine.start import Run
 
 
 def segmentation(config: SegmentationConfig) -> None:
@@ -30,6 +31,15 @@ def segmentation(config: SegmentationConfig) -> None:
 
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
+    """
+    train(*opened(config))
+
+
+def opened(config: SegmentationConfig) -> tuple[Run, SegmentationTask, SegmentationModel]:
+    """A run that is ready to begin, in its folder.
+
+    Raises:
+        InputError: as of `segmentation`.
     """
     accelerator = open_processes(config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
@@ -54,7 +64,7 @@ def segmentation(config: SegmentationConfig) -> None:
         reports=reports, annotations_sha256=digests,
     )  # fmt: skip
     task = SegmentationTask(sources, config, model.mean, model.aux_weight)
-    train(run, task.also(config, classes), model)
+    return run, task.also(config, classes), model
 
 
 def _inspected(sources: Sources[MaskSource]) -> dict[str, list[MaskReport]]:

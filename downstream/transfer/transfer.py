@@ -47,12 +47,22 @@ def transfer(config: TransferConfig) -> None:
             of a known data set.
         Interrupted: see `ssld.engine.loop.train`.
     """
+    run, task, network = opened(config)
+    probe_before(run, network)
+    train(run, task, network)
+
+
+def opened(config: TransferConfig) -> tuple[ClassifierRun, Transfer, TransferNetwork]:
+    """A run that is ready to begin, in its folder.
+
+    Raises:
+        InputError: as of `transfer`.
+    """
     data = open_data(config)
     network, facts = open_network(data, config)
     facts |= describe(data.accelerator, {"student": network})
     run = start_run(data, network, facts)
-    probe_before(run, network)
-    train(run, Transfer.of(config, network.num_classes), network)
+    return run, Transfer.of(config, network.num_classes), network
 
 
 class PerImage(ClassificationMetrics):

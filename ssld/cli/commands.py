@@ -67,6 +67,17 @@ def _zoo(name: str, summary: str, *positional: str, words: str | None = None) ->
     )
 
 
+def _plan(task: str, summary: str) -> Command:
+    return Command(
+        summary,
+        f"downstream.plan.config:Plan{task.capitalize()}Config",
+        f"downstream.plan.plan:plan_{task}",
+        "downstream.plan.config:check",
+        words=WITH_BACKBONE,
+    )
+
+
+WITH_BACKBONE = "downstream.backbone.config:with_backbone_name"
 COMMANDS = {
     "quickstart": Command(
         "the whole method on handwritten digits, in a minute",
@@ -160,6 +171,9 @@ COMMANDS = {
         words="ssld.plan.config:with_recipe",
         section="distill",
     ),
+    "plan detection": _plan("detection", "the same of a detector's run"),
+    "plan segmentation": _plan("segmentation", "of a segmenter's"),
+    "plan transfer": _plan("transfer", "of a transfer"),
     "bench": Command(
         "speed of teacher, student and loader, alone and together",
         "ssld.plan.config:BenchConfig",
@@ -231,7 +245,7 @@ COMMANDS = {
         "downstream.transfer.config:TransferConfig",
         "downstream.transfer.transfer:transfer",
         "downstream.transfer.known_datasets:resolve_and_check",
-        words="downstream.backbone.config:with_backbone_name",
+        words=WITH_BACKBONE,
         section="transfer",
         exported="student",
     ),
@@ -240,7 +254,7 @@ COMMANDS = {
         "downstream.detection.config:DetectionConfig",
         "downstream.detection.command:detection",
         "downstream.detection.config:check",
-        words="downstream.backbone.config:with_backbone_name",
+        words=WITH_BACKBONE,
         exported="model",
     ),
     "segmentation": Command(
@@ -248,7 +262,7 @@ COMMANDS = {
         "downstream.segmentation.config:SegmentationConfig",
         "downstream.segmentation.command:segmentation",
         "downstream.segmentation.config:check",
-        words="downstream.backbone.config:with_backbone_name",
+        words=WITH_BACKBONE,
         exported="model",
     ),
     "ab": Command(
@@ -289,7 +303,7 @@ COMMANDS = {
         "downstream.sed.config:SedConfig",
         "downstream.sed.command:sed",
         "downstream.detection.config:check",
-        words="downstream.backbone.config:with_backbone_name",
+        words=WITH_BACKBONE,
         exported="model",
     ),
     "export": Command(

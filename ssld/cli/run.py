@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None, *, launched: bool = False) -> int:
     if below and words and words[0] in below:
         name = f"{name} {words.pop(0)}"
     elif below and (not words or words[0] in HELP):
-        print(_usage(f"{name} ", "[STAGE]" if name in COMMANDS else "COMMAND"))
+        print(_usage(f"{name} ", "[COMMAND]" if name in COMMANDS else "COMMAND"))
         if not words or name not in COMMANDS:
             return 0
-    elif name not in COMMANDS or (below and not words[0].startswith("-")):
+    elif name not in COMMANDS or (below and not _takes(COMMANDS[name], words[0])):
         word, known = (f"{name} {words[0]}", below) if below else (name, [*COMMANDS, *GROUPS])
         hint = did_you_mean(word.rpartition(" ")[2], known)
         hint = hint or f"; known: {', '.join(x for x in known if ' ' not in x)}"
@@ -66,6 +66,11 @@ def main(argv: Sequence[str] | None = None, *, launched: bool = False) -> int:
 def launch(name: str) -> int:
     """`python -m MODULE ...` of the command `name`, and the same under a launcher."""
     return main([name, *sys.argv[1:]], launched=True)
+
+
+def _takes(command: Command, word: str) -> bool:
+    """Whether a word is an option, or the recipe that a command may begin with."""
+    return word.startswith("-") or bool(command.section and Path(word).suffix)
 
 
 def _usage(group: str, what: str) -> str:

@@ -4,19 +4,21 @@ machine down."""
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssld.common.errors import InputError
 from ssld.common.memory import free_bytes
+from ssld.engine.progress import Progress
+from ssld.engine.start import Run
+from ssld.engine.trainer import Trainer
 from ssld.models.sync_batch_norm import alone
-from ssld.plan.measure import Bench
 
 MOST_IMAGES = 2**16
 """Images in one forward pass beyond which nobody needs to know."""
@@ -24,27 +26,58 @@ SPARE = 0.8
 """Share of a CPU's free memory that may be used; large batches need up to 15 % more an image."""
 
 
-def largest_batch(bench: Bench) -> dict[str, Any]:
-    """Try distillation steps on made-up images.
+class Steps(Protocol):
+    """What a run's steps are tried by; see `ssld.plan.measure.Bench`."""
+
+    trainer: Trainer
+    progress: Progress
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def teacher(self) -> nn.Module | None: ...
+
+    @property
+    def least_bytes(self) -> int:
+        """Of an image in memory."""
+        ...
+
+    def try_step(self, count: int) -> None:
+        """One step on so many images."""
+        ...
+
+
+def largest_batch(bench: Steps, derive_from: int | None = None) -> dict[str, Any]:
+    """Try steps.
+
+    Args:
+        derive_from: images of the smaller of two steps from which the rest is derived on a CPU; by
+            default those of a forward pass of the run.
 
     Returns:
         largest_batch: as `batch_size` counts, over all processes and accumulated passes, or None;
-        how: in words.
+        how: in words;
+        image_mib: what an image takes, None where that was not looked at, or is too little to tell.
     """
-    run = bench.run
+    run, image = bench.run, None
     passes = run.world_size * run.config.accumulate
     start = max(1, run.config.batch_size // passes)
     if _can_try(bench):
         count: int | None = _tried(bench, start)
         how = "tried, to within an eighth"
     else:
-        count, how = _derived(bench, start)
+        count, image = _derived(bench, derive_from or start)
+        how = "not known, a step needs too little memory to tell"
+        if image is not None:
+            how = f"derived, {image:.2f} MiB an image"
     if count is not None and 2 * count > MOST_IMAGES:
         how += "; or more, larger ones were not looked at"
-    return {"largest_batch": None if count is None else count * passes, "how": how}
+    most = None if count is None else count * passes
+    return {"largest_batch": most, "how": how, "image_mib": image}
 
 
-def require_memory(bench: Bench) -> None:
+def require_memory(bench: Steps) -> None:
     """Try one step of the run's own size, where trying does no harm, before processes wait for each
     other in such a step.
 
@@ -62,15 +95,11 @@ def require_memory(bench: Bench) -> None:
     )
 
 
-def _can_try(bench: Bench) -> bool:
+def _can_try(bench: Steps) -> bool:
     return bench.run.accelerator.device.type == "cuda"
 
 
-def _step(bench: Bench, count: int) -> None:
-    bench.step(bench.distillation, itertools.repeat(bench.made_up(count)))()
-
-
-def _tried(bench: Bench, start: int) -> int:
+def _tried(bench: Steps, start: int) -> int:
     """Double until it does not fit, then halve the gap three times."""
     fits, fails = 0, None
     count = start
@@ -87,7 +116,7 @@ def _tried(bench: Bench, start: int) -> int:
     return fits
 
 
-def _fits(bench: Bench, count: int) -> bool:
+def _fits(bench: Steps, count: int) -> bool:
     """Whether every process has the memory for a step on `count` images; all say the same.
 
     Each tries for itself, without a word to the others: one that runs out in the middle would leave
@@ -100,7 +129,7 @@ def _fits(bench: Bench, count: int) -> bool:
     short = False
     with _alone(bench):
         try:
-            _step(bench, count)
+            bench.try_step(count)
             if run.accelerator.device.type == "cuda":
                 torch.cuda.synchronize()
         except RuntimeError as error:
@@ -123,7 +152,7 @@ def _fits(bench: Bench, count: int) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(bench: Bench) -> Iterator[None]:
+def _alone(bench: Steps) -> Iterator[None]:
     """Steps inside send nothing: neither gradients nor buffers nor statistics of batch norm."""
     model = bench.trainer.model
     distributed = model if isinstance(model, DistributedDataParallel) else None
@@ -146,20 +175,20 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return out or "out of memory" in message or "ALLOC_FAILED" in message
 
 
-def _derived(bench: Bench, start: int) -> tuple[int | None, str]:
-    """From how much more memory a step on twice the images needs."""
+def _derived(bench: Steps, start: int) -> tuple[int | None, float | None]:
+    """Images that fit, and MiB of each, from how much more memory a step on twice the images needs;
+    None of both where it is too little to tell."""
     small, large = start, 2 * start
     needs = []
     for count in (small, large):
         with _highest() as seen:
-            _step(bench, count)
+            bench.try_step(count)
         needs.append(max(seen))
     each = (needs[1] - needs[0]) / (large - small)
     free = free_bytes() / bench.run.world_size
-    if each < bench.run.view.size**2 * 3:  # less than the images themselves: lost in the noise
-        return None, "not known, a step needs too little memory to tell"
-    count = int(large + SPARE * free / each)
-    return min(count, MOST_IMAGES), f"derived, {each / 2**20:.2f} MiB an image"
+    if each < bench.least_bytes:  # less than the images themselves: lost in the noise
+        return None, None
+    return min(int(large + SPARE * free / each), MOST_IMAGES), each / 2**20
 
 
 @contextlib.contextmanager

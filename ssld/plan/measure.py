@@ -9,7 +9,7 @@ import itertools
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from ssld.distill.setup import ClassifierRun, Data, start_run
 from ssld.distill.stored import StoredDistillation, open_stored
 from ssld.distill.supervised import Supervision
 from ssld.distill.task import Classification
+from ssld.engine.config import LoopConfig
 from ssld.engine.progress import Progress
+from ssld.engine.start import Run
 from ssld.engine.trainer import Trainer
 from ssld.models.classifier import Classifier
 
@@ -50,7 +52,10 @@ class HardLabels(Supervision):
         return {"cross_entropy": loss + sum(0 * p.sum() for p in self.idle)}
 
 
-def quietly(config: DistillConfig, folder: str) -> DistillConfig:
+Config = TypeVar("Config", bound=LoopConfig)
+
+
+def quietly(config: Config, folder: str) -> Config:
     """The same settings with their output in `folder`, and nothing to report or to go on from."""
     return dataclasses.replace(
         config, out=folder, trackers=[], resume=False, overwrite=False, allow_changes=[]
@@ -112,16 +117,16 @@ class Bench:
         labels = HardLabels(self.num_classes, self.distillation.auxiliary.values())
         rates: dict[str, Any] = {}
         loader = self.distillation.train_batches(run, 0, 10**9)  # without end
-        rates["loader"] = _rate(run, lambda: next(loader), seconds)
+        rates["loader"] = rate(run, lambda: next(loader), seconds)
         memory = itertools.cycle([next(loader)])
         if isinstance(self.distillation, Distillation):
-            rates["teacher"] = _rate(run, self._teach(next(memory), self.distillation), seconds)
-        rates["student"] = _rate(run, self.step(labels, memory), seconds)
-        rates["both"] = _rate(run, self.step(self.distillation, memory), seconds)
-        rates["supervised_together"] = _rate(run, self.step(labels, loader), seconds)
+            rates["teacher"] = rate(run, self._teach(next(memory), self.distillation), seconds)
+        rates["student"] = rate(run, self.step(labels, memory), seconds)
+        rates["both"] = rate(run, self.step(self.distillation, memory), seconds)
+        rates["supervised_together"] = rate(run, self.step(labels, loader), seconds)
         clock.take()
         started = time.monotonic()
-        rates["together"] = _rate(run, self.step(self.distillation, loader), seconds)
+        rates["together"] = rate(run, self.step(self.distillation, loader), seconds)
         whole = time.monotonic() - started
         rates["split"] = {k: round(100 * x / whole, 2) for k, x in clock.take().items()}
         rates["ratio"] = rates["both"] / rates["student"]
@@ -138,6 +143,14 @@ class Bench:
 
         return call
 
+    @property
+    def least_bytes(self) -> int:
+        return 3 * self.run.view.size**2
+
+    def try_step(self, count: int) -> None:
+        """One step on so many images that are noise."""
+        self.step(self.distillation, itertools.repeat(self.made_up(count)))()
+
     def made_up(self, count: int) -> Batch:
         """A batch of so many images that are noise, as the task takes it."""
         size, device = self.run.view.size, self.run.accelerator.device
@@ -152,10 +165,12 @@ class Bench:
         return batch.to(device)
 
 
-def _rate(run: ClassifierRun, step: Callable[[], object], seconds: float) -> float:
+def rate(
+    run: Run, step: Callable[[], object], seconds: float, *, warm_up: int = WARM_UP_STEPS
+) -> float:
     """Images per second of `step`, which takes one batch of each process."""
     device = run.accelerator.device
-    for _ in range(WARM_UP_STEPS):
+    for _ in range(warm_up):
         step()
     _synchronise(device)
     start = time.perf_counter()

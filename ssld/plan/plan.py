@@ -27,7 +27,7 @@ from ssld.engine.optimizer import warmup_steps
 from ssld.engine.run_folder import check_out
 from ssld.health.teacher_check import GIVEN, TeacherCheck, check_teacher
 from ssld.models.teacher import Teacher
-from ssld.plan.batch_size import largest_batch, require_memory
+from ssld.plan.batch_size import Steps, largest_batch, require_memory
 from ssld.plan.bench import write_json
 from ssld.plan.config import PlanConfig
 from ssld.plan.cost import cost, stored_labels
@@ -66,7 +66,7 @@ def plan(config: PlanConfig) -> int:
         result: dict[str, Any] = {"problems": problems, "rates": rates}
         result["schedule"] = _schedule(bench)
         result["memory"] = {"peak_mib": rates["peak_mib"], **largest_batch(bench)}
-        result["disk"] = _disk(bench, Path(config.out))
+        result["disk"] = disk(bench, Path(config.out))
         groups = {"labeled": data.labeled, "unlabeled": data.unlabeled, "val": data.val}
         result["sources"] = [_source(data, role, s) for role, x in groups.items() for s in x]
         checks, without = {}, None
@@ -152,10 +152,10 @@ def _of_measurements(result: dict[str, Any], config: PlanConfig) -> Iterator[str
                 f"{source['path']}: {source['unreadable']} of {source['looked_at']} images cannot "
                 f"be read, more than data.max_unreadable allows; {source['examples'][0]}"
             )
-    disk, most = result["disk"], result["memory"]["largest_batch"]
-    if disk["needed_mib"] > disk["free_mib"]:
+    room, most = result["disk"], result["memory"]["largest_batch"]
+    if room["needed_mib"] > room["free_mib"]:
         yield (
-            f"{disk['needed_mib']:,.0f} MiB are needed for checkpoints but {disk['free_mib']:,.0f} "
+            f"{room['needed_mib']:,.0f} MiB are needed for checkpoints but {room['free_mib']:,.0f} "
             "are free where `out` is: give another folder or lower checkpoint.keep"
         )
     if most is not None and most < config.batch_size:
@@ -187,7 +187,7 @@ def _schedule(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _disk(bench: Bench, out: Path) -> dict[str, Any]:
+def disk(bench: Steps, out: Path) -> dict[str, Any]:
     """By a checkpoint that is really written: networks, average, optimizer."""
     run, keep = bench.run, bench.run.config.checkpoint.keep
     bench.trainer.save()

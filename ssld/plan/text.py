@@ -59,6 +59,11 @@ def describe(result: dict[str, Any]) -> str:
         ("problems", result["problems"] or ["none found"]),
         ("hints", result["hints"]),
     ]
+    return in_columns(rows)
+
+
+def in_columns(rows: list[tuple[str, list[str]]]) -> str:
+    """Names on the left, and their lines beside them."""
     return "\n" + "\n".join(
         f"{name if i == 0 else '':<10}{line}"
         for name, lines in rows
@@ -108,9 +113,9 @@ def _labels(result: dict[str, Any]) -> str:
 def _hours(cost: dict[str, Any], labels: dict[str, Any] | None) -> list[str]:
     def shown(name: str) -> str:
         money = f", cost {cost['cost'][name]:,.2f}" if cost["cost"] else ""
-        return f"{_duration(cost['hours'][name])}{money}"
+        return f"{duration(cost['hours'][name])}{money}"
 
-    evaluations = f"(evaluations {_duration(cost['of_which_evaluations'])})"
+    evaluations = f"(evaluations {duration(cost['of_which_evaluations'])})"
     if "online" not in cost["hours"]:
         return [f"from stored labels {shown('stored_labels_each_run')} {evaluations}"]
     online = f"online {shown('online')} {evaluations}"
@@ -126,7 +131,8 @@ def _hours(cost: dict[str, Any], labels: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """As people say it."""
     if hours < 1:
         return f"{60 * hours:.2g} min"
     return f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"

@@ -31,7 +31,7 @@ def test_nothing_fits(monkeypatch):
 
 def test_deriving_goes_by_what_twice_the_images_need(monkeypatch):
     """1000 bytes of an own process for 10 images, 3000 for 20: 200 an image."""
-    run = SimpleNamespace(world_size=2, view=SimpleNamespace(size=4))
+    run = SimpleNamespace(world_size=2)
 
     class Needs:
         def __init__(self) -> None:
@@ -45,14 +45,14 @@ def test_deriving_goes_by_what_twice_the_images_need(monkeypatch):
 
     peaks = iter([1000, 3000])
 
-    def step(_, count: int) -> None:
+    def step(count: int) -> None:
         assert count in (10, 20)
         needs[-1].seen.append(next(peaks))
 
     needs: list[Needs] = []
     monkeypatch.setattr(batch_size, "_highest", lambda: needs.append(Needs()) or needs[-1])
-    monkeypatch.setattr(batch_size, "_step", step)
+    bench = SimpleNamespace(run=run, try_step=step, least_bytes=48)
     monkeypatch.setattr(batch_size, "free_bytes", lambda: 40_000)
-    found, how = batch_size._derived(SimpleNamespace(run=run), 10)  # type: ignore[arg-type]
+    found, image = batch_size._derived(bench, 10)  # type: ignore[arg-type]
     assert found == 20 + 0.8 * 20_000 / 200  # half of what is free belongs to the other process
-    assert how.startswith("derived")
+    assert image == 200 / 2**20
