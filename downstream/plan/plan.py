@@ -7,6 +7,7 @@ which a forward pass of one image has shown to fit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -20,12 +21,17 @@ import torch
 from downstream.dense.memory import held_bytes
 from downstream.dense.model import DenseModel
 from downstream.detection import command as detection
+from downstream.detection.batches import BoxBatches
+from downstream.detection.data.transforms import TrainBoxView
+from downstream.detection.task import DetectionTask
 from downstream.plan.config import PlanDetectionConfig, PlanSegmentationConfig, PlanTransferConfig
 from downstream.plan.text import describe
 from downstream.segmentation import command as segmentation
 from downstream.transfer import transfer
+from downstream.transfer.config import TransferConfig
 from ssld.common.errors import InputError
 from ssld.common.memory import free_bytes
+from ssld.common.metrics import wilson
 from ssld.engine.progress import Progress
 from ssld.engine.run_folder import check_out
 from ssld.engine.start import Run
@@ -43,6 +49,8 @@ SMALL = 2
 OVER_FORWARD = 1.5
 """A step needs no more than so many times what a forward pass keeps for it: gradients, targets and
 the largest layer's workspace come on top (10 to 30 % were measured)."""
+USUALLY_OVER_FORWARD = 1.3
+"""What is taken for it where no step can be tried."""
 
 
 def plan_detection(config: PlanDetectionConfig) -> int:
@@ -98,6 +106,10 @@ class Steps:
     def __init__(self, run: Run, task: Task[Any, Any, Any, Any], network: Any) -> None:
         self.run, self.task, self.network = run, task, network
         self.held = _held_bytes(run, network)
+        self.sure = 0
+        """Images of a forward pass that fit on a CPU, whatever the step needs besides."""
+        self.image_seconds = 0.0
+        self.looked_at: set[str] = set()
         # One forward pass after the other is measured, of however many a step has.
         config = replace(run.config, accumulate=1)
         self.trainer: Trainer = Trainer(replace(run, config=config), task, network)
@@ -121,51 +133,79 @@ class Steps:
 
     def batches(self, count: int) -> Iterator[Any]:
         """So many images of each process a batch, without end."""
-        return self.task.train_batches(self.sized(count), 0, 10**9)
+        return self._noted(self.task.train_batches(self.sized(count), 0, 10**9))
+
+    def _noted(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.looked_at.update(batch.ids)
+            self.trainer.unreadables.add(batch.unreadable)
+            yield batch
 
     def step(self, batches: Iterator[Any]) -> None:
+        self.trainer.step = 0  # a short run may be measured for longer than its rates are defined
         self.trainer.train_step(batches, self.progress)
         self.progress.kept.clear()
 
     def try_step(self, count: int) -> None:
-        """Twice, as the optimizer takes its memory at the end of the first one."""
-        batches = self.batches(count)
+        """Twice, as the optimizer takes its memory at the end of the first one, on the largest of
+        the training views."""
+        with self._largest_views():
+            batches = self.batches(count)
         self.step(batches)
+        start = time.perf_counter()
         self.step(batches)
+        self.image_seconds = (time.perf_counter() - start) / count
 
     def measure(self, seconds: float) -> dict[str, Any]:
         """
         Returns:
             schedule; memory; rates in images per second over all processes: `loader`, `together`
-            and `evaluation`, without `together` where no step fits; hours.
+            and `evaluation`, none where no step fits; hours.
         """
         run = self.run
-        result: dict[str, Any] = {"schedule": self._schedule()}
+        result: dict[str, Any] = {"schedule": self._schedule(), "rates": {}}
         memory = result["memory"] = self._memory()
-        passes, rates = run.config.accumulate * run.world_size, {}
-        # On a CPU an image takes the same time in a small batch, and no step is worth the risk.
-        gpu = run.accelerator.device.type == "cuda"
-        count = self.each if gpu else min(self.each, 2 * SMALL)
-        if memory["largest_batch"] != 0:
+        count = self._measured_images(memory, seconds)
+        if count:
             sized, batches = self.sized(count), self.batches(count)
+            rates = result["rates"]
             rates["loader"] = rate(sized, lambda: next(batches), seconds)
-            rates["together"] = rate(sized, lambda: self.step(batches), seconds, warm_up=1)
+            rates["together"] = rate(sized, lambda: self.step(batches), seconds, warm_up=0)
             rates["evaluation"] = self._evaluation(seconds)
-            more = (memory["image_mib"] or 0) * (self.each - count)
+            most = count if memory["projected"] else max(count, 2 * SMALL)
+            more = (memory["image_mib"] or 0) * (self.each - most)
             memory["peak_mib"] = peak_mib(run.accelerator.device) + more
-            memory["measured_batch"] = count * passes
+            memory["measured_batch"] = most * run.config.accumulate * run.world_size
             result["hours"] = _hours(result["schedule"], rates)
-        result["rates"] = rates
+        result["unreadable"] = self._unreadable()
+        return result
+
+    def _measured_images(self, memory: dict[str, Any], seconds: float) -> int:
+        """Images of the forward passes that are measured: on a GPU the run's own, on a CPU no more
+        than fit, nor than take about `seconds`; 0 where none can be measured."""
+        run = self.run
+        if run.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.accelerator.device)  # of tries beyond the run's
+            return self.each
+        fits = memory["largest_batch"]
+        most = self.sure if fits is None else fits // (run.config.accumulate * run.world_size)
+        if memory["projected"]:
+            count = min(self.each, most, SMALL)
+        else:
+            in_time = round(seconds / self.image_seconds)
+            count = min(self.each, most, max(2 * SMALL, in_time))
+        return 0 if count < min(self.each, SMALL) else count
+
+    def _unreadable(self) -> dict[str, Any]:
         seen = self.trainer.unreadables
-        result["unreadable"] = {
+        return {
             "count": seen.count,
+            "looked_at": max(len(self.looked_at), seen.count),
             "examples": [f"{where} ({why})" for _, _, where, why in seen.entries.values()][:3],
         }
-        return result
 
     def _schedule(self) -> dict[str, Any]:
         run, config = self.run, self.run.config
-        each = max(1.0, config.evaluate_every_epochs * run.steps_per_epoch)
         return {
             "images": sum(map(len, run.sources)),
             "held_out_images": sum(map(len, run.val)),
@@ -173,7 +213,8 @@ class Steps:
             "batch_size": config.batch_size,
             "accumulate": config.accumulate,
             "epochs": run.total_steps / run.steps_per_epoch,
-            "evaluations": max(1, round(run.total_steps / each)),
+            "evaluations": _evaluations(run),
+            "probed_images": _probed_images(run),
             "processes": run.world_size,
             "device": run.accelerator.device.type,
             "workers": config.data.workers,
@@ -181,16 +222,43 @@ class Steps:
         }
 
     def _memory(self) -> dict[str, Any]:
-        """See `largest_batch`; on a CPU nothing is tried that a forward pass forbids."""
-        if self.run.accelerator.device.type == "cuda":
+        """See `largest_batch`; on a CPU nothing is tried that a forward pass forbids.
+
+        Returns:
+            besides: projected, whether no step was tried.
+        """
+        run = self.run
+        if run.accelerator.device.type == "cuda":
             require_memory(self)
-            return largest_batch(self)
-        free = SPARE * free_bytes() / self.run.world_size
-        if OVER_FORWARD * self.held * 2 * SMALL <= free:
-            return largest_batch(self, derive_from=SMALL)
-        each = f"{self.held / 2**20:,.0f} MiB of each"
-        how = f"not even {2 * SMALL} images for each process, a forward pass keeps {each}"
-        return {"largest_batch": 0, "how": how, "image_mib": None}
+            return {**largest_batch(self), "projected": False}
+        free = SPARE * free_bytes() / run.world_size
+        self.sure = int(free / (OVER_FORWARD * self.held))
+        if self.sure >= 2 * SMALL:
+            return {**largest_batch(self, derive_from=SMALL), "projected": False}
+        each = USUALLY_OVER_FORWARD * self.held
+        return {
+            "largest_batch": int(free / each) * run.config.accumulate * run.world_size,
+            "how": f"projected from the {self.held / 2**20:,.0f} MiB that a forward pass keeps of "
+            "an image",
+            "image_mib": each / 2**20,
+            "projected": True,
+        }
+
+    @contextlib.contextmanager
+    def _largest_views(self) -> Iterator[None]:
+        """Batches begun inside have the largest of `augment.sizes`: a run is killed by those, and
+        steps on views of several sizes cannot be compared."""
+        task = self.task
+        usual = task.make_train if isinstance(task, DetectionTask) else None
+        if isinstance(task, DetectionTask) and isinstance(usual, BoxBatches):
+            augment = replace(task.augment, sizes=[max(task.augment.sizes)])
+            view = TrainBoxView(augment, self.run.config.seed)
+            task.make_train = BoxBatches(usual.sources, view, usual.human)
+        try:
+            yield
+        finally:
+            if isinstance(task, DetectionTask) and usual is not None:
+                task.make_train = usual
 
     def _evaluation(self, seconds: float) -> float:
         """Images per second of looking at held-out ones, over all processes."""
@@ -236,10 +304,33 @@ def _of_out(config: PlanConfig) -> Iterator[str]:
         yield str(error)
 
 
+def _evaluations(run: Run) -> int:
+    """How many the loop makes: only where a line of metrics.jsonl is due, and one at the end."""
+    if not run.val:
+        return 0
+    return len(_due(run, run.config.evaluate_every_epochs))
+
+
+def _due(run: Run, every_epochs: float) -> list[int]:
+    every, steps = every_epochs * run.steps_per_epoch, range(1, run.total_steps + 1)
+    return [step for step in steps if run.should_log(step) and run.due(step, every)]
+
+
+def _probed_images(run: Run) -> int:
+    """Images of which the probes of a transfer take features, one probe before the first step."""
+    config = run.config
+    if not isinstance(config, TransferConfig) or not config.probe.every_epochs:
+        return 0
+    evaluated = set(_due(run, config.evaluate_every_epochs))
+    probes = 1 + len(evaluated.intersection(_due(run, config.probe.every_epochs)))
+    most = config.probe.images
+    return probes * sum(min(most, sum(map(len, part))) for part in (run.sources, run.val))
+
+
 def _hours(schedule: dict[str, Any], rates: dict[str, float]) -> dict[str, float]:
     """Of the whole schedule."""
     training = schedule["steps"] * schedule["batch_size"] / rates["together"] / 3600
-    judged = schedule["evaluations"] * schedule["held_out_images"]
+    judged = schedule["evaluations"] * schedule["held_out_images"] + schedule["probed_images"]
     evaluations = judged / rates["evaluation"] / 3600
     return {"all": training + evaluations, "evaluations": evaluations}
 
@@ -258,9 +349,9 @@ def _of_measurements(result: dict[str, Any], config: PlanConfig) -> Iterator[str
             f"{disk_['free_mib']:,.0f} are free where `out` is: give another folder or lower "
             "checkpoint.keep"
         )
-    share = result["unreadable"]["count"] / max(1, result["schedule"]["images"])
-    if share > config.data.max_unreadable:
+    bad, of = result["unreadable"]["count"], result["unreadable"]["looked_at"]
+    if bad and wilson(bad, of)[0] > config.data.max_unreadable:  # not of one in a few by chance
         yield (
-            f"{result['unreadable']['count']} images cannot be read, more than data.max_unreadable "
-            f"allows; {result['unreadable']['examples'][0]}"
+            f"{bad} of {of} images looked at cannot be read, more than data.max_unreadable allows; "
+            f"{result['unreadable']['examples'][0]}"
         )

@@ -60,7 +60,7 @@ def _time(result: dict[str, Any]) -> Iterator[str]:
 def _memory(result: dict[str, Any]) -> Iterator[str]:
     memory, batch = result["memory"], result["schedule"]["batch_size"]
     if "peak_mib" in memory:
-        derived = memory["measured_batch"] < batch
+        derived = memory["measured_batch"] != batch
         yield (
             f"{'about ' if derived else ''}{memory['peak_mib']:,.0f} MiB at its peak, per process"
             + (f" (derived from steps of {memory['measured_batch']})" if derived else "")
@@ -79,4 +79,7 @@ def _disk(disk: dict[str, Any]) -> str:
 
 def _unreadable(found: dict[str, Any]) -> Iterator[str]:
     if found["count"]:
-        yield f"{found['count']} of those looked at cannot be read: {found['examples'][0]}"
+        yield (
+            f"{found['count']} of {found['looked_at']} looked at cannot be read: "
+            f"{found['examples'][0]}"
+        )

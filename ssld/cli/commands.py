@@ -74,6 +74,7 @@ def _plan(task: str, summary: str) -> Command:
         f"downstream.plan.plan:plan_{task}",
         "downstream.plan.config:check",
         words=WITH_BACKBONE,
+        section="transfer" if task == "transfer" else None,
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from ssld.cli.commands import LATER_STAGES
+from ssld.common.errors import InputError
 from ssld.common.paths import check_file, check_inputs
 from ssld.common.settings import (
     IN_SHORT_HELP,
@@ -14,8 +16,12 @@ from ssld.common.settings import (
     PositiveInt,
     require,
 )
+from ssld.common.settings_file import read_settings
 from ssld.distill.config import DistillConfig, StoredClasses
 from ssld.recipe.config import joined
+
+OTHER_TASKS = {"detector": "detection", "segmenter": "segmentation", "transfer": "transfer"}
+"""What is planned by a command of its own, by a key that only its files have."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,12 @@ def check(config: BenchConfig) -> None:
 
 def with_recipe(words: list[str]) -> list[str]:
     """Of the words that follow a recipe: those for its first stage and the plan as they are, and
-    those that `ssld recipe` would be given as --overrides."""
+    those that `ssld recipe` would be given as --overrides.
+
+    Raises:
+        InputError: the file is of a network that has a plan of its own.
+    """
+    _refuse_other_tasks(words)
     if not words or words[0].startswith("-"):
         return words
     own = {x.name for x in fields(PlanConfig)} - {x.name for x in fields(DistillConfig)}
@@ -93,3 +104,18 @@ def with_recipe(words: list[str]) -> list[str]:
         word for word in joined(words[1:]) if word[2:].partition(".")[0] not in LATER_STAGES
     ]
     return [words[0], "--recipe", words[0], *told, *for_plan]
+
+
+def _refuse_other_tasks(words: list[str]) -> None:
+    """A file of `ssld detection` would be told of a key that is unknown, with others of its own."""
+    first = [f"--config={words[0]}"] if words and not words[0].startswith("-") else []
+    for word in (*first, *joined(words)):
+        name, _, file = word.partition("=")
+        if name != "--config" or not Path(file).is_file():
+            continue
+        task = next(
+            (task for key, task in OTHER_TASKS.items() if key in read_settings(Path(file))), None
+        )
+        if task:
+            option = "" if task == "transfer" and first else "--config "
+            raise InputError(f"{file} is of ssld {task}: ssld plan {task} {option}{file} ...")

@@ -98,6 +98,7 @@ class Bench:
 
         def call() -> None:
             self.trainer.task = task
+            self.trainer.step = 0  # a short run may be measured for longer than its rates go
             self.trainer.train_step(batches, self.progress)
             self.progress.kept.clear()
 
