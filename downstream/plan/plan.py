@@ -215,6 +215,8 @@ class Steps:
             "epochs": run.total_steps / run.steps_per_epoch,
             "evaluations": _evaluations(run),
             "probed_images": _probed_images(run),
+            "parameters": sum(x.numel() for x in self.network.parameters()),
+            "size": list(_size(run)),
             "processes": run.world_size,
             "device": run.accelerator.device.type,
             "workers": config.data.workers,

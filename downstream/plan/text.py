@@ -12,6 +12,7 @@ def describe(result: dict[str, Any]) -> str:
     """The plan as text."""
     return in_columns(
         [
+            ("network", [_network(result["schedule"])]),
             ("schedule", [_schedule(result["schedule"])]),
             ("speed", list(_speed(result))),
             ("time", list(_time(result))),
@@ -21,6 +22,11 @@ def describe(result: dict[str, Any]) -> str:
             ("problems", result["problems"] or ["none found"]),
         ]
     )
+
+
+def _network(schedule: dict[str, Any]) -> str:
+    height, width = schedule["size"]
+    return f"{schedule['parameters'] / 1e6:,.2f} M parameters, images of {width} x {height} px"
 
 
 def _schedule(schedule: dict[str, Any]) -> str:

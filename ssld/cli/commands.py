@@ -172,9 +172,9 @@ COMMANDS = {
         words="ssld.plan.config:with_recipe",
         section="distill",
     ),
-    "plan detection": _plan("detection", "the same of a detector's run"),
-    "plan segmentation": _plan("segmentation", "of a segmenter's"),
-    "plan transfer": _plan("transfer", "of a transfer"),
+    "plan detection": _plan("detection", "memory and time of a detector's run, before it begins"),
+    "plan segmentation": _plan("segmentation", "memory and time of a segmenter's"),
+    "plan transfer": _plan("transfer", "memory and time of a transfer"),
     "bench": Command(
         "speed of teacher, student and loader, alone and together",
         "ssld.plan.config:BenchConfig",
