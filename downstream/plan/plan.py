@@ -46,9 +46,9 @@ from ssld.plan.plan import disk
 PlanConfig = PlanDetectionConfig | PlanSegmentationConfig | PlanTransferConfig
 SMALL = 2
 """Images of the smaller of two steps from which memory is derived: batch norm wants two."""
-OVER_FORWARD = 1.5
-"""A step needs no more than so many times what a forward pass keeps for it: gradients, targets and
-the largest layer's workspace come on top (10 to 30 % were measured)."""
+OVER_FORWARD = 2.0
+"""A step needs no more than so many times what a forward pass keeps for it: gradients, targets,
+losses and the largest layer's workspace come on top (1.1 to 1.7 times were measured)."""
 USUALLY_OVER_FORWARD = 1.3
 """What is taken for it where no step can be tried."""
 
@@ -194,6 +194,7 @@ class Steps:
         else:
             in_time = round(seconds / self.image_seconds)
             count = min(self.each, most, max(2 * SMALL, in_time))
+        count = int(_least(run, count))
         return 0 if count < min(self.each, SMALL) else count
 
     def _unreadable(self) -> dict[str, Any]:
@@ -233,7 +234,7 @@ class Steps:
         if run.accelerator.device.type == "cuda":
             require_memory(self)
             return {**largest_batch(self), "projected": False}
-        free = SPARE * free_bytes() / run.world_size
+        free = _least(run, SPARE * free_bytes() / run.world_size)
         self.sure = int(free / (OVER_FORWARD * self.held))
         if self.sure >= 2 * SMALL:
             return {**largest_batch(self, derive_from=SMALL), "projected": False}
@@ -279,6 +280,13 @@ class Steps:
         with torch.inference_mode(), self.run.accelerator.autocast():
             self.task.evaluate(network, some(self.task.held_out(self.run)))
         return self.run.world_size * seen[0] / (time.perf_counter() - start)
+
+
+def _least(run: Run, number: float) -> float:
+    """Of what all processes know: they take the same steps."""
+    own = torch.tensor([number], dtype=torch.float64, device=run.accelerator.device)
+    known: Any = run.accelerator.gather(own)
+    return known.min().item()
 
 
 def _size(run: Run) -> tuple[int, int]:
@@ -333,7 +341,7 @@ def _hours(schedule: dict[str, Any], rates: dict[str, float]) -> dict[str, float
     """Of the whole schedule."""
     training = schedule["steps"] * schedule["batch_size"] / rates["together"] / 3600
     judged = schedule["evaluations"] * schedule["held_out_images"] + schedule["probed_images"]
-    evaluations = judged / rates["evaluation"] / 3600
+    evaluations = judged / rates["evaluation"] / 3600 if rates["evaluation"] else 0.0
     return {"all": training + evaluations, "evaluations": evaluations}
 
 
