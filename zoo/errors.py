@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Bad input, or something that must be mended before it goes on: a full disk, a loss that is
     not finite. The message is one sentence: what was wrong, where, and what to do. Exit code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def printable(text: str) -> str:
     """A stranger's text without what a terminal would take for more than text."""

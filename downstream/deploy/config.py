@@ -31,7 +31,7 @@ class PredictConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            bool(self.run and self.images and self.out),
+            bool(self.run and self.images),
             "give a run, images and --out: ssld predict RUN IMAGES --out DIR",
         )
 

@@ -22,7 +22,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from downstream.detection.model import open_detector, views_of
 from downstream.segmentation.model import open_segmenter, test_of
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import read_object
-from ssld.common.streams import is_terminal
+from ssld.common.streams import bar_output
 from ssld.data.decode import Unreadable, decode
 from ssld.data.folder import EXTENSIONS
 from ssld.data.sources import Source, open_source
@@ -62,7 +62,6 @@ BEST = 3
 JPEG_QUALITY = 90
 JPEG_SIDE = 65_500
 """Most px that libjpeg writes; larger pictures are PNG."""
-SEEN_AS_IN_ITS_RUN = ViewsConfig()
 NAME_BYTES = 200
 """Of a name's end that are kept where it is longer; Linux allows 255."""
 
@@ -74,6 +73,7 @@ class Prediction:
     drawn: np.ndarray
     """uint8 [h, w, 3]."""
     line: dict[str, Any]
+    """Of `predictions.jsonl`, without the file: the names of boxes, shares or classes are there."""
     mask: np.ndarray | None = None
     """uint8 or uint16 [h, w], of a segmenter."""
 
@@ -90,27 +90,83 @@ def predict(config: PredictConfig) -> None:
     Raises:
         InputError: no such network or images, a folder in use, too many unreadable images.
     """
+    if not config.out:
+        raise InputError("give a run, images and --out: ssld predict RUN IMAGES --out DIR")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a folder")
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"out {out} is not empty: give another folder")
     source = open_source(config.images)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor, classes = _open(config.run, config.test, config.score, device)
+    predictor, classes = _open(config)
     writer = _Writer(config, source)
     if classes:
         writer.write_text("classes.json", json.dumps({"classes": classes}, indent=1) + "\n")
-    for i in tqdm(range(len(source)), unit="img", disable=not is_terminal(sys.stderr)):
+    seen = _seen(source, predictor)
+    for i, one in enumerate(tqdm(seen, total=len(source), unit="img", **bar_output(lines=False))):
+        if isinstance(one, Prediction):
+            writer.write(i, one)
+        else:
+            writer.unreadable(i, one)
+    writer.finish()
+
+
+def predictions(config: PredictConfig) -> Iterator[Prediction]:
+    """What the network says of every image that can be read, one after the other as they are asked
+    for; nothing is written. Of the others a line on stderr says why.
+
+    Raises:
+        InputError: as of `predict`; too many unreadable images when it comes to that.
+    """
+    if config.out:
+        raise InputError(
+            f"out is {config.out}, but nothing is written here: leave it out, or use `ssld predict`"
+        )
+    source = open_source(config.images)
+    predictor, _ = _open(config)
+
+    def each() -> Iterator[Prediction]:
+        bad = 0
+        for i, one in enumerate(_seen(source, predictor)):
+            if isinstance(one, Prediction):
+                yield replace(one, line={"image": source.sample_id(i), **one.line})
+            else:
+                bad += 1
+                _say(source, i, one)
+                _require_readable(config, source, i, one, bad)
+
+    return each()
+
+
+def _seen(source: Source, predictor: Predictor) -> Iterator[Prediction | OSError | Unreadable]:
+    """Of each image what the network says of it, or why it cannot be read."""
+    for i in range(len(source)):
         try:
             data = source.read(i)
             pixels = decode(data)
         except (OSError, Unreadable) as error:
-            writer.unreadable(i, error)
+            yield error
             continue
         with torch.inference_mode():
-            writer.write(i, predictor(pixels, data))
-    writer.finish()
+            prediction = predictor(pixels, data)
+        yield prediction
+
+
+def _say(source: Source, i: int, error: Exception) -> None:
+    reason = one_line(error)
+    print(f"unreadable, left out: {source.location(i)} ({reason})", file=sys.stderr)
+
+
+def _require_readable(
+    config: PredictConfig, source: Source, i: int, error: Exception, bad: int
+) -> None:
+    """Raise an InputError where the last one of `bad` unreadable images, `i`, is one too many."""
+    if bad > config.max_unreadable * len(source):
+        raise InputError(
+            f"{source.path}: {bad} of {len(source)} images cannot be read, more than "
+            f"max_unreadable allows ({config.max_unreadable:.1%}), the last one "
+            f"{source.location(i)} ({one_line(error)}); mend the source or raise the limit"
+        )
 
 
 class _Writer:
@@ -118,8 +174,7 @@ class _Writer:
     all images before."""
 
     def __init__(self, config: PredictConfig, source: Source) -> None:
-        self.out, self.source = Path(config.out), source
-        self.limit, self.least = config.max_unreadable, config.score
+        self.out, self.source, self.config = Path(config.out), source, config
         self.drawn = self.bad = 0
         self.names: set[str] = set()
         self.below: list[float] = []
@@ -139,7 +194,7 @@ class _Writer:
         self.drawn += 1
         if "boxes" in prediction.line:
             best = max((one["score"] for one in prediction.line["boxes"]), default=0.0)
-            self.below += [best] * (best < self.least)
+            self.below += [best] * (best < self.config.score)
 
     def write_text(self, name: str, text: str) -> None:
         """A file beside the images."""
@@ -184,26 +239,26 @@ class _Writer:
             ) from error
 
     def unreadable(self, i: int, error: Exception) -> None:
-        reason, where = one_line(error), self.source.location(i)
-        print(f"unreadable, left out: {where} ({reason})", file=sys.stderr)
-        entry = {"sample_id": self.source.sample_id(i), "location": where, "reason": reason}
-        self._append("unreadable", entry)
+        _say(self.source, i, error)
+        name, where = self.source.sample_id(i), self.source.location(i)
+        self._append(
+            "unreadable", {"sample_id": name, "location": where, "reason": one_line(error)}
+        )
         self.bad += 1
-        if self.bad > self.limit * len(self.source):
+        try:
+            _require_readable(self.config, self.source, i, error, self.bad)
+        except InputError:
             self.finish()
-            raise InputError(
-                f"{self.source.path}: {self.bad} of {len(self.source)} images cannot be read, "
-                f"more than max_unreadable allows ({self.limit:.1%}), the last one {where} "
-                f"({reason}); mend the source or raise the limit"
-            )
+            raise
 
     def finish(self) -> None:
         unreadable = f", {self.bad} could not be read" if self.bad else ""
         print(f"{self.drawn} images drawn in {self.out / 'images'}{unreadable}")
         if self.below:
             print(
-                f"{len(self.below)} of them without a box, as none has a score of {self.least:g}, "
-                f"the best there has {max(self.below):.2f}: --score draws others"
+                f"{len(self.below)} of them without a box, as none has a score of "
+                f"{self.config.score:g}, the best there has {max(self.below):.2f}: --score draws "
+                "others"
             )
 
 
@@ -211,48 +266,10 @@ def _short(part: str) -> str:
     return os.fsdecode(os.fsencode(part)[-NAME_BYTES:])
 
 
-def load(
-    run: str | Path, *, test: ViewsConfig = SEEN_AS_IN_ITS_RUN
-) -> Callable[[str | Path], dict[str, Any]]:
-    """The network of a run as a function of an image file, for scripts and notebooks.
-
-        detector = load("runs/detector")
-        detector("image.jpg")["boxes"][0]   # {"class": "car", "score": 0.93, "box": [...]}
-
-    Args:
-        run: as of `ssld predict`; on the GPU if there is one.
-        test: how images are seen, where that is to differ from the run.
-
-    Returns:
-        a function that returns what `ssld predict` writes of an image, best first: `boxes` with
-        class, score and box (xyxy px, float), `classes` with their probabilities, or `shares` of
-        classes; of a segmenter also `mask`, uint8 or uint16 [h, w], ids of the training masks. It
-        raises InputError where the file is no image.
-
-    Raises:
-        InputError: no such network.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor, _ = _open(str(run), test, 1.0, device)
-
-    def found(image: str | Path) -> dict[str, Any]:
-        try:
-            data = Path(image).read_bytes()
-            pixels = decode(data)
-        except (OSError, Unreadable) as error:
-            raise InputError(f"{image} cannot be read: {one_line(error)}") from error
-        with torch.inference_mode():
-            prediction = predictor(pixels, data)
-        mask = {} if prediction.mask is None else {"mask": prediction.mask}
-        return {**prediction.line, **mask}
-
-    return found
-
-
-def _open(
-    given: str, test: ViewsConfig, score: float, device: torch.device
-) -> tuple[Predictor, list[Row]]:
+def _open(config: PredictConfig) -> tuple[Predictor, list[Row]]:
     """The run's network, whatever it is, and what a segmenter's masks mean."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given, test = config.run, config.test
     run = run_folder(given)
     config_file = run / "config.json"
     classifier = (run / "student").is_dir() or (
@@ -261,7 +278,7 @@ def _open(
         and "architecture" in read_object(config_file, "give another copy of it")
     )
     if classifier:
-        if test != SEEN_AS_IN_ITS_RUN:
+        if test != ViewsConfig():
             raise InputError(
                 f"{given} is a classifier, which sees an image once: leave out "
                 "what begins with test."
@@ -269,7 +286,7 @@ def _open(
         return _classifier(given, device), []
     folder, content = read_description(given)
     if content["task"] == "detection":
-        return _detector(folder, content, test, device, score), []
+        return _detector(folder, content, test, device, config.score), []
     return _segmenter(folder, content, test, device)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssld.cli.commands import COMMANDS, work_of
 from ssld.cli.parse import parse
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, Interrupted
 
 if TYPE_CHECKING:  # only where a result is asked for its network
     from torch import nn
@@ -33,18 +34,27 @@ Data = str | Path | Sequence[str | Path] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainedRun:
-    """What a training command leaves."""
+class Run:
+    """What a training command leaves, of a detector or segmenter for one."""
 
     folder: Path
-    """The run folder: report.html, metrics.jsonl, checkpoints, student/."""
+    """The run folder: report.html, metrics.jsonl, checkpoints, model/ or student/."""
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The evaluation of the exported student, as metrics.jsonl has it; empty without one."""
+        """The evaluation of the exported network, as metrics.jsonl has it; empty without one."""
         facts = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        lines = resolve_name("ssld.engine.run_folder:read_lines")(self.folder / "metrics.jsonl")
-        return resolve_name("ssld.compare.seen_run:exported_metrics")(facts, lines)
+        return resolve_name("ssld.compare.seen_run:exported_metrics")(facts, self.history)
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: `kind` (train or eval), `step`, `epoch`, and the numbers."""
+        return resolve_name("ssld.engine.run_folder:read_lines")(self.folder / "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class TrainedRun(Run):
+    """What the training of a classifier leaves."""
 
     @cached_property
     def student(self) -> nn.Module:
@@ -164,6 +174,47 @@ def curate(*, out: str | Path, gallery: Data, protected: Data, **settings: Any) 
     return Curation(Path(out))
 
 
+def detection(*, out: str | Path, backbone: Network, data: Data, **settings: Any) -> Run:
+    """Train a detector on a backbone, with human boxes: `ssld detection`.
+
+    Args:
+        out: see `distill`.
+        backbone: a timm or `_ssld` name or a run folder; or settings by name:
+            `{"name": "resnet50d", "pretrained": False}`.
+        data: plain sources are those to train on, a tenth of which is held out.
+        settings: any other of `ssld detection --help all`: `detector={"name": "fcos"}`.
+
+    Raises:
+        InputError, Interrupted: see `distill`.
+    """
+    return _dense("detection", out, backbone, data, settings)
+
+
+def segmentation(*, out: str | Path, backbone: Network, data: Data, **settings: Any) -> Run:
+    """Train a segmenter on a backbone, with human masks: `ssld segmentation`. As `detection`."""
+    return _dense("segmentation", out, backbone, data, settings)
+
+
+def predict(*, run: str | Path, images: str | Path, **settings: Any) -> Iterator[Any]:
+    """What a trained detector, segmenter or classifier says of images, one by one: `ssld predict`
+    without its files.
+
+    Args:
+        run: run folder, or its `model` or `student` folder.
+        images: a folder or another source.
+        settings: any other of `ssld predict --help all` but `out`: `score=0.5`.
+
+    Returns:
+        of each image `drawn`, uint8 [h, w, 3], and `line`, what predictions.jsonl has of it:
+        `image`, and `boxes`, `shares` or `classes`; of a segmenter `mask`, [h, w], too.
+
+    Raises:
+        InputError: what the command would say in one sentence.
+    """
+    work = "downstream.deploy.predict:predictions"
+    return _do("predict", work, run=run, images=images, **settings)
+
+
 FUNCTIONS = {"distill": distill, "supervised": supervised, "evaluate": evaluate, "curate": curate}
 
 
@@ -178,6 +229,10 @@ def callable_module(name: str) -> None:
     module.__class__ = _CallableModule
     module.__doc__ = function.__doc__
     vars(module)["__signature__"] = inspect.signature(function)  # what a notebook shows
+
+
+_SWITCH = re.compile(r"--(resume|overwrite)\b")
+"""As a command's sentences name it."""
 
 
 def _network(role: str, given: object) -> dict[str, Any]:
@@ -195,12 +250,24 @@ def _data(given: Data, kind: str) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {kind: given}
 
 
-def _do(name: str, **settings: Any) -> Any:
-    """A command's work, with settings as a YAML file would say them."""
+def _dense(
+    name: str, out: str | Path, backbone: Network, data: Data, settings: dict[str, Any]
+) -> Run:
+    own = backbone if isinstance(backbone, Mapping) else {"name": backbone}
+    _do(name, out=out, backbone=own, data=_data(data, "train"), **settings)
+    return Run(Path(out))
+
+
+def _do(name: str, work: str | None = None, /, **settings: Any) -> Any:
+    """A command's work, or `work` in its place, with settings as a YAML file would say them."""
     command, where = COMMANDS[name], f"ssld.{name}(...)"
+    command = replace(command, work=work or command.work)
     config = parse(where, resolve_name(command.config), [], settings=(where, _plain(settings)))
     try:
         return work_of(command, config)
+    except (InputError, Interrupted) as error:
+        error.args = (_SWITCH.sub(r"\1=True", str(error)),)
+        raise
     finally:  # the next run of this process may have another precision
         state = sys.modules.get("accelerate.state")
         if state is not None:

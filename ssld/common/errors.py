@@ -22,6 +22,10 @@ class Interrupted(Exception):
     """The run was stopped from outside and `--resume` goes on as if nothing had happened: a signal,
     a process that was killed. Exit code 75 (EX_TEMPFAIL of sysexits.h: try again)."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 

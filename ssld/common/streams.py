@@ -65,16 +65,39 @@ def is_terminal(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
+def is_notebook() -> bool:
+    """Whether what is printed appears below a cell of Jupyter."""
+    return type(sys.stdout).__module__.startswith("ipykernel.")
+
+
 def printable(text: str) -> str:
     """Text whose characters that are not to be seen, which a terminal may obey, are written out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def bar_output() -> dict[str, Any]:
-    """Arguments of tqdm for where a progress bar is drawn: twice a second on a terminal, elsewhere
-    as a line a minute, of which a log file keeps every one."""
+def aside() -> TextIO:
+    """Where is written what is no result of a command: standard error; in a notebook, where that is
+    red and cuts what is printed besides into pieces, standard output."""
+    return sys.stdout if is_notebook() else sys.stderr
+
+
+def bar_output(*, quiet: bool = False, lines: bool = True) -> dict[str, Any]:
+    """Arguments of tqdm for where a progress bar is drawn: twice a second on a terminal and in a
+    notebook, elsewhere as a line a minute, of which a log file keeps every one.
+
+    Args:
+        quiet: draw none.
+        lines: draw them elsewhere.
+    """
+    if quiet:
+        return {"disable": True}
+    if is_notebook():
+        # The cursor cannot go up there, so that a bar within a bar takes its line.
+        return {"mininterval": 0.5, "file": aside(), "position": 0}
     if is_terminal(sys.stderr):
         return {"mininterval": 0.5}
+    if not lines:
+        return {"disable": True}
     # Else a thread of tqdm would draw after ten seconds in which nothing happened.
     return {"mininterval": LINE_SECONDS, "maxinterval": 2 * LINE_SECONDS, "file": _Lines()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssld.common.files import cannot_write
-from ssld.common.streams import is_terminal
+from ssld.common.streams import bar_output
 from ssld.curate import workers
 from ssld.curate.config import CurateConfig
 
@@ -145,8 +144,8 @@ class Work(Call):
         self.processes.wait()
 
     def bar(self, stage: str, images: int) -> tqdm:
-        quiet = not self.main or not is_terminal(sys.stderr)
-        return tqdm(total=images, desc=stage, unit="img", disable=quiet, leave=False)
+        output = bar_output(quiet=not self.main, lines=False)
+        return tqdm(total=images, desc=stage, unit="img", leave=False, **output)
 
 
 def key(*things: object) -> str:

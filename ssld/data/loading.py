@@ -8,7 +8,6 @@ of weight 0 where that cannot be read, and collates them in its own way.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssld.common.errors import one_line
-from ssld.common.streams import is_terminal
+from ssld.common.streams import bar_output
 from ssld.data.decode import Unreadable
 from ssld.data.labels import LabelIndex
 from ssld.data.sampling import Order, permutation
@@ -252,8 +251,8 @@ def eval_batches(
             index = part - (ends - np.asarray(sizes))[source]
             yield np.stack([source, index, np.zeros_like(part), np.zeros_like(part)], axis=1)
 
-    quiet = rank > 0 or not description or not is_terminal(sys.stderr)
-    with tqdm(total=images, desc=description, unit="img", disable=quiet, leave=False) as bar:
+    output = bar_output(quiet=rank > 0 or not description, lines=False)
+    with tqdm(total=images, desc=description, unit="img", leave=False, **output) as bar:
         for batch in load(make, rows, workers=workers, pin=device.type == "cuda"):
             if unreadables is not None:
                 unreadables.add(batch.unreadable)

@@ -8,10 +8,10 @@ import glob
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable
 
 from ssld.common.errors import InputError
+from ssld.common.streams import aside
 from ssld.data.folder import EXTENSIONS, FolderSource, list_folder
 from ssld.data.manifest import open_tables, rows_of
 from ssld.data.patterns import (
@@ -256,10 +256,10 @@ _printed: set[str] = set()
 
 
 def _print_once(source: Source) -> None:
-    """Print the line to the error stream: once, by the main process."""
+    """Print the line aside: once, by the main process."""
     if os.environ.get("RANK", "0") != "0":
         return
     line = describe(source)
     if line not in _printed:  # a recipe opens what its stages open again
         _printed.add(line)
-        print(line, file=sys.stderr)
+        print(line, file=aside())

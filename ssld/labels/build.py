@@ -8,7 +8,6 @@ whatever happens later.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError
 from ssld.common.files import cannot_write
-from ssld.common.streams import is_terminal
+from ssld.common.streams import bar_output
 from ssld.data.loading import Batch, View, ViewBatches
 from ssld.data.source import Source
 from ssld.data.unreadable import Unreadables
@@ -236,8 +235,8 @@ class _Progress:
         self.file = builder.folder / "log.jsonl"
         self.begun, self.views = time.monotonic(), 0
         self.last = self.begun
-        quiet = not self.accelerator.is_main_process or not is_terminal(sys.stderr)
-        self.bar = tqdm(total=total, desc=f"labels {kind.name}", unit="view", disable=quiet)
+        output = bar_output(quiet=not self.accelerator.is_main_process, lines=False)
+        self.bar = tqdm(total=total, desc=f"labels {kind.name}", unit="view", **output)
 
     def __enter__(self) -> _Progress:
         return self

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError, one_line
 from ssld.common.files import locked, write_atomically
-from ssld.common.streams import is_terminal
+from ssld.common.streams import bar_output
 from ssld.data.storage import absolute, list_files, read_all
 from ssld.labels.card import README, card
 from ssld.labels.format import (
@@ -207,7 +206,7 @@ def _fetched(place: str, shard: Shard) -> bytes:
 
 
 def _shown(what: str, files: Sequence) -> tqdm:
-    return tqdm(files, desc=what, unit="file", disable=not is_terminal(sys.stderr), leave=False)
+    return tqdm(files, desc=what, unit="file", leave=False, **bar_output(lines=False))
 
 
 @contextlib.contextmanager

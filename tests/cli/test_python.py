@@ -14,9 +14,10 @@ from pathlib import Path
 import pictures
 import pytest
 import sabotage
+from scenes import boxes, make_scenes
 
 import ssld
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, Interrupted
 
 TINY = {"batch_size": 8, "trackers": [], "probe": {"every_epochs": 0}, "precision": "fp32"}
 
@@ -29,7 +30,7 @@ def quick_pictures() -> Iterator[None]:
 
 def test_nothing_is_imported_before_a_call():
     code = "import ssld, sys; assert callable(ssld.distill) and callable(ssld.curate); "
-    code += "assert callable(ssld.evaluate) and callable(ssld.supervised); "
+    code += "assert all(callable(getattr(ssld, name)) for name in ssld.__all__); "
     code += "assert not {'torch', 'timm', 'numpy'} & set(sys.modules); print(ssld.distill.__doc__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "frozen teacher" in done.stdout, done.stderr
@@ -52,6 +53,7 @@ def test_two_runs_in_one_process(colours, teacher_file, tmp_path):
     )
     assert run.folder == tmp_path / "a" and run.metrics["step"] == 2
     assert 0 <= run.metrics["agreement1"] <= 1
+    assert [x["step"] for x in run.history if x["kind"] == "eval"][-1] == 2
     assert run.student.num_classes == 3 and not run.student.training  # type: ignore[union-attr]
     bf16 = {**TINY, "precision": "bf16"}
     again = ssld.supervised(
@@ -94,6 +96,33 @@ def test_workers_of_a_curation_do_not_run_the_script_again(colours, teacher_file
     _, said = sabotage.run(["--help"], tmp_path / "said.txt", [run])
     assert said.count("begins") == 1
     assert (tmp_path / "c/selected.parquet").is_file(), said
+
+
+def test_a_detector_and_what_it_finds(tmp_path):
+    scenes = make_scenes(tmp_path / "scenes", train=2, val=2)
+    run = ssld.detection(
+        out=tmp_path / "run", backbone={"name": "test_resnet", "pretrained": False},
+        data={"train": boxes(scenes, "train"), "val": boxes(scenes, "val"), "workers": 0},
+        steps=1, batch_size=2, trackers=[], detector={"name": "ttfnet"},
+        augment={"resize": "square", "sizes": [64], "test_size": 64, "longest": None},
+    )  # fmt: skip
+    assert run.metrics["step"] == 1 and 0 <= run.metrics["ap"] <= 1
+    found = list(ssld.predict(run=run.folder, images=scenes / "images/val", score=0))
+    assert [x.line["image"] for x in found] == ["val0.png", "val1.png"]
+    assert found[0].drawn.shape[2] == 3 and len(found[0].line["boxes"][0]["box"]) == 4
+    with pytest.raises(InputError, match="nothing is written here"):
+        ssld.predict(run=run.folder, images=scenes / "images/val", out=tmp_path / "drawn")
+
+
+def test_sentences_have_pythons_words(colours, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="give resume=True to go on, overwrite=True to start") as e:
+        ssld.distill(
+            out=tmp_path, teacher="test_resnet", student="test_resnet", steps=1,
+            data=colours / "unlabeled",
+        )  # fmt: skip
+    assert e.value._render_traceback_() == [f"InputError: {e.value}"]
+    assert Interrupted("SIGINT")._render_traceback_() == ["Interrupted: SIGINT"]
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,26 @@ def test_a_bar_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch):
     with tqdm(total=2, desc="masks", leave=False, **streams.bar_output()) as bar:
         bar.update()
     assert [x[:6] for x in log.getvalue().splitlines()[2:]] == ["masks:"] * 2
+
+
+def test_bars_of_a_notebook_share_a_line_of_standard_output(monkeypatch, capsys):
+    class OutStream(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    cell = OutStream()
+    monkeypatch.setattr(sys, "stdout", cell)
+    with tqdm(total=3, desc="steps", **streams.bar_output()) as bar:
+        with tqdm(
+            total=2, desc="evaluate", leave=False, **streams.bar_output(lines=False)
+        ) as other:
+            other.update(2)
+        bar.update(3)
+    drawn = cell.getvalue()
+    assert "evaluate" in drawn and "3/3" in drawn and "\x1b" not in drawn
+    assert drawn.count("\n") == 1 and capsys.readouterr().err == ""
+    assert streams.bar_output(quiet=True) == {"disable": True}
+
+
+def test_bars_that_are_no_lines_are_not_drawn_into_a_log(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert streams.bar_output(lines=False) == {"disable": True}

@@ -381,11 +381,10 @@ def write_segmenter(rng: random.Random, folder: Path) -> None:
 
 def use_segmenter(folder: Path, out: Path) -> None:
     """As `ssld predict` opens it."""
-    import torch
+    from downstream.deploy.predict import PredictConfig, _open
 
-    from downstream.deploy.predict import SEEN_AS_IN_ITS_RUN, _open
-
-    predictor, _ = _open(str(folder), SEEN_AS_IN_ITS_RUN, 0.3, torch.device("cpu"))
+    config = PredictConfig(run=str(folder), images="x", out=str(out / "p"))
+    predictor, _ = _open(config)
     import numpy as np
     from kinds_annotations import png
 

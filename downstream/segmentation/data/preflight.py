@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from downstream.segmentation.data.foreign_tables import NAMES
 from downstream.segmentation.data.masks import MaskSource
 from downstream.segmentation.data.pixels import UNKNOWN, wrong_size
 from ssld.common.errors import InputError
-from ssld.common.streams import is_terminal
+from ssld.common.streams import bar_output
 from ssld.common.text_table import text_table
 from ssld.data.decode import Unreadable, image_size, orientation_of
 
@@ -282,12 +281,12 @@ def require_classes(report: MaskReport, training: Sequence[MaskReport]) -> None:
 def _looks(source: MaskSource) -> Iterator[_Look]:
     """A look at each pair, in order."""
     threads = max(1, min(16, len(os.sched_getaffinity(0))))
-    quiet = not is_terminal(sys.stderr)
     with ThreadPoolExecutor(threads) as pool:
         looks = pool.map(lambda i: _look(source, i), range(len(source)))
         yield from tqdm(
-            looks, total=len(source), desc="masks", unit="img", disable=quiet, leave=False
-        )
+            looks, total=len(source), desc="masks", unit="img", leave=False,
+            **bar_output(lines=False),
+        )  # fmt: skip
 
 
 def _look(source: MaskSource, i: int) -> _Look:

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import ssld
 from downstream.deploy import predict
 from ssld.cli.run import main
+from ssld.common.errors import InputError
 from ssld.engine.checkpoint import export
 from ssld.models.opening import open_network
 
@@ -167,3 +169,15 @@ def test_what_is_missing_is_said_whole(capsys):
     for words in ([], ["run"], ["run", "images"], ["run", "images", "--out="]):
         assert main(["predict", *words]) == 2
         assert "ssld predict RUN IMAGES --out DIR" in capsys.readouterr().err
+
+
+def test_one_by_one_in_python(student, images, tmp_path, capsys):
+    (images / "1.png").write_bytes(b"no image")
+    found = ssld.predict(run=student, images=images, max_unreadable=0.25)
+    first = next(found)
+    assert first.line["image"] == "0.png" and len(first.line["classes"]) == 3
+    assert [x.line["image"] for x in found] == ["2.png", "3.png"]
+    assert "1.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="1 of 4 images cannot be read, more than max_unreadable"):
+        list(ssld.predict(run=student, images=images))
