@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ssld.common.files import write_atomically
-from ssld.common.streams import bar_output
+from ssld.common.streams import bar_output, is_terminal
 from ssld.curate.context import Call
 
 DIGEST = 32
@@ -100,9 +101,11 @@ class Work(Call):
         self.processes.wait()  # until all have seen the same
         share = todo[self.processes.rank :: self.processes.world_size]
         total, done, begun = sum(sizes[number] for number in share), 0, time.monotonic()
+        # A bar of a moment would flicker on a terminal; a log has the first line and the last.
+        passing = {"leave": False, "delay": 2} if is_terminal(sys.stderr) else {}
         with tqdm(
-            total=total, desc=stage, unit="img", disable=not self.main or not total, leave=False,
-            **bar_output(), delay=2,
+            total=total, desc=stage, unit="img", disable=not self.main or not total,
+            **bar_output(), **passing,
         ) as bar:  # fmt: skip
             for number in share:
                 started = time.monotonic()

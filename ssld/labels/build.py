@@ -265,8 +265,8 @@ class _Progress:
             raise cannot_write(self.file, error) from error
         if self.bar.disable:
             rate = self.views / max(1e-9, now - self.begun)
-            left = (self.total - self.views) / rate / 60
+            left = tqdm.format_interval((self.total - self.views) / rate)
             self.accelerator.print(
                 f"labels {self.kind.name}: {self.views:,} of {self.total:,} views, {rate:,.0f} a "
-                f"second, {left:,.1f} min left"
+                f"second, {left} left"
             )

@@ -304,6 +304,7 @@ def test_an_unreadable_image_has_no_label(words, ssld, tmp_path, small_shards):
     out = tmp_path / "labels"
     code, said = ssld("labels", "build", *words(out, **sources), "--views=2", "--top_k=5")
     assert code == 0 and "2 views of them unreadable" in said and "03.png" in said
+    assert re.search(r"40 of 40 views, [0-9,]+ a second, 00:00 left\n", said)
     _, log_probs = LabelSet(str(out)).labels("train")(np.array([3, 4]), np.array([1, 1]))
     assert log_probs.isnan().all(1).tolist() == [True, False]
     run = tmp_path / "run"

@@ -53,10 +53,19 @@ def test_nothing_above_the_threshold(run, source, tmp_path, monkeypatch, capsys)
     assert "no pseudo-label in 4 images reaches its threshold (the best score is 0.9" in said
     assert not (out / "pseudo_labels.json").exists() and not (out / "annotations.json").exists()
     seen = finds(monkeypatch, some)
+    capsys.readouterr()
     assert label(run, source, out, "--threshold=0.1", "--overwrite=true") == 0
     assert not seen  # what was predicted is still right
+    assert "img" not in capsys.readouterr().err
     finds(monkeypatch, lambda i: [])
     assert "nothing was found at all" in refused(capsys, run, source, tmp_path / "other")
+
+
+def test_a_log_says_that_images_are_seen(run, source, tmp_path, monkeypatch, capsys):
+    finds(monkeypatch, some)
+    assert label(run, source, tmp_path / "out") == 0
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("annotate: ")]
+    assert [" 0/4 " in lines[0], " 4/4 " in lines[-1], len(lines)] == [True, True, 2]
 
 
 def test_an_image_in_which_nothing_is_found_is_a_negative(
