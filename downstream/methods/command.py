@@ -69,7 +69,7 @@ def _run(plan: Plan, trial: Trial, processes: Processes) -> None:
     folder, config = trial.folder(plan.out), plan.run(trial)
     place = StagePlace(folder.parent, folder.name, plan.command(trial))
     state = on_main(processes, _prepare, plan, place, config)
-    run_stage(place, replace(config, resume=True), state, processes.is_main_process)
+    run_stage(place, config, state, processes.is_main_process)
 
 
 def _prepare(plan: Plan, place: StagePlace, config: Any) -> str:

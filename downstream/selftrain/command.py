@@ -67,7 +67,7 @@ def _train(recipe: Selftrain, stage: str, processes: Processes) -> None:
     config, place = recipe.configs[stage], recipe.place(stage)
     state = on_main(processes, _prepare, recipe, stage)
     changes = list(MOVED) if stage == "student" else []
-    config = replace(config, resume=True, allow_changes=changes)
+    config = replace(config, allow_changes=changes)
     run_stage(place, config, state, processes.is_main_process)
 
 

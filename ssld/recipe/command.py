@@ -76,7 +76,7 @@ def _run(recipe: Recipe, processes: Processes) -> None:
         state = on_main(processes, _look, recipe, stage, settings, recipe.overwrite)
         place = StagePlace(recipe.out, stage)
         moved = ["run", "student.checkpoint"] if before[0] else []  # the start's sha256 decides
-        run_stage(place, replace(settings, resume=True, allow_changes=moved), state, main)
+        run_stage(place, replace(settings, allow_changes=moved), state, main)
         if len(recipe.stages) > 1:
             finished = open_parent_run(str(place.folder))
             before = finished.settings, finished.taught
@@ -101,7 +101,8 @@ def run_stage(place: StagePlace, config: LoopConfig, state: str, main: bool) -> 
         print(f"{place.stage}: {words}", flush=True)
     if state != "complete":
         try:
-            stage_of(place.command or place.stage)[1](config)
+            begun = state == "going on"
+            stage_of(place.command or place.stage)[1](replace(config, resume=begun))
         except InputError:
             if main and not place.begun:  # refused: nothing of the old is lost
                 place.put_back()

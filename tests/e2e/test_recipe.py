@@ -87,6 +87,7 @@ def test_three_stages_then_nothing_left_to_do(recipe, tmp_path, capsys, monkeypa
     assert main(["recipe", str(file)]) == 0
     said = capsys.readouterr().out
     assert [f"{stage}: from the start" in said for stage in STAGES] == [True] * 3
+    assert said.count("from the start") == 3
     runs = [yaml.safe_load((out / stage / "config.yaml").read_text()) for stage in STAGES]
     assert [run.get("run") for run in runs[1:]] == [str(out / "distill"), str(out / "finetune")]
     rates = [run["schedule"]["lr"] for run in runs]
