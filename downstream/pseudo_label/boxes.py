@@ -86,12 +86,13 @@ def select(
 
 
 def summary(selection: Selection, images: int) -> str:
-    """`107 annotations of 97 images, of scores from 0.476; none in 5 of them`"""
+    """`107 annotations of 97 images, threshold of scores 0.476; none in 5 of them`"""
     scores = sorted({f"{x.score:.3f}" for x in selection.classes if x.score is not None})
-    least = " to ".join([scores[0], scores[-1]] if len(scores) > 1 else scores)
-    by_class = " by class" if len(scores) > 1 else ""
+    thresholds = f"threshold of scores {scores[0]}"
+    if len(scores) > 1:
+        thresholds = f"thresholds of scores {scores[0]} to {scores[-1]} by class"
     return (
-        f"{selection.kept:,} annotations of {images:,} images, of scores from {least}{by_class}"
+        f"{selection.kept:,} annotations of {images:,} images, {thresholds}"
         + (f"; none in {selection.empty:,} of them" if selection.empty else "")
     )
 

@@ -109,6 +109,9 @@ def test_counts_per_image_are_those_of_the_labeled_set(run, tmp_path, monkeypatc
     assert set(manifest["teacher"]) >= {"sha256", "run", "network"}
     page = (out / "report.html").read_text()
     assert "Most doubtful" in page and "A sample" in page and "09.png" in page
+    least, *_, most = sorted(f"{x['score']:.3f}" for x in manifest["classes"])
+    said = f" images, thresholds of scores {least} to {most} by class"
+    assert said in capsys.readouterr().out and said in page
 
 
 def test_what_is_written_is_read_again(run, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_an_image_in_which_nothing_is_found_is_a_negative(
     assert len(generated) == 4 and generated.report.without_boxes == 3
     assert read(out)["warnings"] == [] and read(out)["images_without"] == 3
     said, lead = capsys.readouterr().out, (out / "report.html").read_text()
-    line = "3 annotations of 4 images, of scores from 0.500; none in 3 of them"
+    line = "3 annotations of 4 images, threshold of scores 0.500; none in 3 of them"
     assert line in said and line in lead and "note: each image is seen in one view" in said
 
 
