@@ -66,7 +66,7 @@ def headline(analysis: Analysis) -> list[str]:
     for name, one in known:
         x = one.difference
         points = "" if x.flaw else f" ({_points(x.mean)} points of {analysis.label})"
-        lines.append(f"{name[:1].upper()}{name[1:]}: {x.verdict}{points}.")
+        lines.append(f"{name[:1].upper()}{name[1:]}: {x.verdict}{points}{x.doubt}.")
     if judged(analysis) and max(len(one.seeds) for _, one in judged(analysis)) == 1:
         lines.append(
             "One seed has no interval: what another one would give is unknown, so nothing is shown."
@@ -134,8 +134,8 @@ def _differences(analysis: Analysis) -> Table:
             continue
         x = one.difference
         intervals = map(_interval, (x.over_seeds, x.over_images, x.over_both))
-        mean = ABSENT if x.flaw else _points(x.mean)
-        rows.append([NAMES[name], *one.rates, str(len(one.seeds)), mean, *intervals, x.verdict])
+        mean, said = ABSENT if x.flaw else _points(x.mean), x.verdict + x.doubt
+        rows.append([NAMES[name], *one.rates, str(len(one.seeds)), mean, *intervals, said])
     return Table("B less A, points", head, rows, _note(analysis))
 
 

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ssld.common.metrics import too_weak
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 """Enough for the 2.5 % and 97.5 % points (Efron & Tibshirani 1993, section 14.3: at least 1000)."""
@@ -58,6 +60,8 @@ class Difference:
     """None where one of the two is."""
     flaw: str | None = None
     """Why the scores say nothing of A and B, see `flaw_of`."""
+    caution: str | None = None
+    """See `too_weak`, of the means of A and of B."""
 
     @property
     def mean(self) -> float:
@@ -78,6 +82,11 @@ class Difference:
         if interval is None or interval.low <= 0 <= interval.high:
             return "no difference shown"
         return "B better" if interval.low > 0 else "A better"
+
+    @property
+    def doubt(self) -> str:
+        """To be said after the verdict."""
+        return f", but {self.caution}" if self.caution else ""
 
 
 def compare(
@@ -104,7 +113,8 @@ def compare(
     over_images = bootstrap(records, images, seed=seed) if records and images > 1 else None
     mean = math.fsum(by_seed) / len(by_seed)
     both = added(mean, seeds, over_images) if seeds and over_images else None
-    return Difference(by_seed, seeds, over_images, both)
+    caution = too_weak([math.fsum(scores) / len(scores) for scores in (a, b)])
+    return Difference(by_seed, seeds, over_images, both, caution=caution)
 
 
 def flaw_of(scores: Sequence[float]) -> str | None:

@@ -67,7 +67,7 @@ def headline(analysis: Analysis) -> list[str]:
         if one is not None:
             points = "" if one.flaw else f", {_points(one)} points of {analysis.label}"
             said = verdict(row.method, SUPERVISED, one)
-            lines.append(f"{_share(row)} of the labels, {row.method}: {said}{points}.")
+            lines.append(f"{_share(row)} of the labels, {row.method}: {said}{points}{one.doubt}.")
     return lines
 
 

@@ -17,7 +17,7 @@ from downstream.dense.generated import MANIFEST
 from downstream.selftrain.recipe import LABELS, TRAINED, Selftrain
 from ssld.common.errors import InputError
 from ssld.common.files import read_object
-from ssld.common.metrics import METRICS
+from ssld.common.metrics import METRICS, too_weak
 
 PAIRS = (("student", "teacher"), ("student", "baseline"), ("student", "oracle"))
 """Of which the first is held against the second."""
@@ -55,6 +55,8 @@ class Difference:
     """Why the scores say nothing."""
     steps: tuple[int, int] | None = None
     """Of both, where they are not the same."""
+    caution: str | None = None
+    """See `too_weak`."""
 
     @property
     def verdict(self) -> str:
@@ -165,7 +167,8 @@ def _difference(one: Stage, other: Stage) -> Difference | None:
     steps = None
     if one.steps and other.steps and one.steps != other.steps:
         steps = one.steps, other.steps
-    return Difference(one.name, other.name, scores[1] - scores[0], interval, flaw, steps)
+    caution = None if flaw else too_weak(scores)
+    return Difference(one.name, other.name, scores[1] - scores[0], interval, flaw, steps, caution)
 
 
 def _same_images(a: Record | None, b: Record | None) -> bool:

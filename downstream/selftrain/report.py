@@ -14,7 +14,7 @@ from markupsafe import Markup
 from downstream.ab.statistics import CONFIDENCE, RESAMPLES, Interval
 from downstream.dense.report import pictures, sheet
 from downstream.selftrain.outcome import Difference, Outcome, Stage
-from downstream.selftrain.recipe import LABELS, Selftrain
+from downstream.selftrain.recipe import LABELS, TASKS, Selftrain
 from ssld.common.metrics import METRICS
 from ssld.common.text_table import ABSENT, text_table
 from ssld.report import page, plots
@@ -90,10 +90,11 @@ def difference_rows(differences: Sequence[Difference]) -> list[list[str]]:
 
 
 def _verdict(difference: Difference) -> str:
-    """And what else the two differ in than the method."""
-    steps = difference.steps
+    """And what else the two differ in than the method, and why it may mean nothing."""
+    steps, caution = difference.steps, difference.caution
     unequal = f" (trained for {steps[0]:,} and {steps[1]:,} steps)" if steps else ""
-    return f"{difference.verdict}{unequal}"
+    doubt = f", but {caution}" if caution else ""
+    return f"{difference.verdict}{unequal}{doubt}"
 
 
 def _points(interval: Interval | None) -> str:
@@ -121,13 +122,22 @@ def headline(outcome: Outcome) -> list[str]:
     ] or ["The teacher's run is not known, so that the student is held against nothing."]
 
 
+def heading(outcome: Outcome, recipe: Selftrain) -> str:
+    """What was trained: `Self-training of fcos on resnet50 with 118,287 unlabeled images`."""
+    student = recipe.configs["student"]
+    head, backbone = (getattr(student, section) for section in TASKS[recipe.task])
+    images = (outcome.labels.get("images") or {}).get("annotated")
+    unlabeled = "unlabeled images" if images is None else f"{images:,} unlabeled images"
+    return f"Self-training of {head.name} on {backbone.name} with {unlabeled}"
+
+
 def write_report(outcome: Outcome, recipe: Selftrain) -> Markup | None:
     """Write report.html."""
     label = METRICS[outcome.key].label
     page.write_page(
         recipe.out / "report.html",
         "downstream/selftrain/report.html",
-        title=recipe.out.resolve().name,
+        title=heading(outcome, recipe),
         headline=headline(outcome),
         head=[HEAD[0], f"{label}, %", *HEAD[2:]],
         rows=rows(outcome),
@@ -189,7 +199,7 @@ def label_rows(manifest: dict[str, Any]) -> list[list[str]]:
         total = max(1, sum(pixels.values()))
         return [["class", "share of pixels"],
                 *([name, f"{count / total:.1%}"] for name, count in pixels.items())]  # fmt: skip
-    head = ["class", "in the labeled set", "wanted", "generated", "from score"]
+    head = ["class", "in the labeled set", "wanted", "generated", "threshold"]
     return [head, *(_class_row(x) for x in manifest.get("classes") or ())]
 
 

@@ -6,7 +6,7 @@ A new metric is a line in `METRICS`; the task that measures it logs it under tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +58,8 @@ METRICS = {
     "pixel_accuracy": Metric("pixel accuracy"),
     "mean_accuracy": Metric("mean accuracy of classes"),
 }
+NEAR = 0.05
+"""Share of the way from chance to 1 on which a network has learned next to nothing."""
 ONE_VIEW = "_one_view"
 """At the end of a key: what it is in one view alone, where images are seen in several."""
 _AVERAGE_PRECISION = ("keypoint_ap", "mask_ap", "ap")
@@ -69,7 +71,9 @@ RECORDED += ("knn", "linear", *_AVERAGE_PRECISION, "miou")
 """What results.csv holds of a trial, in this order."""
 COMPARED = tuple(key for key in RECORDED if key != "top5")
 """What `ssld compare` shows of a run."""
-RESULTS = ("top1", "agreement1", "feature_agreement", *_AVERAGE_PRECISION, "miou")
+WITHOUT_CHANCE = (*_AVERAGE_PRECISION, "miou")
+"""Results of which no evaluation says what they are by chance."""
+RESULTS = ("top1", "agreement1", "feature_agreement", *WITHOUT_CHANCE)
 """The first of these that a run has is its result; what finds keypoints or masks has `ap`, too."""
 CHANCE = {key: metric.chance for key, metric in METRICS.items() if metric.chance}
 
@@ -114,7 +118,16 @@ def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float
 def near_chance(low: float, num_classes: int) -> bool:
     """Whether the lower end of a top-1's interval lies in the first 5 % of the way to 1."""
     chance = 1 / num_classes
-    return low <= chance + 0.05 * (1 - chance)
+    return low <= chance + NEAR * (1 - chance)
+
+
+def too_weak(scores: Sequence[float]) -> str | None:
+    """What is to be said beside a difference of scores that are all near 0, or None. By chance AP
+    and mIoU of many classes are about 0, so it is the share of `near_chance`: so early in training
+    a network's score says how far it came, not how good it becomes."""
+    if not scores or not max(scores) < NEAR:
+        return None
+    return f"all scores are below {100 * NEAR:g} %, too weak for a difference to mean anything"
 
 
 def too_few(count: int, num_classes: int) -> bool:

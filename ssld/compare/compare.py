@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssld.common.files import reading, write_atomically
-from ssld.common.metrics import CHANCE, COMPARED, METRICS
+from ssld.common.metrics import CHANCE, COMPARED, METRICS, WITHOUT_CHANCE, too_weak
 from ssld.common.paths import check_file
 from ssld.common.text_table import ABSENT, CELL, text_table
 from ssld.compare.config import CompareConfig
@@ -118,6 +118,16 @@ def warnings(runs: Sequence[SeenRun], differ: dict[str, Any]) -> dict[str, set[s
     return result
 
 
+def weak(summaries: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
+    """{sentence: metric} of what no run has learned enough of to be better than another."""
+    result: dict[str, set[str]] = {}
+    for key in WITHOUT_CHANCE:
+        scores = [run[f"{key}_best"] for run in summaries if run[f"{key}_best"] is not None]
+        if len(scores) > 1 and (caution := too_weak(scores)):
+            result[f"{METRICS[key].label}: {caution}."] = {key}
+    return result
+
+
 def no_results(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence for each run that has learned nothing."""
     return [
@@ -185,6 +195,7 @@ def compare(config: CompareConfig) -> None:
             [key, *(_shown(key, x[run.label]) if run.label in x else ABSENT for run in runs)]
             for key, x in differ.items()
         ]
+        warned |= weak(summaries)
         results = _results(summaries, set().union(*warned.values()))
         verdicts = [run["verdict"] or ABSENT for run in summaries]
         result = Comparison(runs, settings, results, verdicts, [*no_results(summaries), *warned])

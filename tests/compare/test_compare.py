@@ -140,6 +140,15 @@ def test_results_and_their_best(compare, tmp_path):
     assert "flat &lt;since&gt; 40; " + "long " * 30 in page
 
 
+@pytest.mark.parametrize(("scores", "weak"), [((0.02, 0.03), True), ((0.02, 0.4), False)])
+def test_the_better_of_two_weak_detectors_is_no_best(compare, tmp_path, scores, weak):
+    runs = [folder(tmp_path / f"{x}", logged=lines(ap=x)) for x in scores]
+    said, _, page = compare(*runs)
+    caution = "AP: all scores are below 5 %, too weak for a difference to mean anything."
+    assert (caution in said, caution in page) == (weak, weak)
+    assert any("*" in word for word in row(said, "AP best")) != weak
+
+
 def test_the_page_is_one_file_with_a_plot_for_each_metric(compare, tmp_path):
     a = folder(tmp_path / "a <1>", config(), logged=lines(knn=0.6))
     b = folder(tmp_path / "b", logged=[x for x in lines() if x["kind"] == "train"])

@@ -102,6 +102,10 @@ def test_all_stages_are_side_by_side(whole, scenes) -> None:
     settings = yaml.safe_load((whole / "student/config.yaml").read_text())
     assert settings["schedule"]["milestone_shares"] == [0.7, 0.9] and settings["init"] is None
     report = (whole / "report.html").read_text()
+    assert "<h1>Self-training of ttfnet on test_resnet with 4 unlabeled images</h1>" in report
+    for x in content["differences"]:
+        weak = max(stages[x["of"]]["score"], stages[x["less"]]["score"])
+        assert (x["caution"] is not None) == (1e-3 <= weak < 0.05)
     assert "student minus baseline" in report and 'href="labels/report.html"' in report
     assert "baseline, step 4: truth on the left" in report and "student, step 4" in report
     lines = [x for x in read_lines(whole / "student/metrics.jsonl") if x["kind"] == "train"]

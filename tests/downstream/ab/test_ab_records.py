@@ -220,6 +220,16 @@ def test_runs_that_learned_nothing_are_not_compared(tmp_path, scores, why):
     assert why in (tmp_path / "report.html").read_text()
 
 
+def test_a_difference_of_weak_networks_is_said_with_a_caution():
+    low = {place: [score / 25 for score in scores] for place, scores in FULL.items()}
+    caution = "all scores are below 5 %, too weak for a difference to mean anything"
+    weak = made(low)
+    assert f"points of top-1), but {caution}." in ab_report.markdown(weak)
+    assert ab.as_json(weak)["differences_b_less_a"]["tuned"]["caution"] == caution
+    assert caution not in ab_report.markdown(made(FULL))  # nor where one of the two is no weak one
+    assert caution not in ab_report.markdown(made({**FULL, (0, "tuned"): [0.02, 0.02, 0.03]}))
+
+
 def test_one_side_that_learned_nothing_is_a_difference():
     worse = made({**FULL, (0, "same"): [0.0, 0.0, 0.0]})
     assert worse.same is not None and worse.same.difference.verdict == "B better"
