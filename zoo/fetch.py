@@ -38,11 +38,20 @@ SECONDS = 60.0
 STEP_BYTES = 1 << 16
 ANSWER_BYTES = 1 << 26
 """Of an answer that is no file."""
+CONNECTIONS = 4
+"""Tries to connect after which a server that never was reached is not tried again: the client would
+sleep for 23 s at each file, and says nothing of it. One that was reached gets all its tries."""
+CONNECT_SECONDS = 10.0
+"""Of one such try, where nothing answers at all."""
 REQUESTS = 10_000
 """In one `watched` block: a list of files may go on for ever."""
 PACKED = 1000
 """How many times larger an answer may become when it is unpacked, which nobody asked for."""
 _OWN = ("huggingface.co", "hf.co")
+
+
+class NoConnection(errors.OfflineModeIsEnabled):
+    """What the client takes as a reason to look into its cache, and not for one to wait."""
 
 
 class Watch:
@@ -55,6 +64,9 @@ class Watch:
         self._problem = ""
         self._since: float | None = None
         self._moved = self._requests = 0
+        self._failed: int | None = 0
+        """Tries to connect that failed; None as soon as one did not."""
+        self._failure = ""
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -97,6 +109,8 @@ class Watch:
         self._requests += 1
         if self._requests > REQUESTS:
             raise InputError(f"{self.whose} was asked {REQUESTS:,} times and goes on: check it")
+        if (self._failed or 0) >= CONNECTIONS:
+            raise NoConnection(f"no connection in {self._failed} tries: {self._failure}")
         with self._lock:
             self._since = self._since or time.monotonic()
         timeout = request.extensions.get("timeout") or {}
@@ -105,14 +119,18 @@ class Watch:
             **request.extensions,
             "trace": self._trace,
             # later than the watch itself, which can say more
-            "timeout": {name: timeout.get(name) or 2 * SECONDS for name in names},
+            "timeout": {name: timeout.get(name) or 2 * SECONDS for name in names}
+            | {"connect": min(timeout.get("connect") or CONNECT_SECONDS, CONNECT_SECONDS)},
         }
         request.headers["Accept-Encoding"] = "identity"
         if isinstance(request.stream, httpx2.SyncByteStream):
             request.stream = _Counted(request.stream, self)
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
+        if event.endswith("connect_tcp.failed") and self._failed is not None:
+            self._failed, self._failure = self._failed + 1, str(info["exception"])
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._failed = None
             connection = info["return_value"].get_extra_info("socket")
             if connection is not None:
                 self._sockets.add(connection)

@@ -7,11 +7,13 @@ import collections
 import copy
 import pathlib
 import pickle
+import socket
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import hub_server
 import numpy as np
 import pytest
 import timm
@@ -299,6 +301,24 @@ def test_it_is_a_backbone_too(tmp_path, model):
     path = write(tmp_path / "plain.pth", model.state_dict())
     config = BackboneConfig(name="test_resnet", checkpoint=str(path))
     assert open_classifier(config).num_classes == 3
+
+
+def test_a_hub_that_is_not_reached_is_given_up_soon(monkeypatch, tmp_path):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        hub_server.talk_to(url, tmp_path, monkeypatch)
+        with pytest.raises(InputError) as error:
+            open_network("teacher", arch="hf-hub:nobody/nothing", pretrained=True)
+    assert slept == [1, 2]
+    assert str(error.value) == (
+        f"teacher.arch 'hf-hub:nobody/nothing' cannot be built ({url} gives no answer, no "
+        "connection in 4 tries: [Errno 111] Connection refused, and it is not in the cache "
+        f"{tmp_path / 'hub'}); give weights on disk as teacher.checkpoint, or check the name and "
+        "the network"
+    )
 
 
 def test_without_a_network_one_short_sentence(monkeypatch, tmp_path):
