@@ -20,7 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from downstream.dense.config import DownstreamConfig
 from downstream.dense.generated import ANNOTATIONS, IMAGES, MANIFEST, MASKS, TABLE
+from downstream.dense.sources import open_sources
+from downstream.detection.data.boxes import open_boxes
 from downstream.detection.data.keypoints import Keypoints
 from downstream.pseudo_label import boxes, masks
 from downstream.pseudo_label.annotate import annotate
@@ -58,6 +61,7 @@ from downstream.pseudo_label.teacher import (
     describe,
     open_teacher,
 )
+from downstream.segmentation.data.masks import open_masks
 from ssld.common.errors import attempt
 from ssld.common.files import locked
 from ssld.curate.sets.images import ImageSet
@@ -98,22 +102,28 @@ def pseudo_label(config: PseudoLabelConfig) -> None:
         _run(work, config, description, teacher, sets, labeled)
 
 
-def check_images(config: PseudoLabelConfig, task: str, class_names: list[str] | None) -> None:
+def check_images(config: PseudoLabelConfig, task: str, teacher: DownstreamConfig) -> None:
     """Refuse images that `pseudo_label` would refuse, before there is a network to annotate them;
     what is measured for that is kept. A set that is there is looked at by `pseudo_label`.
 
     Args:
-        config: with all sets named that are held out; where none is, the network's run will know
-            what it held out of its training sets, and `pseudo_label` refuses that.
-        class_names: the network's, if they are known.
+        config: with all sets named that are held out; where none is, the network's run will hold
+            some out of its training sets, the same as here.
+        teacher: settings of that run.
 
     Raises:
-        InputError: held-out images among those to annotate; too many that cannot be read.
+        InputError: held-out images among those to annotate; too many that cannot be read; sources
+            that the run would refuse.
     """
-    work = Work(Path(config.out))
-    if (work.out / MANIFEST).is_file() or not config.val:
+    work, data = Work(Path(config.out)), teacher.data
+    if (work.out / MANIFEST).is_file():
         return
-    val = open_val(config.val, None, task, class_names)
+    if config.val:
+        val = open_val(config.val, None, task, data.classes)
+    elif task == "segmentation":
+        val = open_sources(data, open_masks, teacher.seed).val
+    else:
+        val = open_sources(data, open_boxes, teacher.seed).val
     with _opened(work):
         reader = Reader(config.workers)
         sets = {"images": config.images, "val": cast("list[Source]", val)}

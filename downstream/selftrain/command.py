@@ -105,7 +105,7 @@ def check_unlabeled(recipe: Selftrain, main: bool) -> None:
     check(config)
     if main:
         print("unlabeled: looking for held-out images among them", flush=True)
-    check_images(config, recipe.task, recipe.configs["teacher"].data.classes)
+    check_images(config, recipe.task, recipe.configs["teacher"])
     open_processes().wait_for_everyone()
 
 

@@ -142,6 +142,19 @@ def test_held_out_images_are_refused_before_the_teacher_is_trained(scenes, tmp_p
     assert stages["baseline"] == stages["teacher"] and not (tmp_path / "run/out/baseline").exists()
 
 
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_what_will_be_held_out_is_refused_before_the_teacher_is_trained(
+    tmp_path, capsys, task
+):
+    many = make_scenes(tmp_path / "human", train=10, val=1)  # of fewer none is held out
+    tree = recipe(many, task, unlabeled=str(many / "images/train"))
+    for stage in ("teacher", "student"):
+        tree[stage].get("data", {}).pop("val", None)
+    assert main(["selftrain", write(tmp_path, tree), f"--out={tmp_path / 'out'}"]) == 2
+    assert "1 of 10 are held out for evaluation, too" in capsys.readouterr().err
+    assert not (tmp_path / "out/teacher").exists()
+
+
 class Killed(BaseException):
     pass
 
