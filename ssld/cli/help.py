@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 from ssld.cli.parse import build_parser
-from ssld.common.settings import IN_SHORT_HELP, Settings
+from ssld.common.settings import IN_SHORT_HELP, REFUSED, Settings
 
 
 def help_of(
@@ -33,10 +33,9 @@ def help_of(
         group.title = textwrap.fill(title, width)
     known = [name for name, _ in _settings(config_class)]
     shown = known if "all" in words else short_settings(config_class)
-    if len(shown) < len(known):
-        for action in parser._actions:
-            if action.dest not in (*shown, "help", "config"):
-                action.help = argparse.SUPPRESS
+    for action in parser._actions:
+        if action.dest not in (*shown, "help", "config"):
+            action.help = argparse.SUPPRESS
     given = [f"{x[:-1].upper()} ..." if x[-1] == "*" else x.upper() for x in positional]
     parser.usage = " ".join([prog, *given, "[--config F.yaml] [--NAME VALUE ...]"])
     left = len(known) - len(shown)
@@ -64,6 +63,8 @@ def _settings(config_class: Any, prefix: str = "") -> Iterator[tuple[str, Field[
     for x in fields(config_class):
         kind = kinds[x.name]
         if isinstance(kind, type) and issubclass(kind, Settings):
-            yield from _settings(kind, f"{prefix}{x.name}.")
+            group = f"{prefix}{x.name}."
+            refused = [f"{group}{name}" for name in x.metadata.get(REFUSED, ())]
+            yield from (y for y in _settings(kind, group) if y[0] not in refused)
         else:
             yield f"{prefix}{x.name}", x

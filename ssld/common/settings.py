@@ -143,3 +143,5 @@ Precision = Literal["fp32", "bf16", "fp16"]
 IN_SHORT_HELP = {"short_help": True}
 """Metadata of a field: `--help` shows it, as `--help all` shows every one. What must be given needs
 no such mark, nor do the fields of a command that marks none."""
+REFUSED = "refused"
+"""Key of the metadata of a group: names in it that the command refuses, and no help shows."""

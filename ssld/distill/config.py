@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from ssld.common.settings import (
     IN_SHORT_HELP,
+    REFUSED,
     Limits,
     NonNegativeFloat,
     PositiveFloat,
@@ -308,6 +309,9 @@ class BuildLabelsConfig(DistillConfig):
 class SupervisedConfig(LabelConfig):
     """`python -m ssld.supervised`: train with human labels, for teachers and honest baselines."""
 
+    data: DataConfig = field(
+        default_factory=DataConfig, metadata={REFUSED: ("unlabeled", "unlabeled_share")}
+    )
     student: StudentConfig = field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:

@@ -40,3 +40,11 @@ def test_help_wins_over_what_is_missing(words, capsys):
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: ssld {words[0]} ") and "more settings" not in said
+
+
+def test_what_a_command_refuses_is_in_no_help():
+    helps = {name: help_of(f"ssld {name}", CLASSES[name], (), ["all"]) for name in CLASSES}
+    names = ("distill", "supervised", "finetune")
+    shown = [name for name in names if "--data.unlabeled" in helps[name]]
+    assert shown == ["distill", "finetune"]
+    assert "--data.labeled " in helps["supervised"] and "--data.holdout " in helps["supervised"]
