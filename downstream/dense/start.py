@@ -36,6 +36,7 @@ from ssld.data.sampling import Order
 from ssld.engine.optimizer import build_optimizer
 from ssld.engine.processes import check_launcher, open_accelerator
 from ssld.engine.start import Run, require_divisible, start
+from ssld.models.image_size import size_advice
 from zoo.release import sha256_of
 
 Builder = Callable[[Backbone, int], nn.Module]
@@ -273,9 +274,11 @@ def _macs(
             call(torch.zeros(1, *size, 3, dtype=torch.uint8))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = one_line(error, 200)
+        backbone = network.backbone
+        advice = size_advice(backbone.architecture, backbone.args, size)
         raise InputError(
             f"the network does not run on images of {size[1]} x {size[0]} px ({reason}); set "
-            f"another size in `{setting}`"
+            f"another size in `{setting}`{advice.replace('`args', '`backbone.args')}"
         ) from error
     finally:
         network.train(training)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssld.common.errors import InputError
 from ssld.models.class_titles import class_titles
+from ssld.models.image_size import size_advice
 
 LARGEST = 1e30
 """Of a mean, and of a deviation's inverse: what is computed from pixels stays finite in float32."""
@@ -230,9 +231,11 @@ class Classifier(ImageModel):
             if classes and tuple(logits.shape) != (len(images), classes):
                 raise ValueError(f"its answer is {tuple(logits.shape)}")
         except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            args = getattr(self.model, "_model_args", {})
+            advice = size_advice(self.architecture or "", args, (self.input_size, self.input_size))
             raise InputError(
-                f"{self.architecture} does not run on images of "
-                f"{self.input_size} px ({error}); set another size or `args`"
+                f"{self.architecture} does not run on images of {self.input_size} px ({error}); "
+                f"set another size{advice or ', or other `args`'}"
             ) from error
         finally:
             self.model.train(training)
