@@ -10,7 +10,6 @@ OUT/report.html    the same, with the scores over the share of the labels
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from downstream.methods.analysis import analyse, as_json

@@ -91,9 +91,8 @@ def summary(selection: Selection, images: int) -> str:
     thresholds = f"threshold of scores {scores[0]}"
     if len(scores) > 1:
         thresholds = f"thresholds of scores {scores[0]} to {scores[-1]} by class"
-    return (
-        f"{selection.kept:,} annotations of {images:,} images, {thresholds}"
-        + (f"; none in {selection.empty:,} of them" if selection.empty else "")
+    return f"{selection.kept:,} annotations of {images:,} images, {thresholds}" + (
+        f"; none in {selection.empty:,} of them" if selection.empty else ""
     )
 
 

@@ -77,6 +77,8 @@ class Progress:
         self.kept: list[Forward] = []
         self.started = self.saved = time.monotonic()
         self.peak_refuted = False
+        self.rate_name = "img_s"
+        """Of `images_per_second` in the bar."""
 
     def __enter__(self) -> Progress:
         accelerator, trackers = self.run.accelerator, self.run.config.trackers
@@ -170,6 +172,9 @@ class Progress:
                 if run.accelerator.is_main_process:  # the whole log at each line would take long
                     self.unreadables.append(new)
             self.unreadables.merge(new)
+        counted = (step - self.steps_logged) * run.config.batch_size // run.world_size
+        if sum(len(x.weight) for x in self.kept) > counted:  # unlabeled images, or of classes
+            self.rate_name = "labeled_img_s"
         terms = {name: x / max(images, 1) for name, x in zip(names, sums, strict=True)}
         line = {
             "kind": "train",
@@ -251,9 +256,9 @@ class Progress:
         self.run.accelerator.log(_scalars(line), step=line["step"])
         if line["kind"] == "train":
             self.bar.set_postfix(
+                {self.rate_name: f"{line['images_per_second']:.0f}"},
                 loss=f"{line['loss']:.4f}",
                 lr=f"{line['lr']:.3g}",
-                img_s=f"{line['images_per_second']:.0f}",
                 data_wait=f"{line['data_wait_percent']:.0f}%",
                 refresh=False,
             )

@@ -1,4 +1,4 @@
-"""Networks that take images of one size alone, as timm builds them: what makes them take another."""
+"""Networks that take images of one size alone, as timm builds them, and what mends that."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -45,8 +47,9 @@ def words(scenes: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def run(scenes, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sed") / "run"
-    with pictures.drawn():
+    with pictures.drawn(), contextlib.redirect_stderr(io.StringIO()) as said:
         assert main(words(scenes, out)) == 0
+    assert "labeled_img_s=" in said.getvalue()  # not all that a step sees
     return out
 
 

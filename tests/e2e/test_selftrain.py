@@ -137,15 +137,15 @@ def test_held_out_images_are_refused_before_the_teacher_is_trained(scenes, tmp_p
     copy.unlink()
     words += ["--teacher.steps=1", "--student.steps=1", "--baseline=true"]
     assert main(words) == 0  # the teacher is the baseline, which no run repeats
+    said = capsys.readouterr().err
+    assert " img_s=" in said and "labeled_img_s" not in said
     stages = json.loads((tmp_path / "run/out/selftrain.json").read_text())["stages"]
     assert list(stages) == ["teacher", "baseline", "student"]
     assert stages["baseline"] == stages["teacher"] and not (tmp_path / "run/out/baseline").exists()
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_what_will_be_held_out_is_refused_before_the_teacher_is_trained(
-    tmp_path, capsys, task
-):
+def test_what_will_be_held_out_is_refused_before_the_teacher_is_trained(tmp_path, capsys, task):
     many = make_scenes(tmp_path / "human", train=10, val=1)  # of fewer none is held out
     tree = recipe(many, task, unlabeled=str(many / "images/train"))
     for stage in ("teacher", "student"):
