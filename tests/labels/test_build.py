@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import signal
 from functools import partial
@@ -72,9 +73,12 @@ def test_ten_lines_of_numpy_read_them(labels, monkeypatch, colours, teacher12):
     assert number == expected.argmax() and np.isclose(probability, np.exp(expected.max()), 1e-2)
 
 
-def test_bytes_per_view(tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "least", "most"),
+    [((4096, 16), 42, 43.5), ((100, 4), 44, 46), ((20, 2), 64, 66)],  # docs/labels.md
+)
+def test_bytes_per_view(tmp_path, shape, least, most):
     rng = np.random.default_rng(0)
-    shape = (4096, 16)
     shard = files.write_shard(
         tmp_path,
         "train",
@@ -88,12 +92,12 @@ def test_bytes_per_view(tmp_path):
         [[0, 0, "0" * 32]] * 4,
     )
     files.write_index(tmp_path, {"train": [shard], "val": []})
-    names = [f"train/n{i % 9:08d}/n{i % 9:08d}_{i}.JPEG" for i in range(4096)]
+    names = [f"train/n{i % 9:08d}/n{i % 9:08d}_{i}.JPEG" for i in range(shape[0])]
     lines = "".join(json.dumps([name, 90_000 + i]) + "\n" for i, name in enumerate(names))
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     size += len(gzip.compress(lines.encode()))
     assert files.bytes_per_view(10, 1000) == 42
-    assert 42 < size / (4096 * 16) < 43.5
+    assert least < size / math.prod(shape) < most
 
 
 def test_many_classes_take_more_bytes():
