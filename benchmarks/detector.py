@@ -245,6 +245,7 @@ def require_same(trainer: Trainer, network: FasterRCNN, ours: Any, theirs: Any) 
         torch.manual_seed(0)  # of the anchors that are drawn
         with torch.no_grad():
             model.train()
+            network.transform.eval()  # it would draw a size, too, of one
             both.append({key: float(x.mean()) for key, x in call().items()})
     for name, its in (("objectness", "loss_objectness"), ("proposals", "loss_rpn_box_reg")):
         pair = both[0][name], both[1][its]
@@ -286,20 +287,24 @@ def target_of(boxes: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def until(done: Callable[[], bool], words: list[str], log: Path) -> float:
-    """CPU seconds that a command took until it was done, or had ended; then it is stopped."""
+    """CPU seconds that a command took until it was done, and is stopped, or until its end.
+
+    Raises:
+        SystemExit: it failed, with what it said.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, *words], stdout=output, stderr=output)
-    while process.poll() is None and not done():
+    while process.poll() is None:
+        if done():
+            spent = psutil.Process(process.pid).cpu_times()
+            process.kill()
+            process.wait()
+            return spent.user + spent.system
         time.sleep(0.05)
-    spent = psutil.Process(process.pid).cpu_times() if process.poll() is None else None
-    process.kill()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if spent is not None:
-        return spent.user + spent.system
     if process.returncode:
         raise SystemExit(log.read_text())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -307,8 +312,7 @@ def compare_starts(given: argparse.Namespace, folder: Path) -> None:
     """Print the seconds that both take from their beginning to a step."""
     lines = folder / "run" / "metrics.jsonl"
     command = ["-m", "ssld", "detection", "--config", str(folder / "run.json"), "--overwrite"]
-    options = [word for word in sys.argv[1:] if word != "--bare"]
-    script = [__file__, *options, "--bare", str(folder)]
+    script = [__file__, *sys.argv[1:], "--bare", str(folder)]
     rounds = []
     for _ in range(given.rounds):
         shutil.rmtree(folder / "run", ignore_errors=True)
