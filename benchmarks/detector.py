@@ -9,10 +9,11 @@ In one process, on the same images in memory, alternating: (a) ssld's own step
 (`ssld.engine.trainer.Trainer.train_step`, with its log line every 10 steps); (b) a bare loop:
 torchvision's `FasterRCNN` with its `GeneralizedRCNNTransform`, and what `references/detection` does
 in a step, SGD and the look at the loss included. Backbone, pyramid, weights, frozen batch norm,
-trained layers, sizes, padding and draws are the same, so that the losses of the anchors must be.
-Reported: the median of a : b over rounds. With `--start N` both begin as processes of their own and
-stop after N steps on JPEGs: (a) `ssld detection`, (b) this file with `--bare`. Seconds are of CPU
-time, into which other processes do not enter; of steps on a GPU, of its clock.
+trained layers, sizes and padding are the same, so that the losses of the anchors must be, where
+the same ones are drawn. Reported: the median of a : b over rounds. With `--start N` both begin as
+processes of their own, on JPEGs: (a) `ssld detection` until its line of step N, (b)
+`benchmarks/bare_detector.py` of N steps. Seconds are of CPU time, into which other processes do not
+enter; of steps on a GPU, of its clock.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,12 @@ import psutil
 import timm
 import torch
 import torchvision
+from bare_detector import ANCHORS, LABELS, LR, bare_network, bare_step
 from measure import machine, parser, seconds, show
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from downstream.dense.start import open_processes
 from downstream.detection.command import model_for, run_of, sources_of
@@ -58,9 +55,7 @@ from ssld.cli.parse import parse
 from ssld.engine.progress import Progress
 from ssld.engine.trainer import Trainer
 
-IMAGES, LABELS, BOXES, LR = 6, 3, 12, 0.01
-ANCHORS = [13, 26, 51, 102, 205]
-"""Sides in px of the five levels, for images of 320 px."""
+IMAGES, BOXES = 6, 12
 
 
 def arguments() -> argparse.Namespace:
@@ -76,7 +71,6 @@ def arguments() -> argparse.Namespace:
     words.add_argument("--steps", type=int, default=2, help="steps of one timed round")
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--start", type=int, default=0, metavar="N", help="command to step N")
-    words.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     return words.parse_args()
 
 
@@ -129,46 +123,6 @@ def settings(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Pyramid(nn.Module):
-    """A backbone with its pyramid, as torchvision wants one."""
-
-    def __init__(self, backbone: nn.Module, pyramid: nn.Module, out_channels: int) -> None:
-        super().__init__()
-        self.backbone, self.pyramid, self.out_channels = backbone, pyramid, out_channels
-
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.backbone(images)
-        return self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(maps)))
-
-
-def bare_network(backbone: Any, pyramid: nn.Module, given: argparse.Namespace) -> FasterRCNN:
-    """torchvision's own detector, with random weights but for the backbone and the pyramid."""
-    return FasterRCNN(
-        Pyramid(backbone, pyramid, given.width),
-        min_size=given.size, max_size=1333, image_mean=backbone.mean, image_std=backbone.std,
-        rpn_anchor_generator=AnchorGenerator(tuple((x,) for x in ANCHORS), ((0.5, 1.0, 2.0),) * 5),
-        box_head=TwoMLPHead(given.width * 49, given.head),
-        box_predictor=FastRCNNPredictor(given.head, LABELS + 1),
-        box_batch_size_per_image=given.proposals,
-    )  # fmt: skip
-
-
-def bare_step(network: FasterRCNN) -> Callable[[list[Tensor], list[dict[str, Tensor]]], None]:
-    """What `references/detection/engine.py` does with a batch."""
-    trained = [x for x in network.parameters() if x.requires_grad]
-    optimizer = torch.optim.SGD(trained, LR, momentum=0.9, weight_decay=1e-4)
-
-    def step(images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-        network.train()
-        loss = sum(network(images, targets).values())
-        assert math.isfinite(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
 def floats(image: Tensor) -> Tensor:
     """uint8 [h, w, 3] -> float32 [3, h, w] in 0..1, as `references/detection/presets.py` does."""
     return image.permute(2, 0, 1).contiguous().float() / 255
@@ -199,7 +153,8 @@ def our_step(given: argparse.Namespace, folder: Path) -> tuple[Callable[[], None
 def same_network(trainer: Trainer, given: argparse.Namespace) -> FasterRCNN:
     """torchvision's detector with the weights of ours."""
     ours: Any = copy.deepcopy(trainer.student.model).to(memory_format=torch.contiguous_format)
-    network = bare_network(ours.backbone, ours.pyramid, given)
+    widths = (given.size, given.width, given.head, given.proposals)
+    network = bare_network(ours.backbone, ours.pyramid, *widths)
     network.rpn.head.load_state_dict(ours.rpn.head.state_dict())
     for part in ("box_head", "box_predictor"):
         own = getattr(network.roi_heads, part)
@@ -253,39 +208,6 @@ def require_same(trainer: Trainer, network: FasterRCNN, ours: Any, theirs: Any) 
     print("losses:", *both, sep="\n  ")
 
 
-def bare_script(given: argparse.Namespace, folder: Path) -> None:
-    """What one would write by hand: boxes by json, JPEGs by Pillow, `given.start` steps."""
-    from torchvision.transforms.functional import to_tensor  # only here: (a) does without
-
-    torch.set_num_threads(1)
-    backbone = timm.create_model(given.backbone, features_only=True, out_indices=(1, 2, 3, 4))
-    weights = load_file(folder / "backbone.safetensors")
-    backbone.load_state_dict({k: x for k, x in weights.items() if k in backbone.state_dict()})
-    cfg = backbone.default_cfg
-    backbone.mean, backbone.std = cfg["mean"], cfg["std"]
-    pyramid = FeaturePyramidNetwork(
-        backbone.feature_info.channels(), given.width, LastLevelMaxPool()
-    )
-    step = bare_step(bare_network(backbone, pyramid, given))
-    content = json.loads((folder / "boxes.json").read_text())
-    of_image: dict[int, list[dict[str, Any]]] = {}
-    for box in content["annotations"]:
-        of_image.setdefault(box["image_id"], []).append(box)
-    images = itertools.cycle(content["images"])
-    for _ in range(given.start):
-        chosen = list(itertools.islice(images, given.batch))
-        pixels = [to_tensor(Image.open(folder / "images" / x["file_name"])) for x in chosen]
-        boxes = [of_image[x["id"]] for x in chosen]
-        step(pixels, [target_of(x) for x in boxes])
-
-
-def target_of(boxes: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Of one image, as torchvision wants them."""
-    corners = torch.tensor([x["bbox"] for x in boxes])
-    corners[:, 2:] += corners[:, :2]
-    return {"boxes": corners, "labels": torch.tensor([x["category_id"] for x in boxes])}
-
-
 def until(done: Callable[[], bool], words: list[str], log: Path) -> float:
     """CPU seconds that a command took until it was done, and is stopped, or until its end.
 
@@ -312,7 +234,9 @@ def compare_starts(given: argparse.Namespace, folder: Path) -> None:
     """Print the seconds that both take from their beginning to a step."""
     lines = folder / "run" / "metrics.jsonl"
     command = ["-m", "ssld", "detection", "--config", str(folder / "run.json"), "--overwrite"]
-    script = [__file__, *sys.argv[1:], "--bare", str(folder)]
+    numbers = (given.batch, given.size, given.width, given.head, given.proposals, given.start)
+    file = str(Path(__file__).with_name("bare_detector.py"))
+    script = [file, str(folder), given.backbone, *map(str, numbers)]
     rounds = []
     for _ in range(given.rounds):
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -326,9 +250,6 @@ def compare_starts(given: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     given = arguments()
-    if given.bare:
-        bare_script(given, given.bare)
-        return
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
