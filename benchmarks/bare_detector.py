@@ -29,7 +29,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms.functional import to_tensor
 
-LABELS, LR = 3, 0.01
+LABELS, LR = 3, 1e-5
 ANCHORS = [13, 26, 51, 102, 205]
 """Sides in px of the five levels, for images of 320 px."""
 

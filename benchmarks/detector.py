@@ -184,6 +184,8 @@ def compare_steps(given: argparse.Namespace, folder: Path) -> None:
         a = seconds(lambda: [ours() for _ in range(given.steps)]) / given.steps
         b = seconds(lambda: [step(*next(endless)) for _ in range(given.steps)]) / given.steps
         rounds.append((a, b, a / b))
+    for model in (trainer.student, network):  # untrained networks with frozen batch norm diverge
+        assert all(x.isfinite().all() for x in model.parameters()), "lower LR"
     medians = [statistics.median(x) for x in zip(*rounds[1:], strict=True)]
     head = ["batch", "ssld, s a step", "bare loop, s a step", "ssld : bare"]
     show(head, [[str(given.batch), *(f"{x:.3f}" for x in medians)]])
