@@ -180,7 +180,7 @@ def test_an_early_signal_says_resume_where_that_is_an_option(stop, monkeypatch, 
         assert said.endswith(f"{how}\n") and said.count("\n") == 1, name
 
 
-@pytest.mark.parametrize("command", ["distill", "supervised", "evaluate", "plan", "bench"])
+@pytest.mark.parametrize("command", ["distill", "supervised", "evaluate", "bench"])
 def test_without_arguments(command, capsys):
     from ssld.__main__ import main
 
