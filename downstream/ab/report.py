@@ -244,7 +244,7 @@ def _percent(curve: Sequence[Point]) -> list[tuple[float, float]]:
 def forest(analysis: Analysis) -> Figure:
     """The differences with their intervals, one comparison a line."""
     rows = judged(analysis)
-    figure = Figure(figsize=(8.4, 1.3 + 0.75 * len(rows)), layout="constrained")
+    figure = plots.figure_of(figsize=(8.4, 1.3 + 0.75 * len(rows)), layout="constrained")
     plot = plots.axes(figure, f"B less A, points of {analysis.label}: right of 0, B is better")
     plot.axvline(0, color=plots.GREY, lw=1)
     for row, (_, one) in enumerate(rows):

@@ -115,7 +115,7 @@ def write_report(analysis: Analysis, path: Path) -> None:
 
 def figure(analysis: Analysis) -> Figure:
     """Mean and standard deviation over seeds."""
-    drawn = Figure(figsize=(6.4, 3.8), layout="constrained")
+    drawn = plots.figure_of(figsize=(6.4, 3.8), layout="constrained")
     plot = plots.axes(drawn, "share of the labels, %")
     plot.set_ylabel(f"{analysis.label} on held-out images, %", fontsize=9)
     names = dict.fromkeys(row.method for row in analysis.rows)

@@ -21,9 +21,9 @@ from downstream.pseudo_label.teacher import Description
 from downstream.pseudo_label.thresholds import Threshold
 from ssld.common.errors import InputError
 from ssld.common.files import read_object, write_atomically
+from ssld.common.packages import versions
 from ssld.curate.context import key
 from ssld.curate.sets.images import ImageSet
-from ssld.engine.run_folder import versions
 from zoo.release import sha256_of
 
 FORMAT = 1

@@ -51,7 +51,7 @@ def draw(summary: Summary, axis: Axis) -> Figure:
     metric = next(x for x in RESULTS if x in {metric for _, metric in measured})
     stages = [stage for stage, x in measured if x == metric]
     lines, title = lines_of(summary, axis, stages, metric)
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = plots.figure_of(figsize=(7.2, 4.2), layout="constrained")
     plot = plots.axes(figure, axis.name)
     plot.set_ylabel(f"{METRICS[metric].label} on held-out images, %")
     _set_ticks(plot, axis)

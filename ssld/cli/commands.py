@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from ssld.common.errors import InputError
+from ssld.common.packages import what_is_missing
+
 if TYPE_CHECKING:
     from ssld.engine.config import LoopConfig
 
@@ -335,7 +338,17 @@ def stage_of(name: str) -> tuple[type[LoopConfig], Callable[[Any], object]]:
 
 
 def work_of(command: Command, config: Any) -> Any:
-    """Check the settings, then import the command's work and do it."""
-    if command.check:
-        config = resolve_name(command.check)(config, **command.options) or config
-    return resolve_name(command.work)(config, **command.options)
+    """Check the settings, then import the command's work and do it.
+
+    Raises:
+        InputError: a package that it needs is not installed.
+    """
+    try:
+        if command.check:
+            config = resolve_name(command.check)(config, **command.options) or config
+        return resolve_name(command.work)(config, **command.options)
+    except ModuleNotFoundError as error:
+        missing = what_is_missing(error)
+        if missing is None:
+            raise
+        raise InputError(f"this needs a package that {missing}") from error

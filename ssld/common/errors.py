@@ -8,6 +8,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 from tqdm import tqdm
 
+from ssld.common.packages import say_left_out, what_is_missing
 from zoo.errors import InputError, did_you_mean, one_line
 
 __all__ = ["InputError", "Interrupted", "RunFailed", "did_you_mean", "one_line"]
@@ -44,6 +45,12 @@ def attempt(what: str, make: Callable[[], Markup | None]) -> Markup:
     except Exception as error:
         if {getattr(x, "errno", None) for x in (error, error.__cause__)} & DISK_FULL:
             raise
+        missing = what_is_missing(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing:  # a setting of the environment, not a fault: said once, of all
+            say_left_out(str(error.name).partition(".")[0], "pages have no pictures")
+            return Markup('<p class="note">{}: {}.</p>').format(
+                what[:1].upper() + what[1:], missing
+            )
         lines = str(error).split("\n")[0][:300]
         message = f"{what} could not be made ({type(error).__name__}: {lines})"
         tqdm.write(f"warning: {message}; everything else goes on", file=sys.stderr)

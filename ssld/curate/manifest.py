@@ -13,6 +13,7 @@ from typing import Any
 
 from ssld.common.errors import InputError
 from ssld.common.files import read_object, write_atomically
+from ssld.common.packages import versions
 from ssld.curate.context import Work
 from ssld.curate.folder import settings
 from ssld.curate.near_duplicates.matching import RULE_VERSION
@@ -20,7 +21,6 @@ from ssld.curate.near_duplicates.search import Examination
 from ssld.curate.select.score import Scorer
 from ssld.curate.select.select import KEPT, Outcome
 from ssld.curate.sets.index import Index, exact_duplicates
-from ssld.engine.run_folder import versions
 
 MANY_HITS = 50
 """A reference image with so many near-duplicates is more likely a logo, a blank page or lettering

@@ -21,10 +21,14 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from ssld.common.errors import Interrupted, one_line
+
+try:
+    import simplejpeg
+except ModuleNotFoundError:  # Pillow reads them, too, with other pixels where its libjpeg differs
+    simplejpeg = None
 
 MAX_PIXELS = 400_000_000
 """Larger images are taken for decompression bombs."""
@@ -72,7 +76,9 @@ def decode(data: bytes, reduce: int = 1) -> np.ndarray:
     Raises:
         Unreadable: empty, truncated, damaged or not an image.
     """
-    if data[:2] == b"\xff\xd8" and _jpeg_header(data)[2] in ("YCbCr", "Gray"):
+    if simplejpeg is None:
+        pixels = _decode_any(data, reduce)
+    elif data[:2] == b"\xff\xd8" and _jpeg_header(data)[2] in ("YCbCr", "Gray"):
         pixels = _decode_jpeg(data, reduce)
     else:
         pixels = _decode_any(data)
@@ -81,7 +87,7 @@ def decode(data: bytes, reduce: int = 1) -> np.ndarray:
 
 def _stored_size(data: bytes) -> tuple[int, int]:
     """Height and width in px as they are stored; of a file or of its beginning."""
-    if data[:2] == b"\xff\xd8":
+    if simplejpeg is not None and data[:2] == b"\xff\xd8":
         height, width, _ = _jpeg_header(data)
         _refuse_bomb(height, width)
         return height, width
@@ -116,10 +122,12 @@ def _decode_jpeg(data: bytes, reduce: int) -> np.ndarray:
         raise Unreadable(_reason(data, error)) from error
 
 
-def _decode_any(data: bytes) -> np.ndarray:
+def _decode_any(data: bytes, reduce: int = 1) -> np.ndarray:
     with _decoding(data), _open(data) as image:
-        stated = image.size
         _refuse_dense(image.height, image.width, data)
+        if reduce > 1 and image.format == "JPEG" and image.mode in ("L", "RGB"):
+            image.draft(None, (max(1, image.width // reduce), max(1, image.height // reduce)))
+        stated = image.size
         image.load()
         if image.size != stated:  # icons hold images of other sizes than they say
             (w, h), (width, height) = stated, image.size

@@ -7,11 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from tqdm import tqdm
 
 from ssld.common.errors import InputError
@@ -29,8 +26,7 @@ from ssld.data.storage import (
     list_files,
     read_all,
 )
-
-pc: Any = pyarrow.compute  # whose functions are made when it is imported
+from ssld.data.texts import Texts
 
 EXTENSIONS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
@@ -77,8 +73,7 @@ class FolderSource:
                 f"{path}: no image in this folder{f' (it has {left})' if left else ''}: put some "
                 f"there, or name another; images end in {', '.join(sorted(EXTENSIONS))}"
             )
-        # Arrow strings, not a Python list: loader processes share the memory, also for millions.
-        self._names = pa.array(names, pa.large_string())
+        self._names = Texts(names)
         classes = {name.split("/", 1)[0] for name in names if "/" in name}
         self.class_names = class_order(classes) or None
 
@@ -86,7 +81,7 @@ class FolderSource:
         return len(self._names)
 
     def sample_id(self, i: int) -> str:
-        return self._names[i].as_py()
+        return self._names[i]
 
     def location(self, i: int) -> str:
         return os.path.join(self.path, self.sample_id(i))
@@ -99,7 +94,7 @@ class FolderSource:
         return folder if slash else None
 
     def labeled(self) -> np.ndarray:
-        return pc.match_substring(self._names, "/").to_numpy(zero_copy_only=False)
+        return self._names.have("/")
 
     def size(self, i: int) -> int | None:
         size = int(self.sizes()[i])
@@ -115,9 +110,9 @@ class FolderSource:
         """What another process found, so that this one need not ask."""
         self._sizes = sizes
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        sizes = self.sizes()[rows]
-        return self._names.take(pa.array(rows)), pa.array(sizes, mask=sizes == _UNKNOWN)
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+        sizes = [None if size == _UNKNOWN else size for size in self.sizes()[rows].tolist()]
+        return self._names.take(rows), sizes
 
     def read(self, i: int) -> bytes:
         data = read_all(self.location(i))
@@ -128,12 +123,12 @@ class FolderSource:
         return data
 
 
-def _sizes(folder: str, names: pa.Array) -> np.ndarray:
+def _sizes(folder: str, names: Texts) -> np.ndarray:
     """int64 [n]: bytes of each file, asked for by threads where the disk is slow to answer."""
     root, sizes = os.path.join(folder, ""), np.empty(len(names), np.int64)
 
     def ask(first: int) -> int:
-        part = names.slice(first, _ASKED).to_pylist()
+        part = names.take(np.arange(first, min(first + _ASKED, len(names))))
         sizes[first : first + len(part)] = [_size(root + name) for name in part]
         return len(part)
 

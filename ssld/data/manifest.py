@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ssld.common.errors import InputError, one_line
-from ssld.data.columns import Columns, find_columns, inner, read_labels, whole
+from ssld.data.columns import Columns, find_columns, inner, read_labels, texts_at, whole
 from ssld.data.labels import class_names, class_order
+from ssld.data.patterns import TABLES
 from ssld.data.source import Account, Indirect, Source
 from ssld.data.storage import Address, absolute, is_remote, read_all, read_range, stamp
 from ssld.data.table_file import (
-    ENDINGS,
     Blobs,
     TableFile,
     opened,
@@ -193,7 +193,7 @@ class ManifestSource:
         """
         for number in np.flatnonzero(last != _NULL).tolist():
             path, row = absolute(self._resolved(number)), int(last[number])
-            if not path.lower().endswith((*ENDINGS, ".zip")):
+            if not path.lower().endswith((*TABLES, ".zip")):
                 raise InputError(
                     f"{self.path}: {path} has an offset but no size; give both, or neither for "
                     "the whole file"
@@ -250,12 +250,12 @@ class ManifestSource:
     def size(self, i: int) -> int | None:
         return self._range(i)[1]
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        ids = whole(self._ids).take(pa.array(rows))
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+        ids = texts_at(self._ids, rows)
         if self._places is None:
-            return ids, pa.nulls(len(rows), pa.int64())
-        _, offsets, sizes = self._places[rows].T
-        return ids, pa.array(sizes, mask=(sizes == _NULL) | (offsets == _NULL))
+            return ids, [None] * len(rows)
+        places = self._places[rows, 1:].tolist()
+        return ids, [None if _NULL in place else place[1] for place in places]
 
     def read(self, i: int) -> bytes:
         if self._has_bytes:
@@ -316,9 +316,7 @@ class TableSource(Indirect):
         return class_names(named)
 
     def _check_ids(self) -> None:
-        rows = [np.arange(len(file)) for file in self.files]
-        listed = zip(self.files, rows, strict=True)
-        ids = pa.chunked_array([file.listed(numbers)[0] for file, numbers in listed])
+        ids = pa.chunked_array([whole(file._ids) for file in self.files])
         if len(ids.unique()) < len(ids):
             seen = ids.value_counts()
             again = next(x for x in seen if x["counts"].as_py() > 1)["values"].as_py()
@@ -338,17 +336,15 @@ class TableSource(Indirect):
     def labeled(self) -> np.ndarray:
         return np.concatenate([file.labeled() for file in self.files])
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
         numbers = np.searchsorted(self._ends, rows, side="right")
-        ids, sizes, order = [], [], []
+        ids, sizes = [""] * len(rows), [None] * len(rows)
         for number in np.unique(numbers).tolist():
             at, file = np.flatnonzero(numbers == number), self.files[number]
             some_ids, some_sizes = file.listed(rows[at] - int(self._ends[number]) + len(file))
-            ids.append(some_ids)
-            sizes.append(some_sizes)
-            order.append(at)
-        back = pa.array(np.argsort(np.concatenate(order)))
-        return pa.concat_arrays(ids).take(back), pa.concat_arrays(sizes).take(back)
+            for i, name, size in zip(at.tolist(), some_ids, some_sizes, strict=True):
+                ids[i], sizes[i] = name, size
+        return ids, sizes
 
 
 def open_tables(path: str, files: Sequence[str]) -> ManifestSource | TableSource:

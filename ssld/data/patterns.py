@@ -12,6 +12,10 @@ from collections.abc import Iterable
 from ssld.common.errors import InputError
 from ssld.data.storage import is_hidden, is_remote, match_files
 
+TABLES = (".parquet", ".arrow")
+LISTS = (".csv", ".tsv", ".txt")
+"""Endings of files that name or hold images."""
+
 MAX_FILES = 1_000_000
 """Files that braces may name."""
 

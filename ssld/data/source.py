@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from ssld.data.decode import Unreadable, image_size
 from ssld.data.sampling import permutation
@@ -132,8 +131,8 @@ class Source(Images, Protocol):
         """bool [n]: whether each image has a label."""
         ...
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        """Ids and sizes (int64, null where unknown) of `rows`, int64 [n], at once."""
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+        """Ids and sizes (None where unknown) of `rows`, int64 [n], at once."""
         ...
 
     def read(self, i: int) -> bytes:
@@ -214,7 +213,7 @@ class Subset(Indirect):
     def labeled(self) -> np.ndarray:
         return self.source.labeled()[self._indices(np.arange(len(self)))]
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
         return self.source.listed(self._indices(rows))
 
 

@@ -8,13 +8,16 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ssld.common.errors import InputError
+from ssld.common.packages import is_installed, say_left_out
 from ssld.common.streams import aside
 from ssld.data.folder import EXTENSIONS, FolderSource, list_folder
-from ssld.data.manifest import open_tables, rows_of
 from ssld.data.patterns import (
+    LISTS,
+    TABLES,
     choose,
     expand,
     file_split,
@@ -33,11 +36,6 @@ from ssld.data.storage import (
     read_all,
     read_range,
 )
-from ssld.data.table_file import ENDINGS as TABLES
-from ssld.data.table_file import tables_among
-from ssld.data.tar import ShardSource
-from ssld.data.text_list import ENDINGS as LISTS
-from ssld.data.text_list import ListSource
 from ssld.data.zip_archive import ZipSource
 
 
@@ -67,17 +65,17 @@ def _open(path: str) -> Source:
     chained = is_remote(base) and "." in split  # zip://x::archive.zip
     if colons and not os.path.exists(path) and not chained:
         if base.lower().endswith(LISTS):
-            return ListSource(path, base, os.path.expanduser(split))
+            return _list(path, base, os.path.expanduser(split))
         if base.lower().endswith(".zip"):
             return ZipSource(path, base, split)
         if "/" not in split:
             return _open_split(base, split)
     if not is_folder and lower.endswith(TABLES):
-        return open_tables(path, _of_one_split(path))
+        return _tables(path, _of_one_split(path))
     if not is_folder and lower.endswith(".tar"):
-        return ShardSource(path, _of_one_split(path))
+        return _shards(path, _of_one_split(path))
     if not is_folder and not is_pattern(path) and lower.endswith((*LISTS, ".zip")) and not chained:
-        return ZipSource(path, path) if lower.endswith(".zip") else ListSource(path, path)
+        return ZipSource(path, path) if lower.endswith(".zip") else _list(path, path)
     if is_remote(path):
         return _open_folder(path)
     images = {} if is_folder else _image_files(path)
@@ -138,7 +136,7 @@ def _open_folder(path: str) -> Source:
     shards = [name for name in entries if name.lower().endswith(".tar")]
     if shards:
         refuse_split_files(path, shards)
-        source = ShardSource(path, [f"{path.rstrip('/')}/{name}" for name in shards])
+        source = _shards(path, [f"{path.rstrip('/')}/{name}" for name in shards])
         for name in entries:
             if name not in shards:
                 is_folder = files is None and os.path.isdir(os.path.join(path, name))
@@ -151,7 +149,7 @@ def _open_folder(path: str) -> Source:
         if tables:
             _refuse_saved_splits(path, entries)
             refuse_split_files(path, tables)
-            return open_tables(path, [f"{path.rstrip('/')}/{name}" for name in tables])
+            return _tables(path, [f"{path.rstrip('/')}/{name}" for name in tables])
         if files is None:
             _hint_at_shards(path)
         raise
@@ -162,8 +160,13 @@ def _open_folder(path: str) -> Source:
 def _tables_below(path: str, files: Iterable[str] | None) -> list[str]:
     """Tables below a folder, relative; `files` are those of a remote one."""
     if files is None:
-        return tables_among(path, list_folder(path, TABLES)[0])
-    names = sorted(x for x in files if x.lower().endswith(TABLES) and not is_hidden(x))
+        names = list_folder(path, TABLES)[0]
+    else:
+        names = sorted(x for x in files if x.lower().endswith(TABLES) and not is_hidden(x))
+    if not names:
+        return []
+    from ssld.data.table_file import tables_among
+
     return tables_among(path, names)
 
 
@@ -209,8 +212,8 @@ def _open_split(base: str, split: str) -> Source:
     if len({name.lower().endswith(".tar") for name in chosen_files}) > 1:
         raise InputError(f"{base}::{split}: holds both .tar shards and tables; give a pattern")
     if chosen_files[0].lower().endswith(".tar"):
-        return ShardSource(f"{base}::{split}", chosen_files)
-    return open_tables(f"{base}::{split}", chosen_files)
+        return _shards(f"{base}::{split}", chosen_files)
+    return _tables(f"{base}::{split}", chosen_files)
 
 
 def read_address(address: Address) -> bytes:
@@ -221,7 +224,32 @@ def read_address(address: Address) -> bytes:
     return _blobs(path).read(offset) if size is None else read_range(path, offset, size)
 
 
-_blobs = functools.cache(rows_of)
+@functools.cache
+def _blobs(path: str) -> Any:
+    from ssld.data.manifest import rows_of
+
+    return rows_of(path)
+
+
+# What needs pyarrow is imported where such a source is opened: folders and archives need none.
+
+
+def _tables(path: str, files: Sequence[str]) -> Source:
+    from ssld.data.manifest import open_tables
+
+    return open_tables(path, files)
+
+
+def _list(path: str, file: str, folder: str | None = None) -> Source:
+    from ssld.data.text_list import ListSource
+
+    return ListSource(path, file, folder)
+
+
+def _shards(path: str, files: list[str]) -> Source:
+    from ssld.data.tar import ShardSource
+
+    return ShardSource(path, files)
 
 
 def key(sample_id: str) -> str:
@@ -263,3 +291,5 @@ def _print_once(source: Source) -> None:
     if line not in _printed:  # a recipe opens what its stages open again
         _printed.add(line)
         print(line, file=aside())
+    if not is_installed("simplejpeg"):
+        say_left_out("simplejpeg", "Pillow decodes JPEGs, more slowly, and skips over some damage")

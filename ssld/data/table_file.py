@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from ssld.common.errors import InputError
 from ssld.data.columns import Columns, find_columns, inner
+from ssld.data.patterns import TABLES
 from ssld.data.storage import derived, is_remote, read_all, stamp
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-ENDINGS = (".parquet", ".arrow")
 BATCH_ROWS = 256
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 """Which a stream that was cut off between two batches lacks."""
@@ -171,7 +171,7 @@ def _copy_bytes(path: str, target: Path) -> None:
 def stem_of(path: str) -> str:
     """A file's name without folders and ending, which ids of its rows begin with."""
     name = path.rpartition("/")[2]
-    return name[: -len(name.rpartition(".")[2]) - 1] if name.lower().endswith(ENDINGS) else name
+    return name[: -len(name.rpartition(".")[2]) - 1] if name.lower().endswith(TABLES) else name
 
 
 def tables_among(folder: str, names: Sequence[str]) -> list[str]:

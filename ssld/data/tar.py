@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError
 from ssld.common.streams import bar_output
-from ssld.data.columns import whole
+from ssld.data.columns import texts_at
 from ssld.data.source import Account
 from ssld.data.storage import Address, absolute, derived, is_hidden, read_range
 from ssld.data.tar_samples import SCHEMA, Samples, as_text, plain_name, resolve
@@ -102,11 +102,11 @@ class ShardSource:
     def size(self, i: int) -> int:
         return int(self._sizes[i])
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
         names = [shard.rpartition("/")[2].removesuffix(".tar") for shard in self.shards]
-        stems = pa.array(names, pa.string()).take(pa.array(self._shard[rows]))
-        keys = whole(self._table["key"]).take(pa.array(rows))
-        return pc.binary_join_element_wise(stems, keys, "/"), pa.array(self._sizes[rows])
+        keys = texts_at(self._table["key"], rows)
+        ids = [f"{names[x]}/{key}" for x, key in zip(self._shard[rows].tolist(), keys, strict=True)]
+        return ids, self._sizes[rows].tolist()
 
     def read(self, i: int) -> bytes:
         shard = self.shards[self._shard[i]]

@@ -24,7 +24,6 @@ from ssld.data.folder import EXTENSIONS
 from ssld.data.manifest import ManifestSource
 from ssld.data.storage import absolute, is_remote, read_all, stamp
 
-ENDINGS = (".csv", ".tsv", ".txt")
 PATHS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "img",
          "image_path", "img_path", "imagepath", "image_file", "image_name", "images", "image_id",
          "name", "id")  # fmt: skip

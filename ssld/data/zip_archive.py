@@ -13,12 +13,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 
 from ssld.common.errors import InputError
 from ssld.common.files import WRONG
@@ -27,8 +24,7 @@ from ssld.data.labels import class_order
 from ssld.data.patterns import choose, refuse_splits, role
 from ssld.data.source import HIDDEN, Account
 from ssld.data.storage import Address, absolute, is_hidden, read_range, stamp
-
-pc: Any = pyarrow.compute  # whose functions are made when it is imported
+from ssld.data.texts import Texts
 
 LARGEST = 2**30
 """Bytes of an unpacked image; a damaged or hostile archive can claim any number."""
@@ -52,8 +48,7 @@ class Members:
         try:
             with fsspec.open(path, "rb") as file, zipfile.ZipFile(file) as archive:  # type: ignore
                 members = archive.infolist()
-            # Strings of Arrow and arrays: loader processes share them.
-            self.names = pa.array([_name(x) for x in members], pa.large_string())
+            self.names = Texts([_name(x) for x in members])
             facts = [
                 (x.header_offset, x.compress_size, x.file_size, x.compress_type, x.CRC, x.flag_bits)
                 for x in members
@@ -138,7 +133,7 @@ class ZipSource:
         if common:
             self.account.note("of them below the folder", common, len(names))
         ordered = sorted(names)
-        self._names = pa.array(ordered, pa.large_string())
+        self._names = Texts(ordered)
         self._rows = np.array([names[name] for name in ordered])
         self.class_names = class_order(folders) or None
 
@@ -146,10 +141,10 @@ class ZipSource:
         return len(self._names)
 
     def sample_id(self, i: int) -> str:
-        return self._names[i].as_py()
+        return self._names[i]
 
     def location(self, i: int) -> str:
-        return f"{self._members.path}:{self._members.names[int(self._rows[i])].as_py()}"
+        return f"{self._members.path}:{self._members.names[int(self._rows[i])]}"
 
     def address(self, i: int) -> Address:
         return Address(absolute(self._members.path), int(self._rows[i]))
@@ -159,14 +154,13 @@ class ZipSource:
         return folder if slash else None
 
     def labeled(self) -> np.ndarray:
-        return pc.match_substring(self._names, "/").to_numpy(zero_copy_only=False)
+        return self._names.have("/")
 
     def size(self, i: int) -> int:
         return self._members.size(int(self._rows[i]))
 
-    def listed(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        sizes = [self.size(i) for i in rows.tolist()]
-        return self._names.take(pa.array(rows)), pa.array(sizes, pa.int64())
+    def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+        return self._names.take(rows), [self.size(i) for i in rows.tolist()]
 
     def read(self, i: int) -> bytes:
         return self._members.read(int(self._rows[i]))
@@ -176,7 +170,7 @@ def _images(members: Members, account: Account) -> dict[str, int]:
     """The row of each image by its name; the rest is counted. Of one name the later one counts, as
     when an archive is unpacked."""
     chosen: dict[str, int] = {}
-    for row, name in enumerate(members.names.to_pylist()):
+    for row, name in enumerate(members.names):
         plain = posixpath.normpath(name)
         if name.endswith("/"):
             continue

@@ -11,6 +11,7 @@ import torch
 
 from ssld.common.errors import InputError
 from ssld.common.files import locked, write_atomically
+from ssld.common.packages import versions
 from ssld.common.published import without_secrets
 from ssld.common.settings import flat
 from ssld.data.transforms import TrainView, eval_view
@@ -20,7 +21,6 @@ from ssld.distill.setup import Data, open_data
 from ssld.distill.verify_teacher import verify_teacher
 from ssld.engine.loop import lost_processes
 from ssld.engine.processes import on_main
-from ssld.engine.run_folder import versions
 from ssld.labels.build import Builder, Kind
 from ssld.labels.format import (
     FORMAT,

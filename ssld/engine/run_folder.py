@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import yaml
 
 from ssld.common.errors import InputError, did_you_mean
 from ssld.common.files import LOCK, cannot_write, locked, read_object, write_atomically
+from ssld.common.packages import versions
 from ssld.common.paths import check_inputs
 from ssld.common.settings import default_settings, flat, plain, under
 from ssld.engine import overwrite
@@ -387,9 +386,3 @@ class RunFolder:
         self.history.forget()
         if not (self.path / "tensorboard").is_symlink():
             remove(self.path / "tensorboard", "tensorboard")  # written anew from the lines
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    names = ("ssld", "torch", "torchvision", "timm", "accelerate", "numpy", "simplejpeg", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -224,20 +222,14 @@ def fingerprint(sources: Sequence[Images]) -> str:
     return digest.hexdigest()
 
 
-def _words(source: Images, rows: np.ndarray) -> bytes | memoryview:
+def _words(source: Images, rows: np.ndarray) -> bytes:
     """What the fingerprint is made of, for some rows."""
     listed = getattr(source, "listed", None)
     if listed is None:  # of annotated images, which are fewer
-        words = (f"{source.sample_id(i)}\0{source.size(i)}\0" for i in rows.tolist())
-        return "".join(words).encode()
-    ids, sizes = listed(rows)
-    texts = pc.fill_null(sizes.cast(pa.large_string()), "None")
-    # Each element ends in \0, so that their common buffer is the text itself.
-    nothing, between = (pa.scalar(text, pa.large_string()) for text in ("", "\0"))
-    columns = [ids.cast(pa.large_string()), texts, nothing, between]
-    words = pc.call_function("binary_join_element_wise", columns)
-    offsets = np.frombuffer(words.buffers()[1], np.int64)[words.offset :][: len(words) + 1]
-    return memoryview(words.buffers()[2])[offsets[0] : offsets[-1]]
+        pairs = ((source.sample_id(i), source.size(i)) for i in rows.tolist())
+    else:
+        pairs = zip(*listed(rows), strict=True)
+    return "".join([f"{name}\0{size}\0" for name, size in pairs]).encode()
 
 
 def _fingerprints(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -21,6 +20,7 @@ from timm.data.constants import (
 from torch import Tensor
 
 from ssld.common.metrics import near_chance
+from ssld.common.packages import is_installed, say_left_out
 from ssld.data.loading import Batch
 from ssld.models.classifier import Classifier
 from ssld.models.teacher import MIN_DIFFERENT_IMAGES, autocast, constant, not_finite, samples
@@ -217,6 +217,11 @@ def _orders(best: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.
         for i, (name, x) in enumerate(orders.items())
         if not any(np.array_equal(x, other) for other in list(orders.values())[:i])
     }
+    if not is_installed("scipy"):
+        say_left_out("scipy", "only well-known orders of the teacher's classes are tried")
+        return orders
+    from scipy.optimize import linear_sum_assignment
+
     correct = np.zeros(len(labels), bool)
     # Among the classes that occur: all of them squared would be gigabytes for ImageNet-21k.
     predicted, row = np.unique(best, return_inverse=True)

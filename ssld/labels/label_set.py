@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ssld.common.errors import InputError
+from ssld.common.packages import versions
 from ssld.common.settings import flat
 from ssld.data.config import AugmentConfig
 from ssld.data.decode import Unreadable
@@ -23,7 +24,6 @@ from ssld.data.loading import View
 from ssld.data.source import Source
 from ssld.data.transforms import EvalView, TrainView, eval_view
 from ssld.engine.processes import on_main, raise_on_all
-from ssld.engine.run_folder import versions
 from ssld.labels.batches import Labels
 from ssld.labels.format import (
     INDEX,

@@ -25,8 +25,8 @@ def listed(sources: Sequence[Source]) -> Iterator[Sample]:
     """Name and size in bytes, None where it is not known, of all samples in order."""
     for source in sources:
         for first in range(0, len(source), ROWS):
-            ids, sizes = source.listed(np.arange(first, min(first + ROWS, len(source))))
-            yield from zip(ids.to_pylist(), sizes.to_pylist(), strict=True)
+            rows = np.arange(first, min(first + ROWS, len(source)))
+            yield from zip(*source.listed(rows), strict=True)
 
 
 def digest(sources: Sequence[Source]) -> dict[str, Any]:

@@ -12,17 +12,19 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ssld.common.errors import attempt
 from ssld.common.files import write_atomically
 from ssld.report.plots import png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Bar = tuple[Sequence[str], Sequence[tuple[float, str]]]
 """Cells, the first a heading, and parts: (length, colour)."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 COLOURS = (
     "#0b6bcb",
@@ -27,7 +27,14 @@ MARKED_BELOW = 30
 """Points of a line that are few enough to be shown one by one."""
 Points = Sequence[tuple[float, float]]
 
-matplotlib.rcParams["text.parse_math"] = False  # a class "$5_to_$10" is no formula
+
+def figure_of(**size: Any) -> Figure:
+    """A new figure of matplotlib, which a run imports for its pages alone."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False  # a class "$5_to_$10" is no formula
+    return Figure(**size)
 
 
 def label(text: str, most: int = 32) -> str:
@@ -40,7 +47,7 @@ def label(text: str, most: int = 32) -> str:
 
 def new_figure() -> Figure:
     """An empty figure of the size that a row of a page has room for."""
-    return Figure(figsize=(4.4, 2.8), layout="constrained")
+    return figure_of(figsize=(4.4, 2.8), layout="constrained")
 
 
 def axes(figure: Figure | SubFigure, xlabel: str) -> Axes:
@@ -67,7 +74,7 @@ def curves(
     xlabel: str = "step",
 ) -> Figure:
     """Lines over steps, {label: [(x, y)]}; empty ones are left out."""
-    figure = Figure(figsize=(4.4, 2.8))
+    figure = figure_of(figsize=(4.4, 2.8))
     # Laying out takes as long as drawing: these plots have the same margins all.
     figure.subplots_adjust(left=0.15, right=0.965, bottom=0.175, top=0.93)
     plot = axes(figure, xlabel)

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ssld.common.files import read_object
-from ssld.engine.run_folder import versions
+from ssld.common.packages import versions
 from ssld.engine.start import Run
 from ssld.engine.timing import SECTIONS
 from ssld.report import page, plots
