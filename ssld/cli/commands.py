@@ -351,4 +351,4 @@ def work_of(command: Command, config: Any) -> Any:
         missing = what_is_missing(error)
         if missing is None:
             raise
-        raise InputError(f"this needs a package that {missing}") from error
+        raise InputError(f"a package that this needs is missing: {missing}") from error

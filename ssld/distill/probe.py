@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from ssld.common.packages import is_installed, say_left_out
 from ssld.data.labels import LabelIndex, class_names
 from ssld.data.loading import Batch, ViewBatches
 from ssld.data.source import Source
@@ -70,9 +71,13 @@ def probe(run: ClassifierRun, network: Classifier) -> dict[str, float]:
     """Scores of a network in eval mode: learned on `data.labeled`, tested on held-out images.
 
     Returns:
-        the scores on the main process; empty there where fewer than two classes have labels, and on
-        the other processes.
+        the scores on the main process; empty there where fewer than two classes have labels or
+        scikit-learn is not installed, and on the other processes.
     """
+    if not is_installed("sklearn"):
+        if run.accelerator.is_main_process:
+            say_left_out("sklearn", "features are not probed")
+        return {}
     config = run.config.probe
     sources = [*run.labeled, *run.val]
     index = LabelIndex(class_names(sources), MANY, strict=False)

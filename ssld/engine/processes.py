@@ -20,6 +20,7 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather
 
 from ssld.common.errors import InputError, RunFailed
 from ssld.common.memory import keep_freed_memory
+from ssld.common.packages import is_installed
 from ssld.engine.config import LoopConfig
 
 Processes = Accelerator | PartialState
@@ -84,7 +85,7 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
             cpu=cpu,
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
             gradient_accumulation_steps=1,  # the loop accumulates itself
-            log_with=list(config.trackers) or None,
+            log_with=_trackers(config) or None,
             project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=PATIENCE),
@@ -95,6 +96,11 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
         )
     except ValueError as error:
         raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
+
+
+def _trackers(config: LoopConfig) -> list[str]:
+    """Those that were asked for, less TensorBoard where it is not installed."""
+    return [x for x in config.trackers if x != "tensorboard" or is_installed(x)]
 
 
 def raise_on_all(
