@@ -20,18 +20,23 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
-import httpx2
 from huggingface_hub import constants, errors, set_client_factory
 from huggingface_hub.utils import _http
 from safetensors import SafetensorError
 
 from zoo.errors import InputError, one_line
 from zoo.release import sha256_of
+
+# Of whose clients there are hooks is what huggingface_hub imports: httpx in 1.x, httpx2 in 2.x.
+if TYPE_CHECKING:
+    import httpx2 as httpx
+else:
+    httpx = _http.httpx2 if hasattr(_http, "httpx2") else _http.httpx
 
 SECONDS = 60.0
 """What neither ends nor moves STEP_BYTES in so many seconds is given up: about 1 kB a second."""
@@ -71,7 +76,7 @@ class Watch:
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
-    def client(self, client: httpx2.Client) -> httpx2.Client:
+    def client(self, client: httpx.Client) -> httpx.Client:
         """The same client, watched."""
         hooks = client.event_hooks
         client.event_hooks = {
@@ -104,7 +109,7 @@ class Watch:
         if self._problem:
             raise InputError(self._problem)
 
-    def _before(self, request: httpx2.Request) -> None:
+    def _before(self, request: httpx.Request) -> None:
         self.check()
         self._requests += 1
         if self._requests > REQUESTS:
@@ -123,7 +128,7 @@ class Watch:
             | {"connect": min(timeout.get("connect") or CONNECT_SECONDS, CONNECT_SECONDS)},
         }
         request.headers["Accept-Encoding"] = "identity"
-        if isinstance(request.stream, httpx2.SyncByteStream):
+        if isinstance(request.stream, httpx.SyncByteStream):
             request.stream = _Counted(request.stream, self)
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
@@ -135,7 +140,7 @@ class Watch:
             if connection is not None:
                 self._sockets.add(connection)
 
-    def _after(self, response: httpx2.Response) -> None:
+    def _after(self, response: httpx.Response) -> None:
         self.check()
         if response.request.method == "HEAD":
             for name in ("X-Repo-Commit", "ETag", "X-Linked-ETag"):
@@ -148,7 +153,7 @@ class Watch:
         limit = self.limit
         if response.headers.get("Content-Encoding", "identity") != "identity":
             limit = (limit or ANSWER_BYTES) // PACKED
-        assert isinstance(response.stream, httpx2.SyncByteStream)
+        assert isinstance(response.stream, httpx.SyncByteStream)
         response.stream = _Counted(response.stream, self, limit, answer=True)
 
     def _refuse_path(self, name: str, value: str) -> None:
@@ -178,12 +183,12 @@ class Watch:
                         pass  # closed meanwhile
 
 
-class _Counted(httpx2.SyncByteStream):
+class _Counted(httpx.SyncByteStream):
     """A body, watched as it comes or goes."""
 
     def __init__(
         self,
-        stream: httpx2.SyncByteStream,
+        stream: httpx.SyncByteStream,
         watch: Watch,
         limit: int | None = None,
         *,
@@ -307,7 +312,7 @@ ADVICE = {
 
 
 FAILURES = (
-    *(httpx2.HTTPError, httpx2.InvalidURL, errors.XetDownloadError, OSError),
+    *(httpx.HTTPError, httpx.InvalidURL, errors.XetDownloadError, OSError),
     *(SafetensorError, UnpicklingError, ValueError, RuntimeError, *NO_HUB),
 )
 """What a command that talks to a hub can fail with, by the network, the hub, the disk, or what
@@ -317,7 +322,7 @@ came from there."""
 def unreachable(error: BaseException) -> str | None:
     """Why neither the hub nor the client's cache has something, where that is what an error means;
     the client says so in four sentences."""
-    kinds = (httpx2.HTTPError, ConnectionError, errors.LocalEntryNotFoundError, URLError)
+    kinds = (httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError, URLError)
     if not isinstance(error, kinds):
         return None
     why = f"{constants.ENDPOINT} gives no answer, {one_line(error.__cause__ or error, 100)}"
@@ -346,7 +351,7 @@ def sentence(error: Exception, repo: str, endpoint: str) -> str:
         status = error.response.status_code
         advice = ADVICE.get(status, "try again later" if status >= 500 else "see its message")
         return f"{where} was refused with status {status} ({detail}); {advice}"
-    if isinstance(error, (httpx2.HTTPError, ConnectionError, errors.LocalEntryNotFoundError)):
+    if isinstance(error, (httpx.HTTPError, ConnectionError, errors.LocalEntryNotFoundError)):
         kind = type(error).__name__
         return f"no connection for {where} ({kind}: {detail}); check the network and repeat"
     return f"{where} failed ({detail}); mend that and repeat"

@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 import timm
 import torch
 from filelock import FileLock
-from httpx2 import Client
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from zoo.catalog import Entry, catalog, find
 from zoo.errors import InputError, one_line
-from zoo.fetch import FAILURES, refuse_outside, watched
+from zoo.fetch import FAILURES, httpx, refuse_outside, watched
 from zoo.paddle.convert import check, convert
 from zoo.paddle.pickle_file import read_pdparams
 from zoo.release import naming, save_weights, sha256_of, verify
@@ -199,7 +198,8 @@ def _download(entry: Entry, file: Path) -> None:
     try:
         with (
             watched(url, limit=_FILE_BYTES) as watch,
-            watch.client(Client(follow_redirects=True, timeout=None)) as client,  # the watch's
+            # the watch has a timeout of its own
+            watch.client(httpx.Client(follow_redirects=True, timeout=None)) as client,
         ):
             with client.stream("GET", url) as answer, file.open("wb") as out:
                 answer.raise_for_status()

@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ssld.common.errors import InputError
-from ssld.common.packages import what_is_missing
+from ssld.common.packages import unfit_pair, what_is_missing
 
 if TYPE_CHECKING:
     from ssld.engine.config import LoopConfig
@@ -341,7 +341,7 @@ def work_of(command: Command, config: Any) -> Any:
     """Check the settings, then import the command's work and do it.
 
     Raises:
-        InputError: a package that it needs is not installed.
+        InputError: a package that it needs is not installed, or of another version than its pair.
     """
     try:
         if command.check:
@@ -352,3 +352,8 @@ def work_of(command: Command, config: Any) -> Any:
         if missing is None:
             raise
         raise InputError(f"a package that this needs is missing: {missing}") from error
+    except RuntimeError as error:
+        unfit = unfit_pair(error)
+        if unfit is None:
+            raise
+        raise InputError(unfit) from error

@@ -37,6 +37,18 @@ def what_is_missing(error: ModuleNotFoundError) -> str | None:
     return name and f"{name} is not installed: pip install {name}"
 
 
+def unfit_pair(error: RuntimeError) -> str | None:
+    """What to install where torchvision was made for another torch, which its import meets so; None
+    of any other error. Judged by what happens: builds of one's own have versions of their own."""
+    if "operator torchvision::" not in str(error):
+        return None
+    return (
+        f"torch {_version('torch')} and torchvision {_version('torchvision')} do not fit together: "
+        "they are released in pairs, torch 2.N with torchvision 0.(N + 15), 2.11 with 0.26 say; "
+        "install the other's"
+    )
+
+
 @functools.cache
 def say_left_out(module: str, effect: str) -> None:
     """Tell once, on stderr, what is done without a package that is not installed."""

@@ -53,6 +53,21 @@ def test_a_command_says_what_to_install():
         work_of(Command("", "", "test_packages:mistyped"), None)
 
 
+def test_a_torchvision_of_another_torch():
+    with pytest.raises(InputError, match="do not fit together: .* 2.11 with 0.26 say; install"):
+        work_of(Command("", "", "test_packages:unfit"), None)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        work_of(Command("", "", "test_packages:out_of_memory"), None)
+
+
+def unfit(config: object) -> None:
+    raise RuntimeError("operator torchvision::nms does not exist")
+
+
+def out_of_memory(config: object) -> None:
+    raise RuntimeError("CUDA out of memory")
+
+
 def needs_arrow(config: object) -> None:
     raise _absent("pyarrow.parquet")
 

@@ -14,16 +14,11 @@ import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import yaml
-from huggingface_hub import (
-    EvalResult,
-    EvalResultEntry,
-    ModelCardData,
-    eval_result_entries_to_yaml,
-)
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
@@ -31,6 +26,9 @@ from zoo.errors import InputError
 from zoo.licences import TERMS_FILE, front_matter, is_loud, known, of_release, timm_weights
 from zoo.registration import UNTRAINED
 from zoo.release import HUB_ID
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResultEntry
 
 LIMIT = 2_000
 """Characters of one text on a card; all of it is in ssld.json."""
@@ -197,10 +195,18 @@ def _dataset_id(metric: Mapping[str, Any], facts: Facts) -> str:
 
 def _leaderboards(facts: Facts) -> dict[str, list[dict[str, Any]]]:
     """File name -> entries of `.eval_results/`, one file a dataset."""
+    reported = [x for x in facts.get("metrics") or () if x["name"] in REPORTED]
+    if not reported:
+        return {}
+    try:  # here, as all else of a card is also for huggingface_hub 1.0 to 1.3
+        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    except ImportError as error:
+        raise InputError(
+            "a release that states what it measured needs huggingface-hub 1.4 or later: "
+            "pip install --upgrade huggingface-hub"
+        ) from error
     files: dict[str, list[EvalResultEntry]] = {}
-    for metric in facts.get("metrics") or ():
-        if metric["name"] not in REPORTED:
-            continue
+    for metric in reported:
         dataset, source = _dataset_id(metric, facts), str(metric.get("source") or "")
         entry = EvalResultEntry(
             dataset_id=dataset,
