@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import secrets
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import fsspec
 
@@ -147,16 +149,26 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def derived(path: str, kind: str, make: Callable[[Path], None]) -> Path:
+class CacheError(InputError):
+    """The cache cannot be written."""
+
+
+def derived(
+    path: str, kind: str, make: Callable[[Path], None], *, content: str | None = None
+) -> Path:
     """A file that `make` derives from `path` once: `<cache>/ssld/<digest>.<kind>`.
 
     It lies in $XDG_CACHE_HOME or ~/.cache, is made anew when `path` changes, and appears whole. Of
     the processes of one machine that want it one makes it, and the others wait for it.
 
+    Args:
+        content: what the file depends on, instead of the path, its size and its time.
+
     Raises:
-        InputError: the cache folder cannot be made or written, or is full.
+        CacheError: the cache folder cannot be made or written, or is full.
     """
-    key = hashlib.sha256(f"{absolute(path)}/{stamp(path)}".encode()).hexdigest()[:24]
+    content = f"{absolute(path)}/{stamp(path)}" if content is None else content
+    key = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssld"
     target = cache / f"{key}.{kind}"
     try:
@@ -168,7 +180,7 @@ def derived(path: str, kind: str, make: Callable[[Path], None]) -> Path:
     except OSError as error:
         if error.errno not in _CACHE_ERRORS:
             raise
-        raise InputError(
+        raise CacheError(
             f"{cache}: the cache cannot be written ({error.strerror}); free space there, or set "
             "XDG_CACHE_HOME to another writable folder"
         ) from error
@@ -212,7 +224,7 @@ def _alone(lock: Path) -> Iterator[None]:
     while True:
         file = open(lock, "wb")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 file.close()
@@ -229,6 +241,20 @@ def _alone(lock: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         file.close()
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _say_waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@functools.cache
+def _say_waiting() -> None:
+    """Once: a folder of shards has thousands of indices."""
+    print("waiting for another process, which reads the source once for all", file=sys.stderr)
 
 
 def is_text(name: str) -> bool:

@@ -4,25 +4,36 @@ ImageNet (`n01440764/1.JPEG 0`) have them. One row an image: where it is, and ma
 What a column holds is decided by the header, or, without one, by what all rows have in common;
 where that leaves a doubt it is refused. `LIST::FOLDER` says where the images lie, else they are
 relative to the list.
+
+A long list is parsed once a machine, into an Arrow file of the cache that all processes map; its
+name is the sha256 of the list, so that one that changed is another.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import os
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
-from ssld.common.errors import InputError
+from ssld.common.errors import InputError, one_line
 from ssld.data.columns import Columns
 from ssld.data.folder import EXTENSIONS
 from ssld.data.manifest import ManifestSource
-from ssld.data.storage import absolute, is_remote, read_all, stamp
+from ssld.data.storage import CacheError, absolute, derived, is_remote, read_all, stamp
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 PATHS = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "img",
          "image_path", "img_path", "imagepath", "image_file", "image_name", "images", "image_id",
@@ -35,6 +46,15 @@ INDEX = ("", "index", "unnamed: 0", "unnamed: 0.1")
 """What pandas calls the numbers of rows."""
 LOOKED_AT = 20
 """Images, evenly spread, whose files are looked for at the start."""
+LONG_BYTES = 10_000_000
+"""Of a list that is parsed once a machine; less takes less than a second or two."""
+SMALL_BYTES, SMALL_ROWS = 2**31, 2**19
+"""Paths have 4096 bytes at most."""
+FORMAT = 1
+"""Of what is kept of one; it counts up when lists are read in another way."""
+_REST = b"ssld.not_read"
+_WHOLE = r"^/|^[\pL\pN_][\pL\pN_+.-]*://"
+"""Paths that are absolute, and URLs as `storage.is_remote` knows them, for Arrow's RE2."""
 _SEPARATORS = {",": "','", ";": "';'", "\t": "tabs"}
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.0+)?")  # pandas makes 3.0 of 3 in a column with gaps
 
@@ -58,47 +78,63 @@ class ListSource(ManifestSource):
 
     def _load(self) -> tuple[pa.Table, Columns]:
         stamp(self._file_name)
-        rows = _rows(self._file_name)
-        header = _header(rows[0]) if rows else None
-        body = rows[1:] if header else rows
-        if not body:
-            raise InputError(f"{self._file_name}: no row names an image: give a list of some")
-        paths, labels, rest = _columns(self._file_name, header, body)
-        for name in rest:
+        table = self._cached() if self._is_long() else _parsed(self._file_name)
+        for name in json.loads((table.schema.metadata or {})[_REST]):
             self.account.note("column(s) that are no `label` by their name", name)
-        names = [_plain(row[paths]) for row in body]
-        self._check_names(names)
-        ending = self._missing_ending(names)
-        names = [f"{name}{ending}" for name in names]
-        columns = {"sample_id": [_id(x, self._folder) for x in names],
-                   "path": [self._place_of(x) for x in names]}  # fmt: skip
-        if labels is not None:
-            columns["label"] = _labels([row[labels].strip() for row in body])
-        label = "label" if labels is not None else None
+        names = table["name"]
+        ending = self._missing_ending(names)  # asked anew each time: the files may have moved
+        if ending:
+            names = pc.binary_join_element_wise(names, _scalar(ending), _scalar(""))
+        columns = {"sample_id": _small(self._ids_of(names)), "path": _small(self._places_of(names))}
+        has_labels = "label" in table.column_names
+        if has_labels:
+            columns["label"] = table["label"]
+        label = "label" if has_labels else None
         return pa.table(columns), Columns(None, False, "path", label, None)
+
+    def _is_long(self) -> bool:
+        return not is_remote(self._file_name) and os.path.getsize(self._file_name) >= LONG_BYTES
+
+    def _cached(self) -> pa.Table:
+        list_ = self._file_name
+        digest = _digest(list_)
+        content = f"{FORMAT}/{os.path.splitext(list_)[1].lower()}/{digest}"
+        try:
+            file = derived(list_, "list.arrow", partial(_write, list_, digest), content=content)
+        except CacheError:  # a list needs none
+            return _parsed(list_)
+        try:
+            with pa.memory_map(str(file)) as mapped:
+                table = pa.ipc.open_file(mapped).read_all()
+                table.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file} is damaged ({one_line(error, 200)}); delete it") from error
+        return table
+
+    def _ids_of(self, names: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Of a file below the folder its relative path, so that the set may move."""
+        folder = posixpath.join(self._folder, "")
+        if not folder.startswith("/"):
+            return names
+        below = pc.starts_with(names, folder)
+        if not pc.any(below).as_py():
+            return names
+        start = len(folder)
+        return pc.if_else(below, pc.utf8_slice_codeunits(names, start), names)
+
+    def _places_of(self, names: pa.ChunkedArray) -> pa.ChunkedArray:
+        whole = pc.match_substring_regex(names, _WHOLE)
+        below = pc.binary_join_element_wise(_scalar(self._folder), names, _scalar("/"))
+        return pc.if_else(whole, names, below)
 
     def _place_of(self, name: str) -> str:
         return name if is_remote(name) or os.path.isabs(name) else f"{self._folder}/{name}"
 
-    def _check_names(self, names: Sequence[str]) -> None:
-        if "" in names:
-            raise InputError(
-                f"{self._file_name}: the image number {names.index('') + 1} has no path; give it "
-                "one, or take the row out"
-            )
-        if len(set(names)) < len(names):
-            again = Counter(names).most_common(1)[0][0]
-            first = names.index(again)
-            raise InputError(
-                f"{self._file_name}: {again!r} is there twice, as image {first + 1} and "
-                f"{names.index(again, first + 1) + 1}; name each image once"
-            )
-
-    def _missing_ending(self, names: Sequence[str]) -> str:
+    def _missing_ending(self, names: pa.ChunkedArray) -> str:
         """What names lack to be those of files (Kaggle's ids), mostly nothing; one that does not
         exist is counted as unreadable, but not all may be."""
         count = min(LOOKED_AT, len(names))
-        spread = [names[i * len(names) // count] for i in range(count)]
+        spread = [names[i * len(names) // count].as_py() for i in range(count)]
         places = [self._place_of(name) for name in spread]
         if any(is_remote(x) or os.path.exists(x) for x in places):
             return ""
@@ -112,6 +148,62 @@ class ListSource(ManifestSource):
         )
 
 
+def _parsed(file: str) -> pa.Table:
+    """Columns `name`, as `_plain` has it, and maybe `label`; in its metadata the columns that are
+    not read."""
+    rows = _rows(file)
+    header = _header(rows[0]) if rows else None
+    body = rows[1:] if header else rows
+    if not body:
+        raise InputError(f"{file}: no row names an image: give a list of some")
+    paths, labels, rest = _columns(file, header, body)
+    names = [_plain(row[paths]) for row in body]
+    _check_names(file, names)
+    columns: dict[str, Any] = {"name": pa.chunked_array([pa.array(names, pa.large_string())])}
+    if labels is not None:
+        columns["label"] = _labels([row[labels].strip() for row in body])
+    return pa.table(columns).replace_schema_metadata({_REST: json.dumps(rest)})
+
+
+def _digest(file: str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write(file: str, digest: str, target: Path) -> None:
+    table = _parsed(file)
+    if _digest(file) != digest:  # else what it says now would be found under what it said before
+        raise InputError(f"{file}: changed while it was read; start again")
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _check_names(file: str, names: Sequence[str]) -> None:
+    if "" in names:
+        raise InputError(
+            f"{file}: the image number {names.index('') + 1} has no path; give it one, or take the "
+            "row out"
+        )
+    if len(set(names)) < len(names):
+        again = Counter(names).most_common(1)[0][0]
+        first = names.index(again)
+        raise InputError(
+            f"{file}: {again!r} is there twice, as image {first + 1} and "
+            f"{names.index(again, first + 1) + 1}; name each image once"
+        )
+
+
+def _scalar(text: str) -> pa.Scalar:
+    return pa.scalar(text, pa.large_string())
+
+
+def _small(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """With offsets of 32 bits, in as many pieces as that takes."""
+    rows = len(column) if column.nbytes < SMALL_BYTES else SMALL_ROWS
+    parts = [column.slice(i, rows).cast(pa.string()) for i in range(0, len(column), rows)]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+
+
 def _rows(file: str) -> list[list[str]]:
     """Cells of all rows but empty ones."""
     try:
@@ -123,7 +215,8 @@ def _rows(file: str) -> list[list[str]]:
         text = text[said.end() :]
     lines = text.splitlines()
     separators = [said.group(1)] if said else ["\t"] if file.lower().endswith(".tsv") else None
-    cut = {x: rows for x in separators or _SEPARATORS if (rows := _cut(file, text, x))}
+    separators = separators or [x for x in _SEPARATORS if x in text] or [","]
+    cut = {x: rows for x in separators if (rows := _cut(file, text, x))}
     fitting = {x: rows for x, rows in cut.items() if len(rows[0]) > 1 and _even(rows)}
     if len(fitting) > 1:
         named = " and ".join(_SEPARATORS[x] for x in fitting)
@@ -232,13 +325,6 @@ def _plain(path: str) -> str:
     if is_remote(path) or not path:
         return path
     return posixpath.normpath(path.replace("\\", "/"))
-
-
-def _id(name: str, folder: str) -> str:
-    """Of a file below the folder its relative path, so that the set may move."""
-    if is_remote(name) or not os.path.isabs(name):
-        return name
-    return name.removeprefix(posixpath.join(folder, ""))
 
 
 def _labels(cells: list[str]) -> pa.Array:
