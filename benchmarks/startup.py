@@ -4,17 +4,18 @@
     python benchmarks/startup.py --rows 5200000 --kinds parquet tar     # some of them
 
 The images are made, not real: a thousand different pictures of 64 px under as many names as are
-asked for, in `--work`, which is removed at the end unless `--keep` is given. `parquet` and `csv` name
-`--rows` files with their class, of which all exist (by linked folders); `parquet-bytes` has the
-pictures in it; `tar` are shards of WebDataset; `folder` has `--files` files (hard links) in a
-thousand folders. `small` is a folder of a thousand. Each is given to `ssld distill` as
-`data.labeled`, from a teacher of random weights, until the first step is taken; the first time of
-a kind is told from the second, which finds the cache of the first. `bare` is a script that imports
-the same packages, builds the same two networks and takes such a step on the folder of a thousand.
+asked for, in `--work`; a temporary folder is removed at the end. `parquet` and `csv` name `--rows`
+files with their class, of which all exist (by linked folders); `parquet-bytes` has the pictures in
+it; `tar` are shards of WebDataset; `folder` has `--files` files (hard links) in a thousand folders.
+`small` is a folder of a thousand. Each is given to `ssld distill` as `data.labeled`, from a teacher
+of random weights, until the first step is taken, twice: the second time finds the cache of the
+first. `bare` is a script that imports the same packages, builds the same two networks and takes
+such a step on the folder of a thousand. The run also teaches up to 1,000 held-out images before it
+begins, of a folder of a thousand 50.
 
 A second is one of CPU time, of the process and its children, so that other work on the machine
-does not enter; MB are the largest resident set (VmHWM) of each process. With `--processes` under torchrun,
-the second line of a kind is that of process 1.
+does not enter; MB are the largest resident set (VmHWM) of each
+process. With `--processes`, under torchrun, the second line of a kind is that of process 1.
 """
 
 from __future__ import annotations
@@ -256,13 +257,10 @@ def source_of(kind: str, work: Path, rows: int, files: int) -> Path:
     if kind == "small":
         return work / "pictures"
     place = work / kind
+    shutil.rmtree(place, ignore_errors=True)  # what an earlier call kept
     if kind == "folder":
-        return place if place.exists() else make_files(place, files)
-    return (
-        next(place.glob("*.*"), place)
-        if place.exists()
-        else MAKERS[kind](place, work / "pictures", rows)
-    )
+        return make_files(place, files)
+    return MAKERS[kind](place, work / "pictures", rows)
 
 
 def measure(work: Path, given: Any) -> None:
