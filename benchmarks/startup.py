@@ -178,7 +178,7 @@ def child(report: str, words: list[str]) -> None:
             self.run.accelerator.wait_for_everyone()
             os._exit(0)
 
-        Trainer.train_step = first
+        Trainer.train_step = first  # type: ignore[method-assign]
 
     from ssld.cli import run
 
