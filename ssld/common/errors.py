@@ -47,7 +47,8 @@ def attempt(what: str, make: Callable[[], Markup | None]) -> Markup:
             raise
         missing = what_is_missing(error) if isinstance(error, ModuleNotFoundError) else None
         if missing:  # a setting of the environment, not a fault: said once, of all
-            say_left_out(str(error.name).partition(".")[0], "pages have no pictures")
+            module = str(getattr(error, "name", "")).partition(".")[0]
+            say_left_out(module, "pages have no pictures")
             return Markup('<p class="note">{}: {}.</p>').format(
                 what[:1].upper() + what[1:], missing
             )

@@ -19,12 +19,14 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ssld.common.errors import Interrupted, one_line
 
+simplejpeg: Any
 try:
     import simplejpeg
 except ModuleNotFoundError:  # Pillow reads them, too, with other pixels where its libjpeg differs

@@ -338,7 +338,8 @@ class TableSource(Indirect):
 
     def listed(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
         numbers = np.searchsorted(self._ends, rows, side="right")
-        ids, sizes = [""] * len(rows), [None] * len(rows)
+        ids = [""] * len(rows)
+        sizes: list[int | None] = [None] * len(rows)
         for number in np.unique(numbers).tolist():
             at, file = np.flatnonzero(numbers == number), self.files[number]
             some_ids, some_sizes = file.listed(rows[at] - int(self._ends[number]) + len(file))

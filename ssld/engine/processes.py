@@ -98,7 +98,7 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
         raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
 
 
-def _trackers(config: LoopConfig) -> list[str]:
+def _trackers(config: LoopConfig) -> list[Any]:
     """Those that were asked for, less TensorBoard where it is not installed."""
     return [x for x in config.trackers if x != "tensorboard" or is_installed(x)]
 
