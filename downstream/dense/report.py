@@ -24,6 +24,8 @@ from ssld.report.training import Lines, Plots, plots_of, write_training_report
 Table = tuple[str, Sequence[Sequence[str]], Sequence[str], str]
 """Title, rows, head, and a note below."""
 JPEG_QUALITY = 88
+TRAINING_VIEWS = "training-views.jpg"
+"""See `downstream/dense/training_views.py`."""
 
 
 def write_picture(run: Run, step: int, make: Callable[[], np.ndarray]) -> None:
@@ -76,6 +78,7 @@ def write_report(
         class_head=class_head,
         tables=[*tables, *_gains(evaluations, run.config.test)],  # type: ignore[attr-defined]
         figures=figures,
+        training_views=TRAINING_VIEWS if (out / TRAINING_VIEWS).is_file() else None,
         last_picture=_picture(sheets[0]) if sheets else None,
         earlier=sheets[1:],
         **_preflight(out / "preflight.json"),

@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from downstream.dense.classification import Classes, open_classes
+from downstream.dense.drawing import legend_of
 from downstream.dense.preflight import EXAMPLES, Readable, Report, findings
 from downstream.dense.sources import Sources, open_sources
 from downstream.dense.start import open_processes, start_run
+from downstream.dense.training_views import write_training_views
 from downstream.detection.coco_protocol import similarity_of
 from downstream.detection.config import BoxAugmentConfig, DetectionConfig
 from downstream.detection.data.boxes import BoxSource, open_boxes
@@ -42,7 +44,9 @@ def detection(config: DetectionConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
-    train(*opened(config))
+    run, task, model = opened(config)
+    write_training_views(run, task.make_train, task.draw_view, legend_of(model.label_names or []))
+    train(run, task, model)
 
 
 def opened(config: DetectionConfig) -> tuple[Run, DetectionTask, DetectionModel]:

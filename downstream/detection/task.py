@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from downstream.dense.drawing import draw_boxes, draw_instances, draw_keypoints
 from downstream.dense.model import save
 from downstream.dense.report import write_report
 from downstream.dense.sources import Sources
@@ -53,7 +55,7 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
         self.make_train = BoxBatches(sources.seen, view, human)
         self.make_held_out = BoxBatches(sources.val, EvalBoxView())
         finds = DETECTORS[detector.name].finds
-        self.metric = f"{PREFIXES[finds]}ap"
+        self.metric, self.names = f"{PREFIXES[finds]}ap", sources.val[0].class_names
         similarity = similarity_of(finds, sources.val[0].keypoints, test.oks_sigmas)
         self.ground_truth = GroundTruth(sources.val, similarity)
 
@@ -72,6 +74,18 @@ class DetectionTask(AnnotatedTask[BoxBatch, DetectionModel, DetectionScore]):
             name: loss.new_zeros(len(batch.ids)).index_copy(0, rows, loss).float()
             for name, loss in terms.items()
         }
+
+    def draw_view(self, batch: BoxBatch, i: int) -> tuple[np.ndarray, np.ndarray, set[int]]:
+        """See `downstream/dense/training_views.py`."""
+        height, width = batch.sizes[i].tolist()
+        view, target = batch.images[i, :height, :width].numpy(), batch.targets[i]
+        labels, drawn, keypoints = target["labels"].tolist(), view, self.ground_truth.keypoints
+        if "masks" in target:
+            drawn = draw_instances(drawn, target["masks"].numpy(), labels)
+        drawn = draw_boxes(drawn, target["boxes"].numpy(), labels, self.names)
+        if keypoints is not None and "keypoints" in target:
+            drawn = draw_keypoints(drawn, target["keypoints"].numpy(), keypoints)
+        return view, drawn, set(labels)
 
     def evaluate(self, detector: DetectionModel, batches: Iterable[BoxBatch]) -> DetectionScore:
         """What the detector finds in held-out images."""

@@ -14,6 +14,7 @@ import torch
 from downstream.dense.classification import open_classes
 from downstream.dense.sources import Sources, open_sources
 from downstream.dense.start import open_processes, start_run
+from downstream.dense.training_views import write_training_views
 from downstream.segmentation.config import SegmentationConfig
 from downstream.segmentation.data.masks import MaskSource, open_masks
 from downstream.segmentation.data.preflight import MaskReport, inspect
@@ -32,7 +33,9 @@ def segmentation(config: SegmentationConfig) -> None:
     Raises:
         InputError: bad settings, sources, backbone or launcher; nothing was written then.
     """
-    train(*opened(config))
+    run, task, model = opened(config)
+    write_training_views(run, task.make_train, task.draw_view, task.legend)
+    train(run, task, model)
 
 
 def opened(config: SegmentationConfig) -> tuple[Run, SegmentationTask, SegmentationModel]:

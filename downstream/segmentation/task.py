@@ -129,8 +129,18 @@ class SegmentationTask(AnnotatedTask[MaskBatch, SegmentationModel, SegmentationS
         self, segmenter: SegmentationModel, batches: Iterable[MaskBatch]
     ) -> SegmentationScore:
         """What the segmenter says of held-out images."""
-        legend = list(zip(self.names, self.palette.tolist(), strict=True))
-        return score_of(segmenter, batches, legend, self.images, self.config.test)
+        return score_of(segmenter, batches, self.legend, self.images, self.config.test)
+
+    @property
+    def legend(self) -> Legend:
+        """Of all classes."""
+        return list(zip(self.names, self.palette.tolist(), strict=True))
+
+    def draw_view(self, batch: MaskBatch, i: int) -> tuple[np.ndarray, np.ndarray, set[int]]:
+        """See `downstream/dense/training_views.py`."""
+        view, mask = batch.images[i].numpy(), batch.masks[i].numpy()
+        known = set(np.unique(mask).tolist()) & set(range(len(self.names)))
+        return view, draw_mask(view, mask, self.palette), known
 
     def export(self, network: SegmentationModel, folder: Path, step: int) -> str:
         """Write the segmenter; returns the sha256 of its weights."""

@@ -103,6 +103,9 @@ def test_a_run_says_what_it_found(trained, scenes) -> None:
     assert pictures == [f"step-{line['step']:08d}.jpg" for line in lines]
     with Image.open(run / "pictures" / pictures[-1]) as sheet:
         assert sheet.width > 2 * 2 * 48  # 2 pairs in a row
+    with Image.open(run / "training-views.jpg") as sheet:
+        assert sheet.width > 2 * 2 * 48
+    assert 'src="training-views.jpg"' in report
     exported = facts["exported"]
     best = max(lines, key=lambda line: (line[TASKS[task][1]], line["step"]))
     assert (exported["step"], exported["value"]) == (best["step"], best[TASKS[task][1]])
