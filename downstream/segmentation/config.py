@@ -35,7 +35,8 @@ class SegmenterConfig(Settings, section="segmenter"):
     """The network on the backbone."""
 
     name: Annotated[str, one_of(SEGMENTERS)] = field(default="fcn", metadata=IN_SHORT_HELP)
-    """fcn, ocrnet, deeplabv3plus or nas_fpn; what `downstream/segmentation/networks.py` has."""
+    """fcn, ocrnet, deeplabv3plus, nas_fpn, unet or segformer; what
+    `downstream/segmentation/networks.py` has."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ SEGMENTERS = {
         pools_image=True,
     ),
     "nas_fpn": NetworkEntry(f"{HEADS}.nas_fpn:NASFPNSegmenter", (8, 16, 32)),
+    "unet": NetworkEntry(f"{HEADS}.unet:UNet", packages=("segmentation_models_pytorch",)),
+    "segformer": NetworkEntry(
+        f"{HEADS}.segformer:SegFormer", packages=("segmentation_models_pytorch",)
+    ),
 }
 
 

@@ -29,6 +29,12 @@ def dilated(*strides: int, name: str = "test_resnet", **args) -> Backbone:
     return open_backbone(random(name, **args), strides=strides, output_stride=8)
 
 
+def small() -> Backbone:
+    """Maps of strides 4 to 32 of a few layers."""
+    torch.manual_seed(0)
+    return open_backbone(random("test_resnet"))
+
+
 def narrow_nas_fpn(classes: int = 4) -> Segmenter:
     """An eighth of the channels, and NAS-FPN once."""
     torch.manual_seed(0)

@@ -9,13 +9,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from segmenting import dilated, narrow_nas_fpn, narrow_ocrnet, random
+from segmenting import dilated, narrow_nas_fpn, narrow_ocrnet, random, small
 from torch import nn
 
 from downstream.backbone.backbone import open_backbone
 from downstream.deploy.export import export_segmenter
 from downstream.segmentation.heads.deeplab import DeepLabV3Plus
 from downstream.segmentation.heads.fcn import FCN
+from downstream.segmentation.heads.segformer import SegFormer
+from downstream.segmentation.heads.unet import UNet
 from ssld.common.errors import InputError
 from zoo.export.classifier import TOLERANCE
 
@@ -25,6 +27,8 @@ NETWORKS = {
     "deeplabv3plus": lambda: DeepLabV3Plus(dilated(4, 32), 3),
     "ocrnet": lambda: narrow_ocrnet(open_backbone(random("test_resnet")), 3),
     "nas_fpn": lambda: narrow_nas_fpn(3),
+    "unet": lambda: UNet(small(), 3),
+    "segformer": lambda: SegFormer(small(), 3),
 }
 
 

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from segmenting import dilated, hrnet, narrow_nas_fpn, narrow_ocrnet, random, shapes
+from segmenting import dilated, hrnet, narrow_nas_fpn, narrow_ocrnet, random, shapes, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,9 @@ from downstream.segmentation.heads.deeplab import DeepLabV3Plus, set_multi_grid
 from downstream.segmentation.heads.fcn import FCN
 from downstream.segmentation.heads.nas_fpn import NASFPNSegmenter
 from downstream.segmentation.heads.ocrnet import OCRNet
+from downstream.segmentation.heads.segformer import SegFormer
 from downstream.segmentation.heads.segmenter import Segmenter, concatenated
+from downstream.segmentation.heads.unet import UNet
 from downstream.segmentation.inference import predict
 from downstream.segmentation.losses import pixel_loss
 from downstream.segmentation.model import build, on_backbone
@@ -31,6 +33,8 @@ CASES = {  # network, learning rate, steps, side of the pictures in px
     "deeplabv3plus": (lambda: DeepLabV3Plus(dilated(4, 32), 4), 1e-2, 40, 64),
     "ocrnet": (lambda: narrow_ocrnet(hrnet()), 1e-2, 60, 64),
     "nas_fpn": (narrow_nas_fpn, 1e-2, 80, 64),
+    "unet": (lambda: UNet(small(), 4), 1e-2, 60, 64),
+    "segformer": (lambda: SegFormer(small(), 4), 1e-2, 60, 64),
 }
 
 
@@ -241,6 +245,8 @@ WANTED = {  # strides and channels of the maps that each network asks for
     ("ocrnet", "hrnet_w18_small"): ((4, 8, 16, 32), (16, 32, 64, 128)),
     ("ocrnet", "test_resnet"): ((8,), (96,)),
     ("nas_fpn", "test_resnet"): ((8, 16, 32), (48, 192, 96)),
+    ("unet", "test_resnet"): ((4, 8, 16, 32), (32, 48, 192, 96)),
+    ("segformer", "mobilenetv2_050"): ((4, 8, 16, 32), (16, 16, 48, 160)),
     ("deeplabv3plus", "resnet50d"): ((4, 8), (256, 2048)),
     ("deeplabv3plus", "mobilenetv2_050"): ((4, 8), (16, 160)),
 }
