@@ -138,11 +138,25 @@ def _with_files_read(
         name, equals, file = word.partition("=")
         if name == "--config":
             file = file if equals else next(rest, "")
-            tree = _checked(file, read_settings(Path(file).expanduser()), known)
+            tree = read_settings(Path(file).expanduser())
+            _refuse_data_yaml(file, tree, known)
+            tree = _checked(file, tree, known)
             layers.append((file, tree))
             word = f"--config={json.dumps(tree)}"
         words.append(word)
     return words, layers
+
+
+def _refuse_data_yaml(file: str, tree: dict[str, Any], known: list[str]) -> None:
+    """
+    Raises:
+        InputError: a data set as Ultralytics describes it, in place of settings.
+    """
+    if "names" in tree and {"train", "val"} & tree.keys() and "data.train" in known:
+        raise InputError(
+            f"{file} describes a data set, not settings: give --data.train {file}::train "
+            f"--data.val {file}::val"
+        )
 
 
 def _named_in(argv: list[str]) -> Iterator[tuple[str, str]]:
@@ -268,6 +282,11 @@ def _plain(sentence: str, known: list[str]) -> str:
         return _nearest(unknown.group(1), known)
     words = re.search(r"unrecognized arguments: (.*)$", sentence)
     if words:
+        assigned = re.match(r"([A-Za-z_][\w.]*)=(.*)$", words.group(1).split()[0])
+        if assigned:
+            key = assigned.group(1)
+            said = f"{shortened(words.group(1))} belongs to no setting: they begin with --"
+            return f"{said}, as --{key}={assigned.group(2)}, if {key} is one"
         return (
             f"{shortened(words.group(1))} belongs to no setting: quote a pattern ('x/*.tar'), of "
             "which the shell makes several words, and write several sources as [a, b]"

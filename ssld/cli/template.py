@@ -100,7 +100,10 @@ def init(config: InitConfig) -> None:
 
 def _lines(task: str, config_class: Any, given: dict[str, Any]) -> Iterator[str]:
     """Of the file; settings that are not given stand there as comments."""
-    yield f"# ssld {task} --config THIS_FILE       (ssld {task} --help all: every setting)\n"
+    yield f"# ssld {task} --config THIS_FILE       (ssld {task} --help all: every setting)"
+    if task in ("detection", "segmentation"):
+        yield f"# Another network wants the rate and schedule of its own file in configs/{task}."
+    yield ""
     said = {x.dest: x.help for x in build_parser(task, config_class)._actions}
     defaults, shown = default_settings(config_class), short_settings(config_class)
     group = ""

@@ -64,7 +64,7 @@ def _records(file: Path) -> Iterator[tuple[Path, Any, str]]:
             exported = facts.get("exported")
             recorded = exported.get("sha256") if isinstance(exported, dict) else None
             if recorded is None:
-                _say_unrecorded(str(run / "run.json"), folder.name)
+                _say_unrecorded(str((run / "run.json").absolute()), folder.name)
             yield run / "run.json", recorded, MADE_AGAIN
     if folder.name.startswith("step-"):
         sums = _read(folder / "manifest.json") or {}

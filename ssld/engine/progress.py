@@ -280,19 +280,23 @@ class Progress:
 
     def _not_finite(self) -> tuple[str | None, str | None]:
         """What is wrong with a teacher, and what is with the run, in a sentence."""
+        fp16 = self.run.config.precision == "fp16"
+        precision = "use precision bf16 or fp32, " if fp16 else ""
         for step, terms, weight, ids, blame, *_ in self.kept:
             for name, loss in terms.items():
                 bad = (~torch.isfinite(loss) & (weight > 0)).nonzero().flatten().tolist()
                 if not bad:
                     continue
-                end = "or look at these images; the last checkpoint is intact"
+                saved = any(self.run.folder.path.glob("checkpoints/step-*"))
+                end = "or look at these images; " + (
+                    "the last checkpoint is intact" if saved else "no checkpoint was due before it"
+                )
                 guilty = blame(weight, ids) if blame else None
                 if guilty:
                     return f"{guilty[0]}, at step {step}; {guilty[1]}, {end}", None
                 return None, (
                     f"the loss term {name!r} is not finite at step {step} for the samples "
-                    f"{samples([ids[i] for i in bad])}; lower schedule.lr, use precision bf16 or "
-                    f"fp32, {end}"
+                    f"{samples([ids[i] for i in bad])}; lower schedule.lr, {precision}{end}"
                 )
         return None, None
 

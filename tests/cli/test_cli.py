@@ -192,3 +192,16 @@ def test_a_pattern_that_the_shell_has_read(capsys):
     assert run.main(["evaluate", "--model", "x", "--data", "a/1.tar", "a/2.tar", "a/3.tar"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: 'a/2.tar a/3.tar' belongs to no setting: quote a pattern")
+    assert run.main(["detection", "data=a.yaml", "epochs=3"]) == 2
+    assert "they begin with --, as --data=a.yaml" in capsys.readouterr().err
+
+
+def test_a_data_set_in_place_of_settings(tmp_path, capsys):
+    file = tmp_path / "data.yaml"
+    file.write_text("path: .\ntrain: images/train\nval: images/val\nnames: [a, b]\n")
+    assert run.main(["detection", f"--config={file}", "--out=x"]) == 2
+    told = capsys.readouterr().err
+    assert f"{file} describes a data set, not settings: give --data.train {file}::train" in told
+    file.write_text("epochs: 1\n")  # settings, which lack the sources
+    assert run.main(["detection", f"--config={file}", "--out=x"]) == 2
+    assert "describes a data set" not in capsys.readouterr().err

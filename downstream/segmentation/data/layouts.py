@@ -85,7 +85,8 @@ VOC2012 development kit, section 3.1 and VOCcolormap.m."""
 
 
 _TABLES = (
-    f"write {FILES[0]} (or {', '.join(FILES[1:4])}) with the id and the name of each class; "
+    f"write {FILES[0]} (or {', '.join(FILES[1:4])}) with the id and the name of each class, "
+    '[{"id": 0, "name": "road"}, ...]; '
     f"{', '.join(FILES[4:])} of other tools are read, too"
 )
 MASK = "_mask"
