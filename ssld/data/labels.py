@@ -8,11 +8,12 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from ssld.common.errors import InputError
+from ssld.data.imagenet import ids_of
 from ssld.data.source import Source
 
 TRANSFER = "`ssld transfer` trains a new classifier for other classes on this backbone"
@@ -102,6 +103,12 @@ def table_of(who: str, network: HasClasses) -> ClassTable:
     return ClassTable(who, network.num_classes, network.label_names)
 
 
+def _as_called(table: ClassTable, sources: Sequence[Source]) -> ClassTable:
+    """The same classes as the folders of `sources` call them: ImageNet's by WordNet's ids."""
+    ids = ids_of(class_names(sources) or (), table.count, table.names)
+    return replace(table, names=ids) if ids else table
+
+
 def class_names(sources: Sequence[Source]) -> list[str] | None:
     """All class names of the sources, or None where classes are numbers or absent.
 
@@ -187,7 +194,8 @@ def index_for(sources: Sequence[Source], network: HasClasses, role: str) -> Labe
         InputError: they are not the network's classes; see `misfit`.
     """
     where = ", ".join(source.path for source in sources)
-    problem = misfit(table_of(f"the {role}", network), sources, where)
+    table = _as_called(table_of(f"the {role}", network), sources)
+    problem = misfit(table, sources, where)
     if problem:
         named, advice = class_names(sources), TRANSFER
         if role == "student" and named and len(named) != network.num_classes:
@@ -196,15 +204,16 @@ def index_for(sources: Sequence[Source], network: HasClasses, role: str) -> Labe
             f"{problem}: rename the folders, or give {role} and labels of the same classes "
             f"(numbers in a manifest count as the {role} does, not as the folders); {advice}"
         )
-    return LabelIndex(class_names_for(sources, network.label_names), network.num_classes)
+    return LabelIndex(class_names_for(sources, table.names), table.count)
 
 
 def known_index(sources: Sequence[Source], network: HasClasses) -> LabelIndex:
     """The same of labels that may be others than the network's classes: those are -1, and all are
     where the sources name another number of classes than a network without names has."""
-    names = class_names_for(sources, network.label_names)
-    fits = network.label_names or len(names or ()) == network.num_classes
-    return LabelIndex(names if fits or not names else [], network.num_classes, strict=False)
+    table = _as_called(table_of("the network", network), sources)
+    names = class_names_for(sources, table.names)
+    fits = table.names or len(names or ()) == table.count
+    return LabelIndex(names if fits or not names else [], table.count, strict=False)
 
 
 def unknown_labels(
@@ -233,7 +242,7 @@ def misfit(
         setting: what names the sources, for example `data.val`.
         limit: images whose number is looked at; all by default.
     """
-    named = class_names(sources)
+    named, table = class_names(sources), _as_called(table, sources)
     if named and table.names:
         unknown = sorted(set(named) - set(table.names))
         if unknown:
