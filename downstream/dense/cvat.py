@@ -6,7 +6,8 @@ skeletons and tags are left out and counted. `z_order` says what lies on what. A
 of the pixels of its own box, row by row, beginning with those that are not of it. The classes are
 the labels of `meta`, in their order.
 
-A project's file has the images of all of its tasks, each of a subset: `DIR::SUBSET`.
+A project's file has the images of all of its tasks, each of a subset: `DIR::SUBSET`. "CVAT for
+video 1.1" has tracks in the place of images, `cvat_video.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from downstream.dense.coco_json import find_images
+from downstream.dense.cvat_video import frames_of_tracks
 from downstream.dense.outlines import Outline, around, encode, placed
 from downstream.dense.pictures import posix
 from downstream.dense.shapes import (
@@ -65,14 +67,14 @@ def read_cvat(
         masks: keep the outlines.
 
     Raises:
-        InputError: a video's file; several subsets and none was asked for; an image that is
-            missing, a label that `meta` lacks, a shape that is none; names the image and the shape.
+        InputError: a video without its frames; several subsets and none was asked for; an image
+            that is missing, a label that `meta` lacks, a shape that is none; names the image and
+            the shape.
     """
     tree, _ = read_xml(file)
+    remarks: list[str] = []
     if tree.find("track") is not None:
-        raise InputError(
-            f"{file}: has tracks of a video; export it as CVAT for images 1.1, with the images"
-        )
+        images, remarks = frames_of_tracks(file, tree, images)
     entries = _of_subset(path, tree.findall("image"), subset)
     if not entries:
         raise InputError(f"{file}: has no image; export a task that has some")
@@ -106,7 +108,7 @@ def read_cvat(
         class_names=classes,
         rows=rows,
         files=[str(file)],
-        remarks=tuple(counted("shapes that have no area, left out", left)),
+        remarks=(*remarks, *counted("shapes that have no area, left out", left)),
     )
 
 
@@ -199,7 +201,7 @@ def _size(entry: Element) -> tuple[int, int]:
 def _field(entry: Element, key: str, where: str) -> str:
     value = entry.get(key)
     if not value or not value.strip():
-        raise InputError(f"{where}: has no {key}; it is no file of CVAT for images 1.1")
+        raise InputError(f"{where}: has no {key}; it is no file of CVAT's format 1.1")
     return value
 
 

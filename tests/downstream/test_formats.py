@@ -147,7 +147,9 @@ def test_a_video_and_a_project_of_cvat(tmp_path):
         open_boxes(path)
     file = tmp_path / "annotations.xml"
     file.write_text(file.read_text().replace("<image", "<track></track><image", 1))
-    with pytest.raises(InputError, match="tracks of a video; export it as CVAT for images 1.1"):
+    with pytest.raises(
+        InputError, match="tracks of a video and images, too; export it as CVAT for images"
+    ):
         open_boxes(path)
 
 
