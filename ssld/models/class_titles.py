@@ -3,7 +3,8 @@
 Weights of ImageNet rarely name their classes, but timm has the words of all its subsets, in the
 order in which weights count them (timm.data.ImageNetInfo; by number of classes, as timm's own
 `infer_imagenet_subset`). A network that merely has as many classes may be of others: its classes
-keep their number, with the word that ImageNet has for it. Labels are never matched by these words.
+keep their number, with the word that ImageNet has for it. Labels are never matched by these words;
+folders called by ids are (`ssld/data/imagenet.py`).
 """
 
 from __future__ import annotations

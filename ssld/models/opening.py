@@ -32,6 +32,12 @@ REASON_CHARACTERS = 300
 """timm may name every tensor that does not fit."""
 STATED = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names")
 """What the weights' own words win over timm's for the architecture's name in."""
+OF_TORCHVISION = (
+    {"features.0.0.weight", "features.1.0.block.0.0.weight", "classifier.1.weight"},
+    {"class_token", "conv_proj.weight", "encoder.pos_embedding"},
+)
+"""Names that tell torchvision's EfficientNet and VisionTransformer from all others; its ResNet has
+timm's."""
 
 
 def open_network(
@@ -347,7 +353,7 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], whe
     """Compare names, shapes and kinds of numbers.
 
     Raises:
-        InputError: naming missing, unexpected and misshapen tensors.
+        InputError: naming missing, unexpected and misshapen tensors, or whose network it is.
     """
     optional = {k for k in expected if k.endswith("num_batches_tracked")}
     missing = sorted(expected.keys() - weights.keys() - optional)
@@ -362,6 +368,12 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], whe
         for k in expected.keys() & weights.keys()
         if expected[k].is_floating_point() and not weights[k].is_floating_point()
     ]
+    if any(names <= set(unexpected) for names in OF_TORCHVISION):
+        raise InputError(
+            f"{where} is torchvision's own network, whose tensors have other names than timm's "
+            f"({', '.join(unexpected[:2])}, ...): give weights of timm's network, or set "
+            "`pretrained` in place of the checkpoint"
+        )
     if missing or unexpected or shapes or kinds:
         problems = [
             f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
