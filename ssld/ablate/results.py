@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ssld.ablate.grid import Ablation, Axis, Trial, Value
 from ssld.ablate.state import Row
 from ssld.common.files import reading, write_atomically
 from ssld.common.metrics import RECORDED
+from ssld.common.packages import is_installed, say_left_out
 from ssld.compare.seen_run import exported_metrics
 from ssld.engine.run_folder import read_lines
 
@@ -122,22 +120,36 @@ def plain(axis: Axis, one: Value) -> Any:
     return one.value if axis.whole else float(one.value)
 
 
-def schema(ablation: Ablation) -> pa.Schema:
-    fields = []
-    for axis in ablation.axes:
-        kind = ("int64" if axis.whole else "double") if axis.numeric else "string"
-        fields.append((column(axis), kind))
-    return pa.schema([(name, pa.type_for_alias(x)) for name, x in [*fields, *COLUMNS.items()]])
+def kinds(ablation: Ablation) -> dict[str, str]:
+    """The type of each column, as pyarrow calls it, in their order."""
+    places = {
+        column(axis): ("int64" if axis.whole else "double") if axis.numeric else "string"
+        for axis in ablation.axes
+    }
+    return places | COLUMNS
 
 
 def write_results(ablation: Ablation, rows: Sequence[Row]) -> None:
-    """Both files, each in one step."""
-    columns = schema(ablation)
+    """Both files, each in one step; results.csv alone where pyarrow is not installed."""
+    columns = kinds(ablation)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns.names, lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(ablation.out / "results.csv", text.getvalue())
+    if is_installed("pyarrow"):
+        write_atomically(ablation.out / "results.parquet", parquet(columns, rows))
+    else:
+        # a table of before would disagree with results.csv
+        (ablation.out / "results.parquet").unlink(missing_ok=True)
+        say_left_out("pyarrow", "results.parquet is not written, results.csv has the same rows")
+
+
+def parquet(columns: Mapping[str, str], rows: Sequence[Row]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
     table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), columns), table)
-    write_atomically(ablation.out / "results.parquet", table.getvalue())
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), table)
+    return table.getvalue()

@@ -12,6 +12,7 @@ import yaml
 from ablation_bench import CLOCK, GRID, lines_of
 
 from ssld.ablate import grid, plot, results, summary
+from ssld.common import packages
 from ssld.common.settings_file import read_settings
 
 
@@ -48,6 +49,23 @@ def test_tables(bench, capsys):
     assert lines_of(bench)[0] == "# F" and lines_of(bench)[2].startswith(f"From `{bench.file}`. ")
     page = (bench.out / "report.html").read_text()
     assert "<h1>Ablation: F</h1>" in page and f"From <code>{bench.file}</code>" in page
+
+
+def test_without_pyarrow_the_table_of_text_is_whole(bench, capsys, monkeypatch):
+    ablation = grid.build(str(bench.file), read_settings(bench.file), None, [])
+    bench.out.mkdir()
+    rows = results.tidy(ablation, {}, {})
+    results.write_results(ablation, rows)
+    text = (bench.out / "results.csv").read_bytes()
+    monkeypatch.setattr(results, "is_installed", lambda name: False)
+    packages.say_left_out.cache_clear()
+    results.write_results(ablation, rows)
+    results.write_results(ablation, rows)
+    assert (bench.out / "results.csv").read_bytes() == text
+    assert not (bench.out / "results.parquet").exists()  # of before
+    assert (
+        capsys.readouterr().err.count("note: without pyarrow results.parquet is not written") == 1
+    )
 
 
 def test_axes_named_as_columns_and_no_seed(bench):

@@ -24,7 +24,8 @@ class Without(PathFinder):
 
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
-import downstream.deploy.evaluate, ssld.distill.distill, ssld.zoo.command  # noqa
+import downstream.deploy.evaluate, ssld.ablate.command  # noqa
+import ssld.distill.distill, ssld.zoo.command  # noqa
 from ssld.data.sources import open_source
 
 source = open_source(sys.argv[1])
