@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes, Image, KeyPoints, Mask
+
+from downstream.dense.operations import resize_mask
 
 MEAN_COLOUR = (124.0, 116.0, 104.0)
 """ImageNet's mean in RGB, 0 to 255, around a zoomed-out image (Liu et al. 2016, SSD, section 3.6;
@@ -118,7 +119,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
     def transform(part: Any) -> Any:
         if isinstance(part, Mask):
-            return tv.resize(part, list(size), InterpolationMode.NEAREST_EXACT)
+            return resize_mask(part, size)
         return tv.resize(part, list(size), antialias=True)
 
     return _at_zero(_apply(sample, transform))
@@ -270,9 +271,18 @@ def _apply(sample: Sample, transform: Callable[[Any], Any]) -> Sample:
         sample,
         image=transform(sample.image),
         boxes=transform(sample.boxes),
-        keypoints=None if points is None else transform(points),
+        keypoints=None if points is None else _move_points(points, transform),
         masks=None if masks is None else transform(masks),
     )
+
+
+def _move_points(points: KeyPoints, transform: Callable[[Any], Any]) -> KeyPoints:
+    """As boxes without area: torchvision 0.23 puts keypoints that left the image on its edge, as if
+    they were still seen, and only for boxes can that be turned off."""
+    corners = points.as_subclass(Tensor).reshape(-1, 2).repeat(1, 2)
+    moved = transform(make_boxes(corners, points.canvas_size, clamping_mode=None))
+    places = moved.as_subclass(Tensor)[:, :2].reshape(points.shape)
+    return make_points(places, moved.canvas_size)
 
 
 def make_boxes(

@@ -134,7 +134,8 @@ class DETR(nn.Module):
         inside = _inside(images, sizes, deepest)  # [b, h, w]: what is padding is not attended to
         memory = self.input_projection(deepest).flatten(2).transpose(1, 2)  # [b, cells, width]
         positions = self.position_embedding(deepest.shape, images.device, images.dtype, inside)
-        positions = positions.flatten(2).transpose(1, 2)  # [b, cells, width]
+        if positions.dim() == 4:  # those of transformers 5.1 to 5.4 are flat
+            positions = positions.flatten(2).transpose(1, 2)  # [b, cells, width]
         cells = inside.flatten(1)
         memory = self.encoder(
             memory, attention_mask=cells, spatial_position_embeddings=positions

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from downstream.dense.operations import COLOURS, cutout, move, recolour
+from downstream.dense.operations import COLOURS, cutout, move, recolour, resize_mask
 from downstream.dense.policies import Operation, draw_operations
 from downstream.segmentation.config import MaskAugmentConfig
 from downstream.segmentation.data.class_table import IGNORE
@@ -154,7 +154,7 @@ def _resize(image: Tensor, mask: Tensor, factor: float) -> tuple[Tensor, Tensor]
     size = [max(1, round(side * factor)) for side in mask.shape]
     return (
         tv.resize(image, size, InterpolationMode.BILINEAR, antialias=False),
-        tv.resize(mask, size, InterpolationMode.NEAREST_EXACT),
+        resize_mask(mask, size),
     )
 
 
