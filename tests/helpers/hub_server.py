@@ -189,7 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             exists = name in self.hub.repos
             if not exists:
-                self.hub.create(name, private=asked.get("visibility") == "private")
+                # huggingface_hub 1 asks for `private`, 2 for a visibility
+                private = asked.get("visibility") == "private" or bool(asked.get("private"))
+                self.hub.create(name, private=private)
         body = {"url": f"{self.hub.url}/{name}", "name": name}
         error = {"error": "You already created this model repo"} if exists else {}
         self._send(json.dumps(body | error).encode(), 409 if exists else 200)

@@ -73,7 +73,8 @@ def split_repo(text: str) -> tuple[str, str | None]:
     repo, at, revision = text.partition("@")
     try:
         validate_repo_id(repo)
-        sound = repo.isascii() and repo.count("/") == 1
+        # huggingface_hub 1 lets a line's end pass
+        sound = repo.isascii() and repo.isprintable() and repo.count("/") == 1
     except HFValidationError:
         sound = False
     if at:
