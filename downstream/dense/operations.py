@@ -77,12 +77,13 @@ def move(part: Any, name: str, strength: float, outside: int = 0) -> Any:
     return tv.affine(part, **how)
 
 
-def resize_mask(mask: Mask, size: Sequence[int]) -> Mask:
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     """[..., h, w] to (height, width) by the pixel whose middle is nearest. As an image:
     torchvision 0.23 takes `nearest`, half a pixel off, for a `Mask`, whatever it is told."""
     planes = mask.as_subclass(Tensor).reshape(-1, *mask.shape[-2:])
     resized = tv.resize(planes, list(size), InterpolationMode.NEAREST_EXACT)
-    return Mask(resized.reshape(*mask.shape[:-2], *size))
+    resized = resized.reshape(*mask.shape[:-2], *size)
+    return Mask(resized) if isinstance(mask, Mask) else resized
 
 
 def _affine(name: str, strength: float, longer: int) -> dict[str, Any]:
