@@ -35,8 +35,8 @@ def in_fast_module(item: pytest.Function) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark the fast tests, and let them come last: they fill the time in which one of two workers
-    has no long module left."""
+    """Mark the fast tests, and let them come last: they fill the time in which some workers
+    have no long module left."""
     for item in items:
         if in_fast_module(item) and not PROCESSES & set(item.function.__code__.co_names):
             item.add_marker("fast")
@@ -50,7 +50,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The tests run in two processes, and small nets are faster so."""
+    """The tests run in three processes, as many wait for others, and small nets are faster so."""
     import torch
 
     torch.set_num_threads(1)

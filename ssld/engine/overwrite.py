@@ -43,6 +43,7 @@ _WRITTEN = (
     r"(metrics|unreadable)\.jsonl",
     r"report\.html",
     r"preflight\.md",
+    r"training-views\.jpg",
     r"labeled\.txt",
     r"held_out\.(npz|txt)",
     r"model\.onnx(\.data)?",

