@@ -24,11 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
-from measure import machine, parser, seconds, show
+from measure import machine, parser, seconds, show, untrained_teacher
 from PIL import Image
-from safetensors.torch import save_file
 
 from ssld.data.config import AugmentConfig, DataConfig
 from ssld.data.labels import table_of
@@ -43,7 +41,6 @@ from ssld.distill.students import students_of
 from ssld.engine.loop import open_training, steps
 from ssld.engine.preemption import Preemption
 from ssld.engine.together import SharedBatches
-from ssld.models.config import TeacherConfig
 from ssld.models.shared_teacher import SharedTeacher
 from ssld.models.teacher import Teacher, open_teacher
 
@@ -64,7 +61,6 @@ def arguments() -> argparse.Namespace:
 
 
 def settings(teacher: str, given: argparse.Namespace, folder: Path) -> DistillConfig:
-    save_file(timm.create_model(teacher).state_dict(), folder / "teacher.safetensors")
     return DistillConfig(
         out="",
         steps=WITHOUT_END,
@@ -72,12 +68,7 @@ def settings(teacher: str, given: argparse.Namespace, folder: Path) -> DistillCo
         precision=given.precision,
         trackers=[],
         students=[{"name": name, "student": {"arch": name}} for name in given.students],
-        teacher=TeacherConfig(
-            arch=teacher,
-            checkpoint=str(folder / "teacher.safetensors"),
-            input_size=given.size,
-            verify=False,
-        ),
+        teacher=untrained_teacher(teacher, given.size, folder),
         data=DataConfig(unlabeled=str(folder / "images"), workers=0, holdout=0),
         augment=AugmentConfig(size=given.size),
         checkpoint=ClassifierCheckpointConfig(every_steps=WITHOUT_END, every_minutes=1e6),

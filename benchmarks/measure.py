@@ -15,13 +15,16 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from downstream.ab.statistics import t_interval
 from ssld.report.plots import COLOURS
+
+if TYPE_CHECKING:
+    from ssld.models.config import TeacherConfig
 
 Rows = list[dict[str, str]]
 CLASSIFIER = "mobilenetv2_100.imagenet1k.fp16.safetensors"
@@ -93,6 +96,22 @@ def seconds(work: Callable[[], object]) -> float:
     if cuda:
         torch.cuda.synchronize()
     return clock() - start
+
+
+def untrained_teacher(arch: str, size: int, folder: Path) -> TeacherConfig:
+    """Random weights in a file of `folder`: speed does not depend on them.
+
+    Args:
+        size: of its images in px.
+    """
+    import timm  # most scripts here do without, and without torch
+    from safetensors.torch import save_file
+
+    from ssld.models.config import TeacherConfig
+
+    file = folder / "teacher.safetensors"
+    save_file(timm.create_model(arch).state_dict(), file)
+    return TeacherConfig(arch=arch, checkpoint=str(file), input_size=size, verify=False)
 
 
 def peak_kib() -> int:

@@ -18,11 +18,9 @@ import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
-import timm
 import torch
 from many_students import photographs
-from measure import machine, parser, seconds, show
-from safetensors.torch import save_file
+from measure import machine, parser, seconds, show, untrained_teacher
 
 from ssld.data.config import AugmentConfig, DataConfig
 from ssld.data.loading import ViewBatches
@@ -51,19 +49,13 @@ def arguments() -> argparse.Namespace:
 
 
 def settings(given: argparse.Namespace, folder: Path) -> DistillConfig:
-    save_file(timm.create_model(given.teacher).state_dict(), folder / "teacher.safetensors")
     return DistillConfig(
         out=str(folder / "run"),
         steps=10**6,
         batch_size=given.batch,
         trackers=[],
         student=StudentConfig(arch=given.student),
-        teacher=TeacherConfig(
-            arch=given.teacher,
-            checkpoint=str(folder / "teacher.safetensors"),
-            input_size=given.size,
-            verify=False,
-        ),
+        teacher=untrained_teacher(given.teacher, given.size, folder),
         data=DataConfig(unlabeled=str(folder / "images"), workers=0, holdout=0),
         augment=AugmentConfig(size=given.size),
     )

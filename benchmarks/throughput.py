@@ -24,11 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
-from measure import machine, parser, show
+from measure import machine, parser, show, untrained_teacher
 from PIL import Image
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from ssld.data.config import AugmentConfig, DataConfig
@@ -39,7 +37,7 @@ from ssld.distill.setup import open_data, start_run
 from ssld.engine.progress import Progress
 from ssld.engine.trainer import Trainer
 from ssld.models.classifier import Classifier
-from ssld.models.config import StudentConfig, TeacherConfig
+from ssld.models.config import StudentConfig
 from ssld.models.opening import open_network
 from ssld.models.teacher import autocast
 from ssld.plan.measure import peak_mib
@@ -81,8 +79,6 @@ def our_step(given: argparse.Namespace, folder: Path) -> tuple[Callable[[], None
     (folder / "images").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (given.size, given.size, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "images" / "noise.png")
-    weights = timm.create_model(given.teacher).state_dict()
-    save_file(weights, folder / "teacher.safetensors")
     config = DistillConfig(
         out=str(folder / "run"),
         steps=10**6,
@@ -92,12 +88,7 @@ def our_step(given: argparse.Namespace, folder: Path) -> tuple[Callable[[], None
         compile=given.compile,
         trackers=[],
         student=StudentConfig(arch=given.student),
-        teacher=TeacherConfig(
-            arch=given.teacher,
-            checkpoint=str(folder / "teacher.safetensors"),
-            input_size=given.size,
-            verify=False,
-        ),
+        teacher=untrained_teacher(given.teacher, given.size, folder),
         data=DataConfig(unlabeled=str(folder / "images"), workers=0),
         augment=AugmentConfig(size=given.size),
         loss=LossConfig(),

@@ -85,7 +85,7 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
             cpu=cpu,
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
             gradient_accumulation_steps=1,  # the loop accumulates itself
-            log_with=_trackers(config) or None,
+            log_with=trackers_of(config) or None,
             project_config=ProjectConfiguration(project_dir=config.out, logging_dir=config.out),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=PATIENCE),
@@ -98,7 +98,7 @@ def open_accelerator(config: LoopConfig) -> Accelerator:
         raise InputError(f"trackers or precision: {' '.join(str(error).split())}") from error
 
 
-def _trackers(config: LoopConfig) -> list[Any]:
+def trackers_of(config: LoopConfig) -> list[Any]:
     """Those that were asked for, less TensorBoard where it is not installed."""
     return [x for x in config.trackers if x != "tensorboard" or is_installed(x)]
 

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from ssld.common.errors import InputError, RunFailed
 from ssld.common.metrics import LOGGED
-from ssld.common.packages import is_installed, say_left_out
+from ssld.common.packages import say_left_out
 from ssld.common.streams import bar_output
 from ssld.data.loading import AnyBatch
 from ssld.data.unreadable import Unreadables
-from ssld.engine.processes import failing_together, raise_on_all
+from ssld.engine.processes import failing_together, raise_on_all, trackers_of
 from ssld.engine.run_folder import PICTURES, lines_of
 from ssld.engine.start import Run
 from ssld.engine.task import Blame
@@ -82,11 +82,10 @@ class Progress:
         """Of `images_per_second` in the bar."""
 
     def __enter__(self) -> Progress:
-        accelerator, trackers = self.run.accelerator, list(self.run.config.trackers)
-        if "tensorboard" in trackers and not is_installed("tensorboard"):
-            trackers.remove("tensorboard")
-            if accelerator.is_main_process:
-                say_left_out("tensorboard", "no events are written, metrics.jsonl has all of them")
+        accelerator, asked = self.run.accelerator, self.run.config.trackers
+        trackers = trackers_of(self.run.config)
+        if len(trackers) < len(asked) and accelerator.is_main_process:
+            say_left_out("tensorboard", "no events are written, metrics.jsonl has all of them")
         accelerator.init_trackers("tensorboard" if "tensorboard" in trackers else "ssld")
         if "tensorboard" in trackers and accelerator.is_main_process:
             # metrics.jsonl is the truth: what a killed run had not flushed, or had to repeat, is
